@@ -1,0 +1,104 @@
+"""Arrays on the host or on a device, and the threads that work on them.
+
+The only file that names CuPy.  A backend is the array module itself, numpy or cupy: functions of
+nn/ look it up from the arrays they are given, and nothing here ever falls back silently.
+"""
+
+import os
+import platform
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from minipc.errors import BackendError, UsageError
+
+REMEDY = "install minipc[gpu12] or minipc[gpu13] on a machine with an NVIDIA driver, or use --backend numpy"
+
+
+def load(name):
+    """Return the array module for "numpy", "cupy" or "auto" (cupy where a device answers).
+
+    Raises BackendError when cupy is asked for by name and cannot run, UsageError for another name.
+    """
+    if name not in ("auto", "numpy", "cupy"):
+        raise UsageError(f"backend: expected auto, numpy or cupy, got {name!r}")
+    if name == "numpy":
+        return np
+    try:
+        import cupy  # succeeds without a GPU, so a device is asked for as well
+
+        if cupy.cuda.runtime.getDeviceCount() < 1:
+            raise RuntimeError("no CUDA device found")
+    except Exception as reason:
+        # An import can fail with OSError (missing library) and a device with CUDARuntimeError.
+        if name == "auto":
+            return np
+        text = " ".join(str(reason).split()) or type(reason).__name__
+        raise BackendError(f"backend cupy is not available here: {text}; {REMEDY}") from reason
+    return cupy
+
+
+def module_of(*arrays):
+    """Return the module that owns arrays, numpy or cupy; raise BackendError for a mixture."""
+    cupy = sys.modules.get("cupy")  # never imported: then no array can be CuPy's
+    on_device = {cupy is not None and isinstance(array, cupy.ndarray) for array in arrays}
+    if len(on_device) != 1:
+        raise BackendError("arrays from NumPy and CuPy were mixed in one call; move them with xp.asarray")
+    return cupy if on_device.pop() else np
+
+
+def to_host(array):
+    """Return array as a numpy array; the one way back from a device."""
+    xp = module_of(array)
+    return array if xp is np else xp.asnumpy(array)
+
+
+def tree_to(xp, arrays):
+    """Return a dict of arrays moved to module xp."""
+    return {name: xp.asarray(to_host(array)) for name, array in arrays.items()}
+
+
+def default_threads(xp):
+    """Return the worker threads to use: the CPUs of this process, or one beside a device."""
+    return len(os.sched_getaffinity(0)) if xp is np and hasattr(os, "sched_getaffinity") else 1
+
+
+def ordered_map(function, items, threads):
+    """Yield function(item) in the order of items, computed by worker threads.
+
+    NumPy releases the interpreter lock, so blocks run in parallel; results do not depend on
+    threads because no block sees another.
+    """
+    if threads == 1:
+        yield from map(function, items)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield from pool.map(function, items)
+
+
+def one_blas_thread():
+    """Return whether BLAS was told, before NumPy was loaded, to use one thread.
+
+    Bitwise repetition on one machine is promised only then: the same product differs in the last
+    place between one BLAS thread and two.  The command line sets these variables; from a notebook
+    set them before NumPy is imported.
+    """
+    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+    return all(os.environ.get(name) == "1" for name in names)
+
+
+def provenance(xp):
+    """Return what arithmetic was done with: versions, BLAS and device; no dates, hosts or paths."""
+    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    found = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "blas": f"{blas['name']} {blas['version']}",
+        "one_blas_thread": one_blas_thread(),
+        "device": platform.machine(),
+    }
+    if xp is not np:
+        found["cupy"] = xp.__version__
+        found["device"] = xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
+    return found

@@ -1,0 +1,188 @@
+"""The loss of offline distillation: labels, distillation, and self-distillation subtracted.
+
+Everything rests on one primitive, soft cross-entropy with signed weights that need not sum to
+one; the familiar gradient p - q is wrong here.  z: student logits, y: smoothed one-hot labels,
+v: recorded teacher logits, u: logits of the student's earlier self; v and u are constants.  The
+form of the third term, one temperature for both divergences and the guard are our reading and
+our derivation, not statements of arXiv 2409.02020 (docs/math.md says which is which).
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from minipc.backend import module_of
+from minipc.errors import UsageError, check_shape
+from minipc.nn.ops import log_softmax_forward
+
+GUARD_FLOOR = 0.05  # delta of (L8): the part of a p that the guard leaves to every class
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the three terms; T^2 KL summed over classes and averaged over the batch."""
+
+    kd_weight: float = 0.9  # a, share of distillation; 1 - a is the share of the labels
+    self_weight: float = 0.0  # b, subtracted self-distillation
+    temperature: float = 4.0  # T of both divergences
+    label_smoothing: float = 0.1  # e, y = (1 - e) onehot + e / K
+    guard: str = "clip"  # "clip": (L8), bounded and convex; "none": the raw (L5)
+
+    def __post_init__(self):
+        a, b = self.kd_weight, self.self_weight
+        if not 0 <= a <= 1:
+            raise UsageError(f"kd weight: expected a from 0 to 1, got {a!r}")
+        if not b >= 0:
+            raise UsageError(f"self weight: expected b >= 0 (it is subtracted), got {b!r}")
+        if not 1 <= self.temperature < float("inf"):
+            raise UsageError(f"temperature: expected T >= 1, got {self.temperature!r}")
+        if not 0 <= self.label_smoothing < 1:
+            raise UsageError(f"label smoothing: expected 0 <= e < 1, got {self.label_smoothing!r}")
+        if self.guard not in ("clip", "none"):
+            raise UsageError(f"guard: expected clip or none, got {self.guard!r}")
+        if self.guard == "clip" and b > 0 and not b < a / 2:
+            raise UsageError(
+                f"self weight: the guard needs b < a / 2 = {a / 2:g}, got b = {b:g}; "
+                "lower --self-weight, raise --kd-weight, or audit the raw loss with --guard none"
+            )
+
+
+LABELS_ALONE = {"kd_weight": 0.0, "self_weight": 0.0}
+
+
+class SoftCrossEntropyCache(NamedTuple):
+    p: Any  # (B, K), softmax of the logits
+    q: Any  # (B, K), signed weights
+
+
+def soft_cross_entropy_forward(z, q):
+    """loss_b = - sum_k q_bk log softmax(z_b)_k.  (L1)    z, q (B, K) -> loss (B,)
+
+    q may hold negative weights and need not sum to one; neither is assumed below.
+    """
+    xp = module_of(z, q)
+    check_shape("q", q, z.shape)
+    logp, _ = log_softmax_forward(z)
+    return -(q * logp).sum(axis=-1), SoftCrossEntropyCache(xp.exp(logp), q)
+
+
+def soft_cross_entropy_backward(dloss, cache):
+    """dz_bk = dloss_b ((sum_j q_bj) p_bk - q_bk).  (L2)    dloss (B,) -> dz (B, K)
+
+    q is a constant: no gradient is returned for it, which is the stop-gradient of teacher and
+    earlier self.
+    """
+    p, q = cache
+    return dloss[:, None] * (q.sum(axis=-1, keepdims=True) * p - q)
+
+
+def smooth_labels(labels, classes, smoothing, dtype):
+    """y = (1 - e) onehot + e / K.  (L3)    labels (B,) integer -> y (B, K) of dtype
+
+    PyTorch's convention (PointMLP divides by K - 1).  Labels must lie in 0 .. K - 1: that is
+    checked where data is read, because a device would wrap a wrong one silently.
+    """
+    xp = module_of(labels)
+    onehot = labels[:, None] == xp.arange(classes)[None, :]
+    return (onehot * (1 - smoothing) + smoothing / classes).astype(dtype)
+
+
+def _log_softmax_at(logits, temperature):
+    """Return (softmax, log softmax) of logits / T."""
+    logp, _ = log_softmax_forward(logits / temperature)
+    return module_of(logits).exp(logp), logp
+
+
+def margins(y, p, r, b, config):
+    """M_i = (1-a) y_i + T (a p_i - b r_i).  (L6)    y, p, r (B, K), b (B, 1) -> (B, K)
+
+    (L5) is bounded below for a row if and only if M_i >= 0 for every class i (theorem 2.1 of
+    docs/math.md); else it falls along z_i -> -infinity with slope M_i.
+    """
+    a, T = config.kd_weight, config.temperature
+    return (1 - a) * y + T * (a * p - b * r)
+
+
+def guarded(ap, br):
+    """q' = max(a p - b r, delta a p), class by class.  (L8)    (B, K), (B, K) -> (B, K)"""
+    return module_of(ap, br).maximum(ap - br, GUARD_FLOOR * ap)
+
+
+class LossTerms(NamedTuple):
+    """Means over the batch, as 0-d arrays of the logits' module: transfer them once, at the edge."""
+
+    total: Any  # of the formula in use; constants of the guarded form are left out
+    labels: Any  # CE(y, s_1)
+    distillation: Any  # T^2 KL(p || s_T), without its weight
+    self_distillation: Any  # T^2 KL(r || s_T), over rows that have a target, without its weight
+    raised: Any  # share of rows in which the guard raises some class
+    unbounded: Any  # share of rows with min_i M_i < 0, whose raw loss has no lower bound
+
+
+class LossCache(NamedTuple):
+    labels: SoftCrossEntropyCache
+    soft: Any  # SoftCrossEntropyCache of z / T, or None without a teacher
+    config: LossConfig
+
+
+def loss_forward(z, y, v, u, has_u, config):
+    """L = (1-a) CE(y, s_1) + a T^2 KL(p || s_T) - b T^2 KL(r || s_T), batch mean.  (L5)
+
+    With the guard, L_G = (1-a) CE(y, s_1) + T^2 H(q', s_T).  (L8)
+
+    z, y, v, u (B, K); has_u (B,) holds 1 where the row has a self target and 0 where not (b is 0
+    there).  v is None for labels alone (a must be 0), u and has_u None while no target exists.
+    Returns LossTerms and the cache of loss_backward.
+    """
+    xp = module_of(*(array for array in (z, y, v, u, has_u) if array is not None))
+    a, T = config.kd_weight, config.temperature
+    labels, labels_cache = soft_cross_entropy_forward(z, y)
+    zero = xp.zeros((), z.dtype)
+    if v is None and u is None:
+        if a != 0:
+            raise UsageError(f"kd weight: a = {a:g} needs teacher logits; without a record use --labels-only")
+        total = labels.mean()
+        return LossTerms(total, total, zero, zero, zero, zero), LossCache(labels_cache, None, config)
+
+    _, log_s = _log_softmax_at(z, T)
+    p, kd = xp.zeros_like(z), xp.zeros_like(labels)
+    if v is not None:
+        p, log_p = _log_softmax_at(v, T)
+        kd = T**2 * (p * (log_p - log_s)).sum(axis=-1)
+    r, self_kl, b = xp.zeros_like(z), xp.zeros_like(labels), xp.zeros_like(z[:, :1])
+    if u is not None:
+        r, log_r = _log_softmax_at(u, T)
+        self_kl = has_u * (T**2 * (r * (log_r - log_s)).sum(axis=-1))
+        b = config.self_weight * has_u[:, None]
+
+    ap, br = a * p, b * r
+    q_guarded = guarded(ap, br)
+    q = q_guarded if config.guard == "clip" else ap - br
+    soft, soft_cache = soft_cross_entropy_forward(z / T, q)
+    if config.guard == "clip":
+        total = (1 - a) * labels + T**2 * soft
+    else:
+        total = (1 - a) * labels + a * kd - b[:, 0] * self_kl
+    targets = xp.maximum(has_u.sum(), 1) if u is not None else 1
+    terms = LossTerms(
+        total.mean(),
+        labels.mean(),
+        kd.mean(),
+        self_kl.sum() / targets,
+        (q_guarded > ap - br).any(axis=-1).mean(dtype=z.dtype),
+        (margins(y, p, r, b, config) < 0).any(axis=-1).mean(dtype=z.dtype),
+    )
+    return terms, LossCache(labels_cache, soft_cache, config)
+
+
+def loss_backward(cache):
+    """dz = [(1-a)(s_1 - y) + T ((sum_k q_k) s_T - q)] / B.  (L7)    -> (B, K)
+
+    q = a p - b r for (L5), q' for (L8).  T^2 of the loss and 1/T of the inner derivative leave T.
+    """
+    labels, soft, config = cache
+    rows = labels.p.shape[0]
+    each = module_of(labels.p).full(rows, 1 / rows, dtype=labels.p.dtype)  # of the batch mean
+    dz = soft_cross_entropy_backward((1 - config.kd_weight) * each, labels)
+    if soft is not None:
+        dz = dz + soft_cross_entropy_backward(config.temperature * each, soft)
+    return dz

@@ -1,0 +1,104 @@
+"""Optimiser steps and learning-rate schedules, as pure functions of dicts.
+
+Weight decay applies to the weights of linear layers alone (names ending in ".W"): decaying batch
+norm or biases regularises nothing and slows them.
+"""
+
+from math import cos, pi
+from typing import NamedTuple
+
+from minipc.backend import module_of
+from minipc.errors import DataError
+
+
+def _same_names(params, grads):
+    if params.keys() != grads.keys():
+        odd = sorted(params.keys() ^ grads.keys())
+        raise DataError(f"optimiser: parameters and gradients must have the same names; only one side has {odd}")
+
+
+def _decay(name, weight_decay):
+    return weight_decay if name.endswith(".W") else 0.0
+
+
+def _zeros(params):
+    return {name: value * 0 for name, value in params.items()}
+
+
+class AdamWState(NamedTuple):
+    step: int
+    m: dict  # first moments
+    v: dict  # second moments
+
+
+def adamw_start(params):
+    """Return the state before the first step."""
+    return AdamWState(0, _zeros(params), _zeros(params))
+
+
+def adamw_step(params, grads, state, lr, weight_decay, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Return new params and state after one step of AdamW.  (O1)
+
+    Kingma & Ba 2015, algorithm 1, with the decay decoupled as in Loshchilov & Hutter 2019,
+    algorithm 2.  Raises DataError where a parameter has no gradient or the reverse.
+    """
+    _same_names(params, grads)
+    step = state.step + 1
+    scale1, scale2 = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
+    new, m, v = {}, {}, {}
+    for name, g in grads.items():
+        xp = module_of(params[name], g)
+        m[name] = beta1 * state.m[name] + (1 - beta1) * g
+        v[name] = beta2 * state.v[name] + (1 - beta2) * (g * g)
+        update = (m[name] * scale1) / (xp.sqrt(v[name] * scale2) + eps)
+        new[name] = params[name] * (1 - lr * _decay(name, weight_decay)) - lr * update
+    return {name: new[name] for name in params}, AdamWState(step, m, v)
+
+
+class SgdState(NamedTuple):
+    step: int
+    velocity: dict
+
+
+def sgd_start(params):
+    """Return the state before the first step."""
+    return SgdState(0, _zeros(params))
+
+
+def sgd_step(params, grads, state, lr, weight_decay, momentum=0.9):
+    """Return new params and state after one step of SGD with momentum.  (O2)
+
+    PyTorch's convention: velocity = momentum velocity + gradient, params -= lr velocity, the
+    weight decay being added to the gradient.
+    """
+    _same_names(params, grads)
+    new, velocity = {}, {}
+    for name, g in grads.items():
+        module_of(params[name], g)
+        decay = _decay(name, weight_decay)
+        velocity[name] = momentum * state.velocity[name] + (g + decay * params[name])
+        new[name] = params[name] - lr * velocity[name]
+    return {name: new[name] for name in params}, SgdState(state.step + 1, velocity)
+
+
+def warmup_cosine(step, steps, warmup):
+    """Return the factor of the learning rate at step (from 0) of a run of this many steps.  (O3)
+
+    Linear over the warm-up, (step + 1) / warmup, then half a cosine from 1 to 0.  A run shorter
+    than twice the warm-up warms up over its first half.
+    """
+    warmup = min(warmup, steps // 2)
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + cos(pi * (step - warmup) / max(steps - warmup, 1)))
+
+
+def clip_by_norm(grads, largest):
+    """Return gradients scaled so that their joint 2-norm is at most largest, and that norm.  (O4)
+
+    The norm comes back as a 0-d array of the gradients' module: no transfer from a device.
+    """
+    xp = module_of(*grads.values())
+    norm = xp.sqrt(sum((g * g).sum() for g in grads.values()))
+    factor = largest / xp.maximum(norm, largest)  # exactly 1 where nothing is clipped
+    return {name: g * factor for name, g in grads.items()}, norm

@@ -1,0 +1,198 @@
+"""PointNet for classification, without T-Nets: shared layers, max over points, head.
+
+    points (B, N, 3) -> [linear, batch norm, relu] per point -> max -> [linear, batch norm, relu]
+    -> dropout -> linear + bias -> logits (B, K)
+
+(Qi et al. 2017, the "vanilla" form of section 5.2.)  A layer that batch norm follows has no bias,
+since the mean would cancel it.  Training and evaluation are two functions; training returns a
+tape, the list of (backward, cache, parameter names) in the order of the forward, and backward
+reads it upwards.  It is not autograd: no graph, no tracing.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from minipc.errors import UsageError, check_shape
+from minipc.nn import ops
+from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec
+
+NAMED_SIZES = {  # name: (shared widths, head widths, dropout)
+    "teacher": ((64, 64, 64, 128, 1024), (512, 256), 0.3),
+    "student": ((32, 32, 64, 128), (64,), 0.0),
+    "tiny": ((16, 16, 32, 64), (32,), 0.0),
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of one PointNet and the constants of its batch norm."""
+
+    shared: tuple  # widths of the layers applied to every point
+    head: tuple  # widths of the hidden layers after the pool, may be empty
+    classes: int  # K
+    dropout: float = 0.0  # rate before the output layer, training only
+    eps: float = 1e-5  # added to the variance, batch norm
+    momentum: float = 0.1  # weight of a new batch in the running statistics
+
+    def __post_init__(self):
+        widths = (*self.shared, *self.head)
+        if not self.shared or any(not isinstance(w, int) or w < 1 for w in widths):
+            raise UsageError(f"model: expected positive widths, at least one shared, got {self.shared}, {self.head}")
+        if not isinstance(self.classes, int) or self.classes < 2:
+            raise UsageError(f"model: expected at least 2 classes, got {self.classes!r}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"model: expected 0 <= dropout < 1, got {self.dropout!r}")
+        if not (self.eps > 0 and 0 < self.momentum <= 1):
+            raise UsageError(f"model: expected eps > 0 and 0 < momentum <= 1, got {self.eps!r}, {self.momentum!r}")
+
+
+def sizes(text, classes):
+    """Return the ModelConfig of "teacher", "student", "tiny" or widths by hand, "W-W-W:H-H".
+
+    Raises UsageError for anything else.
+    """
+    if text in NAMED_SIZES:
+        shared, head, dropout = NAMED_SIZES[text]
+        return ModelConfig(shared, head, classes, dropout)
+    shared, _, head = text.partition(":")
+    try:
+        widths = [tuple(int(w) for w in part.split("-")) if part else () for part in (shared, head)]
+    except ValueError:
+        raise UsageError(
+            f"model: expected {', '.join(NAMED_SIZES)} or widths such as 16-16-32-64:32, got {text!r}"
+        ) from None
+    return ModelConfig(*widths, classes)
+
+
+class Layer(NamedTuple):
+    name: str
+    fan_in: int
+    fan_out: int
+
+
+def _layers(config):
+    """Return (shared, head, output) as Layers, the one place where widths become names."""
+    shared = [
+        Layer(f"shared{i}", *pair) for i, pair in enumerate(zip((3, *config.shared), config.shared))
+    ]
+    head_widths = (config.shared[-1], *config.head)
+    head = [Layer(f"head{i}", *pair) for i, pair in enumerate(zip(head_widths, config.head))]
+    return shared, head, Layer("out", head_widths[-1], config.classes)
+
+
+def param_specs(config):
+    """Return {dotted name: Spec} of every parameter, in the order of the forward."""
+    shared, head, out = _layers(config)
+    specs = {}
+    for name, fan_in, fan_out in (*shared, *head):
+        specs |= linear_spec(name, fan_in, fan_out) | batch_norm_spec(name, fan_out)
+    return specs | linear_spec(*out) | bias_spec(out.name, out.fan_out)
+
+
+def initial_stats(config, dtype=np.float32):
+    """Return the running statistics of a new model: {name.mean: zeros, name.var: ones}."""
+    shared, head, _ = _layers(config)
+    stats = {}
+    for name, _, fan_out in (*shared, *head):
+        stats[f"{name}.mean"] = np.zeros(fan_out, dtype)
+        stats[f"{name}.var"] = np.ones(fan_out, dtype)
+    return stats
+
+
+class Count(NamedTuple):
+    parameters: int
+    macs: int  # multiply-adds of the affine maps for one cloud, batch norm folded
+
+
+def count(config, points):
+    """Return Count for clouds of this many points."""
+    shared, head, out = _layers(config)
+    parameters = sum(int(np.prod(spec.shape)) for spec in param_specs(config).values())
+    per_point = sum(layer.fan_in * layer.fan_out for layer in shared)
+    per_cloud = sum(layer.fan_in * layer.fan_out for layer in (*head, out))
+    return Count(parameters, points * per_point + per_cloud)
+
+
+def forward_train(params, points, config, mask=None):
+    """Return logits (B, K), {layer: BatchStats} and the tape, with batch statistics.
+
+    points (B, N, 3), B >= 2 wherever the head has batch norm; mask (B, last width) for dropout as
+    in (M14), None for no dropout.  params is not changed and statistics are not tracked.
+    """
+    check_shape("points", points, (None, None, 3))
+    shared, head, out = _layers(config)
+    tape, batch = [], {}
+
+    def layer(x, name):
+        x, cache = ops.linear_forward(x, params[f"{name}.W"])
+        tape.append((ops.linear_backward, cache, (f"{name}.W",)))
+        x, cache, batch[name] = ops.batch_norm_forward(
+            x, params[f"{name}.gamma"], params[f"{name}.beta"], config.eps
+        )
+        tape.append((ops.batch_norm_backward, cache, (f"{name}.gamma", f"{name}.beta")))
+        x, cache = ops.relu_forward(x)
+        tape.append((ops.relu_backward, cache, ()))
+        return x
+
+    x = points
+    for name, _, _ in shared:
+        x = layer(x, name)  # (B, N, O)
+    x, cache = ops.point_max_forward(x)  # (B, O)
+    tape.append((ops.point_max_backward, cache, ()))
+    for name, _, _ in head:
+        x = layer(x, name)
+    if mask is not None:
+        x, cache = ops.dropout_forward(x, mask)
+        tape.append((ops.dropout_backward, cache, ()))
+    x, cache = ops.linear_forward(x, params[f"{out.name}.W"])
+    tape.append((ops.linear_backward, cache, (f"{out.name}.W",)))
+    logits, cache = ops.bias_forward(x, params[f"{out.name}.b"])
+    tape.append((ops.bias_backward, cache, (f"{out.name}.b",)))
+    return logits, batch, tape
+
+
+def backward(dlogits, tape):
+    """Return {name: gradient} with the names of params, and dpoints (B, N, 3)."""
+    grads, d = {}, dlogits
+    for op_backward, cache, names in reversed(tape):
+        if names:
+            d, *dparams = op_backward(d, cache)
+            grads |= zip(names, dparams)
+        else:
+            d = op_backward(d, cache)
+    return grads, d
+
+
+def track(stats, batch, config):
+    """Return running statistics moved towards those of one batch.  (M9)"""
+    moved = {}
+    for name, layer_batch in batch.items():
+        moved[f"{name}.mean"], moved[f"{name}.var"] = ops.track(
+            stats[f"{name}.mean"], stats[f"{name}.var"], layer_batch, config.momentum
+        )
+    return moved
+
+
+def forward_eval(params, stats, points, config):
+    """Return logits (B, K) with running statistics and no dropout: what a finished model computes."""
+    check_shape("points", points, (None, None, 3))
+    shared, head, out = _layers(config)
+
+    def layer(x, name):
+        x, _ = ops.linear_forward(x, params[f"{name}.W"])
+        x, _ = ops.batch_norm_eval_forward(
+            x, params[f"{name}.gamma"], params[f"{name}.beta"],
+            stats[f"{name}.mean"], stats[f"{name}.var"], config.eps,
+        )
+        return ops.relu_forward(x)[0]
+
+    x = points
+    for name, _, _ in shared:
+        x = layer(x, name)
+    x, _ = ops.point_max_forward(x)
+    for name, _, _ in head:
+        x = layer(x, name)
+    x, _ = ops.linear_forward(x, params[f"{out.name}.W"])
+    return ops.bias_forward(x, params[f"{out.name}.b"])[0]
