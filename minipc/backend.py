@@ -102,3 +102,15 @@ def provenance(xp):
         found["cupy"] = xp.__version__
         found["device"] = xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
     return found
+
+
+def padded_block(rows, first, size):
+    """Return rows[first : first + size], the last row repeated where rows end earlier.
+
+    Every compute block has the same shape, because the result of a matrix product can depend on
+    how many rows it has; the caller drops the repeated ones.
+    """
+    block = rows[first : first + size]
+    if len(block) == size:
+        return block
+    return np.concatenate([block, np.repeat(block[-1:], size - len(block), axis=0)])

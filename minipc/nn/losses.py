@@ -186,3 +186,18 @@ def loss_backward(cache):
     if soft is not None:
         dz = dz + soft_cross_entropy_backward(config.temperature * each, soft)
     return dz
+
+
+def formula(config):
+    """Return the loss in use as one line of text, its convention included."""
+    a, b, T = config.kd_weight, config.self_weight, config.temperature
+    text = f"{1 - a:g} CE(y, s_1)"
+    if a:
+        text += f" + {a:g} T^2 KL(p || s_T)"
+    if b:
+        text += f" - {b:g} T^2 KL(r || s_T)"
+    if a or b:
+        text += f", T = {T:g}, KL summed over classes, batch mean"
+    if b:
+        text += f", guard {config.guard}"
+    return f"loss = {text}; y smoothed by {config.label_smoothing:g}"

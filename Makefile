@@ -1,0 +1,35 @@
+# `make` prints the targets.  Everything runs in a virtual environment of its own, .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
+
+$(VENV)/ready: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[test,lint]'
+	touch $@
+
+demo: $(VENV)/ready  ## record a teacher and train a student on built-in shapes, in demo/ (3 minutes)
+	mkdir -p demo
+	cd demo && $(BIN)/minipc record
+	cd demo && $(BIN)/minipc train
+
+test: $(VENV)/ready  ## the tests; no GPU, no PyTorch and no data set needed
+	$(BIN)/python -m pytest
+
+test-torch: $(VENV)/ready  ## parity with PyTorch, installed if absent; a missing PyTorch is a failure
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
+	MINIPC_REQUIRE_TORCH=1 $(BIN)/python -m pytest reference_tests/test_torch_parity.py
+
+test-gpu: $(VENV)/ready  ## the same tests on CuPy (pip install the extra gpu12 or gpu13); no device is a failure
+	MINIPC_REQUIRE_GPU=1 $(BIN)/python -m pytest -k 'not cli'
+
+lint: $(VENV)/ready  ## flake8, configured in setup.cfg
+	$(BIN)/flake8 minipc reference_tests examples
+
+check: lint test  ## what to run before a commit
+
+.PHONY: help demo test test-torch test-gpu lint check
+.DEFAULT_GOAL := help

@@ -1,0 +1,461 @@
+"""Every byte that minipc writes or believes: commit, header, digest, guard, canonical JSON.
+
+A file of ours is a 512-byte user block (magic, kind, version, length, SHA-256 of the whole file
+with the 32 digest bytes as zero; zeros) and then an ordinary HDF5 image, which plain h5py opens.
+Writing is all or nothing: memory -> temporary file beside the target -> fsync -> rename -> fsync of
+the folder.  Reading is guarded: libhdf5 sees no byte before the digest holds, and then only what
+the caller names, never a soft or external link, virtual or external storage, or a filter.  This
+module knows no schema: what a kind of file holds is its owner's matter.
+"""
+
+import errno
+import fcntl
+import hashlib
+import io
+import json
+import os
+import re
+import secrets
+import stat
+import struct
+from contextlib import contextmanager, suppress
+from dataclasses import fields
+from typing import NamedTuple, get_origin, get_type_hints
+
+import h5py
+import numpy as np
+
+from minipc.errors import DataError, MinipcError, check_shape
+
+KINDS = ("clouds", "model", "record", "shard", "checkpoint")
+USER_BLOCK = 512  # bytes; the smallest that HDF5 allows
+HDF5_BOUNDS = ("v108", "v110")  # checksummed metadata; any HDF5 from 1.10 on reads it
+CAP = 1 << 40  # bytes; larger files are not hashed unasked
+CHUNK = 1 << 20  # bytes hashed or zeroed at a time
+
+_MAGIC = b"\x89minipc\n"
+_HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_HEADER = struct.Struct("<8s16sIIQ32s")  # magic, kind, version, zero, length, digest
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
+_BAD_PLACE = {  # the path is at fault, not the machine
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG, errno.ELOOP,
+}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
+
+
+# Values: JSON, dataclasses, content hashes
+
+
+def canonical_json(value):
+    """Return the one ASCII JSON spelling of value, as bytes.  Raises ValueError for NaN."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def parse_json(data, where):
+    """Return the mapping in JSON bytes.  Raises DataError for NaN, a repeated key or no mapping."""
+
+    def distinct(pairs):
+        if len(dict(pairs)) != len(pairs):
+            raise ValueError("a key is repeated")
+        return dict(pairs)
+
+    def refuse(constant):
+        raise ValueError(f"{constant} is not JSON")
+
+    try:
+        values = json.loads(bytes(data), object_pairs_hook=distinct, parse_constant=refuse)
+        if not isinstance(values, dict):
+            raise ValueError(f"found a {type(values).__name__}")
+        return values
+    except (ValueError, RecursionError) as reason:
+        raise DataError(f"{where}: expected a JSON object ({reason}); make it again") from reason
+
+
+def check_keys(values, names, where):
+    """Raise DataError naming where unless the mapping values has exactly the keys names."""
+    found = set(values) if isinstance(values, dict) else {type(values).__name__}
+    if found != set(names):
+        raise DataError(
+            f"{where}: metadata misses {sorted(set(names) - found)}, has unknown "
+            f"{sorted(found - set(names))}; it was made by another program or version"
+        )
+
+
+def from_dict(kind, values, where):
+    """Build the frozen dataclass kind from a mapping that was read from a file.
+
+    Lists become tuples where the field is a tuple.  An unknown or missing key, or a value that the
+    dataclass refuses, is a DataError naming where; a default is never assumed.
+    """
+    check_keys(values, [field.name for field in fields(kind)], where)
+    hints = get_type_hints(kind)
+    tuples = {name for name in values if tuple in (hints[name], get_origin(hints[name]))}
+    try:
+        return kind(**{
+            name: _frozen(value) if name in tuples else value for name, value in values.items()
+        })
+    except (MinipcError, TypeError, ValueError, AttributeError, OverflowError) as reason:
+        raise DataError(f"{where}: {reason}") from reason
+
+
+def _frozen(value):
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def sha256_arrays(*arrays):
+    """Return the SHA-256, in hexadecimal, of each array's little-endian dtype, shape and bytes."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        if array.dtype.kind not in "biuf":
+            raise TypeError(f"cannot hash an array of dtype {array.dtype}")
+        exact = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+        digest.update(canonical_json([exact.dtype.str, exact.shape]))  # arrays cannot run together
+        digest.update(exact)
+    return digest.hexdigest()
+
+
+# Writing: all or nothing
+
+
+def commit(path, data):
+    """Make path hold data (bytes-like, or a list of bytes-like), durably, or leave it as it was.
+
+    Raises DataError where path cannot be such a file, MinipcError where the machine fails.
+    """
+    with replacing(path) as fd:
+        at = 0
+        for part in data if isinstance(data, (list, tuple)) else [data]:
+            at = write_at(fd, at, part)
+
+
+def write_hdf5(path, kind, version, fill):
+    """Commit a file of ours whose HDF5 content fill(h5py.File) creates in memory.
+
+    Equal contents created in equal order give equal bytes.  fill uses write_meta and h5py's
+    create_dataset without chunks, filters or times.  Raises as commit does.
+    """
+    image = io.BytesIO()
+    hdf5_into(image, fill)
+    body = image.getbuffer()[USER_BLOCK:]
+    commit(path, [_sealed(kind, version, USER_BLOCK + len(body), [body]), body])
+
+
+def hdf5_into(file, fill):
+    """Let libhdf5 write what fill(h5py.File) creates into file, a Python file object in memory.
+
+    In memory only: libhdf5 crashes the process where the disk under it is full.
+    """
+    with h5py.File(file, "w", libver=HDF5_BOUNDS, userblock_size=USER_BLOCK) as hdf5:
+        fill(hdf5)
+
+
+def write_meta(group, values):
+    """Create the dataset meta, the canonical JSON of a mapping as bytes, in an h5py group."""
+    group.create_dataset("meta", data=np.frombuffer(canonical_json(values), np.uint8))
+
+
+@contextmanager
+def replacing(path):
+    """Yield the descriptor of a new temporary file that becomes path when the block ends well.
+
+    Then fsync, rename, fsync of the folder; whatever is raised, by the block too, removes the
+    temporary and leaves path as it was.  OSErrors end as in commit.  Links are followed.
+    """
+    place = os.path.realpath(path)
+    folder, base = os.path.split(place)
+    fd = temporary = None
+    state = "could not be written and is as it was"
+    try:
+        if os.path.exists(place) and not os.path.isfile(place):  # a rename would destroy a pipe
+            found = _what(os.stat(place).st_mode)
+            raise DataError(f"{path}: expected a file to write, found {found}; name another place")
+        fd, temporary = _new_temporary(folder, base)
+        yield fd
+        os.fsync(fd)
+        os.rename(temporary, place)
+        temporary, state = None, "was written, but may not survive a power failure"
+        sync_folder(folder)
+    except OSError as reason:
+        told = f"{path}: {state} ({reason.strerror or reason})"
+        if reason.errno in _BAD_PLACE:
+            raise DataError(f"{told}; name a file in a folder that you may write to") from reason
+        remedy = "free some space" if reason.errno in _FULL else "check the disk"
+        raise MinipcError(f"{told}; {remedy} and run the same command again") from reason
+    finally:
+        if temporary is not None:
+            with suppress(OSError):
+                os.unlink(temporary)
+        if fd is not None:
+            os.close(fd)
+
+
+def sync_folder(folder):
+    """Make the names in folder durable, where its file system can."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    except OSError as reason:
+        if reason.errno not in _UNSUPPORTED:
+            raise
+    finally:
+        os.close(fd)
+
+
+def write_at(fd, at, data):
+    """Write all of a bytes-like at byte `at` of fd; return where it ends.  Python retries EINTR."""
+    view = memoryview(data)
+    view = view.cast("B") if view.nbytes else memoryview(b"")  # a shape with a zero has no cast
+    while view:
+        written = os.pwrite(fd, view, at)
+        view, at = view[written:], at + written
+    return at
+
+
+def reserve(fd, size):
+    """Give fd its size and its disk blocks now, so that a full disk fails here and not later."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except (AttributeError, OSError) as reason:
+        if isinstance(reason, OSError) and reason.errno not in _UNSUPPORTED:
+            raise
+        for at in range(0, size, CHUNK):
+            write_at(fd, at, bytes(min(CHUNK, size - at)))
+
+
+def seal(fd, kind, version):
+    """Write the header of the finished image in fd, which is read back for the digest."""
+    length = os.fstat(fd).st_size
+    write_at(fd, 0, _sealed(kind, version, length, _chunks(fd, length)))
+
+
+def sweep(folder, base=None):
+    """Remove temporaries in folder (of the file base alone, if given) whose writers are dead.
+
+    A living writer locks its temporary and the kernel drops the lock of a killed one; on a file
+    system without locks nothing is removed.
+    """
+    with suppress(OSError):
+        for name in os.listdir(folder):
+            match = _TEMPORARY.fullmatch(name)
+            if match and base in (None, match[1]):
+                with suppress(OSError), _Exact(_open_regular(os.path.join(folder, name))) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(os.path.join(folder, name))
+
+
+def _new_temporary(folder, base):
+    """Create and lock an exclusive file whose name fits _TEMPORARY; return (fd, path)."""
+    while True:
+        path = os.path.join(folder, f".{base}.{secrets.token_hex(8)}.tmp")
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        if os.path.exists(path):  # no sweep was faster than the lock
+            return fd, path
+        os.close(fd)
+
+
+# Reading: the guard, then only what was asked for
+
+
+class Header(NamedTuple):
+    """The user block of a file of ours, as stored."""
+
+    kind: str
+    version: int
+    length: int  # bytes of the whole file
+
+
+@contextmanager
+def open_hdf5(path, kind, version, cap=CAP):
+    """Yield an h5py.File, mode r, of a whole file of kind, of at most version and cap bytes.
+
+    What was hashed is what libhdf5 reads: the same descriptor.  Raises DataError, one line.
+    """
+    with _Exact(_open_regular(path)) as file:
+        _guard(file.fileno(), path, kind, version, cap)
+        with _believing(path):
+            hdf5 = h5py.File(file, "r")
+        with hdf5:
+            yield hdf5
+
+
+def read_header(path):
+    """Return the Header of a file of ours, which may yet be damaged.  Raises DataError."""
+    with _Exact(_open_regular(path)) as file:
+        return _header(file.fileno(), path)[0]
+
+
+def check_members(group, names, path):
+    """Raise DataError unless group is an h5py group of exactly the members names, hard links."""
+    with _believing(path):
+        found = set(group) if isinstance(group, h5py.Group) else set()
+        if found != set(names):
+            raise DataError(
+                f"{path}: {group.name} misses {sorted(set(names) - found)[:5]}, has foreign members "
+                f"{sorted(found - set(names))[:5]}; it was made by another program or version"
+            )
+        for name in names:
+            _check_link(group, name, path)
+
+
+def checked_dataset(group, name, dtype, shape, path):
+    """Return the h5py dataset name ("a/b" is allowed) of group after every check but its values.
+
+    Hard links, exact dtype, shape (None fits any length), contiguous storage in this file, without
+    filters, of exactly the declared size: no row can be unwritten.  Raises DataError.
+    """
+    wanted = np.dtype(dtype).newbyteorder("<")
+    with _believing(path):
+        node = group
+        for part in name.split("/"):
+            _check_link(node, part, path)
+            node = node[part]
+        array = isinstance(node, h5py.Dataset)
+        if not array or not node.id.get_type().equal(h5py.h5t.py_create(wanted)):
+            found = node.dtype if array else "no array"
+            raise DataError(f"{path}: {name}: expected {wanted}, found {found}; make it again")
+        check_shape(f"{path}: {name}", node, shape)
+        how = node.id.get_create_plist()
+        size, stored = node.size * wanted.itemsize, node.id.get_storage_size()
+        if (
+            how.get_layout() != h5py.h5d.CONTIGUOUS or how.get_external_count() or how.get_nfilters()
+            or size != stored or size > node.file.id.get_filesize()
+        ):
+            raise DataError(
+                f"{path}: {name}: expected {size} plain bytes inside this file, found {stored} or "
+                "another storage (external, virtual, chunked); make it again"
+            )
+        return node
+
+
+def read_array(group, name, dtype, shape, path):
+    """Return the dataset name as an array, checked as by checked_dataset; floats are finite."""
+    return read_rows(checked_dataset(group, name, dtype, shape, path), ..., path)
+
+
+def read_rows(dataset, selection, path):
+    """Return dataset[selection] of a checked dataset.  Raises DataError for NaN or infinity."""
+    with _believing(path):
+        values = dataset[selection]
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise DataError(f"{path}: {dataset.name[1:]} holds NaN or infinite values; make it again")
+    return values
+
+
+def read_meta(group, path):
+    """Return the mapping that write_meta stored in group.  Raises DataError."""
+    return parse_json(read_array(group, "meta", np.uint8, (None,), path), path)
+
+
+class _Exact(io.FileIO):
+    """A file whose reads are whole or raise: libhdf5 takes a short one for zeros."""
+
+    def readinto(self, buffer):
+        view = memoryview(buffer)
+        while view:
+            count = super().readinto(view)
+            if not count:
+                raise OSError(errno.EIO, "the file became shorter while it was read")
+            view = view[count:]
+        return len(buffer)
+
+
+@contextmanager
+def _believing(path):
+    """Turn what h5py raises on a file that is whole but not sane into DataError."""
+    try:
+        yield
+    except (
+        OSError, LookupError, ArithmeticError, RuntimeError, TypeError, ValueError, MemoryError,
+    ) as reason:
+        said = (str(reason) or type(reason).__name__).splitlines()[0]
+        raise DataError(f"{path}: cannot be read as HDF5 ({said}); make it again") from reason
+
+
+def _check_link(group, name, path):
+    if not isinstance(group, h5py.Group):
+        raise DataError(f"{path}: {group.name}: expected a group, found none; make it again")
+    if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
+        raise DataError(f"{path}: {name} is a link to elsewhere, never followed; make it again")
+
+
+def _what(mode):
+    return "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device"
+
+
+def _open_regular(path):
+    """Return a descriptor of the regular file path; a pipe without a writer does not hang."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+    except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
+        why = getattr(reason, "strerror", None) or reason
+        raise DataError(f"{path}: cannot be read ({why}); check name and permissions") from reason
+    mode = os.fstat(fd).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(fd)
+        raise DataError(f"{path}: expected a file, found {_what(mode)}; name the file itself")
+    return fd
+
+
+def _header(fd, path):
+    """Return (Header, its 512 bytes, size of the file) where fd begins like a file of ours."""
+    size, head = os.fstat(fd).st_size, os.pread(fd, USER_BLOCK, 0)
+    if not head:
+        raise DataError(f"{path}: is empty; restore a copy or make it again")
+    if head.startswith(_HDF5_MAGIC):
+        raise DataError(f"{path}: is HDF5, but not made by minipc; see `minipc data pack`")
+    if not head.startswith(_MAGIC[: len(head)]):
+        raise DataError(f"{path}: is not a minipc file; check the name")
+    if len(head) < USER_BLOCK:
+        raise _damaged(path, f"it ends after {size} bytes")
+    _, kind, version, _, length, _ = _HEADER.unpack_from(head)
+    return Header(kind.rstrip(b"\0").decode("latin-1"), version, length), head, size
+
+
+def _guard(fd, path, kind, version, cap):
+    """Raise DataError unless fd is whole, of this kind, of at most this version and cap bytes.
+
+    The header and the digest's rule hold for all versions, so damage is told from a newer file;
+    another kind of ours is told at once, before a large file is hashed.
+    """
+    header, head, size = _header(fd, path)
+    other = f"{path}: is a minipc {header.kind} file, but a {kind} file is wanted; check the name"
+    if header.kind != kind and header.kind in KINDS:
+        raise DataError(other)
+    if size > cap:
+        raise DataError(f"{path}: has {size} bytes, but a {kind} file has at most {cap} here")
+    if size != header.length:
+        raise _damaged(path, f"it has {size} bytes, but {header.length} were written")
+    if head != _sealed(header.kind, header.version, size, _chunks(fd, size)):
+        raise _damaged(path, "its digest does not match")
+    if header.kind != kind:
+        raise DataError(other)
+    if header.version > version:
+        raise DataError(
+            f"{path}: was written by a newer format version {header.version}; this minipc reads "
+            f"up to {version}: upgrade"
+        )
+
+
+def _damaged(path, what):
+    return DataError(f"{path}: is damaged: {what}; restore a copy or make it again")
+
+
+def _sealed(kind, version, length, chunks):
+    """Return the 512-byte user block of an image whose bytes after it are chunks."""
+    front = _MAGIC, kind.encode("latin-1"), version, 0, length
+    digest = hashlib.sha256(_HEADER.pack(*front, bytes(32)).ljust(USER_BLOCK, b"\0"))
+    for chunk in chunks:
+        digest.update(chunk)
+    return _HEADER.pack(*front, digest.digest()).ljust(USER_BLOCK, b"\0")
+
+
+def _chunks(fd, stop):
+    """Yield the bytes of fd from the user block's end to stop; fewer where the file is shorter."""
+    at = USER_BLOCK
+    while at < stop and (chunk := os.pread(fd, min(CHUNK, stop - at), at)):
+        yield chunk
+        at += len(chunk)

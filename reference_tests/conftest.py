@@ -1,0 +1,132 @@
+"""Fixtures of all tests: array modules, of which one is a device that is not there, and problems
+whose gradients can be checked."""
+
+import os
+import sys
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+
+from fake_device import fake_module
+from minipc import backend
+from minipc.errors import BackendError
+from minipc.nn import ops, pointnet
+from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
+from minipc.nn.optim import adamw_start, adamw_step
+from minipc.nn.params import initialise
+
+KINK = 1e-3  # 100 steps of the gradient checker: closer to a kink a difference would cross it
+
+
+@pytest.fixture
+def fake_cupy(monkeypatch):
+    """A fake CuPy for one test; `import cupy` and backend.load("cupy") find it."""
+    module = fake_module()
+    monkeypatch.setitem(sys.modules, "cupy", module)
+    return module
+
+
+def _real_cupy():
+    try:
+        return backend.load("cupy")
+    except BackendError as reason:
+        if os.environ.get("MINIPC_REQUIRE_GPU") == "1":
+            pytest.fail(f"MINIPC_REQUIRE_GPU=1, but: {reason}", pytrace=False)
+        pytest.skip("no CUDA device (MINIPC_REQUIRE_GPU=1 makes this a failure)")
+
+
+def _module(request):
+    if request.param == "numpy":
+        return np
+    return request.getfixturevalue("fake_cupy") if request.param == "fake" else _real_cupy()
+
+
+@pytest.fixture(params=["numpy", "fake", "cupy"])
+def xp(request):
+    """Every array module: NumPy, the fake device, and CuPy where a device answers."""
+    return _module(request)
+
+
+@pytest.fixture(params=["fake", "cupy"])
+def device(request):
+    """Every array module that is not NumPy."""
+    return _module(request)
+
+
+class Problem(NamedTuple):
+    """One training step of a small PointNet in float64, away from every kink."""
+
+    params: dict
+    points: Any  # (B, N, 3)
+    mask: Any  # (B, last width), dropout
+    y: Any  # (B, K), and so are v and u
+    v: Any
+    u: Any
+    has_u: Any  # (B,), one row has no target
+    model: pointnet.ModelConfig
+    loss: LossConfig
+
+    def value(self, arrays):
+        """arrays: params and "points" -> the total loss, a float."""
+        params = {name: arrays[name] for name in self.params}
+        z, _, _ = pointnet.forward_train(params, arrays["points"], self.model, self.mask)
+        terms, _ = loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
+        return float(terms.total)
+
+    def arrays(self):
+        return self.params | {"points": self.points}
+
+    def gradients(self):
+        """The gradients of value(arrays()), by the engine."""
+        z, _, tape = pointnet.forward_train(self.params, self.points, self.model, self.mask)
+        _, cache = loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
+        grads, dpoints = pointnet.backward(loss_backward(cache), tape)
+        return grads | {"points": dpoints}
+
+
+def distance_to_kinks(problem):
+    """Return how far the nearest kink is: pre-activations from zero, the pool's winner from the next."""
+    _, _, tape = pointnet.forward_train(problem.params, problem.points, problem.model, problem.mask)
+    nearest = np.inf
+    before_relu = None
+    for op_backward, cache, names in tape:
+        if op_backward is ops.batch_norm_backward:
+            before_relu = cache.gamma * cache.xhat + problem.params[names[1]]
+            nearest = min(nearest, np.abs(before_relu).min())
+        elif op_backward is ops.point_max_backward:
+            # a channel that is zero in all points has no winner to change: its gradient is zero
+            two = np.sort(np.maximum(before_relu, 0), axis=1)[:, -2:]
+            gap = (two[:, 1] - two[:, 0])[two[:, 1] > 0]
+            nearest = min(nearest, gap.min(initial=np.inf))
+    return nearest
+
+
+@pytest.fixture(scope="session")
+def smooth_problem():
+    """Return make(shared, head, steps, **loss): a Problem, after some steps of AdamW."""
+
+    def make(shared=(5, 6), head=(7,), steps=0, **loss):
+        model = pointnet.ModelConfig(shared, head, classes=4, dropout=0.4)
+        config = LossConfig(**({"kd_weight": 0.7, "self_weight": 0.3} | loss))
+        for seed in range(200):
+            rng = np.random.default_rng(seed)
+            B, N, K = 6, 5, model.classes
+            y = smooth_labels(rng.integers(0, K, B), K, config.label_smoothing, np.float64)
+            v, u = 2 * rng.standard_normal((2, B, K))
+            has_u = np.array([1.0] * (B - 1) + [0.0])
+            mask = (rng.random((B, (shared + head)[-1])) >= model.dropout) / (1 - model.dropout)
+            points = rng.standard_normal((B, N, 3))
+            params = initialise(pointnet.param_specs(model), rng, np.float64)
+            problem = Problem(params, points, mask, y, v, u, has_u, model, config)
+            state = adamw_start(params)
+            for _ in range(steps):
+                grads = problem.gradients()
+                del grads["points"]
+                params, state = adamw_step(problem.params, grads, state, 0.05, 0.01)
+                problem = problem._replace(params=params)
+            if distance_to_kinks(problem) > KINK:
+                return problem
+        raise AssertionError("200 draws, and each lay on a kink")
+
+    return make
