@@ -61,11 +61,9 @@ def parse_json(data, where):
             raise ValueError("a key is repeated")
         return dict(pairs)
 
-    def refuse(constant):
-        raise ValueError(f"{constant} is not JSON")
-
     try:
-        values = json.loads(bytes(data), object_pairs_hook=distinct, parse_constant=refuse)
+        values = json.loads(bytes(data), object_pairs_hook=distinct)
+        canonical_json(values)  # refuses NaN and 1e999
         if not isinstance(values, dict):
             raise ValueError(f"found a {type(values).__name__}")
         return values
@@ -178,17 +176,22 @@ def replacing(path):
         temporary, state = None, "was written, but may not survive a power failure"
         sync_folder(folder)
     except OSError as reason:
-        told = f"{path}: {state} ({reason.strerror or reason})"
-        if reason.errno in _BAD_PLACE:
-            raise DataError(f"{told}; name a file in a folder that you may write to") from reason
-        remedy = "free some space" if reason.errno in _FULL else "check the disk"
-        raise MinipcError(f"{told}; {remedy} and run the same command again") from reason
+        raise write_error(f"{path}: {state}", reason) from reason
     finally:
+        if fd is not None:
+            os.close(fd)
         if temporary is not None:
             with suppress(OSError):
                 os.unlink(temporary)
-        if fd is not None:
-            os.close(fd)
+
+
+def write_error(told, reason):
+    """Return the error for an OSError of writing: DataError where the place is at fault."""
+    told = f"{told} ({reason.strerror or reason})"
+    if reason.errno in _BAD_PLACE:
+        return DataError(f"{told}; name a file in a folder that you may write to")
+    remedy = "free some space" if reason.errno in _FULL else "check the disk"
+    return MinipcError(f"{told}; {remedy} and run the same command again")
 
 
 def sync_folder(folder):
@@ -268,6 +271,12 @@ class Header(NamedTuple):
     length: int  # bytes of the whole file
 
 
+def read_bytes(path, cap):
+    """Return the bytes of a regular file of any kind, at most cap of them.  Raises DataError."""
+    with _Exact(_open_regular(path)) as file:
+        return file.read(cap)
+
+
 @contextmanager
 def open_hdf5(path, kind, version, cap=CAP):
     """Yield an h5py.File, mode r, of a whole file of kind, of at most version and cap bytes.
@@ -278,7 +287,7 @@ def open_hdf5(path, kind, version, cap=CAP):
         _guard(file.fileno(), path, kind, version, cap)
         with _believing(path):
             hdf5 = h5py.File(file, "r")
-        with hdf5:
+        with hdf5, _believing(path, OSError, KeyError, RuntimeError):
             yield hdf5
 
 
@@ -294,7 +303,7 @@ def check_members(group, names, path):
         found = set(group) if isinstance(group, h5py.Group) else set()
         if found != set(names):
             raise DataError(
-                f"{path}: {group.name} misses {sorted(set(names) - found)[:5]}, has foreign members "
+                f"{path}: {group.name} misses {sorted(set(names) - found)[:5]}, has foreign "
                 f"{sorted(found - set(names))[:5]}; it was made by another program or version"
             )
         for name in names:
@@ -320,10 +329,8 @@ def checked_dataset(group, name, dtype, shape, path):
         check_shape(f"{path}: {name}", node, shape)
         how = node.id.get_create_plist()
         size, stored = node.size * wanted.itemsize, node.id.get_storage_size()
-        if (
-            how.get_layout() != h5py.h5d.CONTIGUOUS or how.get_external_count() or how.get_nfilters()
-            or size != stored or size > node.file.id.get_filesize()
-        ):
+        plain = how.get_layout() == h5py.h5d.CONTIGUOUS and not how.get_external_count()
+        if not plain or how.get_nfilters() or not size == stored <= node.file.id.get_filesize():
             raise DataError(
                 f"{path}: {name}: expected {size} plain bytes inside this file, found {stored} or "
                 "another storage (external, virtual, chunked); make it again"
@@ -364,13 +371,14 @@ class _Exact(io.FileIO):
 
 
 @contextmanager
-def _believing(path):
+def _believing(path, *kinds):
     """Turn what h5py raises on a file that is whole but not sane into DataError."""
+    kinds = kinds or (
+        OSError, LookupError, ArithmeticError, RuntimeError, TypeError, ValueError, MemoryError
+    )
     try:
         yield
-    except (
-        OSError, LookupError, ArithmeticError, RuntimeError, TypeError, ValueError, MemoryError,
-    ) as reason:
+    except kinds as reason:
         said = (str(reason) or type(reason).__name__).splitlines()[0]
         raise DataError(f"{path}: cannot be read as HDF5 ({said}); make it again") from reason
 

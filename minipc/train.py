@@ -54,6 +54,12 @@ class TrainConfig:
             raise UsageError(f"optimiser: expected adamw or sgd, got {self.optimiser!r}")
         check_seed(self.seed)
 
+    def steps_per_epoch(self, clouds):
+        """Return the whole batches in this many clouds; UsageError where there is none."""
+        if clouds < self.batch_size:
+            raise UsageError(f"batch size: {self.batch_size} is more than the {clouds} training clouds; lower it")
+        return clouds // self.batch_size
+
 
 def drawn_views(clouds, seed, augment):
     """Return views(epoch) -> (Params, None): view e of every cloud, by the rule of a recording."""
@@ -93,9 +99,7 @@ def train(
     the loss stops being finite.
     """
     clouds = splits.train
-    steps = len(clouds) // config.batch_size
-    if steps == 0:
-        raise UsageError(f"batch size: {config.batch_size} is more than the {len(clouds)} training clouds; lower it")
+    steps = config.steps_per_epoch(len(clouds))
     if (loss_config.self_weight > 0) != (self_target is not None):
         raise UsageError("self weight: a self target and a weight above 0 go together")
     threads = threads or default_threads(xp)

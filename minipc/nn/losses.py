@@ -92,6 +92,14 @@ def _log_softmax_at(logits, temperature):
     return module_of(logits).exp(logp), logp
 
 
+def divergence(p, log_p, log_s, temperature):
+    """T^2 KL(p || s_T) = T^2 sum_k p_k (log p_k - log s_k).  (L4)    (B, K) each -> (B,)
+
+    p and log_p belong to the constant side, log_s to the student, all at temperature T.
+    """
+    return temperature**2 * (p * (log_p - log_s)).sum(axis=-1)
+
+
 def margins(y, p, r, b, config):
     """M_i = (1-a) y_i + T (a p_i - b r_i).  (L6)    y, p, r (B, K), b (B, 1) -> (B, K)
 
@@ -136,10 +144,10 @@ def loss_forward(z, y, v, u, has_u, config):
     xp = module_of(*(array for array in (z, y, v, u, has_u) if array is not None))
     a, T = config.kd_weight, config.temperature
     labels, labels_cache = soft_cross_entropy_forward(z, y)
-    zero = xp.zeros((), z.dtype)
+    if v is None and a != 0:
+        raise UsageError(f"kd weight: a = {a:g} needs teacher logits; without a record use --labels-only")
     if v is None and u is None:
-        if a != 0:
-            raise UsageError(f"kd weight: a = {a:g} needs teacher logits; without a record use --labels-only")
+        zero = xp.zeros((), z.dtype)
         total = labels.mean()
         return LossTerms(total, total, zero, zero, zero, zero), LossCache(labels_cache, None, config)
 
@@ -147,11 +155,11 @@ def loss_forward(z, y, v, u, has_u, config):
     p, kd = xp.zeros_like(z), xp.zeros_like(labels)
     if v is not None:
         p, log_p = _log_softmax_at(v, T)
-        kd = T**2 * (p * (log_p - log_s)).sum(axis=-1)
+        kd = divergence(p, log_p, log_s, T)
     r, self_kl, b = xp.zeros_like(z), xp.zeros_like(labels), xp.zeros_like(z[:, :1])
     if u is not None:
         r, log_r = _log_softmax_at(u, T)
-        self_kl = has_u * (T**2 * (r * (log_r - log_s)).sum(axis=-1))
+        self_kl = has_u * divergence(r, log_r, log_s, T)
         b = config.self_weight * has_u[:, None]
 
     ap, br = a * p, b * r

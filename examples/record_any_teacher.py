@@ -1,0 +1,45 @@
+"""Record a teacher that is not ours, then train a student that never sees it.
+
+Any callable from points (B, P, 3) float32 to logits (B, K) is a teacher.  This one is an ensemble
+of nearest class means over a few moments of the cloud; a PyTorch or JAX model fits the same way:
+`lambda points: model(torch.from_numpy(points)).detach().numpy()`.
+"""
+
+import numpy as np
+
+from minipc.first_run import built_in_shapes
+from minipc.nn.losses import LossConfig
+from minipc.nn.pointnet import sizes
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import record
+from minipc.train import TrainConfig, recorded_views, train
+
+
+def moments(points):
+    """Return features (B, 18) that per-axis scale and shift do not change: standardised moments."""
+    x = (points - points.mean(axis=1, keepdims=True)) / points.std(axis=1, keepdims=True)
+    powers = [(x**k).mean(axis=1) for k in (3, 4, 5, 6)]
+    mixed = [(x * np.roll(x, 1, axis=2)).mean(axis=1), (x**2 * np.roll(x, 1, axis=2) ** 2).mean(axis=1)]
+    return np.concatenate(powers + mixed, axis=1)
+
+
+def main(out="any_teacher.h5", epochs=2):
+    splits = built_in_shapes(0)
+    features = moments(splits.train.points)
+    spread = features.std(axis=0)
+    means = np.stack([features[splits.train.labels == k].mean(axis=0) for k in range(len(splits.train.class_names))])
+
+    def teacher(points):
+        distance = ((moments(points)[:, None] - means) / spread) ** 2  # (B, K, 18)
+        return -distance.mean(axis=2).astype(np.float32)
+
+    done = record(splits.train, teacher, "nearest-class-means-1", out, views=2)
+    print(f"teacher on the recorded views: {100 * done.teacher_accuracy:.1f} %, {done.bytes} bytes")
+    with RecordReader(out) as reader:
+        model = sizes("tiny", len(splits.train.class_names))
+        trained = train(splits, model, LossConfig(kd_weight=0.5), TrainConfig(epochs=epochs), recorded_views(reader))
+    print(f"student on the test split: {100 * trained.epochs[-1]['test_accuracy']:.1f} %")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""The command line: parse, call, print.  Nothing is computed here.
+
+BLAS is told to use one thread before anything can import NumPy, because bitwise repetition is
+promised only then; whoever sets the variable beforehand keeps it.
+"""
+
+import importlib
+import os
+import sys
+
+import click
+
+from minipc.errors import MinipcError
+
+for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+
+VERBS = ("record", "train", "eval", "data")
+
+
+class Lazy(click.Group):
+    """A group whose verbs live in one file each, imported when they are needed."""
+
+    def list_commands(self, context):
+        return list(VERBS)
+
+    def get_command(self, context, name):
+        if name not in VERBS:
+            return None
+        return importlib.import_module(f"minipc.cli.{name}").command
+
+
+def _versions(context, parameter, wanted):
+    if not wanted or context.resilient_parsing:
+        return
+    from minipc.describe import versions
+
+    click.echo(versions())
+    context.exit()
+
+
+@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_versions,
+              help="Versions of minipc and of what it stands on.")
+def minipc():
+    """Offline distillation for point clouds: record a teacher once, train tiny students anywhere.
+
+    In an empty folder, `minipc record` and then `minipc train` show the whole way on built-in
+    shapes.
+    """
+
+
+def main(arguments=None):
+    """Run the command line; every expected failure ends as one line on stderr and its exit code."""
+    try:
+        code = minipc.main(arguments, prog_name="minipc", standalone_mode=False) or 0
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "minipc"
+        code = _fail(f"{error.format_message()} (see {where} --help)", error.exit_code)
+    except click.ClickException as error:
+        code = _fail(error.format_message(), error.exit_code)
+    except MinipcError as error:
+        code = _fail(str(error), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        code = _fail("interrupted; what was committed is kept, and `minipc record` continues if run again", 130)
+    except BrokenPipeError:
+        # The reader of our output went away (| head): not a failure, and no traceback at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    sys.exit(code)
+
+
+def _fail(message, code):
+    line = " ".join(message.split())
+    click.echo(f"minipc: {line}", err=True)
+    return code

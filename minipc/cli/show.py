@@ -1,0 +1,89 @@
+"""What the verbs share: options of the same name, progress on stderr, results on stdout."""
+
+import json
+import sys
+import time
+
+import click
+
+SECONDS_BETWEEN_LINES = 5
+
+
+def shared_options(function):
+    """Add --backend, --threads, --json and --quiet, which mean the same for every verb that runs."""
+    for option in (
+        click.option("--quiet", "-q", is_flag=True, help="No progress and no announcements."),
+        click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout."),
+        click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: the CPUs]"),
+        click.option("--backend", type=click.Choice(["auto", "numpy", "cupy"]), default="auto", show_default=True,
+                     help="auto takes cupy where a device answers."),
+    ):
+        function = option(function)
+    return function
+
+
+class Console:
+    """Announcements and progress on stderr, or silence."""
+
+    def __init__(self, quiet):
+        self.quiet = quiet
+        self.bar, self.text = None, None
+        self.start = self.last = 0.0
+
+    def say(self, line):
+        """Print one line."""
+        self.end()
+        if not self.quiet:
+            click.echo(line, err=True)
+
+    def progress(self, done, total, text):
+        """Show done of total with the time left: a bar on a terminal, else a line every few seconds."""
+        if self.quiet:
+            return
+        if sys.stderr.isatty():
+            if self.bar is None:
+                self.bar = click.progressbar(length=total, file=sys.stderr, show_pos=False, update_min_steps=1)
+                self.bar.__enter__()
+            self.bar.label = text
+            self.bar.update(done - self.bar.pos)
+        else:
+            now = time.monotonic()
+            if self.text is None:
+                self.start, self.last, self.text, self.first = now, now, text, done
+            elif now - self.last >= SECONDS_BETWEEN_LINES and done > self.first:
+                left = (now - self.start) / (done - self.first) * (total - done)
+                click.echo(f"{text}: {100 * done / total:.0f} %, {duration(left)} left", err=True)
+                self.last = now
+        if done >= total:
+            self.end()
+
+    def end(self):
+        """Close the bar; the next progress starts a new one."""
+        if self.bar is not None:
+            self.bar.__exit__(None, None, None)
+        self.bar, self.text = None, None
+
+
+def duration(seconds):
+    """Return seconds as people say it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def size(count):
+    """Return bytes as people say it, decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"
+
+
+def result(value, as_json, lines):
+    """Print value as one JSON object, or lines of text, on stdout."""
+    if as_json:
+        click.echo(json.dumps(value))
+    else:
+        for line in lines:
+            click.echo(line)

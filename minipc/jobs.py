@@ -1,0 +1,153 @@
+"""The verbs on files: read, check that the files belong together, compute, write.
+
+What `minipc record`, `train` and `eval` do, without click, for a script or a notebook.  The
+mathematics is elsewhere: recorder.record(), train.train() and evaluate.evaluate() know no paths.
+"""
+
+import os
+from dataclasses import asdict
+from typing import NamedTuple
+
+from minipc import __version__
+from minipc.augment import AugmentConfig
+from minipc.backend import default_threads, provenance
+from minipc.data.clouds import check_same_kind, read_clouds
+from minipc.errors import DataError, UsageError
+from minipc.evaluate import evaluate
+from minipc.model_file import model_id, on_module, read_model
+from minipc.nn.losses import formula
+from minipc.nn.pointnet import count, sizes
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import pointnet_teacher, record
+from minipc.run_folder import RunFolder, free_name, model_path
+from minipc.self_target import History, Snapshot
+from minipc.train import drawn_views, recorded_views, train
+
+
+def _quiet(*anything):
+    """Report nothing."""
+
+
+def find_data(data, hint, near, points_hash):
+    """Return the data file to use and its Splits.
+
+    data is a path, or None: then the file named hint is looked for beside `near` and here.  Raises
+    DataError if it is not there or its training points do not have points_hash (None: any).
+    """
+    if data is None:
+        places = [os.path.join(os.path.dirname(near), hint), hint] if hint else []
+        data = next((place for place in places if os.path.exists(place)), None)
+        if data is None:
+            raise DataError(
+                f"{near}: its data file {hint or '(not named in it)'} is not beside it and not here; pass DATA"
+            )
+    splits = read_clouds(data)
+    if points_hash is not None and splits.train.points_hash != points_hash:
+        raise DataError(
+            f"{data}: training points {splits.train.points_hash[:16]}, but {near} was made from "
+            f"{points_hash[:16]}; pass the data file that it was made from"
+        )
+    return data, splits
+
+
+def record_files(data, teacher, out, *, views, seed=0, logits="float16", force=False, xp, threads=None,
+                 say=_quiet, progress=_quiet):
+    """Record the model in file or run folder teacher on the training clouds of file data: Recorded."""
+    splits = read_clouds(data)
+    path = model_path(teacher)
+    model = read_model(path)
+    check_same_kind(splits.train.described, model.described, data, path)
+    on_device = on_module(model, xp)
+    return record(
+        splits.train, pointnet_teacher(on_device), model_id(model), out, views,
+        seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp),
+        data_file=os.path.basename(data), say=say, progress=progress,
+    )
+
+
+class Run(NamedTuple):
+    """A finished training run."""
+
+    values: dict  # the keys of `train --json`
+    trained: object  # train.Trained
+
+
+def train_files(data, record_path, model, loss, config, *, labels_only=False, self_target="snapshot",
+                self_every=1, out=None, xp, threads=None, say=_quiet, progress=_quiet):
+    """Train model (a name or widths) and write a run folder; return Run.
+
+    With record_path, epoch e replays view e mod V of it (without its logits if labels_only) and
+    data may be None: the record names its file.  Without, labels alone.  loss and config are a
+    LossConfig and a TrainConfig.
+    """
+    if record_path is None and not labels_only:
+        raise UsageError("train: distillation needs --record FILE; for labels alone add --labels-only")
+    if record_path is None:
+        if data is None:
+            raise UsageError("train: name the data: minipc train DATA --labels-only")
+        reader, splits = None, read_clouds(data)
+        views = drawn_views(splits.train, config.seed, AugmentConfig())
+    else:
+        reader = RecordReader(record_path)
+        data, splits = find_data(data, reader.meta["data_file"], record_path, reader.plan.points_hash)
+        reader.check_belongs(splits.train)
+        views = recorded_views(reader, labels_only)
+    try:
+        model_config = sizes(model, len(splits.train.class_names))
+        target = None
+        if loss.self_weight > 0:
+            target = (
+                Snapshot(model_config, self_every) if self_target == "snapshot"
+                else History(len(splits.train), model_config.classes)
+            )
+        config.steps_per_epoch(len(splits.train))  # refuses before a folder is made
+        size = count(model_config, splits.train.points.shape[1])
+        out = out or free_name("run")
+        folder = RunFolder(out, {
+            "minipc": __version__, "provenance": provenance(xp), "data": os.path.basename(data),
+            "points_hash": splits.train.points_hash, "labels_hash": splits.train.labels_hash,
+            "record": reader and {"file": os.path.basename(record_path), "run_id": reader.plan.run_id},
+            "labels_only": labels_only, "model": asdict(model_config), "loss": asdict(loss),
+            "self_target": {"kind": self_target, "every": self_every} if target else None,
+            "training": asdict(config),
+        })
+        say(f"{out}: {model}, {size.parameters} parameters, {size.macs / 1e6:.2f} M multiply-adds a cloud, "
+            f"{config.epochs} epochs of {len(splits.train)} clouds")
+        say(formula(loss))
+        trained = train(
+            splits, model_config, loss, config, views, self_target=target, xp=xp, threads=threads,
+            folder=folder, progress=progress, data_file=os.path.basename(data),
+        )
+    finally:
+        if reader:
+            reader.close()
+    last = trained.epochs[-1]
+    return Run({
+        "model": model, "parameters": size.parameters, "macs_per_cloud": size.macs,
+        "epochs": config.epochs, "seed": config.seed, "record": record_path, "labels_only": labels_only,
+        "test_accuracy": last["test_accuracy"],
+        "test_mean_class_accuracy": last["test_mean_class_accuracy"],
+        "best_test_accuracy": max(row["test_accuracy"] for row in trained.epochs),
+        "raised": last["raised"], "unbounded": last["unbounded"],
+        "seconds": round(trained.seconds, 1), "out": out,
+    }, trained)
+
+
+def eval_files(model, data, *, xp, threads=None):
+    """Evaluate the model in a file or run folder on the test split of data: values for JSON."""
+    path = model_path(model)
+    read = read_model(path)
+    data, splits = find_data(data, read.trained.get("data_file"), path, None)
+    check_same_kind(splits.test.described, read.described, data, path)
+    found = evaluate(on_module(read, xp), splits.test, xp, threads or default_threads(xp))
+    size = count(read.config, splits.test.points.shape[1])
+    return {
+        "model": path, "data": data, "clouds": len(splits.test),
+        "accuracy": found.accuracy, "mean_class_accuracy": found.mean_class_accuracy,
+        "parameters": size.parameters, "macs_per_cloud": size.macs,
+        "class_accuracy": {
+            name: float(found.confusion[i, i] / found.confusion[i].sum())
+            for i, name in enumerate(splits.test.class_names) if found.confusion[i].sum()
+        },
+        "confusion": found.confusion.tolist(),
+    }

@@ -1,0 +1,146 @@
+"""What a recording is (identity) and how far it goes (extent), before any teacher is called.
+
+The identity is everything on which a recorded byte may depend: the same identity resumes, another
+one in the same place is refused, field by field.  Never dates, host names or paths.
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+
+import numpy as np
+
+from minipc.errors import DataError
+from minipc.files import canonical_json, check_keys, commit, from_dict, parse_json, read_bytes
+from minipc.streams import check_seed
+
+FORMAT = 1  # of plans, shards and records together
+MOST_ROWS = 4096  # in one shard: what a kill may cost, and the memory of a merge
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Identity and extent of a recording.  Raises DataError for what cannot be recorded."""
+
+    clouds: int  # N
+    classes: int  # K
+    logits: str  # stored dtype, float16 or float32
+    block: int  # clouds in one call of the teacher
+    rows_per_shard: int  # a multiple of block, at most 4096
+    augment: dict  # ranges and order of the operations; plain JSON
+    seed: int  # of the Philox words
+    points_hash: str  # SHA-256 of the clouds
+    labels_hash: str
+    teacher_id: str  # SHA-256 of a model, or the caller's own name for a teacher
+    class_names: tuple  # K, in label order
+    up_axis: str
+    normalisation: str
+    views: int  # the extent: V
+    format: int = FORMAT
+
+    def __post_init__(self):
+        for name in ("clouds", "classes", "block", "rows_per_shard", "views", "format"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise DataError(f"plan: {name}: expected an integer >= 1, got {value!r}")
+        for name in ("points_hash", "labels_hash", "teacher_id", "up_axis", "normalisation"):
+            if not isinstance(getattr(self, name), str):
+                raise DataError(f"plan: {name}: expected text, got {getattr(self, name)!r}")
+        check_seed(self.seed)
+        if self.format != FORMAT:
+            raise DataError(f"plan: format {self.format}; this minipc knows {FORMAT}: upgrade")
+        if self.logits not in ("float16", "float32"):
+            raise DataError(f"plan: logits: expected float16 or float32, got {self.logits!r}")
+        if self.rows_per_shard > MOST_ROWS or self.rows_per_shard % self.block:
+            raise DataError(
+                f"plan: rows_per_shard: expected a multiple of the block {self.block}, at most "
+                f"{MOST_ROWS}, got {self.rows_per_shard}"
+            )
+        object.__setattr__(self, "class_names", tuple(self.class_names))
+        if len(self.class_names) != self.classes:
+            raise DataError(f"plan: {self.classes} classes, {len(self.class_names)} class names")
+        # a copy through JSON: what the caller changes later, or a tuple, cannot change the identity
+        object.__setattr__(self, "augment", json.loads(canonical_json(self.augment)))
+
+    @property
+    def identity(self):
+        """The fields on which recorded bytes depend: all but the extent."""
+        return {name: value for name, value in self.to_dict().items() if name != "views"}
+
+    @cached_property
+    def run_id(self):
+        """SHA-256 of the canonical JSON of the identity, as hexadecimal digits."""
+        return hashlib.sha256(canonical_json(self.identity)).hexdigest()
+
+    @property
+    def rows(self):
+        """Rows in all: views x clouds; row = view x N + cloud."""
+        return self.views * self.clouds
+
+    @property
+    def bytes_per_view(self):
+        """Bytes that one view of one cloud takes: scale and shift, 24, and K logits."""
+        return 24 + self.classes * np.dtype(self.logits).itemsize
+
+    @property
+    def estimated_bytes(self):
+        """Size of the finished record, to within a few kB."""
+        return self.rows * self.bytes_per_view + 2560 + len(canonical_json(self.to_dict()))
+
+    def shards(self):
+        """Yield (view, first, stop) of every shard, in the order of the rows."""
+        for view in range(self.views):
+            for first in range(0, self.clouds, self.rows_per_shard):
+                yield view, first, min(first + self.rows_per_shard, self.clouds)
+
+    def same_identity(self, other):
+        """Return whether other records the same bytes, whatever its extent."""
+        return self.run_id == other.run_id
+
+    def differences(self, other):
+        """Return one line naming each field of the identity that other has otherwise."""
+        mine, others = _flat(self.identity), _flat(other.identity)
+        return "; ".join(
+            f"{name} is {_short(others.get(name))} there and {_short(mine.get(name))} here"
+            for name in sorted({*mine, *others})
+            if mine.get(name) != others.get(name)
+        )
+
+    def to_dict(self):
+        """Return the plan as JSON values."""
+        return {**asdict(self), "class_names": list(self.class_names)}
+
+    @classmethod
+    def from_dict(cls, values, where):
+        """Return the plan of a mapping from a file.  Raises DataError naming where."""
+        return from_dict(cls, values, where)
+
+
+def write_plan(path, plan):
+    """Commit plan to path as JSON, with its run_id for a digest.  Raises as files.commit does."""
+    commit(path, canonical_json({"plan": plan.to_dict(), "run_id": plan.run_id}))
+
+
+def read_plan(path):
+    """Return the Plan that write_plan committed.  Raises DataError, also for a damaged one."""
+    values = parse_json(read_bytes(path, cap=1 << 24), path)
+    check_keys(values, {"plan", "run_id"}, path)
+    plan = Plan.from_dict(values["plan"], path)
+    if plan.run_id != values["run_id"]:
+        raise DataError(f"{path}: is damaged: its digest does not match; remove it")
+    return plan
+
+
+def _flat(values, prefix=""):
+    """Return nested mappings as one, {"augment.shift_max": ...}."""
+    flat = {}
+    for name, value in values.items():
+        inner = isinstance(value, dict)
+        flat.update(_flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value})
+    return flat
+
+
+def _short(value):
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:32]}..."

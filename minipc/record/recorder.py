@@ -1,0 +1,169 @@
+"""record(): run any teacher once over augmented views of each training cloud, into shards.
+
+A teacher is any callable from (B, P, 3) float32 to (B, K) logits; ours is one of them.  The file
+protocol is store.py's: this module only computes what a shard holds.
+"""
+
+import os
+import time
+from dataclasses import asdict, replace
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import log_softmax
+
+from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
+from minipc.backend import ordered_map, padded_block, provenance, to_host
+from minipc.errors import DataError, MinipcError, UsageError, check_shape
+from minipc.nn.pointnet import forward_eval
+from minipc.record.plan import Plan
+from minipc.record.reader import RecordReader
+from minipc.record.store import Store
+from minipc.streams import stream
+
+BLOCK = 32  # clouds in one call of the teacher; part of a record's identity
+ROWS_PER_SHARD = 4096
+TRIAL = 512  # training clouds on which a teacher is tried before the first shard
+
+
+class Recorded(NamedTuple):
+    """What a recording holds and what it took, also the keys of `record --json`."""
+
+    out: str
+    run_id: str
+    clouds: int
+    views: int
+    classes: int
+    bytes: int  # of the finished file
+    bytes_per_view: int  # of one cloud: its parameters and its logits
+    teacher_accuracy: float  # on the recorded views
+    clouds_per_second: float  # of this call's shards; 0 where nothing was left to do
+    resumed_shards: int  # shards (or views of a finished record) that were there already
+    max_kl_of_rounding: float  # largest KL(softmax(v) || softmax(v as stored)), T = 1
+
+
+def pointnet_teacher(model):
+    """Return logits_of for record(): our PointNet in evaluation mode, on the module of its arrays."""
+    return lambda points: forward_eval(model.params, model.stats, points, model.config)
+
+
+def record(
+    clouds, logits_of, teacher_id, out, views, *,
+    seed=0, augment=AugmentConfig(), logits="float16", xp=np, threads=1,
+    data_file=None, force=False, say=lambda line: None, progress=None,
+):
+    """Record views 0 .. views - 1 of every cloud to the file out and return Recorded.
+
+    clouds: data.clouds.Clouds; logits_of: (B, P, 3) float32 of module xp -> (B, K), K the number of
+    class names; it is called with blocks of one fixed size, by several threads at once if threads
+    is above 1.  teacher_id names the teacher for ever: another id is another record.  data_file is
+    a hint for people, a base name.  say(line) and progress(done, total, text) report.
+
+    Run again after any interruption it continues; with more views it adds them.  Raises DataError
+    for a teacher near chance (unless force), for logits that are not finite or do not fit the
+    chosen dtype, and where another recording is in the same place.
+    """
+    if not isinstance(views, int) or views < 1:
+        raise UsageError(f"views: expected a positive integer, got {views!r}")
+    plan = Plan(
+        clouds=len(clouds), classes=len(clouds.class_names), logits=logits, block=BLOCK,
+        rows_per_shard=ROWS_PER_SHARD, augment={**asdict(augment), "order": ORDER}, seed=seed,
+        points_hash=clouds.points_hash, labels_hash=clouds.labels_hash, teacher_id=teacher_id,
+        **clouds.described, views=views,
+    )
+    store = Store(out, plan, data_file)
+    missing = store.missing()
+    for line in store.set_aside:
+        say(line)
+    present = sum(1 for _ in plan.shards()) - len(missing)
+    left = sum(stop - first for _, first, stop in missing)
+    seconds = 0.0
+    if missing:
+        try:
+            tried, rate = _try_teacher(clouds, logits_of, plan, augment, xp, threads)
+            _refuse_chance(clouds, tried, force)
+        except MinipcError:
+            store.abandon()
+            raise
+        say(
+            f"{out}: {plan.clouds} clouds x {plan.views} views, {plan.bytes_per_view} bytes each, "
+            f"{plan.estimated_bytes / 1e6:.1f} MB in all; {left} rows to compute, about {left / rate:.0f} s"
+        )
+        start = time.perf_counter()
+        done = 0
+        for view, first, stop in missing:
+            scale, shift, values, kl = compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads)
+            store.commit_shard(view, first, scale, shift, values, {**provenance(xp), "max_kl": kl})
+            done += stop - first
+            if progress:
+                progress(done, left, "recording")
+        seconds = time.perf_counter() - start
+        store.finalise()
+    else:
+        say(f"{out}: all {plan.views} views are recorded already")
+    with RecordReader(out) as reader:
+        return Recorded(
+            out, plan.run_id, plan.clouds, reader.views, plan.classes, os.path.getsize(out), plan.bytes_per_view,
+            _recorded_accuracy(reader, clouds.labels), round(left / seconds, 1) if seconds else 0.0,
+            present, reader.meta["max_kl_of_rounding"],
+        )
+
+
+def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads):
+    """Return what one shard holds: scale and shift (R, 3) float32, logits (R, K) as stored, and a KL.
+
+    Clouds first .. stop - 1 of one view in blocks of plan.block, aligned to the cloud number and
+    padded at the end, so that the bytes do not depend on who computes which shard.  The KL is the
+    largest KL(softmax(v) || softmax(v as stored)) at T = 1.
+    """
+    params = draw(plan.seed, view, first, stop - first, augment)
+
+    def block_logits(start):
+        points = xp.asarray(padded_block(clouds.points[:stop], start, plan.block))
+        applied = Params(*(xp.asarray(padded_block(value, start - first, plan.block)) for value in params))
+        logits = to_host(logits_of(apply(points, applied)))
+        check_shape("teacher logits", logits, (plan.block, plan.classes))
+        return logits[: stop - start]
+
+    blocks = ordered_map(block_logits, range(first, stop, plan.block), threads)
+    exact = np.concatenate(list(blocks)).astype(np.float32)
+    if not np.isfinite(exact).all():
+        raise DataError(f"teacher: logits of view {view} are not finite; check the model and its input")
+    with np.errstate(over="ignore"):
+        stored = exact.astype(plan.logits)
+    if not np.isfinite(stored).all():
+        raise DataError(
+            f"teacher: a logit of {np.abs(exact).max():.3g} in view {view} does not fit float16; use --logits float32"
+        )
+    log_p = log_softmax(exact.astype(np.float64), axis=1)
+    log_stored = log_softmax(stored.astype(np.float64), axis=1)
+    kl = (np.exp(log_p) * (log_p - log_stored)).sum(axis=1).max()
+    return *params, stored, float(max(kl, 0.0))
+
+
+def _try_teacher(clouds, logits_of, plan, augment, xp, threads):
+    """Return (correct, tried) on random training clouds under view 0, and rows a second."""
+    chosen = np.sort(stream(plan.seed, "trial").permutation(len(clouds))[:TRIAL])
+    some = replace(clouds, points=clouds.points[chosen], labels=clouds.labels[chosen])
+    start = time.perf_counter()
+    _, _, logits, _ = compute_shard(some, logits_of, plan, augment, 0, 0, len(some), xp, threads)
+    rate = len(some) / (time.perf_counter() - start)
+    return (int((logits.argmax(axis=1) == some.labels).sum()), len(some)), rate
+
+
+def _refuse_chance(clouds, tried, force):
+    """Raise DataError for a teacher not better than the largest class's share by 3 standard errors."""
+    correct, number = tried
+    share = np.bincount(clouds.labels).max() / len(clouds)
+    least = share + 3 * np.sqrt(share * (1 - share) / number)
+    if correct / number <= least and not force:
+        raise DataError(
+            f"teacher: {correct} of {number} training clouds right, no better than chance (more than "
+            f"{100 * least:.1f} % needed); check that it was trained on this data, or pass --force"
+        )
+
+
+def _recorded_accuracy(reader, labels):
+    """Return the share of recorded rows whose largest logit is the label."""
+    right = sum(int((reader.view(view)[2].argmax(axis=1) == labels).sum()) for view in range(reader.views))
+    return right / (reader.views * len(labels))
