@@ -20,7 +20,7 @@ import stat
 import struct
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from typing import NamedTuple, get_origin, get_type_hints
+from typing import get_origin, get_type_hints
 
 import h5py
 import numpy as np
@@ -37,15 +37,7 @@ _MAGIC = b"\x89minipc\n"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HEADER = struct.Struct("<8s16sIIQ32s")  # magic, kind, version, zero, length, digest
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
-_BAD_PLACE = {  # the path is at fault, not the machine
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR,
-    errno.ENAMETOOLONG, errno.ELOOP,
-}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
-
-
-# Values: JSON, dataclasses, content hashes
+_BAD_PLACE = "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENAMETOOLONG ELOOP".split()
 
 
 def canonical_json(value):
@@ -64,10 +56,8 @@ def parse_json(data, where):
     try:
         values = json.loads(bytes(data), object_pairs_hook=distinct)
         canonical_json(values)  # refuses NaN and 1e999
-        if not isinstance(values, dict):
-            raise ValueError(f"found a {type(values).__name__}")
-        return values
-    except (ValueError, RecursionError) as reason:
+        return {**values}
+    except (ValueError, TypeError, RecursionError) as reason:
         raise DataError(f"{where}: expected a JSON object ({reason}); make it again") from reason
 
 
@@ -89,17 +79,13 @@ def from_dict(kind, values, where):
     """
     check_keys(values, [field.name for field in fields(kind)], where)
     hints = get_type_hints(kind)
-    tuples = {name for name in values if tuple in (hints[name], get_origin(hints[name]))}
+    for name, value in values.items():
+        if isinstance(value, list) and tuple in (hints[name], get_origin(hints[name])):
+            values = {**values, name: tuple(value)}
     try:
-        return kind(**{
-            name: _frozen(value) if name in tuples else value for name, value in values.items()
-        })
+        return kind(**values)
     except (MinipcError, TypeError, ValueError, AttributeError, OverflowError) as reason:
         raise DataError(f"{where}: {reason}") from reason
-
-
-def _frozen(value):
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
 
 
 def sha256_arrays(*arrays):
@@ -112,9 +98,6 @@ def sha256_arrays(*arrays):
         digest.update(canonical_json([exact.dtype.str, exact.shape]))  # arrays cannot run together
         digest.update(exact)
     return digest.hexdigest()
-
-
-# Writing: all or nothing
 
 
 def commit(path, data):
@@ -134,17 +117,13 @@ def write_hdf5(path, kind, version, fill):
     Equal contents created in equal order give equal bytes.  fill uses write_meta and h5py's
     create_dataset without chunks, filters or times.  Raises as commit does.
     """
-    image = io.BytesIO()
-    hdf5_into(image, fill)
+    hdf5_into(image := io.BytesIO(), fill)
     body = image.getbuffer()[USER_BLOCK:]
     commit(path, [_sealed(kind, version, USER_BLOCK + len(body), [body]), body])
 
 
 def hdf5_into(file, fill):
-    """Let libhdf5 write what fill(h5py.File) creates into file, a Python file object in memory.
-
-    In memory only: libhdf5 crashes the process where the disk under it is full.
-    """
+    """Let libhdf5 write what fill(h5py.File) creates into file, in memory: full disks crash it."""
     with h5py.File(file, "w", libver=HDF5_BOUNDS, userblock_size=USER_BLOCK) as hdf5:
         fill(hdf5)
 
@@ -163,12 +142,10 @@ def replacing(path):
     """
     place = os.path.realpath(path)
     folder, base = os.path.split(place)
-    fd = temporary = None
-    state = "could not be written and is as it was"
+    fd, temporary, state = None, None, "could not be written and is as it was"
     try:
         if os.path.exists(place) and not os.path.isfile(place):  # a rename would destroy a pipe
-            found = _what(os.stat(place).st_mode)
-            raise DataError(f"{path}: expected a file to write, found {found}; name another place")
+            raise _no_file(os.stat(place).st_mode, path)
         fd, temporary = _new_temporary(folder, base)
         yield fd
         os.fsync(fd)
@@ -187,10 +164,10 @@ def replacing(path):
 
 def write_error(told, reason):
     """Return the error for an OSError of writing: DataError where the place is at fault."""
-    told = f"{told} ({reason.strerror or reason})"
-    if reason.errno in _BAD_PLACE:
+    told, code = f"{told} ({reason.strerror or reason})", errno.errorcode.get(reason.errno, "-")
+    if code in _BAD_PLACE:
         return DataError(f"{told}; name a file in a folder that you may write to")
-    remedy = "free some space" if reason.errno in _FULL else "check the disk"
+    remedy = "free some space" if code in ("ENOSPC", "EDQUOT", "EFBIG") else "check the disk"
     return MinipcError(f"{told}; {remedy} and run the same command again")
 
 
@@ -200,7 +177,7 @@ def sync_folder(folder):
     try:
         os.fsync(fd)
     except OSError as reason:
-        if reason.errno not in _UNSUPPORTED:
+        if reason.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:
         os.close(fd)
@@ -208,23 +185,11 @@ def sync_folder(folder):
 
 def write_at(fd, at, data):
     """Write all of a bytes-like at byte `at` of fd; return where it ends.  Python retries EINTR."""
-    view = memoryview(data)
-    view = view.cast("B") if view.nbytes else memoryview(b"")  # a shape with a zero has no cast
+    view = memoryview(data).cast("B") if memoryview(data).nbytes else b""  # (0, 3) has no cast
     while view:
         written = os.pwrite(fd, view, at)
         view, at = view[written:], at + written
     return at
-
-
-def reserve(fd, size):
-    """Give fd its size and its disk blocks now, so that a full disk fails here and not later."""
-    try:
-        os.posix_fallocate(fd, 0, size)
-    except (AttributeError, OSError) as reason:
-        if isinstance(reason, OSError) and reason.errno not in _UNSUPPORTED:
-            raise
-        for at in range(0, size, CHUNK):
-            write_at(fd, at, bytes(min(CHUNK, size - at)))
 
 
 def seal(fd, kind, version):
@@ -236,14 +201,13 @@ def seal(fd, kind, version):
 def sweep(folder, base=None):
     """Remove temporaries in folder (of the file base alone, if given) whose writers are dead.
 
-    A living writer locks its temporary and the kernel drops the lock of a killed one; on a file
-    system without locks nothing is removed.
+    The kernel drops the lock of a killed writer; without locks nothing is removed.
     """
     with suppress(OSError):
         for name in os.listdir(folder):
             match = _TEMPORARY.fullmatch(name)
             if match and base in (None, match[1]):
-                with suppress(OSError), _Exact(_open_regular(os.path.join(folder, name))) as file:
+                with suppress(OSError, DataError), _Exact(os.path.join(folder, name)) as file:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     os.unlink(os.path.join(folder, name))
 
@@ -260,41 +224,18 @@ def _new_temporary(folder, base):
         os.close(fd)
 
 
-# Reading: the guard, then only what was asked for
-
-
-class Header(NamedTuple):
-    """The user block of a file of ours, as stored."""
-
-    kind: str
-    version: int
-    length: int  # bytes of the whole file
-
-
-def read_bytes(path, cap):
-    """Return the bytes of a regular file of any kind, at most cap of them.  Raises DataError."""
-    with _Exact(_open_regular(path)) as file:
-        return file.read(cap)
-
-
 @contextmanager
 def open_hdf5(path, kind, version, cap=CAP):
     """Yield an h5py.File, mode r, of a whole file of kind, of at most version and cap bytes.
 
     What was hashed is what libhdf5 reads: the same descriptor.  Raises DataError, one line.
     """
-    with _Exact(_open_regular(path)) as file:
+    with _Exact(path) as file:
         _guard(file.fileno(), path, kind, version, cap)
         with _believing(path):
             hdf5 = h5py.File(file, "r")
         with hdf5, _believing(path, OSError, KeyError, RuntimeError):
             yield hdf5
-
-
-def read_header(path):
-    """Return the Header of a file of ours, which may yet be damaged.  Raises DataError."""
-    with _Exact(_open_regular(path)) as file:
-        return _header(file.fileno(), path)[0]
 
 
 def check_members(group, names, path):
@@ -331,10 +272,8 @@ def checked_dataset(group, name, dtype, shape, path):
         size, stored = node.size * wanted.itemsize, node.id.get_storage_size()
         plain = how.get_layout() == h5py.h5d.CONTIGUOUS and not how.get_external_count()
         if not plain or how.get_nfilters() or not size == stored <= node.file.id.get_filesize():
-            raise DataError(
-                f"{path}: {name}: expected {size} plain bytes inside this file, found {stored} or "
-                "another storage (external, virtual, chunked); make it again"
-            )
+            other = f"{stored} or another storage (external, virtual, chunked)"
+            raise DataError(f"{path}: {name}: expected {size} plain bytes here, found {other}")
         return node
 
 
@@ -358,7 +297,20 @@ def read_meta(group, path):
 
 
 class _Exact(io.FileIO):
-    """A file whose reads are whole or raise: libhdf5 takes a short one for zeros."""
+    """A regular file whose reads are whole or raise: libhdf5 takes a short one for zeros."""
+
+    def __init__(self, path):
+        """Open path for reading; a pipe without a writer does not hang.  Raises DataError."""
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
+            why = getattr(reason, "strerror", None) or reason
+            raise DataError(f"{path}: cannot be read ({why}); check name and rights") from reason
+        mode = os.fstat(fd).st_mode
+        if not stat.S_ISREG(mode):
+            os.close(fd)
+            raise _no_file(mode, path)
+        super().__init__(fd)
 
     def readinto(self, buffer):
         view = memoryview(buffer)
@@ -390,37 +342,9 @@ def _check_link(group, name, path):
         raise DataError(f"{path}: {name} is a link to elsewhere, never followed; make it again")
 
 
-def _what(mode):
-    return "a folder" if stat.S_ISDIR(mode) else "a pipe" if stat.S_ISFIFO(mode) else "a device"
-
-
-def _open_regular(path):
-    """Return a descriptor of the regular file path; a pipe without a writer does not hang."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
-        why = getattr(reason, "strerror", None) or reason
-        raise DataError(f"{path}: cannot be read ({why}); check name and permissions") from reason
-    mode = os.fstat(fd).st_mode
-    if not stat.S_ISREG(mode):
-        os.close(fd)
-        raise DataError(f"{path}: expected a file, found {_what(mode)}; name the file itself")
-    return fd
-
-
-def _header(fd, path):
-    """Return (Header, its 512 bytes, size of the file) where fd begins like a file of ours."""
-    size, head = os.fstat(fd).st_size, os.pread(fd, USER_BLOCK, 0)
-    if not head:
-        raise DataError(f"{path}: is empty; restore a copy or make it again")
-    if head.startswith(_HDF5_MAGIC):
-        raise DataError(f"{path}: is HDF5, but not made by minipc; see `minipc data pack`")
-    if not head.startswith(_MAGIC[: len(head)]):
-        raise DataError(f"{path}: is not a minipc file; check the name")
-    if len(head) < USER_BLOCK:
-        raise _damaged(path, f"it ends after {size} bytes")
-    _, kind, version, _, length, _ = _HEADER.unpack_from(head)
-    return Header(kind.rstrip(b"\0").decode("latin-1"), version, length), head, size
+def _no_file(mode, path):
+    what = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
+    return DataError(f"{path}: expected a file, found a {what}; name the file itself")
 
 
 def _guard(fd, path, kind, version, cap):
@@ -429,27 +353,33 @@ def _guard(fd, path, kind, version, cap):
     The header and the digest's rule hold for all versions, so damage is told from a newer file;
     another kind of ours is told at once, before a large file is hashed.
     """
-    header, head, size = _header(fd, path)
-    other = f"{path}: is a minipc {header.kind} file, but a {kind} file is wanted; check the name"
-    if header.kind != kind and header.kind in KINDS:
+    size, head = os.fstat(fd).st_size, os.pread(fd, USER_BLOCK, 0)
+    if not head:
+        raise DataError(f"{path}: is empty; restore a copy or make it again")
+    if head.startswith(_HDF5_MAGIC):
+        raise DataError(f"{path}: is HDF5, but not made by minipc; see `minipc data pack`")
+    if not head.startswith(_MAGIC[: len(head)]):
+        raise DataError(f"{path}: is not a minipc file; check the name")
+    if size < USER_BLOCK:
+        raise DataError(f"{path}: is damaged: it ends after {size} bytes; restore a copy")
+    _, found, written_by, _, length, _ = _HEADER.unpack_from(head)
+    found = found.rstrip(b"\0").decode("latin-1")
+    told = found if found in KINDS else ascii(found)
+    other = f"{path}: is a minipc {told} file, but a {kind} file is wanted; check the name"
+    if found != kind and found in KINDS:
         raise DataError(other)
     if size > cap:
         raise DataError(f"{path}: has {size} bytes, but a {kind} file has at most {cap} here")
-    if size != header.length:
-        raise _damaged(path, f"it has {size} bytes, but {header.length} were written")
-    if head != _sealed(header.kind, header.version, size, _chunks(fd, size)):
-        raise _damaged(path, "its digest does not match")
-    if header.kind != kind:
+    damage = f"it has {size} bytes, but {length} were written" if size != length else ""
+    if not damage and head != _sealed(found, written_by, size, _chunks(fd, size)):
+        damage = "its digest does not match"
+    if damage:
+        raise DataError(f"{path}: is damaged: {damage}; restore a copy or make it again")
+    if found != kind:
         raise DataError(other)
-    if header.version > version:
-        raise DataError(
-            f"{path}: was written by a newer format version {header.version}; this minipc reads "
-            f"up to {version}: upgrade"
-        )
-
-
-def _damaged(path, what):
-    return DataError(f"{path}: is damaged: {what}; restore a copy or make it again")
+    if written_by > version:
+        newer = f"was written by a newer format version {written_by}"
+        raise DataError(f"{path}: {newer}; this minipc reads up to {version}: upgrade")
 
 
 def _sealed(kind, version, length, chunks):

@@ -86,7 +86,7 @@ class Problem(NamedTuple):
 
 
 def distance_to_kinks(problem):
-    """Return how far the nearest kink is: pre-activations from zero, the pool's winner from the next."""
+    """Return the distance to the nearest kink: of a ReLU from zero, of the pool's two largest."""
     _, _, tape = pointnet.forward_train(problem.params, problem.points, problem.model, problem.mask)
     nearest = np.inf
     before_relu = None

@@ -34,7 +34,9 @@ def _index(key):
     if isinstance(key, tuple):
         return tuple(_index(part) for part in key)
     if isinstance(key, (np.ndarray, list)):
-        raise IndexError(f"Unsupported type {type(key)} as an index: a hidden transfer to the device")
+        raise IndexError(
+            f"Unsupported type {type(key)} as an index: a hidden transfer to the device"
+        )
     return key.host if isinstance(key, FakeArray) else key
 
 

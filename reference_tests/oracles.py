@@ -11,9 +11,7 @@ def linear(x, W):
     """y_o = sum_i x_i W_io for every row, rows under any number of axes."""
     if hasattr(x[0], "__len__"):
         return [linear(part, W) for part in x]
-    return [
-        sum(float(x[i]) * float(W[i][o]) for i in range(len(x))) for o in range(len(W[0]))
-    ]
+    return [sum(float(x[i]) * float(W[i][o]) for i in range(len(x))) for o in range(len(W[0]))]
 
 
 def bias(x, b):
@@ -70,9 +68,7 @@ def relu(x):
 
 def point_max(x):
     """y_bo = the largest of x_bno over n."""
-    return [
-        [max(float(point[o]) for point in cloud) for o in range(len(cloud[0]))] for cloud in x
-    ]
+    return [[max(float(point[o]) for point in cloud) for o in range(len(cloud[0]))] for cloud in x]
 
 
 def dropout(x, mask):
@@ -94,7 +90,8 @@ def log_softmax(z):
 def soft_cross_entropy(z, q):
     """loss_b = - sum_k q_bk log softmax(z_b)_k."""
     return [
-        -sum(float(w) * lp for w, lp in zip(weights, row)) for weights, row in zip(q, log_softmax(z))
+        -sum(float(w) * lp for w, lp in zip(weights, row))
+        for weights, row in zip(q, log_softmax(z))
     ]
 
 
@@ -121,9 +118,7 @@ def guarded_loss(z, y, v, u, has_u, a, b, T, delta=0.05):
     for i in range(len(z)):
         p = [exp(value) for value in log_softmax([float(x) / T for x in v[i]])]
         r = [exp(value) for value in log_softmax([float(x) / T for x in u[i]])]
-        q = [
-            max(a * pk - b * float(has_u[i]) * rk, delta * a * pk) for pk, rk in zip(p, r)
-        ]
+        q = [max(a * pk - b * float(has_u[i]) * rk, delta * a * pk) for pk, rk in zip(p, r)]
         total += (1 - a) * soft_cross_entropy([z[i]], [y[i]])[0]
         total += T * T * soft_cross_entropy([[float(x) / T for x in z[i]]], [q])[0]
     return total / len(z)
@@ -156,8 +151,12 @@ def pointnet_eval(params, stats, points, config):
 
     def norm(x, name):
         return batch_norm_eval(
-            x, params[f"{name}.gamma"], params[f"{name}.beta"],
-            stats[f"{name}.mean"], stats[f"{name}.var"], config.eps,
+            x,
+            params[f"{name}.gamma"],
+            params[f"{name}.beta"],
+            stats[f"{name}.mean"],
+            stats[f"{name}.var"],
+            config.eps,
         )
 
     return pointnet(params, points, config, norm)

@@ -68,7 +68,11 @@ def by_hand(z, y, v, u, has_u, c):
 
 def test_soft_cross_entropy_holds_for_signed_weights_that_do_not_sum_to_one():
     rng = np.random.default_rng(0)
-    z, q, dloss = 2 * rng.standard_normal((8, 5)), rng.standard_normal((8, 5)), rng.standard_normal(8)
+    z, q, dloss = (
+        2 * rng.standard_normal((8, 5)),
+        rng.standard_normal((8, 5)),
+        rng.standard_normal(8),
+    )
     assert (q < 0).any() and np.abs(q.sum(axis=1) - 1).max() > 1
     loss, cache = soft_cross_entropy_forward(z, q)
     want = -(q * special.log_softmax(z, axis=1)).sum(axis=1)
@@ -106,7 +110,9 @@ def test_weighted_targets_are_one_signed_target_at_temperature_one():
 def test_an_over_weighted_target_falls_without_bound():
     """Weights 1 + c and -c: the loss falls with the wrong logit, linearly."""
     q = np.array([[1.3, -0.3]])
-    fall = [float(soft_cross_entropy_forward(np.array([[0.0, -t]]), q)[0][0]) for t in (0, 1e2, 1e4)]
+    fall = [
+        float(soft_cross_entropy_forward(np.array([[0.0, -t]]), q)[0][0]) for t in (0, 1e2, 1e4)
+    ]
     assert fall[0] > fall[1] > fall[2]
     assert fall[2] == pytest.approx(-0.3 * 1e4, rel=1e-9)  # slope q_wrong, log-sum-exp underflows
 
@@ -115,7 +121,9 @@ def test_labels_are_smoothed_over_all_classes(xp):
     y = smooth_labels(xp.asarray(np.array([2, 0])), 5, 0.1, np.float64)
     # PyTorch's convention, e / K; division by K - 1 would give 0.025
     want = np.array([[0.02, 0.02, 0.92, 0.02, 0.02], [0.92, 0.02, 0.02, 0.02, 0.02]])
-    np.testing.assert_allclose(xp.asnumpy(y) if xp is not np else y, want, rtol=1e-15)  # one rounding
+    np.testing.assert_allclose(
+        xp.asnumpy(y) if xp is not np else y, want, rtol=1e-15
+    )  # one rounding
     plain = smooth_labels(xp.asarray(np.array([1])), 3, 0.0, np.float32)
     assert_agrees(np, plain, np.array([[0, 1, 0]], np.float32))
 
@@ -177,7 +185,9 @@ def test_terms_are_reported_apart_and_unweighted(T):
         assert float(terms.labels) == pytest.approx(labels.mean(), abs=rounding)
         assert float(terms.distillation) == pytest.approx(kd.mean(), abs=rounding)
         # over the rows that have a target
-        assert float(terms.self_distillation) == pytest.approx(self_kl[has_u == 1].mean(), abs=rounding)
+        assert float(terms.self_distillation) == pytest.approx(
+            self_kl[has_u == 1].mean(), abs=rounding
+        )
     raw = 0.3 * labels.mean() + 0.7 * kd.mean() - 0.3 * (has_u * self_kl).mean()
     assert float(terms.total) == pytest.approx(raw, abs=rounding)
 
@@ -309,7 +319,9 @@ def test_at_temperature_one_the_loss_is_one_cross_entropy(a, b):
         want = (1 - b) * (special.softmax(z, axis=1) - q_eff) / len(z)
         # rows of q_eff sum to one, so the familiar p - q is right for it
         np.testing.assert_allclose(gradient(z, y, v, u, has_u, c), want, atol=1e-15)  # entries < 1
-    np.testing.assert_allclose(constants, constants[0], atol=1e-13)  # differences of order-ten numbers
+    np.testing.assert_allclose(
+        constants, constants[0], atol=1e-13
+    )  # differences of order-ten numbers
 
 
 @pytest.mark.parametrize("T", [1.0, 4.0])
@@ -486,7 +498,9 @@ def _V(s):
 
 
 @pytest.mark.parametrize("T", [1.0, 2.5, 4.0])
-@pytest.mark.parametrize("a, b, guard", [(0.9, 0.9, "none"), (0.6, 0.2, "none"), (0.9, 0.4, "clip")])
+@pytest.mark.parametrize(
+    "a, b, guard", [(0.9, 0.9, "none"), (0.6, 0.2, "none"), (0.9, 0.4, "clip")]
+)
 def test_loss_is_convex_for_b_at_most_a(T, a, b, guard):
     c = config(T, guard, a, b)
     for seed in range(10):
@@ -504,7 +518,10 @@ def test_loss_is_not_convex_for_b_above_a_unless_temperature_is_one():
     a, b = 0.5, 0.8
     z = np.array([[30.0, 0, 0, 0, 0]])  # s_1 is sure of itself, s_T is not
     _, y, v, u, _ = draw(0, B=1)
-    lowest = {T: np.linalg.eigvalsh(_hessian(z, y, v, u, config(T, "none", a, b))).min() for T in (1.0, 4.0)}
+    lowest = {
+        T: np.linalg.eigvalsh(_hessian(z, y, v, u, config(T, "none", a, b))).min()
+        for T in (1.0, 4.0)
+    }
     assert lowest[4.0] < -1e-5
     assert lowest[1.0] > -1e-7  # convex for b <= 1; noise of the differences
 
@@ -536,7 +553,9 @@ def test_where_nothing_is_raised_the_guarded_gradient_is_the_raw_one_bit_for_bit
     assert guarded_dz[~raised].tobytes() == raw_dz[~raised].tobytes()
     assert (np.abs(guarded_dz - raw_dz)[raised].max(axis=1) > 0).all()
     for c in (clip, raw):  # the share is reported with and without the guard
-        assert float(loss_forward(z, y, v, u, has_u, c)[0].raised) == pytest.approx(raised.mean(), abs=1e-15)
+        assert float(loss_forward(z, y, v, u, has_u, c)[0].raised) == pytest.approx(
+            raised.mean(), abs=1e-15
+        )
 
 
 def test_guarded_and_raw_loss_differ_by_the_entropies_where_nothing_is_raised():
@@ -547,7 +566,9 @@ def test_guarded_and_raw_loss_differ_by_the_entropies_where_nothing_is_raised():
     p, r = special.softmax(v / 4, axis=1), special.softmax(u / 4, axis=1)
     entropies = 16 * (0.9 * special.entr(p) - 0.2 * special.entr(r)).sum(axis=1).mean()
     raw = value(z, y, v, u, has_u, replace(c, guard="none"))
-    assert float(terms.total) - entropies == pytest.approx(raw, abs=1e-13)  # order-ten numbers cancel
+    assert float(terms.total) - entropies == pytest.approx(
+        raw, abs=1e-13
+    )  # order-ten numbers cancel
 
 
 def test_loss_stays_finite_for_extreme_logits_in_float32():
@@ -569,7 +590,9 @@ def test_labels_alone_is_cross_entropy():
     assert float(terms.total) == float(terms.labels) == pytest.approx(want, rel=1e-14)  # roundings
     assert [float(term) for term in terms[2:]] == [0.0] * 4
     dz = loss_backward(cache)
-    np.testing.assert_allclose(dz, (special.softmax(z, axis=1) - y) / 6, atol=1e-16)  # entries < 1/6
+    np.testing.assert_allclose(
+        dz, (special.softmax(z, axis=1) - y) / 6, atol=1e-16
+    )  # entries < 1/6
 
 
 def test_a_teacher_weight_without_a_teacher_is_refused():

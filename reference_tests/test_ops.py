@@ -65,8 +65,10 @@ def _loss_inputs(rng):
 
 
 def _simple(op, draw, names, variables, oracle, *constants):
-    """An entry of an operation whose forward takes `names` and then constants, and returns y, cache."""
-    module = losses if hasattr(losses, f"{op}_forward") and not hasattr(ops, f"{op}_forward") else ops
+    """An entry of an operation whose forward takes `names`, then constants."""
+    module = (
+        losses if hasattr(losses, f"{op}_forward") and not hasattr(ops, f"{op}_forward") else ops
+    )
     forward, backward = getattr(module, f"{op}_forward"), getattr(module, f"{op}_backward")
 
     def as_tuple(dy, cache):
@@ -108,41 +110,52 @@ BATCH_NORM = _normal(("x", (7, 5)), ("gamma", 5), ("beta", 5))
 BATCH_NORM_POINTS = _normal(("x", (3, 4, 5)), ("gamma", 5), ("beta", 5))
 NORMED, MOMENTS = ("x", "gamma", "beta"), ("x", "gamma", "beta", "mean", "var")
 
-TABLE = {
-    "linear": _simple(
-        "linear", _normal(("x", (4, 3)), ("W", (3, 5))), "xW", ("x", "W"), oracles.linear
-    ),
-    "linear of points": _simple(
-        "linear", _normal(("x", (2, 4, 3)), ("W", (3, 5))), "xW", ("x", "W"), oracles.linear
-    ),
-    "bias": _simple("bias", _normal(("x", (4, 3)), ("b", 3)), "xb", ("x", "b"), oracles.bias),
-    "bias of points": _simple(
-        "bias", _normal(("x", (2, 4, 3)), ("b", 3)), "xb", ("x", "b"), oracles.bias
-    ),
-    "batch_norm": _simple("batch_norm", BATCH_NORM, NORMED, NORMED, oracles.batch_norm, EPS),
-    "batch_norm of points": _simple(
-        "batch_norm", BATCH_NORM_POINTS, NORMED, NORMED, oracles.batch_norm, EPS
-    ),
-    "batch_norm, eps that matters": _simple(
-        "batch_norm", BATCH_NORM, NORMED, NORMED, oracles.batch_norm, 0.5
-    ),
-    "batch_norm_eval": _simple(
-        "batch_norm_eval", _tracked, MOMENTS, NORMED, oracles.batch_norm_eval, EPS
-    ),
-    "relu": _simple("relu", _away_from_zero, "x", ("x",), oracles.relu),
-    "point_max": _simple("point_max", _clear_winners, "x", ("x",), oracles.point_max),
-    "dropout": _simple("dropout", _with_mask, ("x", "mask"), ("x",), oracles.dropout),
-    "log_softmax": _simple("log_softmax", _normal(("z", (4, 5))), "z", ("z",), oracles.log_softmax),
-    "log_softmax of points": _simple(
-        "log_softmax", _normal(("z", (2, 3, 5))), "z", ("z",), oracles.log_softmax
-    ),
-    "soft_cross_entropy": _simple(
-        "soft_cross_entropy", _normal(("z", (4, 5)), ("q", (4, 5))), "zq", ("z",),
-        oracles.soft_cross_entropy,
-    ),
-} | {
-    f"loss T={T:g} {guard}": _loss(T, guard) for T in (1.0, 2.5, 4.0) for guard in ("clip", "none")
-} | {"loss labels alone, none": _loss(4.0, "none", a=0.0, b=0.0)}
+TABLE = (
+    {
+        "linear": _simple(
+            "linear", _normal(("x", (4, 3)), ("W", (3, 5))), "xW", ("x", "W"), oracles.linear
+        ),
+        "linear of points": _simple(
+            "linear", _normal(("x", (2, 4, 3)), ("W", (3, 5))), "xW", ("x", "W"), oracles.linear
+        ),
+        "bias": _simple("bias", _normal(("x", (4, 3)), ("b", 3)), "xb", ("x", "b"), oracles.bias),
+        "bias of points": _simple(
+            "bias", _normal(("x", (2, 4, 3)), ("b", 3)), "xb", ("x", "b"), oracles.bias
+        ),
+        "batch_norm": _simple("batch_norm", BATCH_NORM, NORMED, NORMED, oracles.batch_norm, EPS),
+        "batch_norm of points": _simple(
+            "batch_norm", BATCH_NORM_POINTS, NORMED, NORMED, oracles.batch_norm, EPS
+        ),
+        "batch_norm, eps that matters": _simple(
+            "batch_norm", BATCH_NORM, NORMED, NORMED, oracles.batch_norm, 0.5
+        ),
+        "batch_norm_eval": _simple(
+            "batch_norm_eval", _tracked, MOMENTS, NORMED, oracles.batch_norm_eval, EPS
+        ),
+        "relu": _simple("relu", _away_from_zero, "x", ("x",), oracles.relu),
+        "point_max": _simple("point_max", _clear_winners, "x", ("x",), oracles.point_max),
+        "dropout": _simple("dropout", _with_mask, ("x", "mask"), ("x",), oracles.dropout),
+        "log_softmax": _simple(
+            "log_softmax", _normal(("z", (4, 5))), "z", ("z",), oracles.log_softmax
+        ),
+        "log_softmax of points": _simple(
+            "log_softmax", _normal(("z", (2, 3, 5))), "z", ("z",), oracles.log_softmax
+        ),
+        "soft_cross_entropy": _simple(
+            "soft_cross_entropy",
+            _normal(("z", (4, 5)), ("q", (4, 5))),
+            "zq",
+            ("z",),
+            oracles.soft_cross_entropy,
+        ),
+    }
+    | {
+        f"loss T={T:g} {guard}": _loss(T, guard)
+        for T in (1.0, 2.5, 4.0)
+        for guard in ("clip", "none")
+    }
+    | {"loss labels alone, none": _loss(4.0, "none", a=0.0, b=0.0)}
+)
 
 every_entry = pytest.mark.parametrize("entry", TABLE.values(), ids=TABLE.keys())
 both_dtypes = pytest.mark.parametrize("dtype", [np.float32, np.float64])

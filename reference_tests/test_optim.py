@@ -10,7 +10,13 @@ from fake_device import assert_agrees, map_arrays, moved
 from minipc.errors import BackendError, DataError
 from minipc.nn import optim
 
-SHAPES = {"shared0.W": (3, 4), "shared0.gamma": (4,), "shared0.beta": (4,), "out.W": (4, 2), "out.b": (2,)}
+SHAPES = {
+    "shared0.W": (3, 4),
+    "shared0.gamma": (4,),
+    "shared0.beta": (4,),
+    "out.W": (4, 2),
+    "out.b": (2,),
+}
 DECAYED = {"shared0.W", "out.W"}
 
 both = pytest.mark.parametrize(
@@ -42,7 +48,9 @@ def test_twelve_steps_equal_the_loop(start, step, oracle, weight_decay):
     want = oracle(flat(params), [flat(g) for g in grads_of_steps], 0.02, weight_decay, DECAYED)
     assert state.step == 12 and list(new) == list(params)
     for name, values in flat(new).items():
-        np.testing.assert_allclose(values, want[name], rtol=1e-13, atol=1e-14)  # some tens of roundings
+        np.testing.assert_allclose(
+            values, want[name], rtol=1e-13, atol=1e-14
+        )  # some tens of roundings
 
 
 def test_other_constants_reach_the_formulas():
@@ -57,7 +65,9 @@ def test_other_constants_reach_the_formulas():
     want_sgd = oracles.sgd(flat(params), [flat(g) for g in grads], 0.3, 0.2, DECAYED, momentum=0.4)
     for name in SHAPES:
         np.testing.assert_allclose(flat(new)[name], want[name], rtol=1e-13)  # a few roundings
-        np.testing.assert_allclose(flat(slid)[name], want_sgd[name], rtol=1e-13, atol=1e-15)  # the same
+        np.testing.assert_allclose(
+            flat(slid)[name], want_sgd[name], rtol=1e-13, atol=1e-15
+        )  # the same
 
 
 def test_the_first_step_of_adamw_has_the_length_of_the_rate():
@@ -76,7 +86,9 @@ def test_only_weights_of_linear_layers_decay(start, step, oracle):
     new, _ = step(params, zero, start(params), 0.5, 0.1)
     for name, value in params.items():
         if name in DECAYED:
-            np.testing.assert_allclose(new[name], value * 0.95, rtol=1e-14)  # 1 - lr decay, one rounding
+            np.testing.assert_allclose(
+                new[name], value * 0.95, rtol=1e-14
+            )  # 1 - lr decay, one rounding
         else:
             np.testing.assert_array_equal(new[name], value)
 
@@ -142,7 +154,9 @@ def test_the_rate_warms_up_and_falls_as_half_a_cosine():
     assert all(a > b for a, b in zip(factors[10:], factors[11:]))
     assert factors[55] == pytest.approx(0.5, abs=1e-15)  # half-way between 10 and 100; cos(pi / 2)
     for i in (20, 77, 99):
-        assert factors[i] == pytest.approx((1 + cos(pi * (i - 10) / 90)) / 2, abs=1e-15)  # one rounding
+        assert factors[i] == pytest.approx(
+            (1 + cos(pi * (i - 10) / 90)) / 2, abs=1e-15
+        )  # one rounding
     assert 0 < factors[-1] < 4e-4  # (pi / 90)^2 / 4 = 3.05e-4
     assert optim.warmup_cosine(100, 100, 10) == pytest.approx(0, abs=1e-15)  # cos(pi) + 1
 

@@ -1,4 +1,4 @@
-"""The whole network: sizes, forward against loops, every gradient, invariances, one training step."""
+"""The whole network: sizes, forward against loops, gradients, invariances, training steps."""
 
 import numpy as np
 import pytest
@@ -32,9 +32,11 @@ def small(seed=0, dtype=np.float64, config=SMALL, B=4, N=6):
     for name, value in params.items():
         if not name.endswith(".W"):
             value += 0.3 * rng.standard_normal(value.shape)
+    # pooled channels that are zero in some cloud: else this offset has no gradient at all
+    params[f"shared{len(config.shared) - 1}.beta"] -= 1
     stats = initial_stats(config, np.float64)
     for name, value in stats.items():
-        value += rng.random(value.shape)
+        value += rng.random(value.shape) - (0.5 if name.endswith(".mean") else 0.7)
     points = rng.standard_normal((B, N, 3))
     last = (*config.shared, *config.head)[-1]
     mask = (rng.random((B, last)) >= config.dropout) / (1 - config.dropout)
@@ -50,20 +52,32 @@ def small(seed=0, dtype=np.float64, config=SMALL, B=4, N=6):
         # by hand, 40 classes, 1024 points: shared W + 2 norms, head W + 2 norms, output W + b
         (
             "teacher",
-            (3 * 64 + 64 * 64 + 64 * 64 + 64 * 128 + 128 * 1024) + 2 * (64 + 64 + 64 + 128 + 1024)
-            + (1024 * 512 + 512 * 256) + 2 * (512 + 256) + 256 * 40 + 40,
+            (3 * 64 + 64 * 64 + 64 * 64 + 64 * 128 + 128 * 1024)
+            + 2 * (64 + 64 + 64 + 128 + 1024)
+            + (1024 * 512 + 512 * 256)
+            + 2 * (512 + 256)
+            + 256 * 40
+            + 40,
             1024 * (192 + 4096 + 4096 + 8192 + 131072) + 524288 + 131072 + 10240,
         ),
         (
             "student",
-            (3 * 32 + 32 * 32 + 32 * 64 + 64 * 128) + 2 * (32 + 32 + 64 + 128)
-            + 128 * 64 + 2 * 64 + 64 * 40 + 40,
+            (3 * 32 + 32 * 32 + 32 * 64 + 64 * 128)
+            + 2 * (32 + 32 + 64 + 128)
+            + 128 * 64
+            + 2 * 64
+            + 64 * 40
+            + 40,
             1024 * (96 + 1024 + 2048 + 8192) + 8192 + 2560,
         ),
         (
             "tiny",
-            (3 * 16 + 16 * 16 + 16 * 32 + 32 * 64) + 2 * (16 + 16 + 32 + 64)
-            + 64 * 32 + 2 * 32 + 32 * 40 + 40,
+            (3 * 16 + 16 * 16 + 16 * 32 + 32 * 64)
+            + 2 * (16 + 16 + 32 + 64)
+            + 64 * 32
+            + 2 * 32
+            + 32 * 40
+            + 40,
             1024 * (48 + 256 + 512 + 2048) + 2048 + 1280,
         ),
     ],
@@ -90,7 +104,9 @@ def test_widths_by_hand_are_read(text, shared, head):
     assert (config.shared, config.head, config.classes, config.dropout) == (shared, head, 7, 0.0)
 
 
-@pytest.mark.parametrize("text", ["big", "", ":32", "16-:8", "16-0", "-16", "16:32:8", "1.5", "16,32"])
+@pytest.mark.parametrize(
+    "text", ["big", "", ":32", "16-:8", "16-0", "-16", "16:32:8", "1.5", "16,32"]
+)
 def test_sizes_that_are_none_are_refused(text):
     with pytest.raises(UsageError, match="^model: expected "):
         sizes(text, 40)
@@ -138,7 +154,9 @@ def test_parameters_start_as_they_are_specified():
 # forward
 
 
-@pytest.mark.parametrize("config", [SMALL, ModelConfig((4,), (), 3), ModelConfig((3, 4, 5), (6, 5), 2)])
+@pytest.mark.parametrize(
+    "config", [SMALL, ModelConfig((4,), (), 3), ModelConfig((3, 4, 5), (6, 5), 2)]
+)
 def test_forward_equals_the_slow_oracle(config):
     params, stats, points, mask = small(1, config=config)
     # float64: some hundreds of roundings on numbers of order one
@@ -148,6 +166,7 @@ def test_forward_equals_the_slow_oracle(config):
     want = oracles.pointnet_train(params, points, config, mask)
     np.testing.assert_allclose(logits, want, atol=1e-12)  # the same
     logits = forward_eval(params, stats, points, config)
+    assert logits.std(axis=0).min() > 0.01  # the clouds are told apart
     want = oracles.pointnet_eval(params, stats, points, config)
     np.testing.assert_allclose(logits, want, atol=1e-12)  # the same
 
@@ -166,9 +185,16 @@ def test_everything_keeps_the_dtype(dtype, xp):
     new, state = optim.adamw_step(params, grads_clipped, optim.adamw_start(params), 1e-3, 1e-2)
     slid, sgd_state = optim.sgd_step(params, grads, optim.sgd_start(params), 1e-3, 1e-2)
     results = {
-        "logits": logits, "batch": batch, "terms": terms, "grads": grads, "dpoints": dpoints,
-        "clipped": grads_clipped, "norm": norm, "adamw": (new, state.m, state.v),
-        "sgd": (slid, sgd_state.velocity), "track": track(stats, batch, SMALL),
+        "logits": logits,
+        "batch": batch,
+        "terms": terms,
+        "grads": grads,
+        "dpoints": dpoints,
+        "clipped": grads_clipped,
+        "norm": norm,
+        "adamw": (new, state.m, state.v),
+        "sgd": (slid, sgd_state.velocity),
+        "track": track(stats, batch, SMALL),
         "eval": forward_eval(params, stats, points, SMALL),
     }
     for name, result in results.items():
@@ -241,7 +267,9 @@ def test_gradients_have_the_names_and_shapes_of_parameters():
 @pytest.mark.parametrize("steps", [0, 5])
 @pytest.mark.parametrize("T", [1.0, 2.5, 4.0])
 @pytest.mark.parametrize("guard, b", [("clip", 0.3), ("none", 0.3), ("none", 0.9), ("clip", 0.0)])
-def test_every_gradient_of_the_model_agrees_with_central_differences(smooth_problem, steps, T, guard, b):
+def test_every_gradient_of_the_model_agrees_with_central_differences(
+    smooth_problem, steps, T, guard, b
+):
     """Batch norm, dropout, three-term loss; at the start and after some steps of AdamW."""
     problem = smooth_problem(steps=steps, temperature=T, guard=guard, self_weight=b)
     assert distance_to_kinks(problem) > KINK
@@ -284,10 +312,13 @@ def test_single_entries_of_every_gradient_agree(smooth_problem):
             e = np.zeros(grad.size)
             e[entry] = 1e-5
             up, down = (
-                problem.value(arrays | {name: arrays[name] + sign * e.reshape(grad.shape)}) for sign in (1, -1)
+                problem.value(arrays | {name: arrays[name] + sign * e.reshape(grad.shape)})
+                for sign in (1, -1)
             )
             # noise of the quotient is 1e-16 / 1e-5, and h^2 = 1e-10 of truncation
-            assert (up - down) / 2e-5 == pytest.approx(grad.flat[entry], rel=1e-6, abs=1e-8 * largest), name
+            assert (up - down) / 2e-5 == pytest.approx(
+                grad.flat[entry], rel=1e-6, abs=1e-8 * largest
+            ), name
 
 
 # invariances
@@ -299,7 +330,8 @@ def test_point_order_does_not_matter():
     # the same rows in another order: only sums over rows round differently
     np.testing.assert_allclose(
         forward_eval(params, stats, points[:, order], SMALL),
-        forward_eval(params, stats, points, SMALL), atol=1e-12,
+        forward_eval(params, stats, points, SMALL),
+        atol=1e-12,
     )
     logits, batch, tape = forward_train(params, points, SMALL, mask)
     logits_o, batch_o, tape_o = forward_train(params, points[:, order], SMALL, mask)
@@ -316,7 +348,9 @@ def test_points_repeated_as_padding_leave_the_logits_unchanged():
     padded = np.concatenate([points, points[:, :1], points[:, :1], points[:, 3:5]], axis=1)
     np.testing.assert_allclose(
         forward_eval(params, stats, padded, SMALL),
-        forward_eval(params, stats, points, SMALL), rtol=1e-12, atol=1e-12,
+        forward_eval(params, stats, points, SMALL),
+        rtol=1e-12,
+        atol=1e-12,
     )  # the maximum of the same numbers; products may be blocked differently
 
 
@@ -338,7 +372,9 @@ def test_evaluation_with_the_batchs_own_statistics_is_the_training_forward():
     stats = {}
     for name, layer in batch.items():
         stats |= {f"{name}.mean": layer.mean, f"{name}.var": layer.var}
-    np.testing.assert_allclose(forward_eval(params, stats, points, config), logits, atol=1e-12)  # roundings
+    np.testing.assert_allclose(
+        forward_eval(params, stats, points, config), logits, atol=1e-12
+    )  # roundings
 
 
 def test_tracked_statistics_move_towards_those_of_the_batch():
@@ -351,12 +387,20 @@ def test_tracked_statistics_move_towards_those_of_the_batch():
     first = points.reshape(-1, 3) @ params["shared0.W"]
     # a convex combination, momentum 0.1, a few roundings
     np.testing.assert_allclose(
-        moved_stats["shared0.mean"], 0.9 * stats["shared0.mean"] + 0.1 * first.mean(axis=0), atol=1e-14
+        moved_stats["shared0.mean"],
+        0.9 * stats["shared0.mean"] + 0.1 * first.mean(axis=0),
+        atol=1e-14,
     )
     np.testing.assert_allclose(
-        moved_stats["shared0.var"], 0.9 * stats["shared0.var"] + 0.1 * first.var(axis=0, ddof=1), rtol=1e-13
+        moved_stats["shared0.var"],
+        0.9 * stats["shared0.var"] + 0.1 * first.var(axis=0, ddof=1),
+        rtol=1e-13,
     )
-    assert {name: layer.rows for name, layer in batch.items()} == {"shared0": B * N, "shared1": B * N, "head0": B}
+    assert {name: layer.rows for name, layer in batch.items()} == {
+        "shared0": B * N,
+        "shared1": B * N,
+        "head0": B,
+    }
 
 
 # one training step on a device
@@ -390,5 +434,6 @@ def test_training_steps_agree_between_modules(dtype, guard, device):
         return (*out, forward_eval(p, s, x, SMALL))
 
     want, got = three_steps(np), three_steps(device)
-    # bit for bit on the fake device; a real one sums in another order
-    assert_agrees(device, got, want, digits=1e-9 if dtype == np.float64 else 1e-3)
+    # bit for bit on the fake device; a real one sums in another order, and AdamW divides a small
+    # gradient by itself, noise included
+    assert_agrees(device, got, want, digits=1e-9 if dtype == np.float64 else 1e-2)

@@ -11,6 +11,7 @@ from minipc.nn.losses import LossConfig
 from minipc.nn.pointnet import ModelConfig, forward_eval
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.store import Store
 from minipc.train import TrainConfig, recorded_views, train
 
 MODEL = ModelConfig((8, 16), (8,), 3)
@@ -110,6 +111,29 @@ def test_an_interrupted_recording_continues_and_equals_an_undisturbed_one(tmp_pa
     assert broken.read_bytes() == whole.read_bytes()
 
 
+def test_a_kill_between_the_last_shard_and_the_merge_loses_nothing(tmp_path, clouds, monkeypatch):
+    whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
+    record(clouds, oracle(clouds), "oracle", str(whole), 2)
+
+    def killed(store, progress=None):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Store, "finalise", killed)
+        record(clouds, oracle(clouds), "oracle", str(broken), 2)
+    assert not broken.exists()
+    done = record(clouds, None, "oracle", str(broken), 2)  # the teacher is not needed any more
+    assert done.resumed_shards == 2 and broken.read_bytes() == whole.read_bytes()
+
+
+def test_fewer_views_than_a_finished_record_has_keep_them_all(tmp_path, clouds):
+    out = tmp_path / "record.h5"
+    record(clouds, oracle(clouds), "oracle", str(out), 3)
+    before = out.read_bytes()
+    assert record(clouds, None, "oracle", str(out), 1).views == 3
+    assert out.read_bytes() == before
+
+
 def test_more_views_are_added_to_a_finished_record(tmp_path, clouds):
     whole, grown = tmp_path / "whole.h5", tmp_path / "grown.h5"
     record(clouds, oracle(clouds), "oracle", str(whole), 5)
@@ -143,7 +167,7 @@ def test_a_teacher_near_chance_is_refused_before_the_first_shard_unless_forced(t
 
     with pytest.raises(DataError, match="no better than chance.*--force"):
         record(clouds, guess, "guess", out, 2)
-    assert not (tmp_path / "record.h5").exists()
+    assert list(tmp_path.iterdir()) == []
     record(clouds, guess, "guess", out, 2, force=True)
 
 

@@ -32,8 +32,10 @@ try:
 except ImportError:
     if os.environ.get("MINIPC_REQUIRE_TORCH") == "1":
         raise
-    pytest.skip("torch is not installed: no parity tests (MINIPC_REQUIRE_TORCH=1 makes this a failure)",
-                allow_module_level=True)
+    pytest.skip(
+        "torch is not installed: no parity tests (MINIPC_REQUIRE_TORCH=1 makes this a failure)",
+        allow_module_level=True,
+    )
 
 MODELS = {
     "tiny": sizes("tiny", 40),
@@ -79,8 +81,14 @@ def torch_pointnet(params, stats, points, config, training, mask=None):
     def layer(x, name):
         flat = (x @ params[f"{name}.W"]).reshape(-1, params[f"{name}.W"].shape[1])
         flat = F.batch_norm(
-            flat, stats[f"{name}.mean"], stats[f"{name}.var"], params[f"{name}.gamma"],
-            params[f"{name}.beta"], training, config.momentum, config.eps,
+            flat,
+            stats[f"{name}.mean"],
+            stats[f"{name}.var"],
+            params[f"{name}.gamma"],
+            params[f"{name}.beta"],
+            training,
+            config.momentum,
+            config.eps,
         )
         return F.relu(flat).reshape(*x.shape[:-1], -1)
 
@@ -101,15 +109,24 @@ def torch_loss(z, labels, v, u, has_u, c):
     ce = F.cross_entropy(z, labels, label_smoothing=c.label_smoothing)
     log_s = F.log_softmax(z / T, dim=1)
     kd = T**2 * F.kl_div(log_s, F.log_softmax(v / T, dim=1), reduction="batchmean", log_target=True)
-    each = F.kl_div(log_s, F.log_softmax(u / T, dim=1), reduction="none", log_target=True).sum(dim=1)
+    each = F.kl_div(log_s, F.log_softmax(u / T, dim=1), reduction="none", log_target=True).sum(
+        dim=1
+    )
     self_kl = T**2 * (has_u * each).mean()
     return (1 - c.kd_weight) * ce + c.kd_weight * kd - c.self_weight * self_kl, ce, kd
 
 
 @every_model
 def test_evaluation_forward_is_torchs(config):
-    params, stats, points, *_ = draw(config)
-    want = torch_pointnet(*(map_arrays(as_torch, x) for x in (params, stats, points)), config, False)
+    params, _, points, *_ = draw(config)
+    _, batch, _ = forward_train(params, points, config)
+    stats = {}
+    for name, layer in batch.items():
+        stats |= {f"{name}.mean": 0.9 * layer.mean, f"{name}.var": 1.1 * layer.var}
+    want = torch_pointnet(
+        *(map_arrays(as_torch, x) for x in (params, stats, points)), config, False
+    )
+    assert want.std(dim=0).min() > 0.01  # the clouds are told apart
     assert_close(forward_eval(params, stats, points, config), want)
 
 
@@ -131,8 +148,12 @@ def test_training_forward_loss_gradients_and_statistics_are_torchs(config, T):
     total.backward()
 
     assert_close(z, tz, "logits")
-    for name, got, want in (("total", terms.total, total), ("ce", terms.labels, ce), ("kd", terms.distillation, kd)):
-        assert float(got) == pytest.approx(float(want), rel=CLOSE), name
+    for name, got, want in (
+        ("total", terms.total, total),
+        ("ce", terms.labels, ce),
+        ("kd", terms.distillation, kd),
+    ):
+        assert float(got) == pytest.approx(want.item(), rel=CLOSE), name
     norms = {name: np.abs(grad).max() for name, grad in grads.items()}
     assert min(norms.values()) > 1e-6 * max(norms.values()), norms  # none is zero, all are compared
     for name in params:
@@ -149,7 +170,7 @@ def test_label_smoothing_is_torchs(smoothing):
     c = LossConfig(kd_weight=0.0, label_smoothing=smoothing)
     terms, _ = loss_forward(z, smooth_labels(labels, 7, smoothing, np.float64), None, None, None, c)
     want = F.cross_entropy(as_torch(z), as_torch(labels), label_smoothing=smoothing)
-    assert float(terms.total) == pytest.approx(float(want), rel=1e-14)  # a few roundings
+    assert float(terms.total) == pytest.approx(want.item(), rel=1e-14)  # a few roundings
 
 
 def torch_optimiser(kind, leaf, lr, decay):
@@ -167,7 +188,8 @@ def test_ten_optimiser_steps_on_given_gradients_are_torchs(config, kind):
     params, *_ = draw(config)
     leaf = {name: as_torch(value).requires_grad_() for name, value in params.items()}
     ours_start, ours_step = {
-        "adamw": (optim.adamw_start, optim.adamw_step), "sgd": (optim.sgd_start, optim.sgd_step)
+        "adamw": (optim.adamw_start, optim.adamw_step),
+        "sgd": (optim.sgd_start, optim.sgd_step),
     }[kind]
     state, theirs = ours_start(params), torch_optimiser(kind, leaf, 0.01, 0.1)
     rng = np.random.default_rng(5)
@@ -194,7 +216,10 @@ def test_ten_training_steps_are_torchs(config, kind):
     tstats, tpoints = map_arrays(as_torch, stats), as_torch(points)
     tmask = None if mask is None else as_torch(mask)
     targets = [as_torch(x) for x in (labels, v, u, has_u)]
-    start, step = {"adamw": (optim.adamw_start, optim.adamw_step), "sgd": (optim.sgd_start, optim.sgd_step)}[kind]
+    start, step = {
+        "adamw": (optim.adamw_start, optim.adamw_step),
+        "sgd": (optim.sgd_start, optim.sgd_step),
+    }[kind]
     state, theirs = start(params), torch_optimiser(kind, leaf, 0.005, 0.05)
     for _ in range(10):
         z, batch, tape = forward_train(params, points, config, mask)
@@ -203,10 +228,12 @@ def test_ten_training_steps_are_torchs(config, kind):
         params, state = step(params, grads, state, 0.005, 0.05)
         stats = track(stats, batch, config)
         theirs.zero_grad()
-        total, _, _ = torch_loss(torch_pointnet(leaf, tstats, tpoints, config, True, tmask), *targets, c)
+        total, _, _ = torch_loss(
+            torch_pointnet(leaf, tstats, tpoints, config, True, tmask), *targets, c
+        )
         total.backward()
         theirs.step()
-        assert float(terms.total) == pytest.approx(float(total), rel=CLOSE)
+        assert float(terms.total) == pytest.approx(total.item(), rel=CLOSE)
     for name, value in params.items():
         assert_close(value, leaf[name], name)
     for name, value in stats.items():

@@ -19,7 +19,7 @@ from minipc.errors import UsageError
 from minipc.streams import check_seed, stream
 
 UP_AXIS = "z"
-YAW = float(__import__("os").environ.get("YAW", 180))
+YAW = 15.0
 
 
 class Shapes(NamedTuple):
@@ -69,7 +69,7 @@ def _cloud(family, rng, points):
     A cloud of a single point is the origin: it has no radius to normalise.
     """
     triangles = family(rng)
-    turn = rng.uniform(-1, 1) * np.deg2rad(YAW)
+    turn = np.pi / 2 * rng.integers(4) + rng.uniform(-1, 1) * np.deg2rad(YAW)
     cloud = _sample(triangles, rng, points)
     c, s = np.cos(turn), np.sin(turn)
     cloud = cloud @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
@@ -178,10 +178,10 @@ def _armchair(rng):
     """A chair with two arms, each a rail on a post."""
     u = rng.uniform
     parts, x, y, height, back = _chair_parts(rng)
-    rise, post, rail = back * u(0.3, 0.55), u(0.0, 1.0) * x, u(0.03, 0.07)
+    rise, post, rail = back * u(0.35, 0.6), u(0.2, 1.0) * x, u(0.05, 0.09)
     for side in (-1, 1):
         parts.append(_box((0, side * y, height + rise), (2 * x, rail, 0.04)))
-        parts.append(_box((post, side * y, height + rise / 2), (0.04, 0.04, rise)))
+        parts.append(_box((post, side * y, height + rise / 2), (0.05, 0.05, rise)))
     return np.concatenate(parts)
 
 
@@ -220,8 +220,8 @@ def _bench(rng):
     if u() < 0.4:
         parts[1:] = [_box((0, s * y, height / 2), (2 * x, 0.06, height)) for s in (-1, 1)]
     bar = height * u(0.1, 0.8)
-    parts.append(_box((0, 0, bar), (0.05, 2 * y, u(0.02, 0.04))))
-    parts += [_box((0, s * y, bar), (2 * x, 0.03, 0.03)) for s in (-1, 1)]
+    parts.append(_box((0, 0, bar), (0.05, 2 * y, u(0.03, 0.06))))
+    parts += [_box((0, s * y, bar), (2 * x, 0.04, 0.04)) for s in (-1, 1)]
     if u() < 0.5:
         parts += _back(rng, -x, y, height, u(0.3, 0.5))
     return np.concatenate(parts)
@@ -232,7 +232,7 @@ def _desk(rng):
     u = rng.uniform
     depth, length, height = u(0.5, 0.9), u(0.7, 1.6), u(0.45, 0.85)
     parts, x, y = _raised_plate(rng, depth, length, height)
-    block, drop = length * u(0.15, 0.4), height * u(0.15, 0.95)
+    block, drop = length * u(0.2, 0.4), height * u(0.25, 0.95)
     parts.append(_box((0, y - block / 2, height - drop / 2), (2 * x, block, drop)))
     return np.concatenate(parts)
 
@@ -247,6 +247,15 @@ def _bookcase(rng):
     if u() < 0.5:
         parts.append(_box((-depth / 2, 0, height / 2), (0.02, width, height)))
     return np.concatenate(parts)
+
+
+def _wardrobe(rng):
+    """A closed cupboard on short legs, with a cornice."""
+    u = rng.uniform
+    depth, width, height, low = u(0.4, 0.8), u(0.7, 1.2), u(0.7, 1.4), u(0.05, 0.2)
+    parts = [_box((0, 0, low + height / 2), (depth, width, height))]
+    parts.append(_box((0, 0, low + height), (depth + 0.1, width + 0.1, 0.06)))
+    return np.concatenate(parts + _legs(depth / 2 - 0.05, width / 2 - 0.05, low, u(0.05, 0.1)))
 
 
 def _rack(rng):
@@ -266,7 +275,7 @@ def _stool(rng):
     parts, x, y = _raised_plate(rng, depth, length, height)
     if u() < 0.5:
         parts[0] = _turned([(0, height), (depth * 0.6, height), (depth * 0.6, height + 0.05), (0, height + 0.05)])
-    bar, thick = height * u(0.1, 0.8), u(0.02, 0.04)
+    bar, thick = height * u(0.1, 0.7), u(0.03, 0.05)
     for side in (-1, 1):
         parts.append(_box((side * x, 0, bar), (thick, 2 * y, thick)))
         parts.append(_box((0, side * y, bar), (2 * x, thick, thick)))
@@ -309,7 +318,7 @@ def _sofa(rng):
     top = low + thick
     parts = [_box((0, 0, low + thick / 2), (depth, length, thick))]
     parts += _legs(depth / 2 - 0.08, length / 2 - 0.08, low, u(0.05, 0.1))
-    back, arm, board = u(0.3, 0.6), u(0.15, 0.3), u(0.08, 0.2)
+    back, arm, board = u(0.3, 0.6), u(0.18, 0.34), u(0.08, 0.2)
     parts.append(_box((-depth / 2, 0, (top + back) / 2), (board, length, top + back), -u(0, 0.1)))
     for side in (-1, 1):
         parts.append(_box((0, side * length / 2, (top + arm) / 2), (depth, board, top + arm)))
@@ -336,17 +345,6 @@ def _vase(rng):
     return _vessel(rng, rng.uniform(0.2, 0.42))[0]
 
 
-def _jug(rng):
-    """A turned body with an open rim, one handle and a lip opposite to it."""
-    u = rng.uniform
-    body, radius, height = _vessel(rng, u(0.2, 0.42))
-    low, high = u(0.2, 0.45), u(0.75, 0.98)
-    handle = _handle((radius(low), low * height), (radius(high), high * height), u(0.12, 0.28), u(0.025, 0.045))
-    near = (body[..., 2] > 0.85 * height) & (body[..., 0] < -0.5 * radius(1))
-    body[..., 0] -= near * u(0.06, 0.2)
-    return np.concatenate([body, handle])
-
-
 def _teapot(rng):
     """A closed turned body with a lid and its knob, a handle and a spout opposite to it."""
     u = rng.uniform
@@ -354,7 +352,7 @@ def _teapot(rng):
     n = radius(1)
     lid = _turned([(n, height), (n * 0.4, height + 0.08), (0.05, height + 0.15), (0, height + 0.17)])
     low, high = u(0.2, 0.45), u(0.75, 0.98)
-    handle = _handle((radius(low), low * height), (radius(high), high * height), u(0.12, 0.28), u(0.025, 0.045))
+    handle = _handle((radius(low), low * height), (radius(high), high * height), u(0.2, 0.4), u(0.03, 0.05))
     foot, reach = u(0.2, 0.4), u(0.15, 0.35)
     path = [(-radius(foot), 0, foot * height), (-radius(foot) - reach * 0.6, 0, (foot + 0.25) * height), (-radius(foot) - reach, 0, (foot + 0.5) * height)]
     return np.concatenate([body, lid, handle, _tube(path, u(0.04, 0.07))])
@@ -374,7 +372,7 @@ def _mug(rng):
     body, radius, height = _cup_body(rng)
     low, high = u(0.15, 0.4), u(0.65, 0.92)
     return np.concatenate(
-        [body, _handle((radius(low), low * height), (radius(high), high * height), u(0.12, 0.28), u(0.025, 0.045))]
+        [body, _handle((radius(low), low * height), (radius(high), high * height), u(0.2, 0.4), u(0.03, 0.05))]
     )
 
 
@@ -385,7 +383,6 @@ FAMILIES = (  # (class name, family): the label is the index
     ("bookcase", _bookcase),
     ("chair", _chair),
     ("desk", _desk),
-    ("jug", _jug),
     ("mug", _mug),
     ("rack", _rack),
     ("sofa", _sofa),
@@ -393,4 +390,5 @@ FAMILIES = (  # (class name, family): the label is the index
     ("table", _table),
     ("teapot", _teapot),
     ("vase", _vase),
+    ("wardrobe", _wardrobe),
 )

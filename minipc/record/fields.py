@@ -5,8 +5,10 @@ has the same fields without V, and N counts its rows.  Beside the fields lies on
 This module knows neither the protocol of resuming (store.py) nor what a row means to a student.
 """
 
+import errno
 import io
 import math
+import os
 from typing import NamedTuple
 
 import h5py
@@ -14,7 +16,7 @@ import numpy as np
 
 from minipc.errors import DataError
 from minipc.files import (
-    check_members, checked_dataset, hdf5_into, replacing, reserve, seal, write_at, write_meta,
+    CHUNK, check_members, checked_dataset, hdf5_into, replacing, seal, write_at, write_meta,
 )
 
 
@@ -109,7 +111,7 @@ def write_rows(path, kind, version, meta, fields, sizes, blocks):
     rows = sizes["V"] * sizes["N"]
     ends = [offsets[name] + rows * row_bytes[name] for name in offsets]
     with replacing(path) as fd:
-        reserve(fd, max(ends + [at + len(piece) for at, piece in layout.pieces]))
+        _reserve(fd, max(ends + [at + len(piece) for at, piece in layout.pieces]))
         for at, piece in layout.pieces:
             write_at(fd, at, piece)
         for view, first, arrays in blocks:
@@ -122,6 +124,19 @@ def write_rows(path, kind, version, meta, fields, sizes, blocks):
         if rows:
             raise DataError(f"{path}: {rows} rows are missing; run the same command again")
         seal(fd, kind, version)
+
+
+def _reserve(fd, size):
+    """Give fd its size and its disk blocks now, so that a full disk fails here and not later."""
+    try:
+        os.posix_fallocate(fd, 0, size)
+    except (AttributeError, OSError) as reason:  # missing in the system or in the file system
+        if getattr(reason, "errno", errno.ENOSYS) not in (
+            errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
+        ):
+            raise
+        for at in range(0, size, CHUNK):
+            write_at(fd, at, bytes(min(CHUNK, size - at)))
 
 
 def _allocate(hdf5, field, shape):

@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from minipc.errors import DataError
-from minipc.files import canonical_json, check_keys, commit, from_dict, parse_json, read_bytes
+from minipc.files import canonical_json, check_keys, commit, from_dict, parse_json
 from minipc.streams import check_seed
 
 FORMAT = 1  # of plans, shards and records together
@@ -124,7 +124,11 @@ def write_plan(path, plan):
 
 def read_plan(path):
     """Return the Plan that write_plan committed.  Raises DataError, also for a damaged one."""
-    values = parse_json(read_bytes(path, cap=1 << 24), path)
+    try:
+        with open(path, "rb") as file:
+            values = parse_json(file.read(1 << 24), path)
+    except OSError as reason:
+        raise DataError(f"{path}: cannot be read ({reason.strerror}); check its rights") from reason
     check_keys(values, {"plan", "run_id"}, path)
     plan = Plan.from_dict(values["plan"], path)
     if plan.run_id != values["run_id"]:
@@ -142,5 +146,5 @@ def _flat(values, prefix=""):
 
 
 def _short(value):
-    text = str(value)
+    text = " ".join(str(value).split())  # one line
     return text if len(text) <= 40 else f"{text[:32]}..."

@@ -62,5 +62,5 @@ class RecordReader:
 
 
 def _short(value):
-    text = ", ".join(value) if isinstance(value, tuple) else str(value)
+    text = ", ".join(value) if isinstance(value, tuple) else value
     return text if len(text) <= 48 else f"{text[:16]}..."

@@ -16,13 +16,12 @@ from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.backend import ordered_map, padded_block, provenance, to_host
 from minipc.errors import DataError, MinipcError, UsageError, check_shape
 from minipc.nn.pointnet import forward_eval
-from minipc.record.plan import Plan
+from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
 from minipc.streams import stream
 
 BLOCK = 32  # clouds in one call of the teacher; part of a record's identity
-ROWS_PER_SHARD = 4096
 TRIAL = 512  # training clouds on which a teacher is tried before the first shard
 
 
@@ -67,12 +66,12 @@ def record(
         raise UsageError(f"views: expected a positive integer, got {views!r}")
     plan = Plan(
         clouds=len(clouds), classes=len(clouds.class_names), logits=logits, block=BLOCK,
-        rows_per_shard=ROWS_PER_SHARD, augment={**asdict(augment), "order": ORDER}, seed=seed,
+        rows_per_shard=MOST_ROWS, augment={**asdict(augment), "order": ORDER}, seed=seed,
         points_hash=clouds.points_hash, labels_hash=clouds.labels_hash, teacher_id=teacher_id,
         **clouds.described, views=views,
     )
     store = Store(out, plan, data_file)
-    missing = store.missing()
+    plan, missing = store.plan, store.missing()  # a finished record of more views keeps them
     for line in store.set_aside:
         say(line)
     present = sum(1 for _ in plan.shards()) - len(missing)
@@ -98,9 +97,11 @@ def record(
             if progress:
                 progress(done, left, "recording")
         seconds = time.perf_counter() - start
-        store.finalise()
     else:
         say(f"{out}: all {plan.views} views are recorded already")
+    # Also where nothing was missing: a kill may have come between the last shard and the merge.
+    for name in store.finalise():
+        say(f"{store.parts}: {name} is kept; look at it and remove it")
     with RecordReader(out) as reader:
         return Recorded(
             out, plan.run_id, plan.clouds, reader.views, plan.classes, os.path.getsize(out), plan.bytes_per_view,
