@@ -18,10 +18,16 @@ def check_seed(seed):
 
 
 def stream(seed, purpose, *key):
-    """Return a numpy Generator for one purpose, e.g. stream(0, "shuffle", epoch)."""
+    """Return a numpy Generator for one purpose, e.g. stream(0, "shuffle", epoch).
+
+    seed as in check_seed, key integers in [0, 2^32).  The key enters as a spawn key, which
+    SeedSequence never pads: (1,) and (1, 0) are two streams.  Raises UsageError.
+    """
     check_seed(seed)
+    if not all(0 <= number < 2**32 for number in key):
+        raise UsageError(f"stream {purpose}: expected keys from 0 to 2^32 - 1, got {key}")
     label = zlib.crc32(purpose.encode())  # hash() is salted per process
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, label, *key))))
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(label, *key))))
 
 
 def view_words(seed, view, first, clouds):

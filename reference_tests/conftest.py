@@ -5,7 +5,8 @@ import os
 import sys
 from typing import Any, NamedTuple
 
-import numpy as np
+from minipc.cli import main as _one_blas_thread  # noqa: F401  as the commands do, before NumPy is loaded
+import numpy as np  # noqa: E402
 import pytest
 
 from fake_device import fake_module

@@ -271,11 +271,17 @@ def test_streams_of_another_purpose_key_or_seed_are_others_and_the_same_one_repe
     [
         ((1, "shuffle"), (1, "shuffle", 0)),
         ((1, "shuffle", 0), (1, "shuffle", 0, 0)),
-        ((1, "shuffle", 2**32), (1, "shuffle", 0, 1)),
+        ((1, "shuffle"), (1, "shuffle", 0, 0)),
     ],
 )
 def test_streams_with_keys_of_another_length_are_others(one, other):
     assert not np.isin(stream(*one).random(4), stream(*other).random(4)).any()
+
+
+@pytest.mark.parametrize("key", [-1, 2**32])
+def test_a_key_that_would_be_split_into_two_is_refused(key):
+    with pytest.raises(UsageError, match="stream shuffle: expected keys from 0"):
+        stream(1, "shuffle", key)
 
 
 def test_randomness_comes_from_no_global_state():

@@ -1,14 +1,15 @@
 """Built-in procedural shapes: fourteen families of everyday objects, as labelled point clouds.
 
-A first data set that needs no download.  It is not a benchmark of anything real: the families
-share their parts on purpose (a plate on legs, a turned body, a handle), so that telling them apart
-takes many small feature detectors, and a wider network is visibly better than a narrow one.
-Neither labels nor coordinates carry noise: what differs within a family is its parameters.
+A first data set that needs no download.  It is no benchmark of anything real: families share
+their parts and proportions on purpose (plates on legs, boxes with boards, turned vessels), so that
+telling them apart takes many small feature detectors and a wide network is better at it than a
+narrow one.  Neither labels nor coordinates carry noise; members of a family differ in parameters.
 
-A family is a function of a generator that returns a soup of triangles (F, 3, 3) float64 in a unit
-of its own, z up, each object facing +x or -x.  A cloud is sampled from it uniformly by area, then
-turned by a uniform angle about the up axis and normalised to the unit sphere: there is no
-canonical heading and no scale.
+A family is a function of a generator that returns a list of parts, each a soup of triangles
+(F, 3, 3) float64, z up, in any unit of length; furniture faces +x.  A cloud is sampled from all
+its parts uniformly by area, turned about the up axis to within 15 degrees of one of four headings
+(as furniture stands along walls) and normalised to the unit sphere.  It is no mesh library: parts
+may cross, and surfaces inside an object are sampled like those outside.
 """
 
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from minipc.errors import UsageError
 from minipc.streams import check_seed, stream
 
 UP_AXIS = "z"
-YAW = 15.0
+YAW = 15.0  # degrees, largest turn away from the nearest of the four headings
 
 
 class Shapes(NamedTuple):
@@ -33,9 +34,9 @@ class Shapes(NamedTuple):
 
 
 def make_shapes(seed=0, train_per_class=100, test_per_class=50, points=256):
-    """Return Shapes with this many clouds of each family and points P in each cloud.
+    """Return Shapes: so many clouds of each family in each split, of P = points points each.
 
-    Every cloud has a stream of its own, named by family, split and index, so that it is the same
+    Every cloud has a stream of its own, named by family, split and index, so it is the same
     however many others are asked for.  The object does not depend on points; its sample does.
     Raises UsageError for counts below zero, fewer than one point and a seed that is not one.
     """
@@ -68,9 +69,9 @@ def _cloud(family, rng, points):
 
     A cloud of a single point is the origin: it has no radius to normalise.
     """
-    triangles = family(rng)
+    triangles = np.concatenate(family(rng))
     turn = np.pi / 2 * rng.integers(4) + rng.uniform(-1, 1) * np.deg2rad(YAW)
-    cloud = _sample(triangles, rng, points)
+    cloud = _sample(triangles, rng, points)  # drawn last: its length shifts nothing else
     c, s = np.cos(turn), np.sin(turn)
     cloud = cloud @ np.array([[c, s, 0], [-s, c, 0], [0, 0, 1]])
     cloud -= cloud.mean(axis=0)
@@ -80,22 +81,21 @@ def _cloud(family, rng, points):
 
 def _sample(triangles, rng, points):
     """Return points (P, 3) spread uniformly by area over triangles (F, 3, 3)."""
-    corner = triangles[:, 0]
     edges = triangles[:, 1:] - triangles[:, :1]  # (F, 2, 3)
-    (ux, uy, uz), (vx, vy, vz) = edges.transpose(1, 2, 0)
+    (ux, uy, uz), (vx, vy, vz) = edges.transpose(1, 2, 0)  # np.cross is several times slower
     area = np.sqrt((uy * vz - uz * vy) ** 2 + (uz * vx - ux * vz) ** 2 + (ux * vy - uy * vx) ** 2)
     upto = np.cumsum(area)
     which, a, b = rng.random((3, points))
     face = np.searchsorted(upto, which * upto[-1], side="right").clip(max=len(area) - 1)
     outside = a + b > 1  # the other half of the parallelogram: reflect it onto the triangle
     a, b = np.where(outside, 1 - a, a), np.where(outside, 1 - b, b)
-    return corner[face] + a[:, None] * edges[face, 0] + b[:, None] * edges[face, 1]
+    return triangles[face, 0] + a[:, None] * edges[face, 0] + b[:, None] * edges[face, 1]
 
 
-# Parts, each a soup of triangles (F, 3, 3).
+# Parts.  Each is a soup of triangles (F, 3, 3), or a list of them where it says so.
 
 _CUBE = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
-_CUBE_QUADS = np.array(  # corners of each face in the order of _CUBE, going round
+_CUBE_QUADS = np.array(  # the corners of each face as rows of _CUBE, going round
     [[0, 1, 3, 2], [4, 5, 7, 6], [0, 1, 5, 4], [2, 3, 7, 6], [0, 2, 6, 4], [1, 3, 7, 5]]
 )
 _CUBE_FACES = np.concatenate([_CUBE_QUADS[:, [0, 1, 2]], _CUBE_QUADS[:, [0, 2, 3]]])  # (12, 3)
@@ -109,136 +109,167 @@ def _box(centre, size, lean=0.0):
 
 
 def _surface(grid):
-    """Triangles between the neighbours of a grid of points (m, n, 3)."""
+    """The triangles between neighbours in a grid of points (m, n, 3)."""
     a, b, c, d = grid[:-1, :-1], grid[1:, :-1], grid[1:, 1:], grid[:-1, 1:]
     faces = np.stack([np.stack([a, b, c], axis=2), np.stack([a, c, d], axis=2)])
     return faces.reshape(-1, 3, 3)
 
 
 def _circle(sides):
-    """cos and sin of sides + 1 equal angles, the last being the first: two arrays (sides + 1,)."""
+    """cos and sin of sides equal steps round a circle, the start repeated: (2, sides + 1)."""
     angle = np.linspace(0, 2 * np.pi, sides + 1)
     return np.cos(angle), np.sin(angle)
 
 
-def _turned(profile, sides=16, at=(0.0, 0.0, 0.0)):
-    """A surface of revolution about z: profile is a list of (radius, height)."""
-    radius, height = np.array(profile, float).T
-    c, s = _circle(sides)
-    grid = np.stack(np.broadcast_arrays(radius[:, None] * c, radius[:, None] * s, height[:, None]), 2)
-    return _surface(grid + at)
+def _turned(profile):
+    """A surface of revolution about z; profile is a list of (radius, height)."""
+    radius, height = np.array(profile, float).T[:, :, None]
+    c, s = _circle(16)
+    return _surface(np.stack(np.broadcast_arrays(radius * c, radius * s, height), axis=2))
 
 
-def _tube(path, radius, sides=6):
-    """An open tube of this radius along a planar path (m, 3)."""
-    path = np.array(path, float)
+def _disc(radius, low, thick):
+    """A round plate from height low up to low + thick."""
+    return _turned([(0, low), (radius, low), (radius, low + thick), (0, low + thick)])
+
+
+def _tube(x, z, radius):
+    """An open tube of this radius along a path (x, z) in the plane y = 0."""
+    path = np.stack([x, np.zeros_like(x), z], axis=1)
     tangent = np.gradient(path, axis=0)
-    across = np.cross(tangent, np.eye(3)[np.ptp(path, axis=0).argmin()])
-    across /= np.sqrt((across**2).sum(axis=1, keepdims=True))
-    along = np.cross(tangent / np.sqrt((tangent**2).sum(axis=1, keepdims=True)), across)
-    c, s = _circle(sides)
-    ring = c[None, :, None] * across[:, None] + s[None, :, None] * along[:, None]
+    tangent /= np.sqrt((tangent**2).sum(axis=1, keepdims=True))
+    normal = tangent[:, [2, 1, 0]] * [-1, 0, 1]
+    c, s = _circle(6)
+    ring = c[:, None] * normal[:, None] + s[:, None] * np.array([0.0, -1.0, 0.0])
     return _surface(path[:, None] + radius * ring)
 
 
 def _legs(x, y, height, thick, splay=0.0):
-    """Four square legs under the corners (+-x, +-y), from the floor up to height."""
-    return [
-        np.where(
-            (foot := _box((i * x, j * y, height / 2), (thick, thick, height)))[..., 2:] > 0,
-            foot,
-            foot + np.array([i * splay, j * splay, 0]),
-        )
-        for i in (-1, 1)
-        for j in (-1, 1)
-    ]
+    """Four square legs, a list, from the corners (+-x, +-y) at height down to the floor.
 
-
-def _handle(low, high, reach, radius):
-    """A D-shaped handle in the x-z plane between (x, z) low and high, bulging by reach along x."""
-    t = np.linspace(0, 1, 9)[:, None]
-    chord = (1 - t) * np.array(low) + t * np.array(high)
-    chord[:, :1] += reach * np.sin(np.pi * t) ** 0.7
-    return _tube(np.insert(chord, 1, 0.0, axis=1), radius)
-
-
-# Families.  Those that could be mistaken for one another draw from the same ranges on purpose.
+    The foot of each stands splay further out along x and along y.
+    """
+    leg = _box((0, 0, height / 2), (thick, thick, height))
+    out = splay * (leg[..., 2] <= 0)
+    legs = []
+    for i in (-1, 1):
+        for j in (-1, 1):
+            legs.append(leg + [i * x, j * y, 0])
+            legs[-1][..., 0] += i * out
+            legs[-1][..., 1] += j * out
+    return legs
 
 
 def _raised_plate(rng, depth, length, height):
-    """A plate on four square legs, as (parts, half depth x, half length y, leg inset dict)."""
+    """A plate on four legs, a list with the plate first; x and y of the legs at the plate."""
     u = rng.uniform
     thick, leg, inset, splay = u(0.03, 0.08), u(0.035, 0.08), u(0.03, 0.1), u(0.0, 0.08)
     x, y = depth / 2 - inset, length / 2 - inset
-    parts = [_box((0, 0, height + thick / 2), (depth, length, thick))]
-    return parts + _legs(x, y, height, leg, splay), x, y
-
-
-def _armchair(rng):
-    """A chair with two arms, each a rail on a post."""
-    u = rng.uniform
-    parts, x, y, height, back = _chair_parts(rng)
-    rise, post, rail = back * u(0.35, 0.6), u(0.2, 1.0) * x, u(0.05, 0.09)
-    for side in (-1, 1):
-        parts.append(_box((0, side * y, height + rise), (2 * x, rail, 0.04)))
-        parts.append(_box((post, side * y, height + rise / 2), (0.05, 0.05, rise)))
-    return np.concatenate(parts)
-
-
-def _chair(rng):
-    """A seat on four legs and a back, a panel or rails between posts."""
-    return np.concatenate(_chair_parts(rng)[0])
-
-
-def _chair_parts(rng):
-    """Parts of a chair, half depth and half width between its posts, heights of seat and back."""
-    u = rng.uniform
-    depth, width, height = u(0.45, 0.7), u(0.45, 0.8), u(0.35, 0.7)
-    parts, x, y = _raised_plate(rng, depth, width, height)
-    back = u(0.35, 0.7)
-    parts += _back(rng, -x, y, height, back)
-    return parts, x, y, height, back
+    plate = _box((0, 0, height + thick / 2), (depth, length, thick))
+    return [plate, *_legs(x, y, height, leg, splay)], x, y
 
 
 def _back(rng, x, y, height, back):
-    """A backrest at x between the posts at +-y: a panel, or two or three rails."""
+    """A backrest between posts (x, +-y), a list: a panel, or two or three rails.
+
+    It rises by back from height, leaning away from the seat.
+    """
     u = rng.uniform
-    lean = -u(0.0, 0.15)
+    lean, z = -u(0.0, 0.15), height + back / 2
     if u() < 0.4:
-        return [_box((x, 0, height + back / 2), (0.04, 2 * y, back), lean)]
-    posts = [_box((x, side * y, height + back / 2), (0.05, 0.05, back), lean) for side in (-1, 1)]
+        return [_box((x, 0, z), (0.04, 2 * y, back), lean)]
+    posts = [_box((x, side * y, z), (0.05, 0.05, back), lean) for side in (-1, 1)]
     levels = np.linspace(u(0.3, 0.6), u(0.85, 1.0), int(rng.integers(2, 4)))
     rail = u(0.05, 0.12)
     return posts + [_box((x + lean * t, 0, height + back * t), (0.03, 2 * y, rail)) for t in levels]
 
 
+def _seat_with_back(rng):
+    """A chair without arms, a list; x and y of its legs, heights of the seat and of the back."""
+    u = rng.uniform
+    depth, width, height = u(0.45, 0.7), u(0.45, 0.8), u(0.35, 0.7)
+    parts, x, y = _raised_plate(rng, depth, width, height)
+    back = u(0.35, 0.7)
+    return parts + _back(rng, -x, y, height, back), x, y, height, back
+
+
+def _body(height, relative, radius):
+    """An open turned vessel, and two maps of a relative height: to its radius and to z."""
+    wall = _turned([(0, 0), *zip(radius, height * relative)])
+    return wall, lambda t: np.interp(t, relative, radius), lambda t: height * t
+
+
+def _waisted_body(rng, rim):
+    """A vessel with a foot, a belly, a neck and a rim of the given radius: as _body."""
+    u = rng.uniform
+    height = u(0.8, 1.5)
+    knots = [0, u(0.25, 0.5), u(0.7, 0.85), 1]
+    radii = [u(0.2, 0.4), u(0.32, 0.5), u(0.2, 0.36), rim]
+    relative = np.linspace(0, 1, 12)
+    whole, part = np.divmod(np.interp(relative, knots, range(4)), 1)
+    smooth = whole + part * part * (3 - 2 * part)  # level at the knots, so belly and neck are round
+    return _body(height, relative, np.interp(smooth, range(4), radii))
+
+
+def _handle(rng, radius, z, low, high):
+    """A D-shaped handle on the +x side of a body, between relative heights low and high."""
+    reach, thick = rng.uniform(0.2, 0.4), rng.uniform(0.03, 0.05)
+    t = np.linspace(0, 1, 9)
+    bulge = reach * np.sin(np.pi * t).clip(min=0) ** 0.7
+    return _tube(
+        (1 - t) * radius(low) + t * radius(high) + bulge, (1 - t) * z(low) + t * z(high), thick
+    )
+
+
+# Families, by name.  Those that look alike draw from overlapping ranges on purpose.
+
+
+def _armchair(rng):
+    """A chair with two arms, each a rail on one post."""
+    u = rng.uniform
+    parts, x, y, height, back = _seat_with_back(rng)
+    rise, post, rail = back * u(0.35, 0.6), u(0.2, 1.0) * x, u(0.05, 0.09)
+    for side in (-1, 1):
+        parts.append(_box((0, side * y, height + rise), (2 * x, rail, 0.04)))
+        parts.append(_box((post, side * y, height + rise / 2), (0.05, 0.05, rise)))
+    return parts
+
+
+def _bed(rng):
+    """A mattress on short legs, a headboard, a footboard on some, two pillows."""
+    u = rng.uniform
+    length, width, low, thick = u(1.5, 2.1), u(0.8, 1.7), u(0.05, 0.35), u(0.15, 0.35)
+    top = low + thick
+    parts = [_box((0, 0, low + thick / 2), (length, width, thick))]
+    parts += _legs(length / 2 - 0.1, width / 2 - 0.1, low, u(0.06, 0.12))
+    head, board = top + u(0.2, 0.7), u(0.05, 0.15)
+    parts.append(_box((-length / 2, 0, head / 2), (board, width, head), -u(0, 0.1)))
+    if u() < 0.5:
+        foot = top + u(0.05, 0.35)
+        parts.append(_box((length / 2, 0, foot / 2), (board, width, foot)))
+    for side in (-1, 1):
+        at = (0.3 - length / 2, side * width / 4, top + 0.06)
+        parts.append(_box(at, (0.35, 0.35 * width, 0.1)))
+    return parts
+
+
 def _bench(rng):
-    """A long seat on legs or end panels with a bar between them; a back on some."""
+    """A long seat on four legs or two end panels, with an H of bars below; a back on some."""
     u = rng.uniform
     depth, length, height = u(0.4, 0.7), u(0.9, 1.8), u(0.35, 0.7)
     parts, x, y = _raised_plate(rng, depth, length, height)
     if u() < 0.4:
-        parts[1:] = [_box((0, s * y, height / 2), (2 * x, 0.06, height)) for s in (-1, 1)]
+        parts[1:] = [_box((0, side * y, height / 2), (2 * x, 0.06, height)) for side in (-1, 1)]
     bar = height * u(0.1, 0.8)
     parts.append(_box((0, 0, bar), (0.05, 2 * y, u(0.03, 0.06))))
-    parts += [_box((0, s * y, bar), (2 * x, 0.04, 0.04)) for s in (-1, 1)]
+    parts += [_box((0, side * y, bar), (2 * x, 0.04, 0.04)) for side in (-1, 1)]
     if u() < 0.5:
         parts += _back(rng, -x, y, height, u(0.3, 0.5))
-    return np.concatenate(parts)
-
-
-def _desk(rng):
-    """A plate on four legs with drawers under one end."""
-    u = rng.uniform
-    depth, length, height = u(0.5, 0.9), u(0.7, 1.6), u(0.45, 0.85)
-    parts, x, y = _raised_plate(rng, depth, length, height)
-    block, drop = length * u(0.2, 0.4), height * u(0.25, 0.95)
-    parts.append(_box((0, y - block / 2, height - drop / 2), (2 * x, block, drop)))
-    return np.concatenate(parts)
+    return parts
 
 
 def _bookcase(rng):
-    """Two side panels, three to six shelves between them; a back panel on some."""
+    """Two side panels with three to five shelves; a back panel on some."""
     u = rng.uniform
     depth, width, height = u(0.4, 0.8), u(0.7, 1.2), u(0.7, 1.4)
     parts = [_box((0, side * width / 2, height / 2), (depth, 0.05, height)) for side in (-1, 1)]
@@ -246,40 +277,69 @@ def _bookcase(rng):
         parts.append(_box((0, 0, level * height), (depth, width, 0.04)))
     if u() < 0.5:
         parts.append(_box((-depth / 2, 0, height / 2), (0.02, width, height)))
-    return np.concatenate(parts)
+    return parts
 
 
-def _wardrobe(rng):
-    """A closed cupboard on short legs, with a cornice."""
+def _chair(rng):
+    """A seat on four legs with a back."""
+    return _seat_with_back(rng)[0]
+
+
+def _desk(rng):
+    """A plate on four legs with a block of drawers under one end."""
     u = rng.uniform
-    depth, width, height, low = u(0.4, 0.8), u(0.7, 1.2), u(0.7, 1.4), u(0.05, 0.2)
-    parts = [_box((0, 0, low + height / 2), (depth, width, height))]
-    parts.append(_box((0, 0, low + height), (depth + 0.1, width + 0.1, 0.06)))
-    return np.concatenate(parts + _legs(depth / 2 - 0.05, width / 2 - 0.05, low, u(0.05, 0.1)))
+    depth, length, height = u(0.5, 0.9), u(0.7, 1.6), u(0.45, 0.85)
+    parts, x, y = _raised_plate(rng, depth, length, height)
+    block, drop = length * u(0.2, 0.4), height * u(0.25, 0.95)
+    parts.append(_box((0, y - block / 2, height - drop / 2), (2 * x, block, drop)))
+    return parts
+
+
+def _mug(rng):
+    """An open cup, straight or tapered, with one handle."""
+    u = rng.uniform
+    r, height, taper = u(0.35, 0.5), u(0.6, 1.2), u(0.6, 1.0)
+    relative = np.linspace(0, 1, 6)
+    wall, radius, z = _body(height, relative, r * (taper + (1 - taper) * relative ** u(0.4, 1.5)))
+    low, high = u(0.15, 0.4), u(0.65, 0.92)
+    return [wall, _handle(rng, radius, z, low, high)]
 
 
 def _rack(rng):
-    """Two or three more plates between the legs of a table."""
+    """A plate on four legs with one to three more plates between them."""
     u = rng.uniform
     depth, length, height = u(0.4, 0.8), u(0.5, 1.2), u(0.5, 1.2)
     parts, x, y = _raised_plate(rng, depth, length, height)
     for level in np.linspace(u(0.1, 0.4), 1, int(rng.integers(2, 5)))[:-1]:
         parts.append(_box((0, 0, level * height), (2 * x, 2 * y, 0.04)))
-    return np.concatenate(parts)
+    return parts
+
+
+def _sofa(rng):
+    """A deep seat on short legs, a back along one side and an arm at each end."""
+    u = rng.uniform
+    depth, length, low, thick = u(0.7, 1.3), u(1.2, 2.1), u(0.05, 0.3), u(0.15, 0.35)
+    parts = [_box((0, 0, low + thick / 2), (depth, length, thick))]
+    parts += _legs(depth / 2 - 0.08, length / 2 - 0.08, low, u(0.05, 0.1))
+    back, arm, board = low + thick + u(0.3, 0.6), low + thick + u(0.18, 0.34), u(0.08, 0.2)
+    parts.append(_box((-depth / 2, 0, back / 2), (board, length, back), -u(0, 0.1)))
+    for side in (-1, 1):
+        parts.append(_box((0, side * length / 2, arm / 2), (depth, board, arm)))
+    return parts
 
 
 def _stool(rng):
-    """A round or square seat on four legs joined by four bars."""
+    """A round or rectangular seat on four legs joined by four bars."""
     u = rng.uniform
     depth, length, height = u(0.4, 0.7), u(0.4, 0.9), u(0.45, 0.85)
     parts, x, y = _raised_plate(rng, depth, length, height)
     if u() < 0.5:
-        parts[0] = _turned([(0, height), (depth * 0.6, height), (depth * 0.6, height + 0.05), (0, height + 0.05)])
+        parts[0] = _disc(0.6 * depth, height, 0.05)
     bar, thick = height * u(0.1, 0.7), u(0.03, 0.05)
     for side in (-1, 1):
         parts.append(_box((side * x, 0, bar), (thick, 2 * y, thick)))
         parts.append(_box((0, side * y, bar), (2 * x, thick, thick)))
-    return np.concatenate(parts)
+    return parts
 
 
 def _table(rng):
@@ -288,92 +348,37 @@ def _table(rng):
     depth, length, height = u(0.5, 0.9), u(0.5, 1.6), u(0.45, 0.85)
     parts, x, y = _raised_plate(rng, depth, length, height)
     if u() < 0.4:
-        r = np.hypot(x, y)
-        parts[0] = _turned([(0, height), (r, height), (r, height + 0.05), (0, height + 0.05)])
-    return np.concatenate(parts)
-
-
-def _bed(rng):
-    """A mattress on short legs, a headboard at one end, a footboard on some; pillows."""
-    u = rng.uniform
-    length, width, low, thick = u(1.5, 2.1), u(0.8, 1.7), u(0.05, 0.35), u(0.15, 0.35)
-    top = low + thick
-    parts = [_box((0, 0, low + thick / 2), (length, width, thick))]
-    parts += _legs(length / 2 - 0.1, width / 2 - 0.1, low, u(0.06, 0.12))
-    head, board = u(0.2, 0.7), u(0.05, 0.15)
-    parts.append(_box((-length / 2, 0, (top + head) / 2), (board, width, top + head), -u(0, 0.1)))
-    if u() < 0.5:
-        foot = top + u(0.05, 0.35)
-        parts.append(_box((length / 2, 0, foot / 2), (board, width, foot)))
-    for side in (-1, 1):
-        pillow = (-length / 2 + 0.3, side * width / 4, top + 0.06)
-        parts.append(_box(pillow, (0.35, width * 0.35, 0.1)))
-    return np.concatenate(parts)
-
-
-def _sofa(rng):
-    """A deep seat with a back along one side and an arm at each end, on short feet."""
-    u = rng.uniform
-    depth, length, low, thick = u(0.7, 1.3), u(1.2, 2.1), u(0.05, 0.3), u(0.15, 0.35)
-    top = low + thick
-    parts = [_box((0, 0, low + thick / 2), (depth, length, thick))]
-    parts += _legs(depth / 2 - 0.08, length / 2 - 0.08, low, u(0.05, 0.1))
-    back, arm, board = u(0.3, 0.6), u(0.18, 0.34), u(0.08, 0.2)
-    parts.append(_box((-depth / 2, 0, (top + back) / 2), (board, length, top + back), -u(0, 0.1)))
-    for side in (-1, 1):
-        parts.append(_box((0, side * length / 2, (top + arm) / 2), (depth, board, top + arm)))
-    return np.concatenate(parts)
-
-
-def _vessel(rng, rim):
-    """A turned body open at the top: (triangles, radius at a relative height, height)."""
-    u = rng.uniform
-    height = u(0.8, 1.5)
-    z = np.array([0, u(0.25, 0.5), u(0.7, 0.85), 1])
-    r = np.array([u(0.2, 0.4), u(0.32, 0.5), u(0.2, 0.36), rim])
-    t = np.linspace(0, 1, 12)
-    ease = np.interp(t, z, np.arange(4))
-    part = ease - np.floor(ease)
-    blend = np.floor(ease) + part * part * (3 - 2 * part)
-    radius = np.interp(blend, np.arange(4), r)
-    body = _turned([(0, 0), *zip(radius, t * height)])
-    return body, lambda at: np.interp(at, t, radius), height
-
-
-def _vase(rng):
-    """A turned body with an open rim."""
-    return _vessel(rng, rng.uniform(0.2, 0.42))[0]
+        parts[0] = _disc(np.hypot(x, y), height, 0.05)
+    return parts
 
 
 def _teapot(rng):
-    """A closed turned body with a lid and its knob, a handle and a spout opposite to it."""
+    """A waisted body with a lid and its knob, a handle, and a spout opposite to it."""
     u = rng.uniform
-    body, radius, height = _vessel(rng, u(0.2, 0.36))
-    n = radius(1)
-    lid = _turned([(n, height), (n * 0.4, height + 0.08), (0.05, height + 0.15), (0, height + 0.17)])
+    rim = u(0.2, 0.36)
+    wall, radius, z = _waisted_body(rng, rim)
+    knob = [(rim, 0), (0.4 * rim, 0.08), (0.05, 0.15), (0, 0.17)]
+    lid = _turned(knob) + [0, 0, z(1)]
     low, high = u(0.2, 0.45), u(0.75, 0.98)
-    handle = _handle((radius(low), low * height), (radius(high), high * height), u(0.2, 0.4), u(0.03, 0.05))
-    foot, reach = u(0.2, 0.4), u(0.15, 0.35)
-    path = [(-radius(foot), 0, foot * height), (-radius(foot) - reach * 0.6, 0, (foot + 0.25) * height), (-radius(foot) - reach, 0, (foot + 0.5) * height)]
-    return np.concatenate([body, lid, handle, _tube(path, u(0.04, 0.07))])
+    handle = _handle(rng, radius, z, low, high)
+    start, reach = u(0.2, 0.4), u(0.15, 0.35)
+    along = -radius(start) - reach * np.array([0, 0.6, 1])
+    spout = _tube(along, z(start + np.array([0, 0.25, 0.5])), u(0.04, 0.07))
+    return [wall, lid, handle, spout]
 
 
-def _cup_body(rng):
+def _vase(rng):
+    """A waisted body with an open rim."""
+    return [_waisted_body(rng, rng.uniform(0.2, 0.42))[0]]
+
+
+def _wardrobe(rng):
+    """A closed cupboard on short legs, with a cornice."""
     u = rng.uniform
-    r, height, taper = u(0.35, 0.5), u(0.6, 1.2), u(0.6, 1.0)
-    t = np.linspace(0, 1, 6)
-    radius = r * (taper + (1 - taper) * t ** u(0.4, 1.5))
-    return _turned([(0, 0), *zip(radius, t * height)]), lambda at: np.interp(at, t, radius), height
-
-
-def _mug(rng):
-    """An open cup, straight or tapered, with one handle."""
-    u = rng.uniform
-    body, radius, height = _cup_body(rng)
-    low, high = u(0.15, 0.4), u(0.65, 0.92)
-    return np.concatenate(
-        [body, _handle((radius(low), low * height), (radius(high), high * height), u(0.2, 0.4), u(0.03, 0.05))]
-    )
+    depth, width, height, low = u(0.4, 0.8), u(0.7, 1.2), u(0.7, 1.4), u(0.05, 0.2)
+    parts = [_box((0, 0, low + height / 2), (depth, width, height))]
+    parts.append(_box((0, 0, low + height), (depth + 0.1, width + 0.1, 0.06)))
+    return parts + _legs(depth / 2 - 0.05, width / 2 - 0.05, low, u(0.05, 0.1))
 
 
 FAMILIES = (  # (class name, family): the label is the index

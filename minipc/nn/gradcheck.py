@@ -59,7 +59,7 @@ def check_gradients(f, inputs, grads, rng, step=STEP):
 
 def require(reports, tolerance=1e-6):
     """Raise CheckFailed naming the worst array unless every relative error is below tolerance."""
-    worst = max(reports, key=lambda report: report.error)
+    worst = max(reports, key=lambda report: (not report.error <= tolerance, report.error))  # NaN is worst
     if not worst.error <= tolerance:
         raise CheckFailed(
             f"gradient of {worst.name}: analytic {worst.analytic:.9g}, numeric {worst.numeric:.9g}, "

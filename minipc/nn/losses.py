@@ -31,7 +31,7 @@ class LossConfig:
         a, b = self.kd_weight, self.self_weight
         if not 0 <= a <= 1:
             raise UsageError(f"kd weight: expected a from 0 to 1, got {a!r}")
-        if not b >= 0:
+        if not 0 <= b < float("inf"):
             raise UsageError(f"self weight: expected b >= 0 (it is subtracted), got {b!r}")
         if not 1 <= self.temperature < float("inf"):
             raise UsageError(f"temperature: expected T >= 1, got {self.temperature!r}")
@@ -142,6 +142,9 @@ def loss_forward(z, y, v, u, has_u, config):
     Returns LossTerms and the cache of loss_backward.
     """
     xp = module_of(*(array for array in (z, y, v, u, has_u) if array is not None))
+    for name, array, shape in (("v", v, z.shape), ("u", u, z.shape), ("has_u", has_u, z.shape[:1])):
+        if array is not None:
+            check_shape(name, array, shape)  # else it would be broadcast over the batch
     a, T = config.kd_weight, config.temperature
     labels, labels_cache = soft_cross_entropy_forward(z, y)
     if v is None and a != 0:
