@@ -77,6 +77,19 @@ def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes
     assert code == 0 and "recorded already" in err
 
 
+def test_a_teacher_whose_training_was_interrupted_is_set_aside_and_trained_again(folder, say, small_shapes, monkeypatch):
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minipc.train.evaluate", interrupted)  # in the first epoch
+        code, _, err = say("record", "--views", 1)
+        assert code == 130 and "run again" in err
+    code, _, err = say("record", "--views", 1)
+    assert code == 0 and "did not finish; kept as teacher-unfinished" in err
+    assert {"teacher", "teacher-unfinished", "record.h5"} <= set(os.listdir(folder))
+
+
 def test_json_holds_the_promised_keys(folder, say, small_shapes):
     code, out, _ = say("record", "--views", 2, "--json", "--quiet")
     assert code == 0

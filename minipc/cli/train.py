@@ -19,7 +19,7 @@ from minipc.cli.show import Console, result, shared_options
 @click.option("--self-target", type=click.Choice(["snapshot", "history"]), default="snapshot", show_default=True,
               help="What the earlier self is.")
 @click.option("--self-every", type=int, default=1, show_default=True, help="Epochs between snapshots.")
-@click.option("--epochs", type=int, default=60, show_default=True)
+@click.option("--epochs", type=int, help="[default: 60; 20 without arguments]")
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--lr", type=float, help="Largest learning rate.  [default: 3e-3; 1e-3 for teacher]")
 @click.option("--weight-decay", type=float, default=1e-2, show_default=True)
@@ -40,26 +40,29 @@ def command(
     labels alone and one from the record, and shows both.
     """
     from minipc.backend import load
-    from minipc.first_run import train_both
+    from minipc.first_run import STUDENT_EPOCHS, train_both
     from minipc.jobs import train_files
     from minipc.nn.losses import LABELS_ALONE, LossConfig
     from minipc.run_folder import free_name
     from minipc.train import TrainConfig
 
+    bare = data is None and record is None and not labels_only
     teacher = model == "teacher"
     smoothing = label_smoothing if label_smoothing is not None else 0.0 if teacher else 0.1
     labels_loss = LossConfig(label_smoothing=smoothing, **LABELS_ALONE)
     loss = labels_loss if labels_only else LossConfig(kd_weight, self_weight, temperature, smoothing, guard)
-    config = TrainConfig(
-        epochs, batch_size, lr or (1e-3 if teacher else 3e-3), weight_decay, warmup_steps, optimiser, clip_norm, seed
-    )
+    if epochs is None:
+        epochs = STUDENT_EPOCHS if bare else TrainConfig.epochs
+    if lr is None:
+        lr = 1e-3 if teacher else TrainConfig.lr
+    config = TrainConfig(epochs, batch_size, lr, weight_decay, warmup_steps, optimiser, clip_norm, seed)
     out = out or free_name("run")
     console = Console(quiet)
     settings = dict(
         self_target=self_target, self_every=self_every, out=out, xp=load(backend), threads=threads,
         say=console.say, progress=console.progress,
     )
-    if data is None and record is None and not labels_only:
+    if bare:
         baseline, run = train_both(model, loss, labels_loss, config, **settings)
         result({**run.values, "baseline": baseline.values}, as_json, _table([baseline.values, run.values]))
     else:

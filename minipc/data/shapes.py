@@ -1,4 +1,4 @@
-"""Built-in procedural shapes: fourteen families of everyday objects, as labelled point clouds.
+"""Built-in procedural shapes: thirteen families of everyday objects, as labelled point clouds.
 
 A first data set that needs no download.  It is no benchmark of anything real: families share
 their parts and proportions on purpose (plates on legs, boxes with boards, turned vessels), so that
@@ -184,55 +184,37 @@ def _back(rng, x, y, height, back):
     return posts + [_box((x + lean * t, 0, height + back * t), (0.03, 2 * y, rail)) for t in levels]
 
 
-def _seat_with_back(rng):
-    """A chair without arms, a list; x and y of its legs, heights of the seat and of the back."""
-    u = rng.uniform
-    depth, width, height = u(0.45, 0.7), u(0.45, 0.8), u(0.35, 0.7)
-    parts, x, y = _raised_plate(rng, depth, width, height)
-    back = u(0.35, 0.7)
-    return parts + _back(rng, -x, y, height, back), x, y, height, back
-
-
-def _body(height, relative, radius):
-    """An open turned vessel, and two maps of a relative height: to its radius and to z."""
-    wall = _turned([(0, 0), *zip(radius, height * relative)])
-    return wall, lambda t: np.interp(t, relative, radius), lambda t: height * t
-
-
-def _waisted_body(rng, rim):
-    """A vessel with a foot, a belly, a neck and a rim of the given radius: as _body."""
-    u = rng.uniform
-    height = u(0.8, 1.5)
-    knots = [0, u(0.25, 0.5), u(0.7, 0.85), 1]
-    radii = [u(0.2, 0.4), u(0.32, 0.5), u(0.2, 0.36), rim]
-    relative = np.linspace(0, 1, 12)
-    whole, part = np.divmod(np.interp(relative, knots, range(4)), 1)
-    smooth = whole + part * part * (3 - 2 * part)  # level at the knots, so belly and neck are round
-    return _body(height, relative, np.interp(smooth, range(4), radii))
-
-
-def _handle(rng, radius, z, low, high):
-    """A D-shaped handle on the +x side of a body, between relative heights low and high."""
-    reach, thick = rng.uniform(0.2, 0.4), rng.uniform(0.03, 0.05)
+def _handle(rng, low, high):
+    """A D-shaped handle in the half plane x > 0 between two places (x, z)."""
+    reach, thick = rng.uniform(0.25, 0.45), rng.uniform(0.04, 0.06)
     t = np.linspace(0, 1, 9)
-    bulge = reach * np.sin(np.pi * t).clip(min=0) ** 0.7
-    return _tube(
-        (1 - t) * radius(low) + t * radius(high) + bulge, (1 - t) * z(low) + t * z(high), thick
-    )
+    x, z = np.outer(low, 1 - t) + np.outer(high, t)
+    return _tube(x + reach * np.sin(np.pi * t).clip(min=0) ** 0.7, z, thick)
+
+
+def _wing(root, chord, sweep, span):
+    """A plate from root (3,), its middle, along span (3,) to a narrower tip, swept back along -x."""
+    edge = np.array([[chord / 2, 0, 0], [-chord / 2, 0, 0]])
+    tip = root + span - np.array([sweep, 0, 0])
+    return _surface(np.stack([root + edge, tip + 0.6 * edge]))
 
 
 # Families, by name.  Those that look alike draw from overlapping ranges on purpose.
 
 
-def _armchair(rng):
-    """A chair with two arms, each a rail on one post."""
+def _aeroplane(rng):
+    """A fuselage along x with tapered ends, two swept wings, a tail plane and a fin."""
     u = rng.uniform
-    parts, x, y, height, back = _seat_with_back(rng)
-    rise, post, rail = back * u(0.35, 0.6), u(0.2, 1.0) * x, u(0.05, 0.09)
+    length, r = u(1.4, 2.0), u(0.08, 0.16)
+    t = np.array([0, 0.05, 0.15, 0.5, 0.75, 1])
+    body = _turned(list(zip(r * np.array([0, 0.6, 1, 1, 0.8, 0.2]), -length * t)))[..., [2, 1, 0]]
+    parts = [body + [length / 2, 0, 0]]
+    span, chord, at = u(0.5, 1.0), u(0.2, 0.4), u(-0.1, 0.2)
+    sweep, tail = u(0.0, 0.5), -0.45 * length
     for side in (-1, 1):
-        parts.append(_box((0, side * y, height + rise), (2 * x, rail, 0.04)))
-        parts.append(_box((post, side * y, height + rise / 2), (0.05, 0.05, rise)))
-    return parts
+        parts.append(_wing((at, 0, u(-0.5, 0.5) * r), chord, sweep, side * np.array([0, span, 0])))
+        parts.append(_wing((tail, 0, 0), 0.6 * chord, 0.5 * sweep, side * np.array([0, 0.4 * span, 0])))
+    return [*parts, _wing((tail, 0, 0), 0.6 * chord, 0.3, np.array([0, 0, u(0.25, 0.5)]))]
 
 
 def _bed(rng):
@@ -268,21 +250,34 @@ def _bench(rng):
     return parts
 
 
-def _bookcase(rng):
-    """Two side panels with three to five shelves; a back panel on some."""
+def _bottle(rng):
+    """A closed turned body with a shoulder, a neck and a cap."""
     u = rng.uniform
-    depth, width, height = u(0.4, 0.8), u(0.7, 1.2), u(0.7, 1.4)
-    parts = [_box((0, side * width / 2, height / 2), (depth, 0.05, height)) for side in (-1, 1)]
-    for level in np.linspace(u(0.02, 0.15), 1, int(rng.integers(3, 6))):
-        parts.append(_box((0, 0, level * height), (depth, width, 0.04)))
-    if u() < 0.5:
-        parts.append(_box((-depth / 2, 0, height / 2), (0.02, width, height)))
+    r, height, neck = u(0.18, 0.4), u(0.9, 1.5), u(0.06, 0.14)
+    shoulder, low = height * u(0.45, 0.7), height * u(0.72, 0.85)
+    base, waist = r * u(0.7, 1.1), r * u(0.8, 1.1)
+    profile = [(0, 0), (base, 0), (waist, shoulder / 2), (r, shoulder), (neck, low), (neck, height), (0, height)]
+    return [_turned(profile)]
+
+
+def _bowl(rng):
+    """An open turned vessel, flat or deep, on a foot or not; a mug without a handle."""
+    u = rng.uniform
+    rim, height, foot = u(0.35, 0.55), u(0.25, 1.0), u(0.3, 0.95)
+    t = np.linspace(0, 1, 8)
+    wall = rim * (foot + (1 - foot) * t ** u(0.3, 1.2))
+    parts = [_turned([(0, 0), *zip(wall, height * t)])]
+    if u() < 0.3:
+        parts.append(_turned([(wall[0] * 0.7, 0), (wall[0] * 0.7, -0.08)]))
     return parts
 
 
 def _chair(rng):
     """A seat on four legs with a back."""
-    return _seat_with_back(rng)[0]
+    u = rng.uniform
+    depth, width, height = u(0.45, 0.7), u(0.45, 0.8), u(0.35, 0.7)
+    parts, x, y = _raised_plate(rng, depth, width, height)
+    return parts + _back(rng, -x, y, height, u(0.35, 0.7))
 
 
 def _desk(rng):
@@ -295,24 +290,30 @@ def _desk(rng):
     return parts
 
 
+def _lamp(rng):
+    """A round base, a pole, straight or bent, and an open shade, or a ball."""
+    u = rng.uniform
+    height, wide = u(0.9, 1.6), u(0.2, 0.35)
+    bend = u(0.0, 0.4) if u() < 0.5 else 0.0
+    t = np.linspace(0, 1, 6)
+    parts = [_disc(wide, 0, u(0.03, 0.08)), _tube(bend * t**2, height * t, u(0.015, 0.03))]
+    low, shade = u(0.15, 0.3), u(0.2, 0.4)
+    if u() < 0.6:
+        head = _turned([(shade, -low), (shade * u(0.3, 0.8), 0.1)])
+    else:
+        angle = np.linspace(-np.pi / 2, np.pi / 2, 9)
+        head = _turned(list(zip(low * np.cos(angle), low * np.sin(angle))))
+    return [*parts, head + [bend, 0, height]]
+
+
 def _mug(rng):
     """An open cup, straight or tapered, with one handle."""
     u = rng.uniform
-    r, height, taper = u(0.35, 0.5), u(0.6, 1.2), u(0.6, 1.0)
-    relative = np.linspace(0, 1, 6)
-    wall, radius, z = _body(height, relative, r * (taper + (1 - taper) * relative ** u(0.4, 1.5)))
-    low, high = u(0.15, 0.4), u(0.65, 0.92)
-    return [wall, _handle(rng, radius, z, low, high)]
-
-
-def _rack(rng):
-    """A plate on four legs with one to three more plates between them."""
-    u = rng.uniform
-    depth, length, height = u(0.4, 0.8), u(0.5, 1.2), u(0.5, 1.2)
-    parts, x, y = _raised_plate(rng, depth, length, height)
-    for level in np.linspace(u(0.1, 0.4), 1, int(rng.integers(2, 5)))[:-1]:
-        parts.append(_box((0, 0, level * height), (2 * x, 2 * y, 0.04)))
-    return parts
+    rim, height, foot = u(0.35, 0.5), u(0.5, 1.2), u(0.6, 1.0)
+    t = np.linspace(0, 1, 6)
+    wall, z = rim * (foot + (1 - foot) * t ** u(0.4, 1.5)), height * t
+    ends = [(np.interp(at, t, wall), height * at) for at in (u(0.15, 0.4), u(0.65, 0.92))]
+    return [_turned([(0, 0), *zip(wall, z)]), _handle(rng, *ends)]
 
 
 def _sofa(rng):
@@ -321,10 +322,26 @@ def _sofa(rng):
     depth, length, low, thick = u(0.7, 1.3), u(1.2, 2.1), u(0.05, 0.3), u(0.15, 0.35)
     parts = [_box((0, 0, low + thick / 2), (depth, length, thick))]
     parts += _legs(depth / 2 - 0.08, length / 2 - 0.08, low, u(0.05, 0.1))
-    back, arm, board = low + thick + u(0.3, 0.6), low + thick + u(0.18, 0.34), u(0.08, 0.2)
+    back, arm, board = low + thick + u(0.3, 0.6), low + thick + u(0.2, 0.36), u(0.1, 0.2)
     parts.append(_box((-depth / 2, 0, back / 2), (board, length, back), -u(0, 0.1)))
     for side in (-1, 1):
         parts.append(_box((0, side * length / 2, arm / 2), (depth, board, arm)))
+    return parts
+
+
+def _stairs(rng):
+    """Three to seven steps rising along x, closed below or open between two beams."""
+    u = rng.uniform
+    steps, run, rise, width = int(rng.integers(3, 8)), u(0.2, 0.3), u(0.1, 0.22), u(0.5, 1.0)
+    closed, parts = u() < 0.6, []
+    for i in range(1, steps + 1):
+        thick = i * rise if closed else 0.04
+        parts.append(_box((i * run, 0, i * rise - thick / 2), (run, width, thick)))
+    if not closed:
+        parts += [
+            _box((run, side * width / 2, steps * rise / 2), (0.12, 0.04, steps * rise), steps * run - run)
+            for side in (-1, 1)
+        ]
     return parts
 
 
@@ -352,48 +369,18 @@ def _table(rng):
     return parts
 
 
-def _teapot(rng):
-    """A waisted body with a lid and its knob, a handle, and a spout opposite to it."""
-    u = rng.uniform
-    rim = u(0.2, 0.36)
-    wall, radius, z = _waisted_body(rng, rim)
-    knob = [(rim, 0), (0.4 * rim, 0.08), (0.05, 0.15), (0, 0.17)]
-    lid = _turned(knob) + [0, 0, z(1)]
-    low, high = u(0.2, 0.45), u(0.75, 0.98)
-    handle = _handle(rng, radius, z, low, high)
-    start, reach = u(0.2, 0.4), u(0.15, 0.35)
-    along = -radius(start) - reach * np.array([0, 0.6, 1])
-    spout = _tube(along, z(start + np.array([0, 0.25, 0.5])), u(0.04, 0.07))
-    return [wall, lid, handle, spout]
-
-
-def _vase(rng):
-    """A waisted body with an open rim."""
-    return [_waisted_body(rng, rng.uniform(0.2, 0.42))[0]]
-
-
-def _wardrobe(rng):
-    """A closed cupboard on short legs, with a cornice."""
-    u = rng.uniform
-    depth, width, height, low = u(0.4, 0.8), u(0.7, 1.2), u(0.7, 1.4), u(0.05, 0.2)
-    parts = [_box((0, 0, low + height / 2), (depth, width, height))]
-    parts.append(_box((0, 0, low + height), (depth + 0.1, width + 0.1, 0.06)))
-    return parts + _legs(depth / 2 - 0.05, width / 2 - 0.05, low, u(0.05, 0.1))
-
-
 FAMILIES = (  # (class name, family): the label is the index
-    ("armchair", _armchair),
+    ("aeroplane", _aeroplane),
     ("bed", _bed),
     ("bench", _bench),
-    ("bookcase", _bookcase),
+    ("bottle", _bottle),
+    ("bowl", _bowl),
     ("chair", _chair),
     ("desk", _desk),
+    ("lamp", _lamp),
     ("mug", _mug),
-    ("rack", _rack),
     ("sofa", _sofa),
+    ("stairs", _stairs),
     ("stool", _stool),
     ("table", _table),
-    ("teapot", _teapot),
-    ("vase", _vase),
-    ("wardrobe", _wardrobe),
 )
