@@ -100,6 +100,7 @@ def provenance(xp):
     }
     if xp is not np:
         found["cupy"] = xp.__version__
+        found["tf32"] = os.environ.get("CUPY_TF32", "0")  # CuPy's own switch: 10-bit products, off by default
         found["device"] = xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
     return found
 
