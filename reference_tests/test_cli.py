@@ -14,6 +14,7 @@ from minipc.data import shapes
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.model_file import new_model, write_model
 from minipc.nn.pointnet import ModelConfig, sizes
+from minipc.train import TrainConfig
 
 
 @pytest.fixture
@@ -60,7 +61,7 @@ def small_shapes(monkeypatch):
     monkeypatch.setattr(
         first_run, "make_shapes", lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)
     )
-    monkeypatch.setattr(first_run, "TEACHER_EPOCHS", 8)
+    monkeypatch.setattr(first_run, "TEACHER_TRAINING", TrainConfig(epochs=8, lr=1e-3))
 
 
 def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes):

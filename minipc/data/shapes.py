@@ -230,8 +230,8 @@ def _bed(rng):
         foot = top + u(0.05, 0.35)
         parts.append(_box((length / 2, 0, foot / 2), (board, width, foot)))
     for side in (-1, 1):
-        at = (0.3 - length / 2, side * width / 4, top + 0.06)
-        parts.append(_box(at, (0.35, 0.35 * width, 0.1)))
+        at = (0.3 - length / 2, side * width / 4, top + 0.07)
+        parts.append(_box(at, (0.4, 0.38 * width, 0.14)))
     return parts
 
 
@@ -322,7 +322,7 @@ def _sofa(rng):
     depth, length, low, thick = u(0.7, 1.3), u(1.2, 2.1), u(0.05, 0.3), u(0.15, 0.35)
     parts = [_box((0, 0, low + thick / 2), (depth, length, thick))]
     parts += _legs(depth / 2 - 0.08, length / 2 - 0.08, low, u(0.05, 0.1))
-    back, arm, board = low + thick + u(0.3, 0.6), low + thick + u(0.2, 0.36), u(0.1, 0.2)
+    back, arm, board = low + thick + u(0.3, 0.6), low + thick + u(0.25, 0.4), u(0.1, 0.22)
     parts.append(_box((-depth / 2, 0, back / 2), (board, length, back), -u(0, 0.1)))
     for side in (-1, 1):
         parts.append(_box((0, side * length / 2, arm / 2), (depth, board, arm)))
