@@ -13,13 +13,15 @@ import numpy as np
 
 from minipc.errors import BackendError, UsageError
 
+BLOCK = 32  # clouds computed together by evaluation and recording, whatever the batch size or the threads
 REMEDY = "install minipc[gpu12] or minipc[gpu13] on a machine with an NVIDIA driver, or use --backend numpy"
 
 
-def load(name):
-    """Return the array module for "numpy", "cupy" or "auto" (cupy where a device answers).
+def load(name, say=lambda line: None):
+    """Return the array module for "numpy", "cupy" or "auto" (cupy where a device computes).
 
-    Raises BackendError when cupy is asked for by name and cannot run, UsageError for another name.
+    say is told where auto takes numpy although CuPy is installed.  Raises BackendError when cupy is
+    asked for by name and cannot run, UsageError for another name.
     """
     if name not in ("auto", "numpy", "cupy"):
         raise UsageError(f"backend: expected auto, numpy or cupy, got {name!r}")
@@ -30,11 +32,15 @@ def load(name):
 
         if cupy.cuda.runtime.getDeviceCount() < 1:
             raise RuntimeError("no CUDA device found")
+        ones = cupy.ones((2, 2), np.float32)
+        float((ones @ ones + ones).sum())  # needs the compiler and cuBLAS, which a wheel may lack
     except Exception as reason:
         # An import can fail with OSError (missing library) and a device with CUDARuntimeError.
-        if name == "auto":
-            return np
         text = " ".join(str(reason).split()) or type(reason).__name__
+        if name == "auto":
+            if not isinstance(reason, ImportError):
+                say(f"backend numpy: CuPy is installed, but {text}")
+            return np
         raise BackendError(f"backend cupy is not available here: {text}; {REMEDY}") from reason
     return cupy
 
@@ -90,18 +96,18 @@ def one_blas_thread():
 
 def provenance(xp):
     """Return what arithmetic was done with: versions, BLAS and device; no dates, hosts or paths."""
-    blas = np.show_config(mode="dicts")["Build Dependencies"]["blas"]
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     found = {
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": f"{blas['name']} {blas['version']}",
+        "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
         "one_blas_thread": one_blas_thread(),
         "device": platform.machine(),
     }
     if xp is not np:
         found["cupy"] = xp.__version__
         found["tf32"] = os.environ.get("CUPY_TF32", "0")  # CuPy's own switch: 10-bit products, off by default
-        found["device"] = xp.cuda.runtime.getDeviceProperties(0)["name"].decode()
+        found["device"] = xp.cuda.runtime.getDeviceProperties(xp.cuda.runtime.getDevice())["name"].decode()
     return found
 
 

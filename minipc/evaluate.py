@@ -4,10 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc.backend import ordered_map, padded_block, to_host
+from minipc.backend import BLOCK, ordered_map, padded_block, to_host
 from minipc.nn.pointnet import forward_eval
-
-BLOCK = 32  # clouds; fixed, so that no result depends on a batch size
 
 
 def predict(model, points, xp, threads):

@@ -8,7 +8,8 @@ from minipc.errors import DataError
 from minipc.jobs import record_files, train_files
 from minipc.model_file import read_model
 from minipc.nn.losses import LABELS_ALONE, LossConfig
-from minipc.run_folder import free_name, model_path
+from minipc.record.recorder import check_request
+from minipc.run_folder import free_name, model_path, refuse_existing
 from minipc.train import TrainConfig
 
 DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
@@ -29,11 +30,14 @@ def built_in_shapes(seed):
 
 def record_shapes(*, xp, threads, say, progress, **settings):
     """Make shapes.h5 and teacher/ where they are absent, then record: Recorded."""
+    check_request(settings["out"], settings["views"], settings["seed"])  # before minutes of training
     if not os.path.exists(DATA):
         splits = built_in_shapes(0)
         write_clouds(DATA, splits)
         say(f"{DATA}: made {len(splits.train)} training and {len(splits.test)} test clouds of built-in shapes")
     if os.path.exists(TEACHER) and not _finished(TEACHER):
+        if not os.path.exists(os.path.join(TEACHER, "run.json")):
+            raise DataError(f"{TEACHER}: is in the way and no run of ours; move it, or pass DATA and --teacher MODEL")
         kept = free_name(f"{TEACHER}-unfinished")
         os.rename(TEACHER, kept)
         say(f"{TEACHER}: its training did not finish; kept as {kept}")
@@ -54,14 +58,20 @@ def _finished(folder):
         trained = read_model(model_path(folder)).trained
     except DataError:
         return False
-    return trained["epochs"] == trained["of_epochs"]
+    return trained.get("epochs") == trained.get("of_epochs")
 
 
 def train_both(model, loss, labels_loss, config, *, out, **settings):
-    """Train model from record.h5 twice, on labels alone and distilled: the two Runs, baseline first."""
+    """Train model from record.h5 twice, on labels alone and distilled: the two Runs, baseline first.
+
+    out is the folder of the second, or None; the first goes into out-labels.
+    """
     if not os.path.exists(RECORD):
         raise DataError(
             f"{RECORD}: not here; make it with: minipc record, or train on data: minipc train DATA --labels-only"
         )
+    out = out or free_name("run", "-labels")
+    for name in (out, f"{out}-labels"):
+        refuse_existing(name)
     baseline = train_files(None, RECORD, model, labels_loss, config, labels_only=True, out=f"{out}-labels", **settings)
     return baseline, train_files(None, RECORD, model, loss, config, out=out, **settings)

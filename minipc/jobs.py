@@ -5,6 +5,7 @@ mathematics is elsewhere: recorder.record(), train.train() and evaluate.evaluate
 """
 
 import os
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -28,25 +29,25 @@ def _quiet(*anything):
     """Report nothing."""
 
 
-def find_data(data, hint, near, points_hash):
+def find_data(data, hint, near, points_hash=None):
     """Return the data file to use and its Splits.
 
-    data is a path, or None: then the file named hint is looked for beside `near` and here.  Raises
-    DataError if it is not there or its training points do not have points_hash (None: any).
+    data is a path, or None: then the file named hint is looked for beside `near`, one folder up (a
+    model lies in a run folder) and here, and must have the training points of points_hash (None:
+    the caller compares).  Raises DataError.
     """
+    if data is not None:
+        return data, read_clouds(data)
+    beside = os.path.dirname(near)
+    places = [os.path.join(beside, hint), os.path.join(beside, os.pardir, hint), hint] if hint else []
+    data = next((os.path.normpath(place) for place in places if os.path.exists(place)), None)
     if data is None:
-        places = [os.path.join(os.path.dirname(near), hint), hint] if hint else []
-        data = next((place for place in places if os.path.exists(place)), None)
-        if data is None:
-            raise DataError(
-                f"{near}: its data file {hint or '(not named in it)'} is not beside it and not here; pass DATA"
-            )
+        raise DataError(
+            f"{near}: its data file {hint or '(not named in it)'} is not beside it and not here; pass DATA"
+        )
     splits = read_clouds(data)
     if points_hash is not None and splits.train.points_hash != points_hash:
-        raise DataError(
-            f"{data}: training points {splits.train.points_hash[:16]}, but {near} was made from "
-            f"{points_hash[:16]}; pass the data file that it was made from"
-        )
+        raise DataError(f"{data}: holds other training points than {near} was made from; pass DATA")
     return data, splits
 
 
@@ -80,19 +81,21 @@ def train_files(data, record_path, model, loss, config, *, labels_only=False, se
     data may be None: the record names its file.  Without, labels alone.  loss and config are a
     LossConfig and a TrainConfig.
     """
+    if labels_only and (loss.kd_weight or loss.self_weight):
+        raise UsageError("train: labels only, but the loss has a weight for distillation; choose one")
     if record_path is None and not labels_only:
         raise UsageError("train: distillation needs --record FILE; for labels alone add --labels-only")
-    if record_path is None:
-        if data is None:
-            raise UsageError("train: name the data: minipc train DATA --labels-only")
-        reader, splits = None, read_clouds(data)
-        views = drawn_views(splits.train, config.seed, AugmentConfig())
-    else:
-        reader = RecordReader(record_path)
-        data, splits = find_data(data, reader.meta["data_file"], record_path, reader.plan.points_hash)
-        reader.check_belongs(splits.train)
-        views = recorded_views(reader, labels_only)
-    try:
+    with ExitStack() as stack:
+        if record_path is None:
+            if data is None:
+                raise UsageError("train: name the data: minipc train DATA --labels-only")
+            reader, splits, augment = None, read_clouds(data), AugmentConfig()
+            views = drawn_views(splits.train, config.seed, augment)
+        else:
+            reader = stack.enter_context(RecordReader(record_path))
+            data, splits = find_data(data, reader.meta["data_file"], record_path)
+            reader.check_belongs(splits.train)
+            views = recorded_views(reader, labels_only)
         model_config = sizes(model, len(splits.train.class_names))
         target = None
         if loss.self_weight > 0:
@@ -107,20 +110,18 @@ def train_files(data, record_path, model, loss, config, *, labels_only=False, se
             "minipc": __version__, "provenance": provenance(xp), "data": os.path.basename(data),
             "points_hash": splits.train.points_hash, "labels_hash": splits.train.labels_hash,
             "record": reader and {"file": os.path.basename(record_path), "run_id": reader.plan.run_id},
+            "augment": reader.plan.augment if reader else asdict(augment),
             "labels_only": labels_only, "model": asdict(model_config), "loss": asdict(loss),
             "self_target": {"kind": self_target, "every": self_every} if target else None,
             "training": asdict(config),
         })
         say(f"{out}: {model}, {size.parameters} parameters, {size.macs / 1e6:.2f} M multiply-adds a cloud, "
-            f"{config.epochs} epochs of {len(splits.train)} clouds")
+            f"{config.epochs} epochs of {len(splits.train)} clouds, backend {xp.__name__}")
         say(formula(loss))
         trained = train(
             splits, model_config, loss, config, views, self_target=target, xp=xp, threads=threads,
             folder=folder, progress=progress, data_file=os.path.basename(data),
         )
-    finally:
-        if reader:
-            reader.close()
     last = trained.epochs[-1]
     return Run({
         "model": model, "parameters": size.parameters, "macs_per_cloud": size.macs,
@@ -137,7 +138,7 @@ def eval_files(model, data, *, xp, threads=None):
     """Evaluate the model in a file or run folder on the test split of data: values for JSON."""
     path = model_path(model)
     read = read_model(path)
-    data, splits = find_data(data, read.trained.get("data_file"), path, None)
+    data, splits = find_data(data, read.trained.get("data_file"), path, read.trained.get("points_hash"))
     check_same_kind(splits.test.described, read.described, data, path)
     found = evaluate(on_module(read, xp), splits.test, xp, threads or default_threads(xp))
     size = count(read.config, splits.test.points.shape[1])

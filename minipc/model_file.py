@@ -10,6 +10,7 @@ import numpy as np
 
 from minipc import files
 from minipc.backend import tree_to
+from minipc.errors import DataError
 from minipc.nn.params import initialise
 from minipc.nn.pointnet import ModelConfig, initial_stats, param_specs
 from minipc.streams import stream
@@ -67,6 +68,9 @@ def read_model(path):
         meta = files.read_meta(file, path)
         files.check_keys(meta, {"config", "described", "trained"}, path)
         config = files.from_dict(ModelConfig, meta["config"], path)
+        files.check_keys(meta["described"], {"class_names", "up_axis", "normalisation"}, path)
+        if len(meta["described"]["class_names"]) != config.classes or not isinstance(meta["trained"], dict):
+            raise DataError(f"{path}: its metadata contradicts itself; train the model again")
         shapes = {
             "params": {name: spec.shape for name, spec in param_specs(config).items()},
             "stats": {name: value.shape for name, value in initial_stats(config).items()},

@@ -8,14 +8,14 @@ import json
 import os
 
 from minipc import files
-from minipc.errors import DataError, UsageError
+from minipc.errors import DataError, MinipcError, UsageError
 from minipc.model_file import write_model
 
 
-def free_name(base):
-    """Return base, base-2, base-3, ...: the first that does not exist."""
+def free_name(base, *suffixes):
+    """Return base, base-2, base-3, ...: the first that does not exist, nor with any of suffixes."""
     name, number = base, 1
-    while os.path.lexists(name):
+    while any(os.path.lexists(name + suffix) for suffix in ("", *suffixes)):
         number += 1
         name = f"{base}-{number}"
     return name
@@ -26,22 +26,31 @@ def model_path(path):
     return os.path.join(path, "model.h5") if os.path.isdir(path) else path
 
 
+def refuse_existing(path):
+    """Raise UsageError where path exists: a run never goes into another one's folder."""
+    if os.path.lexists(path):
+        raise UsageError(f"{path}: exists already; choose another --out or remove it")
+
+
 class RunFolder:
     """The files of one training run.  Raises UsageError if path exists, DataError if it cannot be made."""
 
     def __init__(self, path, described):
-        """Make the folder and commit run.json; described is JSON: command, data, configs, versions."""
+        """Make the folder and commit run.json; described is JSON: data, configs, versions."""
         self.path = path
+        refuse_existing(path)
         try:
             os.mkdir(path)
-        except FileExistsError:
-            raise UsageError(f"{path}: exists already; choose another --out or remove it") from None
         except OSError as reason:
             raise DataError(
                 f"{path}: the run folder cannot be made: {reason.strerror}; choose another --out"
             ) from reason
         text = json.dumps(described, indent=2, sort_keys=True) + "\n"
-        files.commit(self.file("run.json"), text.encode())
+        try:
+            files.commit(self.file("run.json"), text.encode())
+        except MinipcError:
+            os.rmdir(path)
+            raise
 
     def file(self, name):
         """Return the path of one file of the run."""

@@ -6,7 +6,7 @@ the student's input is bit for bit what the teacher saw.
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import NamedTuple
 
@@ -45,11 +45,9 @@ class TrainConfig:
             raise UsageError("batch size: batch norm in the head needs at least 2 clouds, got 1")
         if not 0 < self.lr < float("inf"):
             raise UsageError(f"lr: expected a positive number, got {self.lr!r}")
-        if not (self.weight_decay >= 0 and self.warmup_steps >= 0 and self.clip_norm >= 0):
-            raise UsageError(
-                "weight decay, warm-up steps and clip norm: expected values >= 0, "
-                f"got {self.weight_decay!r}, {self.warmup_steps!r}, {self.clip_norm!r}"
-            )
+        for name in ("weight_decay", "warmup_steps", "clip_norm"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise UsageError(f"{name.replace('_', ' ')}: expected a value >= 0, got {getattr(self, name)!r}")
         if self.optimiser not in ("adamw", "sgd"):
             raise UsageError(f"optimiser: expected adamw or sgd, got {self.optimiser!r}")
         check_seed(self.seed)
@@ -85,6 +83,7 @@ class Trained(NamedTuple):
     seconds: float
 
 
+@np.errstate(over="ignore", invalid="ignore")  # what they would warn of ends in MinipcError below
 def train(
     splits, model_config, loss_config, config, views, *,
     self_target=None, xp=np, threads=None, folder=None, progress=None, data_file=None,
@@ -150,7 +149,9 @@ def train(
         if self_target:
             self_target.epoch_ended(epoch, params)
         means = {name: float(total) / steps for name, total in zip(LossTerms._fields, sums)}
-        if not all(isfinite(value) for value in means.values()):
+        # 0 x inf and 0 x NaN are NaN: the losses above were taken before the last step
+        rest = sum(float((value * 0).sum()) for value in (*params.values(), *stats.values()))
+        if not all(isfinite(value) for value in (*means.values(), rest)):
             raise MinipcError(
                 f"training: the loss is no longer finite in epoch {epoch + 1} ({means['total']}); "
                 "lower --lr, or keep the guard on if it was off"
@@ -167,8 +168,11 @@ def train(
         model = live._replace(
             params={name: to_host(value) for name, value in params.items()},
             stats={name: to_host(value) for name, value in stats.items()},
-            trained={"epochs": epoch + 1, "of_epochs": config.epochs, "seed": config.seed, "data_file": data_file,
-                     "points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash},
+            trained={
+                "epochs": epoch + 1, "of_epochs": config.epochs,
+                "training": asdict(config), "loss": asdict(loss_config),
+                "data_file": data_file, "points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash,
+            },
         )
         if folder:
             folder.epoch_ended(row, model)

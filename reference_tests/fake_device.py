@@ -227,6 +227,7 @@ def fake_module():
         setattr(module, name, function)
     for name in CONSTANTS:
         setattr(module, name, getattr(np, name))
+    module.fake = True
     module.ndarray = FakeArray
     module.asarray = module.array = _asarray
     module.asnumpy = _asnumpy
@@ -234,6 +235,7 @@ def fake_module():
     module.cuda = types.SimpleNamespace(
         runtime=types.SimpleNamespace(
             getDeviceCount=lambda: 1,
+            getDevice=lambda: 0,
             getDeviceProperties=lambda device: {"name": b"fake"},
             deviceSynchronize=lambda: None,
         )

@@ -82,6 +82,10 @@ def test_a_teacher_whose_training_was_interrupted_is_set_aside(folder, say, smal
     def interrupted(*arguments):
         raise KeyboardInterrupt
 
+    (folder / "teacher").mkdir()
+    code, _, err = say("record", "--views", 1)
+    assert code == 3 and "no run of ours" in err  # somebody's folder: neither used nor renamed
+    (folder / "teacher").rmdir()
     with monkeypatch.context() as patch:
         patch.setattr("minipc.train.evaluate", interrupted)  # in the first epoch
         code, _, err = say("record", "--views", 1)
@@ -89,6 +93,57 @@ def test_a_teacher_whose_training_was_interrupted_is_set_aside(folder, say, smal
     code, _, err = say("record", "--views", 1)
     assert code == 0 and "did not finish; kept as teacher-unfinished" in err
     assert {"teacher", "teacher-unfinished", "record.h5"} <= set(os.listdir(folder))
+
+
+def test_the_bare_commands_continue_after_an_interruption_of_the_first_student(folder, say, small_shapes, monkeypatch):
+    assert say("record", "--views", 1, "--quiet")[0] == 0
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("minipc.train.evaluate", interrupted)
+        assert say("train", "--epochs", 1)[0] == 130
+    code, out, err = say("train", "--epochs", 1)
+    assert code == 0 and "run-2-labels" in out, err
+    code, _, err = say("train", "--epochs", 1, "--out", "run-2")
+    assert code == 2 and "run-2: exists already" in err and not os.path.exists("run-2-labels-labels")
+
+
+@pytest.mark.parametrize("wrong, code", [
+    (["--views", 0], 2), (["--seed", -1], 2), (["--out", "no/where.h5"], 3), (["--out", "."], 3),
+])
+def test_bare_record_refuses_mistakes_before_it_trains_a_teacher(folder, say, wrong, code):
+    found, _, err = say("record", *wrong)
+    assert (found, err.count("\n")) == (code, 1)
+    assert os.listdir(folder) == []
+
+
+@pytest.mark.parametrize("words", [[], ["data"]])
+def test_a_group_without_a_verb_shows_its_help(say, words):
+    code, out, err = say(*words)
+    assert (code, err) == (0, "") and out.startswith("Usage: minipc") and out.count("\n") > 5
+
+
+def test_training_needs_the_record_and_never_the_teacher(data, say, folder):
+    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
+    assert say("record", data, "--teacher", "teacher", "--views", 2, "--quiet")[0] == 0
+    for path in (folder / "teacher").iterdir():
+        path.unlink()
+    assert say("train", "--record", "record.h5", *QUICK)[0] == 0
+
+
+def test_eval_finds_its_data_by_name_and_refuses_other_points(data, say, folder):
+    assert say("train", data, "--labels-only", *QUICK)[0] == 0
+    (folder / "elsewhere").mkdir()
+    os.chdir(folder / "elsewhere")
+    assert say("eval", "../run")[0] == 0  # beside the run folder
+    os.chdir(folder)
+    splits = read_clouds(data)
+    os.remove(data)
+    write_clouds(data, Splits(*(Clouds(c.points[:, ::-1].copy(), c.labels, c.class_names, "z", "none") for c in splits)))
+    code, _, err = say("eval", "run")
+    assert code == 3 and "holds other training points" in err
 
 
 def test_json_holds_the_promised_keys(folder, say, small_shapes):
@@ -228,6 +283,10 @@ MISTAKES = [
     (3, "data info text.h5", "not a minipc file"),
     (2, "data make", "--out"),
     (2, "walk", "walk"),
+    (2, "train clouds.h5 --labels-only --self-weight 0.2", "--labels-only has no use for --self-weight"),
+    (2, "train --record record.h5 --self-weight nan", "self weight"),
+    (3, "train clouds.h5 --record untrained.h5", "is a minipc model file"),
+    (2, "record clouds.h5 --teacher good --views 1000000000 --out new.h5", "views: expected 1 to 100000"),
 ]
 
 

@@ -1,6 +1,7 @@
 """Training on labels and on views, evaluation, self targets, run folders."""
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -199,7 +200,8 @@ def test_a_loss_that_stops_being_finite_stops_the_run(splits):
     ({"batch_size": 1}, "batch norm in the head needs at least 2"),
     ({"lr": 0.0}, "lr: expected a positive number"),
     ({"lr": float("nan")}, "lr: expected a positive number"),
-    ({"weight_decay": -1.0}, "expected values >= 0"),
+    ({"weight_decay": -1.0}, "weight decay: expected a value >= 0, got -1.0"),
+    ({"clip_norm": float("inf")}, "clip norm: expected a value >= 0, got inf"),
     ({"optimiser": "adam"}, "expected adamw or sgd, got 'adam'"),
     ({"seed": -1}, "seed: expected an integer from 0"),
 ])
@@ -302,5 +304,12 @@ def test_a_model_of_other_sizes_is_refused(tmp_path, splits):
         read_model(path)
 
 
-def test_threads_default_to_the_processors_of_this_process():
-    assert default_threads(np) >= 1
+def test_threads_default_to_the_processors_of_this_process_and_to_one_beside_a_device(fake_cupy):
+    assert default_threads(np) == len(os.sched_getaffinity(0))
+    assert default_threads(fake_cupy) == 1
+
+
+def test_parameters_that_stop_being_finite_in_the_last_step_are_noticed(splits):
+    with pytest.raises(MinipcError, match="no longer finite"):
+        # one epoch of one step: its loss is taken before the step that overflows
+        run(splits, epochs=1, batch_size=64, warmup_steps=0, lr=1e38, weight_decay=1e38)

@@ -2,7 +2,7 @@
 
 import click
 
-from minipc.cli.show import result, shared_options
+from minipc.cli.show import Console, result, shared_options
 
 
 @click.command("eval")
@@ -17,7 +17,8 @@ def command(model, data, backend, threads, as_json, quiet):
     from minipc.backend import load
     from minipc.jobs import eval_files
 
-    values = eval_files(model, data, xp=load(backend), threads=threads)
+    with Console(quiet) as console:
+        values = eval_files(model, data, xp=load(backend, console.say), threads=threads)
     width = max(len(name) for name in values["class_accuracy"])
     lines = [
         f"{values['model']} on {values['clouds']} test clouds of {values['data']}:",

@@ -54,6 +54,9 @@ def main(arguments=None):
     """Run the command line; every expected failure ends as one line on stderr and its exit code."""
     try:
         code = minipc.main(arguments, prog_name="minipc", standalone_mode=False) or 0
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.ctx.get_help())
+        code = 0
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "minipc"
         code = _fail(f"{error.format_message()} (see {where} --help)", error.exit_code)
@@ -63,10 +66,9 @@ def main(arguments=None):
         code = _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         code = _fail("interrupted; what was committed is kept, and `minipc record` continues if run again", 130)
-    except BrokenPipeError:
-        # The reader of our output went away (| head): not a failure, and no traceback at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+    except MemoryError as error:
+        reason = str(error) or "the machine gave no more"
+        code = _fail(f"not enough memory: {reason}; use a smaller model, batch or number of points", 1)
     sys.exit(code)
 
 

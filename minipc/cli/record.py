@@ -25,23 +25,18 @@ def command(data, teacher, views, out, seed, logits, force, backend, threads, as
     from minipc.first_run import record_shapes
     from minipc.jobs import record_files
 
-    xp = load(backend)
-    console = Console(quiet)
-    settings = dict(
-        views=views, out=out, seed=seed, logits=logits, force=force, xp=xp, threads=threads,
-        say=console.say, progress=console.progress,
-    )
-    if data is None and teacher is None:
-        done = record_shapes(**settings)
-    elif data is None or teacher is None:
+    if (data is None) != (teacher is None):
         raise click.UsageError(
             "name the data too: minipc record DATA --teacher MODEL" if data is None else
             f"a teacher is needed; train one with: minipc train {data} --labels-only --model teacher --out teacher, "
             f"then: minipc record {data} --teacher teacher"
         )
-    else:
-        done = record_files(data, teacher, **settings)
-    console.end()
+    with Console(quiet) as console:
+        settings = dict(
+            views=views, out=out, seed=seed, logits=logits, force=force, xp=load(backend, console.say),
+            threads=threads, say=console.say, progress=console.progress,
+        )
+        done = record_shapes(**settings) if data is None else record_files(data, teacher, **settings)
     lines = [
         f"{done.out}: {done.clouds} clouds x {done.views} views, {size(done.bytes)}, run {done.run_id[:16]}",
         f"teacher accuracy on the recorded views {100 * done.teacher_accuracy:.2f} %; "

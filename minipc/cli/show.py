@@ -30,6 +30,12 @@ class Console:
         self.bar, self.text = None, None
         self.start = self.last = 0.0
 
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised):
+        self.end()  # also after an error: a bar hides the cursor
+
     def say(self, line):
         """Print one line."""
         self.end()

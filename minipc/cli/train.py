@@ -43,9 +43,13 @@ def command(
     from minipc.first_run import STUDENT_EPOCHS, train_both
     from minipc.jobs import train_files
     from minipc.nn.losses import LABELS_ALONE, LossConfig
-    from minipc.run_folder import free_name
     from minipc.train import TrainConfig
 
+    if labels_only:
+        source = click.get_current_context().get_parameter_source
+        for name in ("kd_weight", "self_weight", "temperature", "guard", "self_target", "self_every"):
+            if source(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--labels-only has no use for --{name.replace('_', '-')}; leave one out")
     bare = data is None and record is None and not labels_only
     teacher = model == "teacher"
     smoothing = label_smoothing if label_smoothing is not None else 0.0 if teacher else 0.1
@@ -56,18 +60,17 @@ def command(
     if lr is None:
         lr = 1e-3 if teacher else TrainConfig.lr
     config = TrainConfig(epochs, batch_size, lr, weight_decay, warmup_steps, optimiser, clip_norm, seed)
-    out = out or free_name("run")
-    console = Console(quiet)
-    settings = dict(
-        self_target=self_target, self_every=self_every, out=out, xp=load(backend), threads=threads,
-        say=console.say, progress=console.progress,
-    )
-    if bare:
-        baseline, run = train_both(model, loss, labels_loss, config, **settings)
-        result({**run.values, "baseline": baseline.values}, as_json, _table([baseline.values, run.values]))
-    else:
-        run = train_files(data, record, model, loss, config, labels_only=labels_only, **settings)
-        result(run.values, as_json, _table([run.values]))
+    with Console(quiet) as console:
+        settings = dict(
+            self_target=self_target, self_every=self_every, out=out, xp=load(backend, console.say), threads=threads,
+            say=console.say, progress=console.progress,
+        )
+        if bare:
+            runs = train_both(model, loss, labels_loss, config, **settings)
+        else:
+            runs = [train_files(data, record, model, loss, config, labels_only=labels_only, **settings)]
+    values = runs[-1].values | ({"baseline": runs[0].values} if bare else {})
+    result(values, as_json, _table([run.values for run in runs]))
 
 
 def _table(runs):

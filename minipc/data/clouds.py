@@ -44,6 +44,8 @@ class Clouds:
                 f"clouds: cloud {int(finite.argmin())} holds NaN or infinite coordinates; remove or repair it"
             )
         names = self.class_names
+        if not all(isinstance(name, str) and name for name in names):
+            raise DataError(f"clouds: expected class names that are text, got {names}")
         if len(names) < 2 or len(set(names)) != len(names):
             repeated = sorted({name for name in names if names.count(name) > 1})
             raise DataError(f"clouds: expected at least 2 distinct class names, got {len(names)}, repeated: {repeated}")

@@ -13,15 +13,15 @@ import numpy as np
 from scipy.special import log_softmax
 
 from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
-from minipc.backend import ordered_map, padded_block, provenance, to_host
+from minipc.backend import BLOCK, ordered_map, padded_block, provenance, to_host
 from minipc.errors import DataError, MinipcError, UsageError, check_shape
 from minipc.nn.pointnet import forward_eval
 from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
-from minipc.streams import stream
+from minipc.streams import check_seed, stream
 
-BLOCK = 32  # clouds in one call of the teacher; part of a record's identity
+MOST_VIEWS = 100_000  # as many as the names of shards have digits for
 TRIAL = 512  # training clouds on which a teacher is tried before the first shard
 
 
@@ -41,15 +41,31 @@ class Recorded(NamedTuple):
     max_kl_of_rounding: float  # largest KL(softmax(v) || softmax(v as stored)), T = 1
 
 
+def check_request(out, views, seed):
+    """Raise UsageError or DataError for what no teacher needs to be called to refuse."""
+    if not isinstance(views, int) or not 1 <= views <= MOST_VIEWS:
+        raise UsageError(f"views: expected 1 to {MOST_VIEWS}, got {views!r}")
+    check_seed(seed)
+    folder = os.path.dirname(os.path.abspath(out))
+    if not os.path.isdir(folder):
+        raise DataError(f"{out}: {folder} is not a folder; make it, or name another --out")
+    if os.path.lexists(out):
+        RecordReader(out).close()
+
+
 def pointnet_teacher(model):
     """Return logits_of for record(): our PointNet in evaluation mode, on the module of its arrays."""
     return lambda points: forward_eval(model.params, model.stats, points, model.config)
 
 
+def _quiet(*anything):
+    """Report nothing."""
+
+
 def record(
     clouds, logits_of, teacher_id, out, views, *,
     seed=0, augment=AugmentConfig(), logits="float16", xp=np, threads=1,
-    data_file=None, force=False, say=lambda line: None, progress=None,
+    data_file=None, force=False, say=_quiet, progress=_quiet,
 ):
     """Record views 0 .. views - 1 of every cloud to the file out and return Recorded.
 
@@ -62,8 +78,7 @@ def record(
     for a teacher near chance (unless force), for logits that are not finite or do not fit the
     chosen dtype, and where another recording is in the same place.
     """
-    if not isinstance(views, int) or views < 1:
-        raise UsageError(f"views: expected a positive integer, got {views!r}")
+    check_request(out, views, seed)
     plan = Plan(
         clouds=len(clouds), classes=len(clouds.class_names), logits=logits, block=BLOCK,
         rows_per_shard=MOST_ROWS, augment={**asdict(augment), "order": ORDER}, seed=seed,
@@ -88,19 +103,24 @@ def record(
             f"{out}: {plan.clouds} clouds x {plan.views} views, {plan.bytes_per_view} bytes each, "
             f"{plan.estimated_bytes / 1e6:.1f} MB in all; {left} rows to compute, about {left / rate:.0f} s"
         )
+        made_with, done = provenance(xp), 0
+
+        def block_done(rows):
+            nonlocal done
+            done += rows
+            progress(done, left, "recording")
+
         start = time.perf_counter()
-        done = 0
         for view, first, stop in missing:
-            scale, shift, values, kl = compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads)
-            store.commit_shard(view, first, scale, shift, values, {**provenance(xp), "max_kl": kl})
-            done += stop - first
-            if progress:
-                progress(done, left, "recording")
+            scale, shift, values, kl = compute_shard(
+                clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done
+            )
+            store.commit_shard(view, first, scale, shift, values, {**made_with, "max_kl": kl})
         seconds = time.perf_counter() - start
     else:
         say(f"{out}: all {plan.views} views are recorded already")
     # Also where nothing was missing: a kill may have come between the last shard and the merge.
-    for name in store.finalise():
+    for name in store.finalise(progress):
         say(f"{store.parts}: {name} is kept; look at it and remove it")
     with RecordReader(out) as reader:
         return Recorded(
@@ -110,7 +130,7 @@ def record(
         )
 
 
-def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads):
+def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=_quiet):
     """Return what one shard holds: scale and shift (R, 3) float32, logits (R, K) as stored, and a KL.
 
     Clouds first .. stop - 1 of one view in blocks of plan.block, aligned to the cloud number and
@@ -126,8 +146,11 @@ def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threa
         check_shape("teacher logits", logits, (plan.block, plan.classes))
         return logits[: stop - start]
 
-    blocks = ordered_map(block_logits, range(first, stop, plan.block), threads)
-    exact = np.concatenate(list(blocks)).astype(np.float32)
+    blocks = []
+    for logits in ordered_map(block_logits, range(first, stop, plan.block), threads):
+        blocks.append(logits)
+        block_done(len(logits))
+    exact = np.concatenate(blocks).astype(np.float32)
     if not np.isfinite(exact).all():
         raise DataError(f"teacher: logits of view {view} are not finite; check the model and its input")
     with np.errstate(over="ignore"):
