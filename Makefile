@@ -6,12 +6,16 @@ BIN := $(CURDIR)/$(VENV)/bin
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## */\t/' | expand -t 14
 
-$(VENV)/ready: setup.cfg pyproject.toml
+$(VENV)/installed: setup.cfg pyproject.toml
 	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/ready: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable '.[test,lint]'
 	touch $@
 
-demo: $(VENV)/ready  ## record a teacher and train a student on built-in shapes, in demo/ (3 minutes)
+demo: $(VENV)/installed  ## record a teacher and train students on built-in shapes, in demo/ (about three minutes)
 	mkdir -p demo
 	cd demo && $(BIN)/minipc record
 	cd demo && $(BIN)/minipc train

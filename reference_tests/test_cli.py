@@ -95,7 +95,7 @@ def test_a_teacher_whose_training_was_interrupted_is_set_aside(folder, say, smal
     assert {"teacher", "teacher-unfinished", "record.h5"} <= set(os.listdir(folder))
 
 
-def test_the_bare_commands_continue_after_an_interruption_of_the_first_student(folder, say, small_shapes, monkeypatch):
+def test_bare_train_runs_again_after_an_interruption(folder, say, small_shapes, monkeypatch):
     assert say("record", "--views", 1, "--quiet")[0] == 0
 
     def interrupted(*arguments):
@@ -141,7 +141,8 @@ def test_eval_finds_its_data_by_name_and_refuses_other_points(data, say, folder)
     os.chdir(folder)
     splits = read_clouds(data)
     os.remove(data)
-    write_clouds(data, Splits(*(Clouds(c.points[:, ::-1].copy(), c.labels, c.class_names, "z", "none") for c in splits)))
+    reversed_points = (Clouds(c.points[:, ::-1].copy(), c.labels, c.class_names, "z", "none") for c in splits)
+    write_clouds(data, Splits(*reversed_points))
     code, _, err = say("eval", "run")
     assert code == 3 and "holds other training points" in err
 

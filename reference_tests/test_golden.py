@@ -1,0 +1,106 @@
+"""Files of format version 1, written once and kept for ever: every later minipc reads them.
+
+They are never written again.  A new version gets files of its own beside these.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from minipc import files
+from minipc.augment import AugmentConfig, draw
+from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
+from minipc.model_file import Model, model_id, read_model, write_model
+from minipc.nn.pointnet import ModelConfig, initial_stats, param_specs
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import record
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def dyadic(*shape):
+    """Return float32 values that every machine computes alike: multiples of 1/64, in no order."""
+    count = int(np.prod(shape))
+    return ((np.arange(count) * 37 % 101 - 50) / 64).astype(np.float32).reshape(shape)
+
+
+def golden_splits():
+    def clouds(n):
+        return Clouds(dyadic(n, 4, 3), np.arange(n) % 3, ("bed", "bowl", "desk"), "z", "none")
+
+    return Splits(clouds(5), clouds(3))
+
+
+def golden_model():
+    config = ModelConfig((4,), (3,), 3, dropout=0.25)
+    params = {name: dyadic(*spec.shape) for name, spec in param_specs(config).items()}
+    stats = {name: 1 + dyadic(*value.shape) for name, value in initial_stats(config).items()}
+    return Model(config, params, stats, golden_splits().train.described, {"epochs": 2, "of_epochs": 2})
+
+
+def golden_record(path):
+    """Write the record of a teacher that answers with the first point's coordinates, two views."""
+    clouds = golden_splits().train
+    return record(clouds, lambda points: points[:, 0, :], "first-point", path, 2, seed=7, data_file="clouds-1.h5",
+                  force=True)
+
+
+def write_all(folder):
+    """Write the golden files of the current versions into an empty folder; used once a version."""
+    write_clouds(str(folder / "clouds-1.h5"), golden_splits())
+    write_model(str(folder / "model-1.h5"), golden_model())
+    golden_record(str(folder / "record-1.h5"))
+
+
+def test_clouds_of_version_1_are_read():
+    for wanted, found in zip(golden_splits(), read_clouds(str(GOLDEN / "clouds-1.h5"))):
+        np.testing.assert_array_equal(found.points, wanted.points)
+        np.testing.assert_array_equal(found.labels, wanted.labels)
+        assert found.described == wanted.described
+        assert (found.points_hash, found.labels_hash) == (wanted.points_hash, wanted.labels_hash)
+
+
+def test_a_model_of_version_1_is_read_and_keeps_its_id():
+    wanted, found = golden_model(), read_model(str(GOLDEN / "model-1.h5"))
+    assert (found.config, found.described, found.trained) == (wanted.config, wanted.described, wanted.trained)
+    for name, value in (wanted.params | wanted.stats).items():
+        np.testing.assert_array_equal((found.params | found.stats)[name], value)
+    assert model_id(found) == model_id(wanted) == (
+        "a71d576c4a2144513b431cb682e9c668eda3aeee9d25a26c21c7bc0d2dad015f"
+    )
+
+
+def test_a_record_of_version_1_is_read_and_keeps_its_run_id():
+    clouds = golden_splits().train
+    with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
+        reader.check_belongs(clouds)
+        assert (reader.views, reader.plan.teacher_id, reader.meta["data_file"]) == (2, "first-point", "clouds-1.h5")
+        assert reader.plan.run_id == (
+            "4212ed7a9f970634448299703080dd95a21c66342780f34abeb5a3a58f9f0f6f"
+        )
+        for view in range(2):
+            scale, shift, logits = reader.view(view)
+            params = draw(7, view, 0, 5, AugmentConfig())
+            np.testing.assert_array_equal(scale, params.scale)
+            np.testing.assert_array_equal(shift, params.shift)
+            applied = (clouds.points[:, 0] * scale + shift).astype(np.float16)
+            np.testing.assert_array_equal(logits, applied)
+
+
+def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp_path):
+    write_all(tmp_path)
+    for kind in ("clouds", "model"):
+        name = f"{kind}-1.h5"
+        with files.open_hdf5(str(tmp_path / name), kind, 1) as new, \
+                files.open_hdf5(str(GOLDEN / name), kind, 1) as old:
+            assert content(new) == content(old)
+    with RecordReader(str(tmp_path / "record-1.h5")) as new, RecordReader(str(GOLDEN / "record-1.h5")) as old:
+        assert new.plan == old.plan and new.meta.keys() == old.meta.keys()
+
+
+def content(hdf5):
+    """Return {name: (dtype, bytes)} of every dataset in a file."""
+    names = []
+    hdf5.visit(names.append)
+    datasets = {name: hdf5[name] for name in names if hasattr(hdf5[name], "dtype")}
+    return {name: (dataset.dtype.str, dataset[()].tobytes()) for name, dataset in datasets.items()}
