@@ -35,6 +35,12 @@ class BackendError(MinipcError):
     exit_code = 5
 
 
+def short(value, most=60):
+    """Return value as text for a message, cut to most characters."""
+    text = str(value)
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
 def check_shape(name, array, expected):
     """Raise DataError unless array.shape equals expected, a tuple in which None fits any length."""
     if len(array.shape) != len(expected) or any(

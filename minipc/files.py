@@ -146,6 +146,7 @@ def replacing(path):
     try:
         if os.path.exists(place) and not os.path.isfile(place):  # a rename would destroy a pipe
             raise _no_file(os.stat(place).st_mode, path)
+        sweep(folder, base)  # what a killed writer of this very file left
         fd, temporary = _new_temporary(folder, base)
         yield fd
         os.fsync(fd)

@@ -263,7 +263,7 @@ MISTAKES = [
     (2, "train --record record.h5 --temperature 0.5", "T >= 1"),
     (2, "train --record record.h5 --kd-weight 2", "a from 0 to 1"),
     (3, "train other.h5 --record record.h5", "made from"),
-    (3, "train renamed.h5 --record record.h5", "class_names is flat, long"),
+    (3, "train renamed.h5 --record record.h5", "class_names is ('flat', 'long'"),
     (2, "record clouds.h5", "train clouds.h5 --labels-only --model teacher"),
     (2, "record --teacher good", "name the data"),
     (3, "record clouds.h5 --teacher none.h5", "none.h5"),

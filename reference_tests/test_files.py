@@ -432,3 +432,12 @@ def test_a_file_that_shrinks_while_it_is_read_is_not_read_as_zeros(path):
         os.truncate(path, 100_000)
         with pytest.raises(DataError, match="became shorter"):
             files.read_rows(dataset, ..., path)
+
+
+def test_what_a_killed_writer_left_goes_with_the_next_commit_of_the_same_file(tmp_path):
+    abandoned = tmp_path / f".a.h5.{'0' * 16}.tmp"
+    other = tmp_path / f".b.h5.{'0' * 16}.tmp"
+    for path in (abandoned, other):
+        path.write_bytes(b"half")
+    files.commit(str(tmp_path / "a.h5"), b"whole")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other.name, "a.h5"]

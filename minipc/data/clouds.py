@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc import files
-from minipc.errors import DataError, UsageError, check_shape
+from minipc.errors import DataError, UsageError, check_shape, short
 
 KIND, VERSION = "clouds", 1
 UP_AXES = ("x", "y", "z", "unknown")
@@ -92,14 +92,9 @@ def check_same_kind(found, wanted, found_in, wanted_by):
     for key, value in wanted.items():
         if found[key] != value:
             raise DataError(
-                f"{found_in}: {key.replace('_', ' ')} is {_short(found[key])}, but {wanted_by} has {_short(value)}; "
+                f"{found_in}: {key.replace('_', ' ')} is {short(found[key])}, but {wanted_by} has {short(value)}; "
                 "use the data that it was made from"
             )
-
-
-def _short(value):
-    text = str(value)
-    return text if len(text) <= 120 else f"{text[:117]}..."
 
 
 def unit_sphere(points):

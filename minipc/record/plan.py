@@ -11,7 +11,7 @@ from functools import cached_property
 
 import numpy as np
 
-from minipc.errors import DataError
+from minipc.errors import DataError, short
 from minipc.files import canonical_json, check_keys, commit, from_dict, parse_json
 from minipc.streams import check_seed
 
@@ -102,7 +102,7 @@ class Plan:
         """Return one line naming each field of the identity that other has otherwise."""
         mine, others = _flat(self.identity), _flat(other.identity)
         return "; ".join(
-            f"{name} is {_short(others.get(name))} there and {_short(mine.get(name))} here"
+            f"{name} is {short(others.get(name))} there and {short(mine.get(name))} here"
             for name in sorted({*mine, *others})
             if mine.get(name) != others.get(name)
         )
@@ -143,8 +143,3 @@ def _flat(values, prefix=""):
         inner = isinstance(value, dict)
         flat.update(_flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value})
     return flat
-
-
-def _short(value):
-    text = " ".join(str(value).split())  # one line
-    return text if len(text) <= 40 else f"{text[:32]}..."

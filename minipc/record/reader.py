@@ -8,7 +8,7 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from minipc.errors import DataError, UsageError
+from minipc.errors import DataError, UsageError, short
 from minipc.files import read_rows
 from minipc.record.store import open_record
 
@@ -51,7 +51,7 @@ class RecordReader:
         described = {**clouds.described, "class_names": tuple(clouds.described["class_names"])}
         found = {"points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash, **described}
         differing = [
-            f"{name} is {_short(getattr(self.plan, name))} there and {_short(value)} here"
+            f"{name} is {short(getattr(self.plan, name))} there and {short(value)} here"
             for name, value in found.items() if getattr(self.plan, name) != value
         ]
         if differing:
@@ -59,8 +59,3 @@ class RecordReader:
                 f"record {self.path} was made from other data: {', '.join(differing)}; use the "
                 "data that it was made from, or record again"
             )
-
-
-def _short(value):
-    text = ", ".join(value) if isinstance(value, tuple) else value
-    return text if len(text) <= 48 else f"{text[:16]}..."
