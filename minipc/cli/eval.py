@@ -5,7 +5,7 @@ import click
 from minipc.cli.show import Console, result, shared_options
 
 
-@click.command("eval")
+@click.command("eval", short_help="Accuracy of a model on the test split.")
 @click.argument("model", metavar="MODEL")
 @click.argument("data", metavar="[DATA]", required=False)
 @shared_options

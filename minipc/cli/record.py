@@ -5,7 +5,7 @@ import click
 from minipc.cli.show import Console, result, shared_options, size
 
 
-@click.command("record")
+@click.command("record", short_help="Run a teacher once over augmented views.")
 @click.argument("data", metavar="[DATA]", required=False)
 @click.option("--teacher", metavar="MODEL", help="The trained teacher: a model file or a run folder.")
 @click.option("--views", type=int, default=10, show_default=True, help="Augmented views of each cloud.")
