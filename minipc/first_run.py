@@ -13,7 +13,7 @@ from minipc.run_folder import free_name, model_path, refuse_existing
 from minipc.train import TrainConfig
 
 DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
-# As short as 95 % on the built-in shapes allows; measured in docs/results.md.
+# As short as 95 % in the mean over seeds allows; measured in docs/results.md.
 TEACHER_TRAINING = TrainConfig(epochs=10, batch_size=16, lr=1e-3, warmup_steps=50)
 STUDENT_EPOCHS = 20
 
