@@ -19,14 +19,10 @@ from minipc.model_file import model_id, on_module, read_model
 from minipc.nn.losses import formula
 from minipc.nn.pointnet import count, sizes
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recorder import pointnet_teacher, quiet, record
 from minipc.run_folder import RunFolder, free_name, model_path
 from minipc.self_target import History, Snapshot
 from minipc.train import drawn_views, recorded_views, train
-
-
-def _quiet(*anything):
-    """Report nothing."""
 
 
 def find_data(data, hint, near, points_hash=None):
@@ -52,7 +48,7 @@ def find_data(data, hint, near, points_hash=None):
 
 
 def record_files(data, teacher, out, *, views, seed=0, logits="float16", force=False, xp, threads=None,
-                 say=_quiet, progress=_quiet):
+                 say=quiet, progress=quiet):
     """Record the model in file or run folder teacher on the training clouds of file data: Recorded."""
     splits = read_clouds(data)
     path = model_path(teacher)
@@ -74,7 +70,7 @@ class Run(NamedTuple):
 
 
 def train_files(data, record_path, model, loss, config, *, labels_only=False, self_target="snapshot",
-                self_every=1, out=None, xp, threads=None, say=_quiet, progress=_quiet):
+                self_every=1, out=None, xp, threads=None, say=quiet, progress=quiet):
     """Train model (a name or widths) and write a run folder; return Run.
 
     With record_path, epoch e replays view e mod V of it (without its logits if labels_only) and

@@ -58,14 +58,14 @@ def pointnet_teacher(model):
     return lambda points: forward_eval(model.params, model.stats, points, model.config)
 
 
-def _quiet(*anything):
+def quiet(*anything):
     """Report nothing."""
 
 
 def record(
     clouds, logits_of, teacher_id, out, views, *,
     seed=0, augment=AugmentConfig(), logits="float16", xp=np, threads=1,
-    data_file=None, force=False, say=_quiet, progress=_quiet,
+    data_file=None, force=False, say=quiet, progress=quiet,
 ):
     """Record views 0 .. views - 1 of every cloud to the file out and return Recorded.
 
@@ -74,9 +74,10 @@ def record(
     is above 1.  teacher_id names the teacher for ever: another id is another record.  data_file is
     a hint for people, a base name.  say(line) and progress(done, total, text) report.
 
-    Run again after any interruption it continues; with more views it adds them.  Raises DataError
-    for a teacher near chance (unless force), for logits that are not finite or do not fit the
-    chosen dtype, and where another recording is in the same place.
+    Run again after any interruption it continues; with more views it adds them.  Raises UsageError
+    for views or a seed that cannot be, DataError for a teacher near chance (unless force), for
+    logits that are not finite or do not fit the chosen dtype, and where another recording is in the
+    same place.
     """
     check_request(out, views, seed)
     plan = Plan(
@@ -130,7 +131,7 @@ def record(
         )
 
 
-def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=_quiet):
+def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet):
     """Return what one shard holds: scale and shift (R, 3) float32, logits (R, K) as stored, and a KL.
 
     Clouds first .. stop - 1 of one view in blocks of plan.block, aligned to the cloud number and
