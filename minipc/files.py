@@ -1,11 +1,10 @@
 """Every byte that minipc writes or believes: commit, header, digest, guard, canonical JSON.
 
 A file of ours is a 512-byte user block (magic, kind, version, length, SHA-256 of the whole file
-with the 32 digest bytes as zero; zeros) and then an ordinary HDF5 image, which plain h5py opens.
-Writing is all or nothing: memory -> temporary file beside the target -> fsync -> rename -> fsync of
-the folder.  Reading is guarded: libhdf5 sees no byte before the digest holds, and then only what
-the caller names, never a soft or external link, virtual or external storage, or a filter.  This
-module knows no schema: what a kind of file holds is its owner's matter.
+with the 32 digest bytes as zero; zeros) and then an ordinary HDF5 image (hdf5.py).  Writing is all
+or nothing: memory -> temporary file beside the target -> fsync -> rename -> fsync of the folder.
+Reading is guarded: nobody interprets a byte before the digest holds.  This module knows no schema:
+what a kind of file holds is its owner's matter.
 """
 
 import errno
@@ -22,14 +21,12 @@ from contextlib import contextmanager, suppress
 from dataclasses import fields
 from typing import get_origin, get_type_hints
 
-import h5py
 import numpy as np
 
-from minipc.errors import DataError, MinipcError, check_shape
+from minipc.errors import DataError, MinipcError
 
 KINDS = ("clouds", "model", "record", "shard", "checkpoint")
 USER_BLOCK = 512  # bytes; the smallest that HDF5 allows
-HDF5_BOUNDS = ("v108", "v110")  # checksummed metadata; any HDF5 from 1.10 on reads it
 CAP = 1 << 40  # bytes; larger files are not hashed unasked
 CHUNK = 1 << 20  # bytes hashed or zeroed at a time
 
@@ -111,28 +108,6 @@ def commit(path, data):
             at = write_at(fd, at, part)
 
 
-def write_hdf5(path, kind, version, fill):
-    """Commit a file of ours whose HDF5 content fill(h5py.File) creates in memory.
-
-    Equal contents created in equal order give equal bytes.  fill uses write_meta and h5py's
-    create_dataset without chunks, filters or times.  Raises as commit does.
-    """
-    hdf5_into(image := io.BytesIO(), fill)
-    body = image.getbuffer()[USER_BLOCK:]
-    commit(path, [_sealed(kind, version, USER_BLOCK + len(body), [body]), body])
-
-
-def hdf5_into(file, fill):
-    """Let libhdf5 write what fill(h5py.File) creates into file, in memory: full disks crash it."""
-    with h5py.File(file, "w", libver=HDF5_BOUNDS, userblock_size=USER_BLOCK) as hdf5:
-        fill(hdf5)
-
-
-def write_meta(group, values):
-    """Create the dataset meta, the canonical JSON of a mapping as bytes, in an h5py group."""
-    group.create_dataset("meta", data=np.frombuffer(canonical_json(values), np.uint8))
-
-
 @contextmanager
 def replacing(path):
     """Yield the descriptor of a new temporary file that becomes path when the block ends well.
@@ -196,7 +171,7 @@ def write_at(fd, at, data):
 def seal(fd, kind, version):
     """Write the header of the finished image in fd, which is read back for the digest."""
     length = os.fstat(fd).st_size
-    write_at(fd, 0, _sealed(kind, version, length, _chunks(fd, length)))
+    write_at(fd, 0, sealed(kind, version, length, _chunks(fd, length)))
 
 
 def sweep(folder, base=None):
@@ -226,75 +201,27 @@ def _new_temporary(folder, base):
 
 
 @contextmanager
-def open_hdf5(path, kind, version, cap=CAP):
-    """Yield an h5py.File, mode r, of a whole file of kind, of at most version and cap bytes.
+def guarded(path, kind, version, cap=CAP):
+    """Yield a binary file object of a whole file of kind, of at most version and cap bytes.
 
-    What was hashed is what libhdf5 reads: the same descriptor.  Raises DataError, one line.
+    What was hashed is what the caller reads: the same descriptor.  Raises DataError, one line.
     """
     with _Exact(path) as file:
         _guard(file.fileno(), path, kind, version, cap)
-        with _believing(path):
-            hdf5 = h5py.File(file, "r")
-        with hdf5, _believing(path, OSError, KeyError, RuntimeError):
-            yield hdf5
+        yield file
 
 
-def check_members(group, names, path):
-    """Raise DataError unless group is an h5py group of exactly the members names, hard links."""
-    with _believing(path):
-        found = set(group) if isinstance(group, h5py.Group) else set()
-        if found != set(names):
-            raise DataError(
-                f"{path}: {group.name} misses {sorted(set(names) - found)[:5]}, has foreign "
-                f"{sorted(found - set(names))[:5]}; it was made by another program or version"
-            )
-        for name in names:
-            _check_link(group, name, path)
+def kind_of(path):
+    """Return the kind that the header of path claims, unverified, or None where it is not ours.
 
-
-def checked_dataset(group, name, dtype, shape, path):
-    """Return the h5py dataset name ("a/b" is allowed) of group after every check but its values.
-
-    Hard links, exact dtype, shape (None fits any length), contiguous storage in this file, without
-    filters, of exactly the declared size: no row can be unwritten.  Raises DataError.
+    Raises DataError where path cannot be read.
     """
-    wanted = np.dtype(dtype).newbyteorder("<")
-    with _believing(path):
-        node = group
-        for part in name.split("/"):
-            _check_link(node, part, path)
-            node = node[part]
-        array = isinstance(node, h5py.Dataset)
-        if not array or not node.id.get_type().equal(h5py.h5t.py_create(wanted)):
-            found = node.dtype if array else "no array"
-            raise DataError(f"{path}: {name}: expected {wanted}, found {found}; make it again")
-        check_shape(f"{path}: {name}", node, shape)
-        how = node.id.get_create_plist()
-        size, stored = node.size * wanted.itemsize, node.id.get_storage_size()
-        plain = how.get_layout() == h5py.h5d.CONTIGUOUS and not how.get_external_count()
-        if not plain or how.get_nfilters() or not size == stored <= node.file.id.get_filesize():
-            other = f"{stored} or another storage (external, virtual, chunked)"
-            raise DataError(f"{path}: {name}: expected {size} plain bytes here, found {other}")
-        return node
-
-
-def read_array(group, name, dtype, shape, path):
-    """Return the dataset name as an array, checked as by checked_dataset; floats are finite."""
-    return read_rows(checked_dataset(group, name, dtype, shape, path), ..., path)
-
-
-def read_rows(dataset, selection, path):
-    """Return dataset[selection] of a checked dataset.  Raises DataError for NaN or infinity."""
-    with _believing(path):
-        values = dataset[selection]
-    if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError(f"{path}: {dataset.name[1:]} holds NaN or infinite values; make it again")
-    return values
-
-
-def read_meta(group, path):
-    """Return the mapping that write_meta stored in group.  Raises DataError."""
-    return parse_json(read_array(group, "meta", np.uint8, (None,), path), path)
+    with _Exact(path) as file:
+        head = os.pread(file.fileno(), _HEADER.size, 0)
+    if len(head) < _HEADER.size or not head.startswith(_MAGIC):
+        return None
+    found = _HEADER.unpack(head)[1].rstrip(b"\0").decode("latin-1")
+    return found if found in KINDS else None
 
 
 class _Exact(io.FileIO):
@@ -321,26 +248,6 @@ class _Exact(io.FileIO):
                 raise OSError(errno.EIO, "the file became shorter while it was read")
             view = view[count:]
         return len(buffer)
-
-
-@contextmanager
-def _believing(path, *kinds):
-    """Turn what h5py raises on a file that is whole but not sane into DataError."""
-    kinds = kinds or (
-        OSError, LookupError, ArithmeticError, RuntimeError, TypeError, ValueError, MemoryError
-    )
-    try:
-        yield
-    except kinds as reason:
-        said = (str(reason) or type(reason).__name__).splitlines()[0]
-        raise DataError(f"{path}: cannot be read as HDF5 ({said}); make it again") from reason
-
-
-def _check_link(group, name, path):
-    if not isinstance(group, h5py.Group):
-        raise DataError(f"{path}: {group.name}: expected a group, found none; make it again")
-    if group.id.links.get_info(name.encode()).type != h5py.h5l.TYPE_HARD:
-        raise DataError(f"{path}: {name} is a link to elsewhere, never followed; make it again")
 
 
 def _no_file(mode, path):
@@ -372,7 +279,7 @@ def _guard(fd, path, kind, version, cap):
     if size > cap:
         raise DataError(f"{path}: has {size} bytes, but a {kind} file has at most {cap} here")
     damage = f"it has {size} bytes, but {length} were written" if size != length else ""
-    if not damage and head != _sealed(found, written_by, size, _chunks(fd, size)):
+    if not damage and head != sealed(found, written_by, size, _chunks(fd, size)):
         damage = "its digest does not match"
     if damage:
         raise DataError(f"{path}: is damaged: {damage}; restore a copy or make it again")
@@ -383,7 +290,7 @@ def _guard(fd, path, kind, version, cap):
         raise DataError(f"{path}: {newer}; this minipc reads up to {version}: upgrade")
 
 
-def _sealed(kind, version, length, chunks):
+def sealed(kind, version, length, chunks):
     """Return the 512-byte user block of an image whose bytes after it are chunks."""
     front = _MAGIC, kind.encode("latin-1"), version, 0, length
     digest = hashlib.sha256(_HEADER.pack(*front, bytes(32)).ljust(USER_BLOCK, b"\0"))

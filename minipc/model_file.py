@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc import files
+from minipc import files, hdf5
 from minipc.backend import tree_to
 from minipc.errors import DataError
 from minipc.nn.params import initialise
@@ -51,21 +51,21 @@ def write_model(path, model):
     """Commit model to path, atomically; its arrays must be on the host."""
 
     def fill(file):
-        files.write_meta(file, {
+        hdf5.write_meta(file, {
             "config": asdict(model.config), "described": model.described, "trained": model.trained
         })
         for group in ("params", "stats"):
             for name, value in getattr(model, group).items():
                 file.create_dataset(f"{group}/{name}", data=value, dtype="<f4")
 
-    files.write_hdf5(path, KIND, VERSION, fill)
+    hdf5.write_hdf5(path, KIND, VERSION, fill)
 
 
 def read_model(path):
     """Return the Model in path.  Raises DataError for a missing, damaged or foreign file."""
-    with files.open_hdf5(path, KIND, VERSION) as file:
-        files.check_members(file, {"meta", "params", "stats"}, path)
-        meta = files.read_meta(file, path)
+    with hdf5.open_hdf5(path, KIND, VERSION) as file:
+        hdf5.check_members(file, {"meta", "params", "stats"}, path)
+        meta = hdf5.read_meta(file, path)
         files.check_keys(meta, {"config", "described", "trained"}, path)
         config = files.from_dict(ModelConfig, meta["config"], path)
         files.check_keys(meta["described"], {"class_names", "up_axis", "normalisation"}, path)
@@ -77,9 +77,9 @@ def read_model(path):
         }
         read = {}
         for group, wanted in shapes.items():
-            files.check_members(file[group], set(wanted), path)
+            hdf5.check_members(file[group], set(wanted), path)
             read[group] = {
-                name: files.read_array(file, f"{group}/{name}", np.float32, shape, path)
+                name: hdf5.read_array(file, f"{group}/{name}", np.float32, shape, path)
                 for name, shape in wanted.items()
             }
     return Model(config, read["params"], read["stats"], meta["described"], meta["trained"])

@@ -11,7 +11,7 @@ import h5py
 import numpy as np
 import pytest
 
-from minipc import files
+from minipc import files, hdf5
 from minipc.errors import DataError, MinipcError, UsageError
 
 VALUES = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -59,17 +59,17 @@ def killed_at(step, torn=False):
 
 def write(path, values=VALUES, kind="model", version=1, **meta):
     def fill(file):
-        files.write_meta(file, meta)
+        hdf5.write_meta(file, meta)
         file.create_dataset("params/a.W", data=values)
 
-    files.write_hdf5(path, kind, version, fill)
+    hdf5.write_hdf5(path, kind, version, fill)
 
 
 def read(path, kind="model", version=1, shape=(None, 3), dtype=np.float32):
-    with files.open_hdf5(path, kind, version) as file:
-        files.check_members(file, {"meta", "params"}, path)
-        files.check_members(file["params"], {"a.W"}, path)
-        return files.read_meta(file, path), files.read_array(file, "params/a.W", dtype, shape, path)
+    with hdf5.open_hdf5(path, kind, version) as file:
+        hdf5.check_members(file, {"meta", "params"}, path)
+        hdf5.check_members(file["params"], {"a.W"}, path)
+        return hdf5.read_meta(file, path), hdf5.read_array(file, "params/a.W", dtype, shape, path)
 
 
 @pytest.fixture
@@ -328,7 +328,7 @@ def test_foreign_paths_are_refused_in_one_line_without_hanging(tmp_path):
 def test_a_file_above_the_cap_is_not_even_hashed(path):
     write(path)
     with pytest.raises(DataError, match="a model file has at most 1000 here"):
-        with files.open_hdf5(path, "model", 1, cap=1000):
+        with hdf5.open_hdf5(path, "model", 1, cap=1000):
             pass
 
 
@@ -340,7 +340,7 @@ def hostile(path, change, meta=b"{}"):
         file.create_group("params")
         change(file)
 
-    files.write_hdf5(path, "model", 1, fill)
+    hdf5.write_hdf5(path, "model", 1, fill)
 
 
 def soft(file):
@@ -414,7 +414,7 @@ def test_hdf5_that_is_damaged_before_its_digest_was_made_is_our_error(path):
     for at in range(0, len(body), 5):
         changed = bytearray(body)
         changed[at] ^= 1 << at % 8
-        header = files._sealed("model", 1, len(whole), [changed])
+        header = files.sealed("model", 1, len(whole), [changed])
         with open(path, "wb") as file:
             file.write(header + changed)
         try:
@@ -427,11 +427,11 @@ def test_hdf5_that_is_damaged_before_its_digest_was_made_is_our_error(path):
 
 def test_a_file_that_shrinks_while_it_is_read_is_not_read_as_zeros(path):
     write(path, np.ones((50_000, 3), np.float32))
-    with files.open_hdf5(path, "model", 1) as file:
-        dataset = files.checked_dataset(file, "params/a.W", np.float32, (None, 3), path)
+    with hdf5.open_hdf5(path, "model", 1) as file:
+        dataset = hdf5.checked_dataset(file, "params/a.W", np.float32, (None, 3), path)
         os.truncate(path, 100_000)
         with pytest.raises(DataError, match="became shorter"):
-            files.read_rows(dataset, ..., path)
+            hdf5.read_rows(dataset, ..., path)
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_commit_of_the_same_file(tmp_path):

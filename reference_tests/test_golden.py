@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minipc import files
+from minipc import hdf5
 from minipc.augment import AugmentConfig, draw
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.model_file import Model, model_id, read_model, write_model
@@ -91,16 +91,16 @@ def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp
     write_all(tmp_path)
     for kind in ("clouds", "model"):
         name = f"{kind}-1.h5"
-        with files.open_hdf5(str(tmp_path / name), kind, 1) as new, \
-                files.open_hdf5(str(GOLDEN / name), kind, 1) as old:
+        with hdf5.open_hdf5(str(tmp_path / name), kind, 1) as new, \
+                hdf5.open_hdf5(str(GOLDEN / name), kind, 1) as old:
             assert content(new) == content(old)
     with RecordReader(str(tmp_path / "record-1.h5")) as new, RecordReader(str(GOLDEN / "record-1.h5")) as old:
         assert new.plan == old.plan and new.meta.keys() == old.meta.keys()
 
 
-def content(hdf5):
+def content(file):
     """Return {name: (dtype, bytes)} of every dataset in a file."""
     names = []
-    hdf5.visit(names.append)
-    datasets = {name: hdf5[name] for name in names if hasattr(hdf5[name], "dtype")}
+    file.visit(names.append)
+    datasets = {name: file[name] for name in names if hasattr(file[name], "dtype")}
     return {name: (dataset.dtype.str, dataset[()].tobytes()) for name, dataset in datasets.items()}

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "minipc"
 
 ORDER = """
-errors streams files backend
+errors streams files hdf5 backend
 nn.params nn.ops nn.losses nn.pointnet nn.optim nn.gradcheck
 data.clouds data.formats data.shapes
 model_file augment
@@ -145,7 +145,12 @@ def test_pyproject_holds_the_build_system_alone():
     assert tables == ["[build-system]"]
 
 
+MATHEMATICS = "errors streams backend augment evaluate self_target train".split()  # beside nn/
+
+
 def test_the_package_stays_readable_in_an_afternoon():
-    lines = {path: len(path.read_text().splitlines()) for path in PACKAGE.rglob("*.py")}
-    assert sum(lines.values()) <= 4500
+    """The mathematics is one afternoon; files, formats and the command line are there for reference."""
+    lines = {name: len(path.read_text().splitlines()) for name, path in modules_of(PACKAGE).items()}
+    assert sum(count for name, count in lines.items() if name.startswith("nn.") or name in MATHEMATICS) <= 2500
+    assert sum(lines.values()) <= 6000
     assert max(lines.values()) <= 400, max(lines, key=lines.get)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minipc import files
+from minipc import files, hdf5
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.record.fields import _Layout, record_fields
 from minipc.record.plan import Plan
@@ -408,11 +408,11 @@ def rewrite(out, values, meta):
     """Commit a self-consistent record of these arrays and this meta."""
 
     def fill(file):
-        files.write_meta(file, meta)
+        hdf5.write_meta(file, meta)
         for name, array in values.items():
             file[name] = array
 
-    files.write_hdf5(out, "record", 1, fill)
+    hdf5.write_hdf5(out, "record", 1, fill)
 
 
 def test_a_hostile_record_with_a_right_digest_is_refused(out):

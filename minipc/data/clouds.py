@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc import files
+from minipc import files, hdf5
 from minipc.errors import DataError, UsageError, check_shape, short
 
 KIND, VERSION = "clouds", 1
@@ -123,12 +123,12 @@ def write_clouds(path, splits):
     check_same_kind(splits.test.described, splits.train.described, "the test split", "the training split")
 
     def fill(file):
-        files.write_meta(file, splits.train.described)
+        hdf5.write_meta(file, splits.train.described)
         for name, clouds in zip(Splits._fields, splits):
             file.create_dataset(f"{name}/points", data=clouds.points, dtype="<f4")
             file.create_dataset(f"{name}/labels", data=clouds.labels, dtype="<i8")
 
-    files.write_hdf5(path, KIND, VERSION, fill)
+    hdf5.write_hdf5(path, KIND, VERSION, fill)
 
 
 def read_clouds(path):
@@ -136,14 +136,14 @@ def read_clouds(path):
 
     Raises DataError for a missing, damaged or foreign file, naming what to do.
     """
-    with files.open_hdf5(path, KIND, VERSION) as file:
-        files.check_members(file, {"meta", *Splits._fields}, path)
-        meta = files.read_meta(file, path)
+    with hdf5.open_hdf5(path, KIND, VERSION) as file:
+        hdf5.check_members(file, {"meta", *Splits._fields}, path)
+        meta = hdf5.read_meta(file, path)
         splits = []
         for name in Splits._fields:
-            files.check_members(file[name], {"points", "labels"}, path)
-            points = files.read_array(file, f"{name}/points", np.float32, (None, None, 3), path)
-            labels = files.read_array(file, f"{name}/labels", np.int64, (None,), path)
+            hdf5.check_members(file[name], {"points", "labels"}, path)
+            points = hdf5.read_array(file, f"{name}/points", np.float32, (None, None, 3), path)
+            labels = hdf5.read_array(file, f"{name}/labels", np.int64, (None,), path)
             splits.append(files.from_dict(
                 Clouds, {"points": points, "labels": labels, **meta}, f"{path}: {name}"
             ))

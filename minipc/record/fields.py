@@ -15,9 +15,8 @@ import h5py
 import numpy as np
 
 from minipc.errors import DataError
-from minipc.files import (
-    CHUNK, check_members, checked_dataset, hdf5_into, replacing, seal, write_at, write_meta,
-)
+from minipc.files import CHUNK, replacing, seal, write_at
+from minipc.hdf5 import check_members, checked_dataset, hdf5_into, write_meta
 
 
 class Field(NamedTuple):
@@ -74,15 +73,15 @@ def check_arrays(arrays, fields, sizes, where):
             raise DataError(f"{where}: {name} holds NaN or infinite values")
 
 
-def open_fields(hdf5, fields, sizes, path):
+def open_fields(file, fields, sizes, path):
     """Return {name: h5py dataset} of a file that holds exactly the fields and meta.
 
     Every check but finite values.  Raises DataError.
     """
-    check_members(hdf5, {"meta", *(field.name.split("/")[0] for field in fields)}, path)
-    check_members(hdf5["augment"], {"scale", "shift"}, path)
+    check_members(file, {"meta", *(field.name.split("/")[0] for field in fields)}, path)
+    check_members(file["augment"], {"scale", "shift"}, path)
     datasets = {
-        field.name: checked_dataset(hdf5, field.name, field.dtype, (None,) * len(field.axes), path)
+        field.name: checked_dataset(file, field.name, field.dtype, (None,) * len(field.axes), path)
         for field in fields
     }
     check_axes({name: dataset.shape for name, dataset in datasets.items()}, fields, sizes, path)
@@ -98,10 +97,10 @@ def write_rows(path, kind, version, meta, fields, sizes, blocks):
     """
     layout, offsets = _Layout(), {}
 
-    def fill(hdf5):
-        write_meta(hdf5, meta)
+    def fill(file):
+        write_meta(file, meta)
         for field in fields:
-            offsets[field.name] = _allocate(hdf5, field, shape_of(field, sizes))
+            offsets[field.name] = _allocate(file, field, shape_of(field, sizes))
 
     hdf5_into(layout, fill)
     row_bytes = {
@@ -139,7 +138,7 @@ def _reserve(fd, size):
             write_at(fd, at, bytes(min(CHUNK, size - at)))
 
 
-def _allocate(hdf5, field, shape):
+def _allocate(file, field, shape):
     """Create the dataset of a field, allocated but unwritten, and return its offset in the file."""
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_layout(h5py.h5d.CONTIGUOUS)
@@ -147,7 +146,7 @@ def _allocate(hdf5, field, shape):
     how.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
     how.set_obj_track_times(False)
     group, _, name = field.name.rpartition("/")
-    parent = hdf5.require_group(group) if group else hdf5
+    parent = file.require_group(group) if group else file
     dtype = h5py.h5t.py_create(np.dtype(field.dtype).newbyteorder("<"))
     space = h5py.h5s.create_simple(shape)
     return h5py.h5d.create(parent.id, name.encode(), dtype, space, how).get_offset()

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 import numpy as np
 
 from minipc.errors import DataError, UsageError, short
-from minipc.files import read_rows
+from minipc.hdf5 import read_rows
 from minipc.record.store import open_record
 
 

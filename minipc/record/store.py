@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc import files
+from minipc import files, hdf5
 from minipc.errors import DataError, UsageError
 from minipc.record.fields import (
     check_arrays, open_fields, record_fields, shard_fields, write_rows,
@@ -38,8 +38,8 @@ class Record(NamedTuple):
 @contextmanager
 def open_record(path):
     """Yield the Record in path after every check but finite values.  Raises DataError."""
-    with files.open_hdf5(path, "record", FORMAT) as hdf5:
-        meta = files.read_meta(hdf5, path)
+    with hdf5.open_hdf5(path, "record", FORMAT) as file:
+        meta = hdf5.read_meta(file, path)
         files.check_keys(meta, RECORD_META, path)
         plan = Plan.from_dict(meta["plan"], path)
         made = meta["provenance"] if isinstance(meta["provenance"], list) else [None]
@@ -55,7 +55,7 @@ def open_record(path):
             raise DataError(f"{path}: its metadata contradicts itself; make the record again")
         _kl(meta["max_kl_of_rounding"], path)
         fields = record_fields(plan.logits)
-        yield Record(plan, meta, open_fields(hdf5, fields, sizes(plan), path))
+        yield Record(plan, meta, open_fields(file, fields, sizes(plan), path))
 
 
 def sizes(plan):
@@ -130,14 +130,14 @@ class Store:
         fields = shard_fields(plan.logits)
         check_arrays(arrays, fields, self._sizes(first, stop), f"{self.out}: view {view}")
 
-        def fill(hdf5):
-            files.write_meta(hdf5, meta)
+        def fill(file):
+            hdf5.write_meta(file, meta)
             for field in fields:
                 dtype = np.dtype(field.dtype).newbyteorder("<")
-                hdf5.create_dataset(field.name, data=arrays[field.name], dtype=dtype)
+                file.create_dataset(field.name, data=arrays[field.name], dtype=dtype)
 
         self._commit_plan()  # another recorder may have finished and removed the parts
-        files.write_hdf5(self._path(view, first), "shard", FORMAT, fill)
+        hdf5.write_hdf5(self._path(view, first), "shard", FORMAT, fill)
         if self._present is not None:
             self._present[view, first] = meta
 
@@ -228,9 +228,9 @@ class Store:
     def _read(self, view, first, stop):
         """Return (meta, {field name: array}) of one verified shard.  Raises DataError."""
         path, fields = self._path(view, first), shard_fields(self.plan.logits)
-        with files.open_hdf5(path, "shard", FORMAT, cap=1 << 31) as hdf5:
-            datasets = open_fields(hdf5, fields, self._sizes(first, stop), path)
-            meta = files.read_meta(hdf5, path)
+        with hdf5.open_hdf5(path, "shard", FORMAT, cap=1 << 31) as file:
+            datasets = open_fields(file, fields, self._sizes(first, stop), path)
+            meta = hdf5.read_meta(file, path)
             files.check_keys(meta, SHARD_META, path)
             _kl(meta["max_kl"], path)
             expected = {"run_id": self.plan.run_id, "view": view, "first": first}
@@ -240,7 +240,7 @@ class Store:
             if not isinstance(meta["provenance"], dict):
                 raise DataError(f"{path}: provenance is no mapping")
             return meta, {
-                name: files.read_rows(dataset, ..., path) for name, dataset in datasets.items()
+                name: hdf5.read_rows(dataset, ..., path) for name, dataset in datasets.items()
             }
 
     def _set_aside(self, path, reason):
@@ -288,7 +288,7 @@ class Store:
                 for view, first, stop in plan.shards():
                     if view < self._finished:
                         arrays = {
-                            name: files.read_rows(dataset, np.s_[view, first:stop], self.out)
+                            name: hdf5.read_rows(dataset, np.s_[view, first:stop], self.out)
                             for name, dataset in old.datasets.items()
                         }
                     else:
