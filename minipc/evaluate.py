@@ -1,11 +1,16 @@
-"""How good a model is: fixed compute blocks, one confusion matrix, everything derived from it."""
+"""How good a model is: fixed compute blocks, then every number from the logits of all clouds."""
 
 from typing import NamedTuple
 
 import numpy as np
+from scipy.special import log_softmax, logsumexp
 
+from minipc.augment import apply, draw
 from minipc.backend import BLOCK, ordered_map, padded_block, to_host
 from minipc.nn.pointnet import forward_eval
+
+ECE_BINS = 15
+VOTE_SEED = 0  # of the views that vote: the same for every model, so that voting is comparable
 
 
 def predict(model, points, xp, threads):
@@ -23,25 +28,47 @@ def predict(model, points, xp, threads):
     return np.concatenate(list(ordered_map(logits_of, range(0, len(points), BLOCK), threads)))
 
 
+def vote(model, points, votes, augment, xp, threads):
+    """Return log of the mean softmax (N, K) over views 0 .. votes - 1 of points (N, P, 3).
+
+    The views are drawn by the rule of a recording from a seed of their own, so they are fixed.
+    Voting flatters: report it beside the plain number, never instead of it.
+    """
+    views = [
+        log_softmax(predict(model, apply(points, draw(VOTE_SEED, view, 0, len(points), augment)), xp, threads), axis=1)
+        for view in range(votes)
+    ]
+    return logsumexp(np.array(views, np.float64), axis=0) - np.log(votes)
+
+
 class Metrics(NamedTuple):
     accuracy: float  # share of all clouds
     mean_class_accuracy: float  # mean over the classes that occur
+    nll: float  # mean of -log softmax at the label, nats
+    ece: float  # expected calibration error, 15 bins of equal width
     confusion: np.ndarray  # (K, K) int64, rows true, columns predicted
 
 
-def metrics(labels, predicted, classes):
-    """Return Metrics of labels and predicted, both (N,) integer.
+def metrics(labels, logits):
+    """Return Metrics of labels (N,) integer and logits (N, K).
 
     Class accuracies come from the confusion matrix; averaging them over batches, as is often
-    done, is wrong by more than a point.
+    done, is wrong by more than a point.  ECE: Guo et al. 2017, equation 3, bins open on the left.
     """
+    count, classes = logits.shape
+    predicted = logits.argmax(axis=1)
     confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
     occurring = confusion.sum(axis=1) > 0
     recall = np.diag(confusion)[occurring] / confusion.sum(axis=1)[occurring]
-    return Metrics(float(np.diag(confusion).sum() / len(labels)), float(recall.mean()), confusion)
 
-
-def evaluate(model, clouds, xp, threads):
-    """Return Metrics of model on clouds."""
-    predicted = predict(model, clouds.points, xp, threads).argmax(axis=1)
-    return metrics(clouds.labels, predicted, model.config.classes)
+    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    confidence = np.exp(log_p.max(axis=1))
+    bins = np.maximum(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0)
+    gap = np.bincount(bins, (predicted == labels) - confidence)  # clouds in the bin x (accuracy - confidence)
+    return Metrics(
+        accuracy=float(np.diag(confusion).sum() / count),
+        mean_class_accuracy=float(recall.mean()),
+        nll=float(-log_p[np.arange(count), labels].mean()),
+        ece=float(np.abs(gap).sum() / count),
+        confusion=confusion,
+    )

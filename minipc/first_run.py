@@ -5,14 +5,16 @@ import os
 from minipc.data.clouds import Clouds, Splits, write_clouds
 from minipc.data.shapes import UP_AXIS, make_shapes
 from minipc.errors import DataError
-from minipc.jobs import record_files, train_files
+from minipc.jobs import record_files
 from minipc.model_file import read_model
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.record.recorder import check_request
 from minipc.run_folder import free_name, model_path, refuse_existing
+from minipc.runs import resume_files, train_files
 from minipc.train import TrainConfig
 
 DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
+BASELINE = "-labels"  # ends the name of the label-only run beside a distilled one
 # As short as 95 % in the mean over seeds allows; measured in docs/results.md.
 TEACHER_TRAINING = TrainConfig(epochs=10, batch_size=16, lr=1e-3, warmup_steps=50)
 STUDENT_EPOCHS = 20
@@ -35,21 +37,19 @@ def record_shapes(*, xp, threads, say, progress, **settings):
         splits = built_in_shapes(0)
         write_clouds(DATA, splits)
         say(f"{DATA}: made {len(splits.train)} training and {len(splits.test)} test clouds of built-in shapes")
+    running = dict(xp=xp, threads=threads, say=say, progress=progress)
     if os.path.exists(TEACHER) and not _finished(TEACHER):
         if not os.path.exists(os.path.join(TEACHER, "run.json")):
             raise DataError(f"{TEACHER}: is in the way and no run of ours; move it, or pass DATA and --teacher MODEL")
-        kept = free_name(f"{TEACHER}-unfinished")
-        os.rename(TEACHER, kept)
-        say(f"{TEACHER}: its training did not finish; kept as {kept}")
+        resume_files(TEACHER, data=DATA, **running)
     if not os.path.exists(TEACHER):
         say(f"{TEACHER}: no teacher yet, training one on {DATA}")
         run = train_files(
-            DATA, None, "teacher", LossConfig(label_smoothing=0.0, **LABELS_ALONE),
-            TEACHER_TRAINING, labels_only=True, out=TEACHER,
-            xp=xp, threads=threads, say=say, progress=progress,
+            DATA, None, "teacher", LossConfig(label_smoothing=0.0, **LABELS_ALONE), TEACHER_TRAINING,
+            labels_only=True, out=TEACHER, **running,
         )
         say(f"{TEACHER}: test accuracy {100 * run.values['test_accuracy']:.2f} %")
-    return record_files(DATA, TEACHER, xp=xp, threads=threads, say=say, progress=progress, **settings)
+    return record_files(DATA, TEACHER, **running, **settings)
 
 
 def _finished(folder):
@@ -61,17 +61,26 @@ def _finished(folder):
     return trained.get("epochs") == trained.get("of_epochs")
 
 
-def train_both(model, loss, labels_loss, config, *, out, **settings):
+def train_both(model, loss, labels_loss, config, *, out, self_config, dry_run, running):
     """Train model from record.h5 twice, on labels alone and distilled: the two Runs, baseline first.
 
-    out is the folder of the second, or None; the first goes into out-labels.
+    out is the folder of the second, or None; the first goes into out-labels.  Both folders are made
+    at once, so that whatever interrupts them resume_both() knows both.  With dry_run: [].
     """
     if not os.path.exists(RECORD):
         raise DataError(
             f"{RECORD}: not here; make it with: minipc record, or train on data: minipc train DATA --labels-only"
         )
-    out = out or free_name("run", "-labels")
-    for name in (out, f"{out}-labels"):
+    out = out or free_name("run", BASELINE)
+    for name in (out, out + BASELINE):
         refuse_existing(name)
-    baseline = train_files(None, RECORD, model, labels_loss, config, labels_only=True, out=f"{out}-labels", **settings)
-    return baseline, train_files(None, RECORD, model, loss, config, out=out, **settings)
+    begin = dict(running, dry_run=dry_run, begin_only=True)
+    train_files(None, RECORD, model, labels_loss, config, labels_only=True, out=out + BASELINE, **begin)
+    train_files(None, RECORD, model, loss, config, out=out, self_config=self_config, **begin)
+    return [] if dry_run else resume_both(out, {}, running)
+
+
+def resume_both(out, wanted, running):
+    """Go on with both runs of train_both(): the two Runs; wanted as in resume_files()."""
+    of_both = {section: values for section, values in wanted.items() if section != "loss"}
+    return [resume_files(out + BASELINE, wanted=of_both, **running), resume_files(out, wanted=wanted, **running)]

@@ -2,50 +2,114 @@
 
 Which self arXiv 2409.02020 means is not available to us; these are our readings, with their
 effects derived in docs/math.md.  The student's own output of the same step is excluded: its
-gradient is identically zero.  A target answers `target(rows, points)` with (u, has) or None,
-is told what the student said by `seen`, and what it has become by `epoch_ended`.
+gradient is identically zero.  A row without a target yet has weight zero.  The whole state of a
+target goes into the checkpoint of a run, else a resumed run would be another one.
 """
+
+from dataclasses import dataclass
 
 import numpy as np
 
-from minipc.backend import module_of, to_host
+from minipc.backend import module_of, to_host, tree_to
 from minipc.errors import UsageError
-from minipc.nn.pointnet import forward_train
+
+KINDS = ("snapshot", "ema", "history", "record")
 
 
-class Snapshot:
-    """The student at the end of the last n-th epoch, run on the same replayed clouds.
+@dataclass(frozen=True)
+class SelfConfig:
+    """Which earlier self, and how early."""
 
-    It runs in the training form of batch norm (batch statistics, not tracked, no dropout), so
-    that zero lag gives exactly zero self-gradient.
-    """
+    kind: str = "snapshot"
+    every: int = 1  # epochs between snapshots
+    decay: float = 0.99  # m of the moving average, per step
 
-    def __init__(self, config, every=1):
-        if every < 1:
-            raise UsageError(f"self every: expected at least 1 epoch, got {every}")
-        self.config, self.every, self.params = config, every, None
+    def __post_init__(self):
+        if self.kind not in KINDS:
+            raise UsageError(f"self target: expected {', '.join(KINDS)}, got {self.kind!r}")
+        if not isinstance(self.every, int) or self.every < 1:
+            raise UsageError(f"self every: expected at least 1 epoch, got {self.every}")
+        if not 0 <= self.decay < 1:
+            raise UsageError(f"ema decay: expected 0 <= m < 1, got {self.decay}")
+
+
+class SelfTarget:
+    """What training asks of every target, in this order; each kind overrides what it needs."""
+
+    def epoch_starts(self, epoch, xp):
+        """Epoch (from 0) begins on module xp."""
 
     def target(self, rows, points):
-        """rows (B,) on the host, points (B, N, 3) -> u (B, K), has (B,); None in the first epochs."""
-        if self.params is None:
-            return None
-        u, _, _ = forward_train(self.params, points, self.config)
-        return u, module_of(u).ones(len(u), u.dtype)
+        """rows (B,) on the host, points (B, N, 3) -> u (B, K), has (B,) of 0 and 1; or None for no row."""
+        raise NotImplementedError
 
-    def seen(self, rows, logits):
-        """Nothing is kept of single steps."""
+    def stepped(self, rows, logits, params):
+        """A step on the clouds rows ended: it saw logits (B, K) and made params."""
 
     def epoch_ended(self, epoch, params):
-        """Keep params (never written into by the optimiser) after every n-th epoch, from 0."""
+        """Epoch (from 0) ended with params, which the optimiser never writes into."""
+
+    def state(self):
+        """Return {name: array on the host}: all that is needed to go on."""
+        return {}
+
+    def load(self, state, xp):
+        """Take over what state() returned at the same point of another run, onto module xp."""
+
+
+class Snapshot(SelfTarget):
+    """The student at the end of the last n-th epoch, run on the same replayed clouds.
+
+    forward(params, points) -> logits must be the training form of batch norm (batch statistics,
+    not tracked, no dropout), so that zero lag gives exactly zero self-gradient.
+    """
+
+    def __init__(self, forward, every=1):
+        self.forward, self.every, self.params = forward, every, None
+
+    def target(self, rows, points):
+        if self.params is None:
+            return None
+        u = self.forward(self.params, points)
+        return u, module_of(u).ones(len(u), u.dtype)
+
+    def epoch_ended(self, epoch, params):
         if (epoch + 1) % self.every == 0:
             self.params = dict(params)
 
+    def state(self):
+        return {name: to_host(value) for name, value in (self.params or {}).items()}
 
-class History:
+    def load(self, state, xp):
+        self.params = tree_to(xp, state) or None
+
+
+class Ema(Snapshot):
+    """A moving average of the student's weights, e <- m e + (1 - m) w after each step, from the first on.
+
+    Run like a snapshot: with the batch's own statistics a student at rest equals its average
+    exactly, so the stationary points stay and averaged statistics are not needed.  (Tarvainen &
+    Valpola 2017 for the average.)
+    """
+
+    def __init__(self, forward, decay=0.99):
+        super().__init__(forward)
+        self.decay = decay
+
+    def stepped(self, rows, logits, params):
+        old, m = self.params or params, self.decay
+        # e + (1 - m)(w - e) and not m e + (1 - m) w: at rest it adds exactly zero
+        self.params = {name: old[name] + (1 - m) * (value - old[name]) for name, value in params.items()}
+
+    def epoch_ended(self, epoch, params):
+        pass
+
+
+class History(SelfTarget):
     """The student's own logits at its last visit to the same cloud, usually under another view.
 
     Free, and not neutral: it pushes the views of one cloud apart (docs/math.md).  Kept as float16
-    on the host, K a cloud, as they would be in a checkpoint.
+    on the host, K a cloud, as in the checkpoint.
     """
 
     def __init__(self, clouds, classes):
@@ -53,16 +117,36 @@ class History:
         self.visited = np.zeros(clouds, bool)
 
     def target(self, rows, points):
-        """rows (B,) on the host, points (B, N, 3) -> u (B, K), has (B,), zero at a first visit."""
         xp = module_of(points)
         u = xp.asarray(self.logits[rows]).astype(points.dtype)
         return u, xp.asarray(self.visited[rows].astype(points.dtype))
 
-    def seen(self, rows, logits):
-        """Remember logits (B, K) of the clouds rows, clipped to what float16 holds."""
+    def stepped(self, rows, logits, params):
         largest = float(np.finfo(np.float16).max)
         self.logits[rows] = np.clip(to_host(logits), -largest, largest)
         self.visited[rows] = True
 
-    def epoch_ended(self, epoch, params):
-        """Nothing is kept of parameters."""
+    def state(self):
+        return {"logits": self.logits.copy(), "visited": self.visited.astype(np.uint8)}
+
+    def load(self, state, xp):
+        self.logits, self.visited = state["logits"].copy(), state["visited"].astype(bool)
+
+
+class Recorded(SelfTarget):
+    """Logits of an earlier student from a second record of the same views: a frozen target.
+
+    view_logits(epoch) -> (N, K) on the host, of the view that this epoch replays.  Held for the
+    whole run, it shifts the optimum (docs/math.md).
+    """
+
+    def __init__(self, view_logits):
+        self.view_logits, self.logits = view_logits, None
+
+    def epoch_starts(self, epoch, xp):
+        self.logits = xp.asarray(self.view_logits(epoch))
+
+    def target(self, rows, points):
+        xp = module_of(points)
+        u = self.logits[xp.asarray(rows)].astype(points.dtype)
+        return u, xp.ones(len(u), u.dtype)

@@ -12,6 +12,7 @@ from minipc import first_run
 from minipc.cli.main import main
 from minipc.data import shapes
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
+from minipc.evaluate import predict
 from minipc.model_file import new_model, write_model
 from minipc.nn.pointnet import ModelConfig, sizes
 from minipc.train import TrainConfig
@@ -78,36 +79,56 @@ def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes
     assert code == 0 and "recorded already" in err
 
 
-def test_a_teacher_whose_training_was_interrupted_is_set_aside(folder, say, small_shapes, monkeypatch):
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
+def interrupt_in_epoch(number, patch):
+    """Make training end as by Ctrl-C after the steps of this epoch of the process, before its checkpoint."""
+    calls = []
 
+    def interrupted(*arguments):
+        calls.append(arguments)
+        if len(calls) == number:
+            raise KeyboardInterrupt
+        return predict(*arguments)
+
+    patch.setattr("minipc.train.predict", interrupted)
+
+
+@pytest.mark.parametrize("epoch", [1, 4])
+def test_a_teacher_whose_training_was_interrupted_is_trained_to_its_end(folder, say, small_shapes, monkeypatch, epoch):
     (folder / "teacher").mkdir()
     code, _, err = say("record", "--views", 1)
     assert code == 3 and "no run of ours" in err  # somebody's folder: neither used nor renamed
     (folder / "teacher").rmdir()
     with monkeypatch.context() as patch:
-        patch.setattr("minipc.train.evaluate", interrupted)  # in the first epoch
+        interrupt_in_epoch(epoch, patch)
         code, _, err = say("record", "--views", 1)
-        assert code == 130 and "run again" in err
+        assert code == 130 and "again" in err
     code, _, err = say("record", "--views", 1)
-    assert code == 0 and "did not finish; kept as teacher-unfinished" in err
-    assert {"teacher", "teacher-unfinished", "record.h5"} <= set(os.listdir(folder))
+    assert code == 0 and f"teacher: continues after epoch {epoch - 1}" in err
+    whole = (folder / "teacher/model.h5").read_bytes()
+    for path in (folder / "teacher").iterdir():
+        path.unlink()
+    (folder / "teacher").rmdir()
+    assert say("record", "--views", 1, "--out", "other.h5")[0] == 0
+    assert (folder / "teacher/model.h5").read_bytes() == whole
 
 
-def test_bare_train_runs_again_after_an_interruption(folder, say, small_shapes, monkeypatch):
+def test_bare_train_goes_on_after_an_interruption_and_starts_anew_without_resume(
+    folder, say, small_shapes, monkeypatch
+):
     assert say("record", "--views", 1, "--quiet")[0] == 0
-
-    def interrupted(*arguments):
-        raise KeyboardInterrupt
-
     with monkeypatch.context() as patch:
-        patch.setattr("minipc.train.evaluate", interrupted)
-        assert say("train", "--epochs", 1)[0] == 130
-    code, out, err = say("train", "--epochs", 1)
+        interrupt_in_epoch(1, patch)
+        assert say("train", "--epochs", 2)[0] == 130
+    code, out, err = say("train", "--epochs", 2)
     assert code == 0 and "run-2-labels" in out, err
-    code, _, err = say("train", "--epochs", 1, "--out", "run-2")
+    code, _, err = say("train", "--epochs", 2, "--out", "run-2")
     assert code == 2 and "run-2: exists already" in err and not os.path.exists("run-2-labels-labels")
+    code, out, err = say("train", "--resume", "--out", "run")
+    assert code == 0 and "run-labels: continues after epoch 0" in err, err
+    for name in ("model.h5", "predictions.csv"):
+        for suffix in ("", "-labels"):
+            one, two = (folder / f"run{number}{suffix}" / name for number in ("", "-2"))
+            assert one.read_bytes() == two.read_bytes()
 
 
 @pytest.mark.parametrize("wrong, code", [
@@ -191,7 +212,7 @@ def test_the_four_commands_on_users_data(data, say):
     assert code == 0 and "mean class accuracy" in out
     with open("run/run.json") as file:
         described = json.load(file)
-    assert described["loss"]["self_weight"] == 0.2 and described["self_target"] == {"kind": "snapshot", "every": 1}
+    assert described["loss"]["self_weight"] == 0.2 and described["self_target"]["kind"] == "snapshot"
 
 
 def test_run_json_repeats_the_run(data, say):
@@ -207,6 +228,126 @@ def test_run_json_repeats_the_run(data, say):
     assert metrics("one") == metrics("two")
     with open("one/model.h5", "rb") as one, open("two/model.h5", "rb") as two:
         assert one.read() == two.read()
+
+
+def test_a_run_stopped_after_two_epochs_resumes_with_its_own_settings_alone(data, say, folder):
+    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
+    assert say("record", data, "--teacher", "teacher", "--views", 3, "--quiet")[0] == 0
+    settings = ("--record", "record.h5", "--self-weight", 0.2, "--self-target", "ema", "--views", "1:3", *QUICK)
+    assert say("train", *settings, "--out", "whole")[0] == 0
+    code, out, err = say("train", *settings, "--stop-after", 2)
+    assert code == 0 and "stopped after epoch 2 of 4" in out and "--resume --out run" in out, err
+    assert say("record", data, "--teacher", "teacher", "--views", 4, "--quiet")[0] == 0  # more views, later
+    before = snapshot(folder)
+    for wrong in (
+        ("--epochs", 6), ("--seed", 1), ("--self-target", "history"), ("--views", "0:3"), ("--model", "tiny"),
+        ("--labels-only",), ("--ema-decay", 0.5), ("--kd-weight", 0.5), ("--val-fraction", 0.1),
+    ):
+        code, out, err = say("train", "--resume", *wrong)
+        assert (code, out, err.count("\n")) == (2, "", 1) and "leave the option out" in err, (wrong, err)
+    assert snapshot(folder) == before
+    code, out, err = say("train", "--resume", *settings)  # the very command again is no contradiction
+    assert code == 0, err
+    for name in ("model.h5", "predictions.csv"):
+        assert (folder / "run" / name).read_bytes() == (folder / "whole" / name).read_bytes()
+    code, _, err = say("train", "--resume", "--out", "run")
+    assert code == 0 and "continues after epoch 4" in err  # finished: nothing is trained
+
+
+def test_a_run_that_is_not_there_or_whose_files_changed_does_not_resume(data, say, folder):
+    code, _, err = say("train", "--resume")
+    assert code == 2 and "there is no run here" in err
+    code, _, err = say("train", "--resume", "--out", "none")
+    assert code == 3 and "none" in err and err.count("\n") == 1
+    assert say("train", data, "--labels-only", "--stop-after", 2, *QUICK)[0] == 0
+    splits = read_clouds(data)
+    os.rename(data, "moved.h5")
+    code, _, err = say("train", "--resume")
+    assert code == 3 and "clouds.h5 is not beside it and not here; pass DATA" in err
+    other = Splits(*(Clouds(c.points[:, ::-1].copy(), c.labels, c.class_names, "z", "none") for c in splits))
+    write_clouds("other.h5", other)
+    code, _, err = say("train", "other.h5", "--resume")
+    assert code == 3 and "holds other training clouds than run began with" in err
+    code, _, err = say("train", "moved.h5", "--resume", "--record", "moved.h5")
+    assert code == 2 and "has no use for --record" in err
+    assert say("train", "moved.h5", "--resume")[0] == 0
+    checkpoint = (folder / "run/checkpoint.h5").read_bytes()
+    (folder / "run/checkpoint.h5").write_bytes(checkpoint[:-50])
+    code, _, err = say("train", "moved.h5", "--resume")
+    assert code == 3 and "checkpoint.h5: is damaged" in err
+
+
+def test_an_earlier_student_from_a_second_record_is_a_self_target(data, say, folder):
+    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
+    assert say("record", data, "--teacher", "teacher", "--views", 2, "--quiet")[0] == 0
+    assert say("train", "--record", "record.h5", "--out", "first", *QUICK)[0] == 0
+    assert say("record", data, "--teacher", "first", "--views", 2, "--out", "self.h5", "--quiet")[0] == 0
+    negative = ("train", "--record", "record.h5", "--self-weight", 0.2, "--self-target", "record")
+    code, _, err = say(*negative, "--self-record", "self.h5", "--stop-after", 2, "--out", "second", *QUICK)
+    assert code == 0, err
+    rows = [json.loads(line) for line in (folder / "second/metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["self_distillation"] > 0  # from the first step on
+    assert say("train", "--resume", "--out", "second")[0] == 0
+    code, _, err = say(*negative, "--out", "third", *QUICK)
+    assert code == 2 and "--self-record FILE" in err
+    seeded = ("record", data, "--teacher", "first", "--views", 2, "--seed", 1, "--out", "seeded.h5", "--quiet")
+    assert say(*seeded)[0] == 0
+    code, _, err = say(*negative, "--self-record", "seeded.h5", "--out", "third", *QUICK)
+    assert code == 3 and "not in its teacher alone: seed is 1 there and 0 here" in err
+    assert not os.path.exists("third")
+
+
+def test_views_of_a_record_can_be_chosen(data, say, folder):
+    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
+    assert say("record", data, "--teacher", "teacher", "--views", 3, "--quiet")[0] == 0
+    assert say("train", "--record", "record.h5", "--views", "2:3", "--out", "one", *QUICK)[0] == 0
+    assert json.loads((folder / "one/run.json").read_text())["views"] == [2, 3]
+    for wrong, message in (("2:4", "0 <= A < B <= 3"), ("1:1", "0 <= A < B"), ("3", "is not A:B"), ("-1:2", "0 <= A")):
+        code, _, err = say("train", "--record", "record.h5", f"--views={wrong}", "--out", "two", *QUICK)
+        assert code == 2 and message in err and err.count("\n") == 1 and not os.path.exists("two"), err
+    code, _, err = say("train", data, "--labels-only", "--views", "0:1", *QUICK)
+    assert code == 2 and "add --record FILE" in err
+
+
+def test_a_dry_run_of_training_says_what_would_be_done_and_writes_nothing(data, say, folder, small_shapes):
+    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
+    assert say("record", data, "--teacher", "teacher", "--views", 2, "--quiet")[0] == 0
+    before = snapshot(folder)
+    for arguments in ((), (data, "--labels-only"), ("--record", "record.h5", "--self-weight", 0.2)):
+        code, out, err = say("train", *arguments, "--dry-run", "--batch-size", 16)
+        assert code == 0 and "nothing was written" in out and "loss = " in err, err
+    code, _, err = say("train", data, "--labels-only", "--dry-run", "--out", "teacher")
+    assert code == 2 and "exists already" in err
+    code, _, err = say("train", data, "--labels-only", "--dry-run", "--batch-size", 500)
+    assert code == 2 and "500 is more than" in err
+    assert snapshot(folder) == before
+
+
+def test_a_validation_split_chooses_the_best_model_and_both_are_reported(data, say, folder):
+    code, out, err = say("train", data, "--labels-only", "--val-fraction", 0.25, *QUICK)
+    assert code == 0 and "is best on the validation clouds" in out and "best.h5" in out, err
+    code, out, _ = say("train", data, "--labels-only", "--val-fraction", 0.25, "--json", *QUICK)
+    chosen = json.loads(out)["chosen"]
+    rows = [json.loads(line) for line in (folder / "run-2/metrics.jsonl").read_text().splitlines()]
+    assert chosen["val_accuracy"] == max(row["val_accuracy"] for row in rows)
+    code, out, _ = say("eval", "run-2/best.h5", "--json")
+    assert json.loads(out)["accuracy"] == chosen["test_accuracy"] == rows[chosen["epoch"] - 1]["test_accuracy"]
+
+
+def test_eval_tells_calibration_votes_and_agreement(data, say):
+    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
+    assert say("train", data, "--labels-only", "--seed", 1, *QUICK)[0] == 0
+    code, plain, _ = say("eval", "run", "--json")
+    assert code == 0 and "voted" not in json.loads(plain)
+    code, out, _ = say("eval", "run", "--votes", 4, "--teacher", "teacher", "--json")
+    values = json.loads(out)
+    assert code == 0 and values["accuracy"] == json.loads(plain)["accuracy"]
+    assert values["voted"]["votes"] == 4 and 0 <= values["voted"]["accuracy"] <= 1
+    assert 0 < values["nll"] < 5 and 0 <= values["ece"] <= 1 and 0 < values["teacher_agreement"] <= 1
+    assert json.loads(say("eval", "run", "--teacher", "run", "--json")[1])["teacher_agreement"] == 1
+    code, out, _ = say("eval", "run", "--votes", 4, "--teacher", "teacher")
+    for text in ("accuracy", "mean class accuracy", "calibration error", "voting over 4 views", "agreement with"):
+        assert text in out
 
 
 def test_data_make_and_info_describe_the_same_file(folder, say, small_shapes):

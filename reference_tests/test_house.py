@@ -17,7 +17,7 @@ nn.params nn.ops nn.losses nn.pointnet nn.optim nn.gradcheck
 data.clouds data.formats data.shapes
 model_file augment
 record.fields record.plan record.store record.reader record.recorder
-evaluate self_target run_folder train jobs describe first_run
+evaluate self_target checkpoint run_folder train jobs runs describe first_run
 cli.show cli.record cli.train cli.eval cli.data cli.main __main__
 """.split()
 

@@ -8,8 +8,11 @@ from minipc.cli.show import Console, result, shared_options
 @click.command("eval", short_help="Accuracy of a model on the test split.")
 @click.argument("model", metavar="MODEL")
 @click.argument("data", metavar="[DATA]", required=False)
+@click.option("--votes", type=click.IntRange(0), default=0, show_default=True,
+              help="Also the mean softmax over so many fixed views; it flatters.")
+@click.option("--teacher", metavar="MODEL", help="Also how often the arg-max agrees with this model's.")
 @shared_options
-def command(model, data, backend, threads, as_json, quiet):
+def command(model, data, votes, teacher, backend, threads, as_json, quiet):
     """Evaluate MODEL (a file, or a run folder) on the test split of DATA.
 
     Without DATA, the file it was trained on is looked for beside the model and here.
@@ -18,12 +21,25 @@ def command(model, data, backend, threads, as_json, quiet):
     from minipc.jobs import eval_files
 
     with Console(quiet) as console:
-        values = eval_files(model, data, xp=load(backend, console.say), threads=threads)
+        values = eval_files(model, data, votes=votes, teacher=teacher, xp=load(backend, console.say), threads=threads)
     width = max(len(name) for name in values["class_accuracy"])
     lines = [
         f"{values['model']} on {values['clouds']} test clouds of {values['data']}:",
         f"accuracy {100 * values['accuracy']:.2f} %, mean class accuracy {100 * values['mean_class_accuracy']:.2f} %",
+        f"negative log-likelihood {values['nll']:.4f} nats, calibration error (15 bins) {100 * values['ece']:.2f} %",
+        *_voted(values),
+        *([f"agreement with {values['teacher']}: {100 * values['teacher_agreement']:.2f} %"] if teacher else []),
         f"{values['parameters']} parameters, {values['macs_per_cloud'] / 1e6:.2f} M multiply-adds a cloud",
         *(f"  {name:{width}}  {100 * value:6.1f} %" for name, value in values["class_accuracy"].items()),
     ]
     result(values, as_json, lines)
+
+
+def _voted(values):
+    if "voted" not in values:
+        return []
+    voted = values["voted"]
+    return [
+        f"voting over {voted['votes']} views: accuracy {100 * voted['accuracy']:.2f} %, "
+        f"mean class accuracy {100 * voted['mean_class_accuracy']:.2f} %"
+    ]

@@ -65,7 +65,10 @@ def main(arguments=None):
     except MinipcError as error:
         code = _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        code = _fail("interrupted; what was committed is kept, and `minipc record` continues if run again", 130)
+        code = _fail(
+            "interrupted; what was committed is kept: `minipc record` continues when run again, a training with "
+            "`minipc train --resume`", 130,
+        )
     except MemoryError as error:
         reason = str(error) or "the machine gave no more"
         code = _fail(f"not enough memory: {reason}; use a smaller model, batch or number of points", 1)

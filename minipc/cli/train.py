@@ -1,13 +1,40 @@
 """minipc train: a student from a record, or any model from labels."""
 
+import os
+
 import click
 
 from minipc.cli.show import Console, result, shared_options
+
+# Where a setting of this verb stands in run.json: a resumed run keeps its own.
+SETTINGS = {
+    "training": {"epochs", "batch_size", "lr", "weight_decay", "warmup_steps", "optimiser", "clip_norm",
+                 "val_fraction", "seed"},
+    "loss": {"kd_weight", "self_weight", "temperature", "label_smoothing", "guard"},
+    "self_target": {"self_target": "kind", "self_every": "every", "ema_decay": "decay"},
+    None: {"labels_only": "labels_only", "model": "name", "views": "views"},
+}
+OF_DISTILLATION = ("kd_weight", "self_weight", "temperature", "guard", "self_target", "self_every", "ema_decay",
+                   "self_record")
+
+
+class Views(click.ParamType):
+    """A range of views, A:B."""
+
+    name = "A:B"
+
+    def convert(self, value, parameter, context):
+        try:
+            first, stop = (int(part) for part in value.split(":"))
+        except ValueError:
+            self.fail(f"{value!r} is not A:B, e.g. 0:10 for the first ten views", parameter, context)
+        return first, stop
 
 
 @click.command("train")
 @click.argument("data", metavar="[DATA]", required=False)
 @click.option("--record", metavar="FILE", help="The record to learn from.")
+@click.option("--views", type=Views(), help="Views A .. B-1 of the record alone.  [default: all]")
 @click.option("--labels-only", is_flag=True, help="Labels alone; with --record on the views of the record.")
 @click.option("--model", default="tiny", show_default=True, help="teacher, student, tiny, or widths: 16-16-32-64:32.")
 @click.option("--kd-weight", type=float, default=0.9, show_default=True, help="a: share of distillation.")
@@ -16,10 +43,16 @@ from minipc.cli.show import Console, result, shared_options
 @click.option("--label-smoothing", type=float, help="e of the label term.  [default: 0.1; 0 for teacher]")
 @click.option("--guard", type=click.Choice(["clip", "none"]), default="clip", show_default=True,
               help="Keeps the negative weight bounded.")
-@click.option("--self-target", type=click.Choice(["snapshot", "history"]), default="snapshot", show_default=True,
-              help="What the earlier self is.")
+@click.option("--self-target", type=click.Choice(["snapshot", "ema", "history", "record"]), default="snapshot",
+              show_default=True, help="What the earlier self is.")
 @click.option("--self-every", type=int, default=1, show_default=True, help="Epochs between snapshots.")
+@click.option("--ema-decay", type=float, default=0.99, show_default=True, help="m of the moving average, per step.")
+@click.option("--self-record", metavar="FILE", help="Record of an earlier student, for --self-target record.")
+@click.option("--val-fraction", type=float, default=0.0, show_default=True,
+              help="Share of the training clouds held out to choose best.h5 by.")
 @click.option("--epochs", type=int, help="[default: 60; 20 without arguments]")
+@click.option("--stop-after", type=int, metavar="E", help="Stop after epoch E; --resume goes on.")
+@click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the last one here.")
 @click.option("--batch-size", type=int, default=32, show_default=True)
 @click.option("--lr", type=float, help="Largest learning rate.  [default: 3e-3; 1e-3 for teacher]")
 @click.option("--weight-decay", type=float, default=1e-2, show_default=True)
@@ -28,49 +61,94 @@ from minipc.cli.show import Console, result, shared_options
 @click.option("--clip-norm", type=float, default=0.0, help="Largest gradient norm.  [default: no clipping]")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--out", "-o", help="Run folder.  [default: run, run-2, ...]")
+@click.option("--dry-run", is_flag=True, help="Check everything, say what would be trained, write nothing.")
 @shared_options
 def command(
-    data, record, labels_only, model, kd_weight, self_weight, temperature, label_smoothing, guard,
-    self_target, self_every, epochs, batch_size, lr, weight_decay, warmup_steps, optimiser, clip_norm,
-    seed, out, backend, threads, as_json, quiet,
+    data, record, views, labels_only, model, kd_weight, self_weight, temperature, label_smoothing, guard,
+    self_target, self_every, ema_decay, self_record, val_fraction, epochs, stop_after, resume, batch_size, lr,
+    weight_decay, warmup_steps, optimiser, clip_norm, seed, out, dry_run, backend, threads, as_json, quiet,
 ):
     """Train a model and write a run folder.
 
     Without arguments: takes record.h5 and the data file that it names, trains a tiny student on
-    labels alone and one from the record, and shows both.
+    labels alone and one from the record, and shows both.  With --resume every setting comes from
+    the run; one that is given and differs is refused.
     """
     from minipc.backend import load
-    from minipc.first_run import STUDENT_EPOCHS, train_both
-    from minipc.jobs import train_files
+    from minipc.first_run import BASELINE, STUDENT_EPOCHS, resume_both, train_both
     from minipc.nn.losses import LABELS_ALONE, LossConfig
+    from minipc.run_folder import last_name
+    from minipc.runs import resume_files, train_files
+    from minipc.self_target import SelfConfig
     from minipc.train import TrainConfig
 
+    given = _given()
     if labels_only:
-        source = click.get_current_context().get_parameter_source
-        for name in ("kd_weight", "self_weight", "temperature", "guard", "self_target", "self_every"):
-            if source(name) is click.core.ParameterSource.COMMANDLINE:
+        for name in OF_DISTILLATION:
+            if given.get(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--labels-only has no use for --{name.replace('_', '-')}; leave one out")
+    if resume and dry_run:
+        raise click.UsageError("--resume and --dry-run do not go together; leave one out")
     bare = data is None and record is None and not labels_only
     teacher = model == "teacher"
     smoothing = label_smoothing if label_smoothing is not None else 0.0 if teacher else 0.1
-    labels_loss = LossConfig(label_smoothing=smoothing, **LABELS_ALONE)
-    loss = labels_loss if labels_only else LossConfig(kd_weight, self_weight, temperature, smoothing, guard)
-    if epochs is None:
-        epochs = STUDENT_EPOCHS if bare else TrainConfig.epochs
-    if lr is None:
-        lr = 1e-3 if teacher else TrainConfig.lr
-    config = TrainConfig(epochs, batch_size, lr, weight_decay, warmup_steps, optimiser, clip_norm, seed)
     with Console(quiet) as console:
-        settings = dict(
-            self_target=self_target, self_every=self_every, out=out, xp=load(backend, console.say), threads=threads,
-            say=console.say, progress=console.progress,
+        running = dict(
+            xp=load(backend, console.say), threads=threads, say=console.say, progress=console.progress,
+            stop_after=stop_after,
         )
-        if bare:
-            runs = train_both(model, loss, labels_loss, config, **settings)
+        if resume:
+            values = click.get_current_context().params
+            wanted = {
+                section: {
+                    names[name] if isinstance(names, dict) else name: _as_json(values[name])
+                    for name in names if name in given
+                }
+                for section, names in SETTINGS.items()
+            }
+            out = out or last_name("run", BASELINE)
+            if out is None:
+                raise click.UsageError("--resume: there is no run here; name its folder with --out")
+            bare = bare and os.path.exists(out + BASELINE)
+            runs = resume_both(out, wanted, running) if bare else [resume_files(
+                out, data=data, record_path=record, self_record=self_record, wanted=wanted, **running
+            )]
         else:
-            runs = [train_files(data, record, model, loss, config, labels_only=labels_only, **settings)]
+            labels_loss = LossConfig(label_smoothing=smoothing, **LABELS_ALONE)
+            loss = labels_loss if labels_only else LossConfig(kd_weight, self_weight, temperature, smoothing, guard)
+            config = TrainConfig(
+                epochs=epochs if epochs is not None else STUDENT_EPOCHS if bare else TrainConfig.epochs,
+                batch_size=batch_size, lr=lr if lr is not None else 1e-3 if teacher else TrainConfig.lr,
+                weight_decay=weight_decay, warmup_steps=warmup_steps, optimiser=optimiser, clip_norm=clip_norm,
+                val_fraction=val_fraction, seed=seed,
+            )
+            self_config = SelfConfig(self_target, self_every, ema_decay)
+            if bare:
+                runs = train_both(
+                    model, loss, labels_loss, config, out=out, self_config=self_config, dry_run=dry_run,
+                    running=running,
+                )
+            else:
+                runs = [train_files(
+                    data, record, model, loss, config, labels_only=labels_only, self_config=self_config,
+                    self_record=self_record, chosen_views=views, out=out, dry_run=dry_run, **running,
+                )]
+    if dry_run:
+        result({"dry_run": True}, as_json, ["dry run: everything fits, nothing was written"])
+        return
     values = runs[-1].values | ({"baseline": runs[0].values} if bare else {})
     result(values, as_json, _table([run.values for run in runs]))
+
+
+def _given():
+    """Return {parameter name: where it came from} of every option that is not at its default."""
+    context, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name: source for name, source in sources.items() if source is not default}
+
+
+def _as_json(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _table(runs):
@@ -82,6 +160,16 @@ def _table(runs):
         lines.append(
             f"{source:12} {100 * run['test_accuracy']:8.2f}% {100 * run['test_mean_class_accuracy']:10.2f}% "
             f"{100 * run['best_test_accuracy']:10.2f}% {run['parameters']:11,d} "
-            f"{run['macs_per_cloud'] / 1e6:7.2f}M  {run['out']}/"
+            f"{run['macs_per_cloud'] / 1e6:7.2f}M  {run['out']}{os.sep}"
         )
-    return [*lines, f"next: minipc eval {runs[-1]['out']}"]
+    last = runs[-1]
+    if "chosen" in last:
+        chosen = last["chosen"]
+        lines.append(
+            f"epoch {chosen['epoch']} is best on the validation clouds ({100 * chosen['val_accuracy']:.2f}%); "
+            f"there the test accuracy is {100 * chosen['test_accuracy']:.2f}%: {chosen['model']}"
+        )
+    if last["epochs_done"] < last["epochs"]:
+        lines.append(f"stopped after epoch {last['epochs_done']} of {last['epochs']}")
+        return [*lines, f"next: minipc train --resume --out {last['out']}"]
+    return [*lines, f"next: minipc eval {last['out']}"]

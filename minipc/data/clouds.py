@@ -14,6 +14,7 @@ import numpy as np
 
 from minipc import files, hdf5
 from minipc.errors import DataError, UsageError, check_shape, short
+from minipc.streams import stream
 
 KIND, VERSION = "clouds", 1
 UP_AXES = ("x", "y", "z", "unknown")
@@ -110,6 +111,20 @@ def unit_sphere(points):
     changed = (np.abs(radius - 1) > 1e-3) | (np.linalg.norm(centre[:, 0], axis=1) > 1e-3)
     scaled = (exact - centre) / np.where(radius > 0, radius, 1)[:, None, None]
     return np.where(changed[:, None, None], scaled.astype(np.float32), points), changed
+
+
+def stratified(labels, fraction, seed, purpose):
+    """Return a mask (N,) bool that takes round(fraction n) of the n clouds of each class, at random.
+
+    Of a class with two clouds or more at least one is taken (if fraction > 0) and at least one
+    left.  labels (N,) integer; the draw is the stream (seed, purpose, class).
+    """
+    taken = np.zeros(len(labels), bool)
+    for label in np.unique(labels) if fraction else ():
+        rows = np.flatnonzero(labels == label)
+        count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
+        taken[stream(seed, purpose, int(label)).permutation(rows)[:count]] = True
+    return taken
 
 
 def write_clouds(path, splits):

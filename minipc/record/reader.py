@@ -43,6 +43,10 @@ class RecordReader:
             raise UsageError(f"{self.path}: view {view}: expected 0 to {self.views - 1}")
         return tuple(read_rows(data, np.s_[view], self.path) for data in self._datasets.values())
 
+    def clouds(self):
+        """TEMPORARY"""
+        return None
+
     def check_belongs(self, clouds):
         """Raise DataError, naming what differs, unless the record was made from these Clouds.
 
