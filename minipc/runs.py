@@ -181,8 +181,8 @@ class _Work:
         self.announce(xp, say)
         arguments, target = self.arguments
         resume = None if folder.new else folder.checkpoint()
-        if not folder.new:
-            say(f"{self.out}: continues after epoch {len(resume.rows) if resume else 0}")
+        if resume:
+            say(f"{self.out}: continues after epoch {len(resume.rows)}")
         trained = train(
             *arguments, self_target=target, xp=xp, threads=threads, folder=folder, progress=progress, detail=detail,
             data_file=os.path.basename(data), resume=resume, stop_after=stop_after,
