@@ -1,4 +1,4 @@
-"""What the verbs share: options of the same name, progress on stderr, results on stdout."""
+"""What the verbs show: announcements and progress on stderr, results on stdout."""
 
 import json
 import sys
@@ -9,24 +9,11 @@ import click
 SECONDS_BETWEEN_LINES = 5
 
 
-def shared_options(function):
-    """Add --backend, --threads, --json and --quiet, which mean the same for every verb that runs."""
-    for option in (
-        click.option("--quiet", "-q", is_flag=True, help="No progress and no announcements."),
-        click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout."),
-        click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: the CPUs]"),
-        click.option("--backend", type=click.Choice(["auto", "numpy", "cupy"]), default="auto", show_default=True,
-                     help="auto takes cupy where a device answers."),
-    ):
-        function = option(function)
-    return function
-
-
 class Console:
     """Announcements and progress on stderr, or silence."""
 
-    def __init__(self, quiet):
-        self.quiet = quiet
+    def __init__(self, quiet, verbose=False):
+        self.quiet, self.verbose = quiet, verbose
         self.bar, self.text = None, None
         self.start = self.last = 0.0
 
@@ -41,6 +28,11 @@ class Console:
         self.end()
         if not self.quiet:
             click.echo(line, err=True)
+
+    def detail(self, line):
+        """Print one line that only --verbose asks for."""
+        if self.verbose:
+            self.say(line)
 
     def progress(self, done, total, text):
         """Show done of total with the time left: a bar on a terminal, else a line every few seconds."""

@@ -2,12 +2,13 @@
 
 import click
 
-from minipc.cli.show import Console, result, shared_options
+from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.show import Console, result
 
 
-@click.command("train")
-@click.argument("data", metavar="[DATA]", required=False)
-@click.option("--record", metavar="FILE", help="The record to learn from.")
+@click.command("train", cls=Verb)
+@click.argument("data", metavar="[DATA]", type=FILE, required=False)
+@click.option("--record", metavar="FILE", type=FILE, help="The record to learn from.")
 @click.option("--labels-only", is_flag=True, help="Labels alone; with --record on the views of the record.")
 @click.option("--model", default="tiny", show_default=True, help="teacher, student, tiny, or widths: 16-16-32-64:32.")
 @click.option("--kd-weight", type=float, default=0.9, show_default=True, help="a: share of distillation.")
@@ -27,12 +28,12 @@ from minipc.cli.show import Console, result, shared_options
 @click.option("--optimiser", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--clip-norm", type=float, default=0.0, help="Largest gradient norm.  [default: no clipping]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", "-o", help="Run folder.  [default: run, run-2, ...]")
+@click.option("--out", "-o", type=FILE, help="Run folder.  [default: run, run-2, ...]")
 @shared_options
 def command(
     data, record, labels_only, model, kd_weight, self_weight, temperature, label_smoothing, guard,
     self_target, self_every, epochs, batch_size, lr, weight_decay, warmup_steps, optimiser, clip_norm,
-    seed, out, backend, threads, as_json, quiet,
+    seed, out, backend, threads, as_json, quiet, verbose,
 ):
     """Train a model and write a run folder.
 
@@ -60,7 +61,7 @@ def command(
     if lr is None:
         lr = 1e-3 if teacher else TrainConfig.lr
     config = TrainConfig(epochs, batch_size, lr, weight_decay, warmup_steps, optimiser, clip_norm, seed)
-    with Console(quiet) as console:
+    with Console(quiet, verbose) as console:
         settings = dict(
             self_target=self_target, self_every=self_every, out=out, xp=load(backend, console.say), threads=threads,
             say=console.say, progress=console.progress,
