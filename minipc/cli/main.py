@@ -57,8 +57,8 @@ def minipc():
     shapes.
 
     Every option of a verb can be set in three places, the first of which wins: on the command line;
-    in the environment, as MINIPC_KD_WEIGHT for --kd-weight; in the table of the verb in a file,
-    --config FILE.toml, as kd-weight = 0.5 under [train].
+    in the environment, as MINIPC_EPOCHS for --epochs; in a file, --config FILE.toml, as epochs = 30
+    below [train].
     """
 
 

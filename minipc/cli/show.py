@@ -6,6 +6,8 @@ import time
 
 import click
 
+from minipc.errors import MinipcError
+
 SECONDS_BETWEEN_LINES = 5
 
 
@@ -79,9 +81,11 @@ def size(count):
 
 
 def result(value, as_json, lines):
-    """Print value as one JSON object, or lines of text, on stdout."""
-    if as_json:
-        click.echo(json.dumps(value))
-    else:
-        for line in lines:
+    """Print value as one JSON object, or lines of text, on stdout.  Raises MinipcError for a full disk."""
+    try:
+        for line in [json.dumps(value)] if as_json else lines:
             click.echo(line)
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough
+    except OSError as reason:
+        raise MinipcError(f"stdout: cannot be written ({reason.strerror}); free some space") from reason
