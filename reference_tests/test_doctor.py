@@ -42,8 +42,9 @@ def test_doctor_names_no_host_no_user_and_no_path(say, monkeypatch, folder):
     monkeypatch.setenv("MINIPC_EPOCHS", "12")
     for words in (["doctor"], ["doctor", "--json"]):
         _, out, _ = say(*words)
-        assert "secret" not in out and "/" not in out.replace(str(socket.gethostname()), "/")
-        assert len(getpass.getuser()) < 4 or getpass.getuser() not in out
+        assert "secret" not in out and "/" not in out
+        for name in (socket.gethostname(), getpass.getuser()):
+            assert len(name) < 6 or name not in out  # a short one may be part of a word
     assert report(say)["variables"] == {"MINIPC_EPOCHS": "12", "MINIPC_OUT": "(path)", "MINIPC_TEACHER": "(path)"}
 
 

@@ -108,7 +108,7 @@ def test_import_minipc_loads_no_dependency():
     assert not loaded_by("import minipc") & {"numpy", "scipy", "h5py", "click", "cupy"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["record", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["record", "--help"], ["train", "--help"], ["info", "-h"]])
 def test_help_loads_no_numerical_library(arguments):
     code = f"from minipc.cli.main import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
     assert not loaded_by(code) & {"numpy", "scipy", "h5py", "cupy"}

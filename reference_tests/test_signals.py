@@ -65,12 +65,25 @@ def test_a_recording_that_is_interrupted_continues_to_the_same_bytes(data, say, 
     assert not os.path.exists("record.h5.parts")
 
 
+HERE = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(30)\nos._exit(7)\n"
+IN_A_FINALISER = """
+import os, signal, time
+class Last:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+        os._exit(7)
+Last()
+time.sleep(30)
+os._exit(7)
+"""
+
+
 @pytest.mark.parametrize("module", ["click", "numpy", "h5py"])
-def test_an_interruption_while_modules_are_loaded_shows_no_traceback(module, start, folder):
+@pytest.mark.parametrize("moment", [HERE, IN_A_FINALISER], ids=["here", "finaliser"])
+def test_an_interruption_while_modules_are_loaded_shows_no_traceback_and_is_not_lost(module, moment, start, folder):
     """A module of this name, found first, stands for the moment: it signals, as a terminal does."""
-    (folder / f"{module}.py").write_text(
-        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(10)\n"
-    )
+    (folder / f"{module}.py").write_text(moment)
     process = start("eval", "none.h5")
     _, err = process.communicate(timeout=LIMIT)
     # by the signal itself where Python saw it pass through eval(); a shell says 130 then as well
