@@ -14,6 +14,7 @@ import numpy as np
 from minipc.errors import BackendError, UsageError
 
 BLOCK = 32  # clouds computed together by evaluation and recording, whatever the batch size or the threads
+BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 REMEDY = "install minipc[gpu12] or minipc[gpu13] on a machine with an NVIDIA driver, or use --backend numpy"
 
 
@@ -90,8 +91,7 @@ def one_blas_thread():
     place between one BLAS thread and two.  The command line sets these variables; from a notebook
     set them before NumPy is imported.
     """
-    names = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-    return all(os.environ.get(name) == "1" for name in names)
+    return all(os.environ.get(name) == "1" for name in BLAS_THREADS)
 
 
 def provenance(xp):

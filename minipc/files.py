@@ -224,6 +224,21 @@ def kind_of(path):
     return found if found in KINDS else None
 
 
+def read_bytes(path, most):
+    """Return the bytes of a small file that is not in our format, of at most most bytes.
+
+    Raises DataError, also for a folder or a pipe, without waiting for a writer.
+    """
+    with _Exact(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
+            raise DataError(f"{path}: expected at most {most} bytes, found {size}; check the name")
+        try:
+            return os.pread(file.fileno(), size, 0)
+        except OSError as reason:
+            raise DataError(f"{path}: cannot be read ({reason.strerror}); check the disk") from reason
+
+
 class _Exact(io.FileIO):
     """A regular file whose reads are whole or raise: libhdf5 takes a short one for zeros."""
 

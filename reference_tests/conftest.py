@@ -5,12 +5,13 @@ import os
 import sys
 from typing import Any, NamedTuple
 
-from minipc.cli import main as _one_blas_thread  # noqa: F401  as the commands do, before NumPy is loaded
+from minipc.cli.main import main  # one BLAS thread, as the commands do, before NumPy is loaded
 import numpy as np  # noqa: E402
 import pytest
 
 from fake_device import fake_module
 from minipc import backend
+from minipc.data.clouds import Clouds, Splits, write_clouds
 from minipc.errors import BackendError
 from minipc.nn import ops, pointnet
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
@@ -141,3 +142,38 @@ def smooth_problem():
         raise AssertionError("200 draws, and each lay on a kink")
 
     return make
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """An empty folder to stand in."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def say(capsys):
+    """Run one command line in this process: (exit code, stdout, stderr)."""
+
+    def run(*arguments):
+        with pytest.raises(SystemExit) as end:
+            main([str(argument) for argument in arguments])
+        streams = capsys.readouterr()
+        return end.value.code, streams.out, streams.err
+
+    return run
+
+
+@pytest.fixture
+def data(folder):
+    """clouds.h5: three classes that a tiny model learns in a few epochs."""
+    rng = np.random.default_rng(0)
+
+    def clouds(n):
+        labels = np.arange(n) % 3
+        stretch = np.array([[1, 1, 0.1], [0.1, 0.1, 1], [0.6, 0.6, 0.6]])[labels]
+        points = (rng.standard_normal((n, 16, 3)) * stretch[:, None]).astype(np.float32)
+        return Clouds(points, labels, ("flat", "long", "round"), "z", "none")
+
+    write_clouds("clouds.h5", Splits(clouds(96), clouds(33)))
+    return "clouds.h5"

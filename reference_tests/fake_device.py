@@ -236,7 +236,7 @@ def fake_module():
         runtime=types.SimpleNamespace(
             getDeviceCount=lambda: 1,
             getDevice=lambda: 0,
-            getDeviceProperties=lambda device: {"name": b"fake"},
+            getDeviceProperties=lambda device: {"name": b"fake", "totalGlobalMem": 8 << 30},
             deviceSynchronize=lambda: None,
         )
     )

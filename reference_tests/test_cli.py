@@ -5,53 +5,15 @@ import os
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from minipc import first_run
-from minipc.cli.main import main
 from minipc.data import shapes
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.evaluate import predict
 from minipc.model_file import new_model, write_model
 from minipc.nn.pointnet import ModelConfig, sizes
 from minipc.train import TrainConfig
-
-
-@pytest.fixture
-def folder(tmp_path, monkeypatch):
-    """An empty folder to stand in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
-def say(capsys):
-    """Run one command line in this process: (exit code, stdout, stderr)."""
-
-    def run(*arguments):
-        with pytest.raises(SystemExit) as end:
-            main([str(argument) for argument in arguments])
-        streams = capsys.readouterr()
-        return end.value.code, streams.out, streams.err
-
-    return run
-
-
-@pytest.fixture
-def data(folder):
-    """clouds.h5: three classes that a tiny model learns in a few epochs."""
-    rng = np.random.default_rng(0)
-
-    def clouds(n):
-        labels = np.arange(n) % 3
-        stretch = np.array([[1, 1, 0.1], [0.1, 0.1, 1], [0.6, 0.6, 0.6]])[labels]
-        points = (rng.standard_normal((n, 16, 3)) * stretch[:, None]).astype(np.float32)
-        return Clouds(points, labels, ("flat", "long", "round"), "z", "none")
-
-    write_clouds("clouds.h5", Splits(clouds(96), clouds(33)))
-    return "clouds.h5"
-
 
 QUICK = ("--epochs", 4, "--model", "8-16:8", "--lr", 0.01, "--warmup-steps", 4, "--quiet")
 
@@ -302,9 +264,12 @@ def test_views_of_a_record_can_be_chosen(data, say, folder):
     assert say("record", data, "--teacher", "teacher", "--views", 3, "--quiet")[0] == 0
     assert say("train", "--record", "record.h5", "--views", "2:3", "--out", "one", *QUICK)[0] == 0
     assert json.loads((folder / "one/run.json").read_text())["views"] == [2, 3]
-    for wrong, message in (("2:4", "0 <= A < B <= 3"), ("1:1", "0 <= A < B"), ("3", "is not A:B"), ("-1:2", "0 <= A")):
+    for wrong, message in (("2:4", "0 <= A < B <= 3"), ("1:1", "0 <= A < B"), ("4", "B <= 3"), ("all", "is not A:B"),
+                           ("-1:2", "0 <= A")):
         code, _, err = say("train", "--record", "record.h5", f"--views={wrong}", "--out", "two", *QUICK)
         assert code == 2 and message in err and err.count("\n") == 1 and not os.path.exists("two"), err
+    assert say("train", "--record", "record.h5", "--views", 2, "--out", "first-two", *QUICK)[0] == 0
+    assert json.loads((folder / "first-two/run.json").read_text())["views"] == [0, 2]
     code, _, err = say("train", data, "--labels-only", "--views", "0:1", *QUICK)
     assert code == 2 and "add --record FILE" in err
 

@@ -415,7 +415,7 @@ def test_the_page_of_conventions_lists_every_error_class_with_its_code():
 
 
 def test_the_page_of_conventions_lists_every_stream():
-    call = re.compile(r'\bstream\([\w.]+, f?"(\w+)')
+    call = re.compile(r'\b(?:stream\([\w.]+, |stratified\([^"()]*)f?"(\w+)')
     used = set()
     for path in PACKAGE.rglob("*.py"):
         if path.name != "streams.py":

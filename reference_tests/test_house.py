@@ -17,8 +17,8 @@ nn.params nn.ops nn.losses nn.pointnet nn.optim nn.gradcheck
 data.clouds data.formats data.shapes
 model_file augment
 record.fields record.plan record.store record.reader record.recorder
-evaluate self_target checkpoint run_folder train jobs runs describe first_run
-cli.show cli.record cli.train cli.eval cli.data cli.main __main__
+evaluate self_target checkpoint run_folder train jobs runs describe environment first_run
+cli.options cli.show cli.record cli.train cli.eval cli.data cli.info cli.doctor cli.main __main__
 """.split()
 
 
@@ -108,7 +108,7 @@ def test_import_minipc_loads_no_dependency():
     assert not loaded_by("import minipc") & {"numpy", "scipy", "h5py", "click", "cupy"}
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["record", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["record", "--help"], ["train", "--help"], ["info", "-h"]])
 def test_help_loads_no_numerical_library(arguments):
     code = f"from minipc.cli.main import main\ntry:\n    main({arguments})\nexcept SystemExit:\n    pass"
     assert not loaded_by(code) & {"numpy", "scipy", "h5py", "cupy"}

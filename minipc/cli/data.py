@@ -2,19 +2,20 @@
 
 import click
 
+from minipc.cli.options import FILE, Verbs, common_options
 from minipc.cli.show import result
 
 
-@click.group("data")
+@click.group("data", cls=Verbs)
 def command():
     """Make, pack and describe data sets."""
 
 
 @command.command("make")
-@click.option("--out", "-o", required=True, help="File to write.")
+@click.option("--out", "-o", type=FILE, required=True, help="File to write.")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def make(out, seed, as_json):
+@common_options
+def make(out, seed, as_json, quiet, verbose):
     """Write the built-in procedural shapes to one file."""
     from minipc.data.clouds import write_clouds
     from minipc.describe import describe_splits
@@ -27,11 +28,11 @@ def make(out, seed, as_json):
 
 
 @command.command("pack")
-@click.argument("source", metavar="SRC")
-@click.option("--out", "-o", required=True, help="File to write.")
+@click.argument("source", metavar="SRC", type=FILE)
+@click.option("--out", "-o", type=FILE, required=True, help="File to write.")
 @click.option("--num-points", type=int, default=1024, show_default=True, help="First points kept of each cloud.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def pack(source, out, num_points, as_json):
+@common_options
+def pack(source, out, num_points, as_json, quiet, verbose):
     """Pack SRC, a ModelNet40 HDF5 folder, into one file."""
     from minipc.data.clouds import write_clouds
     from minipc.data.formats import read_modelnet
@@ -46,9 +47,9 @@ def pack(source, out, num_points, as_json):
 
 
 @command.command("info")
-@click.argument("file", metavar="FILE")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout.")
-def info(file, as_json):
+@click.argument("file", metavar="FILE", type=FILE)
+@common_options
+def info(file, as_json, quiet, verbose):
     """Say what a packed data file holds."""
     from minipc.data.clouds import read_clouds
     from minipc.describe import describe_splits

@@ -2,17 +2,18 @@
 
 import click
 
-from minipc.cli.show import Console, result, shared_options
+from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.show import Console, result
 
 
-@click.command("eval", short_help="Accuracy of a model on the test split.")
-@click.argument("model", metavar="MODEL")
-@click.argument("data", metavar="[DATA]", required=False)
+@click.command("eval", cls=Verb, short_help="Accuracy of a model on the test split.")
+@click.argument("model", metavar="MODEL", type=FILE)
+@click.argument("data", metavar="[DATA]", type=FILE, required=False)
 @click.option("--votes", type=click.IntRange(0), default=0, show_default=True,
               help="Also the mean softmax over so many fixed views; it flatters.")
-@click.option("--teacher", metavar="MODEL", help="Also how often the arg-max agrees with this model's.")
+@click.option("--teacher", metavar="MODEL", type=FILE, help="Also how often the arg-max agrees with this model's.")
 @shared_options
-def command(model, data, votes, teacher, backend, threads, as_json, quiet):
+def command(model, data, votes, teacher, backend, threads, as_json, quiet, verbose):
     """Evaluate MODEL (a file, or a run folder) on the test split of DATA.
 
     Without DATA, the file it was trained on is looked for beside the model and here.
@@ -20,7 +21,7 @@ def command(model, data, votes, teacher, backend, threads, as_json, quiet):
     from minipc.backend import load
     from minipc.jobs import eval_files
 
-    with Console(quiet) as console:
+    with Console(quiet, verbose) as console:
         values = eval_files(model, data, votes=votes, teacher=teacher, xp=load(backend, console.say), threads=threads)
     width = max(len(name) for name in values["class_accuracy"])
     lines = [

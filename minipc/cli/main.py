@@ -15,11 +15,19 @@ from minipc.errors import MinipcError
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-VERBS = ("record", "train", "eval", "data")
+INTERRUPTED = (
+    "interrupted; what was committed is kept: `minipc record` continues when run again, a training with "
+    "`minipc train --resume`"
+)
+VERBS = ("record", "train", "eval", "data", "info", "doctor")
 
 
 class Lazy(click.Group):
     """A group whose verbs live in one file each, imported when they are needed."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.commands = dict.fromkeys(VERBS)  # the names alone: click looks here for what was meant
 
     def list_commands(self, context):
         return list(VERBS)
@@ -33,7 +41,7 @@ class Lazy(click.Group):
 def _versions(context, parameter, wanted):
     if not wanted or context.resilient_parsing:
         return
-    from minipc.describe import versions
+    from minipc.environment import versions
 
     click.echo(versions())
     context.exit()
@@ -47,6 +55,10 @@ def minipc():
 
     In an empty folder, `minipc record` and then `minipc train` show the whole way on built-in
     shapes.
+
+    Every option of a verb can be set in three places, the first of which wins: on the command line;
+    in the environment, as MINIPC_EPOCHS for --epochs; in a file, --config FILE.toml, as epochs = 30
+    below [train].
     """
 
 
@@ -55,8 +67,7 @@ def main(arguments=None):
     try:
         code = minipc.main(arguments, prog_name="minipc", standalone_mode=False) or 0
     except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.ctx.get_help())
-        code = 0
+        main([*error.ctx.command_path.split()[1:], "--help"])
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "minipc"
         code = _fail(f"{error.format_message()} (see {where} --help)", error.exit_code)
@@ -65,10 +76,7 @@ def main(arguments=None):
     except MinipcError as error:
         code = _fail(str(error), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
-        code = _fail(
-            "interrupted; what was committed is kept: `minipc record` continues when run again, a training with "
-            "`minipc train --resume`", 130,
-        )
+        code = _fail(INTERRUPTED, 130)
     except MemoryError as error:
         reason = str(error) or "the machine gave no more"
         code = _fail(f"not enough memory: {reason}; use a smaller model, batch or number of points", 1)

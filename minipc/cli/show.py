@@ -1,4 +1,4 @@
-"""What the verbs share: options of the same name, progress on stderr, results on stdout."""
+"""What the verbs show: announcements and progress on stderr, results on stdout."""
 
 import json
 import sys
@@ -6,27 +6,16 @@ import time
 
 import click
 
+from minipc.errors import MinipcError
+
 SECONDS_BETWEEN_LINES = 5
-
-
-def shared_options(function):
-    """Add --backend, --threads, --json and --quiet, which mean the same for every verb that runs."""
-    for option in (
-        click.option("--quiet", "-q", is_flag=True, help="No progress and no announcements."),
-        click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout."),
-        click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: the CPUs]"),
-        click.option("--backend", type=click.Choice(["auto", "numpy", "cupy"]), default="auto", show_default=True,
-                     help="auto takes cupy where a device answers."),
-    ):
-        function = option(function)
-    return function
 
 
 class Console:
     """Announcements and progress on stderr, or silence."""
 
-    def __init__(self, quiet):
-        self.quiet = quiet
+    def __init__(self, quiet, verbose=False):
+        self.quiet, self.verbose = quiet, verbose
         self.bar, self.text = None, None
         self.start = self.last = 0.0
 
@@ -41,6 +30,11 @@ class Console:
         self.end()
         if not self.quiet:
             click.echo(line, err=True)
+
+    def detail(self, line):
+        """Print one line that only --verbose asks for."""
+        if self.verbose:
+            self.say(line)
 
     def progress(self, done, total, text):
         """Show done of total with the time left: a bar on a terminal, else a line every few seconds."""
@@ -87,9 +81,11 @@ def size(count):
 
 
 def result(value, as_json, lines):
-    """Print value as one JSON object, or lines of text, on stdout."""
-    if as_json:
-        click.echo(json.dumps(value))
-    else:
-        for line in lines:
+    """Print value as one JSON object, or lines of text, on stdout.  Raises MinipcError for a full disk."""
+    try:
+        for line in [json.dumps(value)] if as_json else lines:
             click.echo(line)
+    except BrokenPipeError:
+        raise  # whoever reads has seen enough
+    except OSError as reason:
+        raise MinipcError(f"stdout: cannot be written ({reason.strerror}); free some space") from reason

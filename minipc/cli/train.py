@@ -4,7 +4,8 @@ import os
 
 import click
 
-from minipc.cli.show import Console, result, shared_options
+from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.show import Console, result
 
 # Where a setting of this verb stands in run.json: a resumed run keeps its own.
 SETTINGS = {
@@ -19,22 +20,22 @@ OF_DISTILLATION = ("kd_weight", "self_weight", "temperature", "guard", "self_tar
 
 
 class Views(click.ParamType):
-    """A range of views, A:B."""
+    """A range of views, A:B, or B for 0:B."""
 
     name = "A:B"
 
     def convert(self, value, parameter, context):
         try:
-            first, stop = (int(part) for part in value.split(":"))
+            first, stop = (int(part) for part in (value if ":" in value else f"0:{value}").split(":"))
         except ValueError:
             self.fail(f"{value!r} is not A:B, e.g. 0:10 for the first ten views", parameter, context)
         return first, stop
 
 
-@click.command("train")
-@click.argument("data", metavar="[DATA]", required=False)
-@click.option("--record", metavar="FILE", help="The record to learn from.")
-@click.option("--views", type=Views(), help="Views A .. B-1 of the record alone.  [default: all]")
+@click.command("train", cls=Verb)
+@click.argument("data", metavar="[DATA]", type=FILE, required=False)
+@click.option("--record", metavar="FILE", type=FILE, help="The record to learn from.")
+@click.option("--views", type=Views(), help="Only views A .. B-1 of the record; B is 0:B.  [default: all]")
 @click.option("--labels-only", is_flag=True, help="Labels alone; with --record on the views of the record.")
 @click.option("--model", default="tiny", show_default=True, help="teacher, student, tiny, or widths: 16-16-32-64:32.")
 @click.option("--kd-weight", type=float, default=0.9, show_default=True, help="a: share of distillation.")
@@ -47,7 +48,7 @@ class Views(click.ParamType):
               show_default=True, help="What the earlier self is.")
 @click.option("--self-every", type=int, default=1, show_default=True, help="Epochs between snapshots.")
 @click.option("--ema-decay", type=float, default=0.99, show_default=True, help="m of the moving average, per step.")
-@click.option("--self-record", metavar="FILE", help="Record of an earlier student, for --self-target record.")
+@click.option("--self-record", metavar="FILE", type=FILE, help="An earlier student, for --self-target record.")
 @click.option("--val-fraction", type=float, default=0.0, show_default=True,
               help="Share of the training clouds held out to choose best.h5 by.")
 @click.option("--epochs", type=int, help="[default: 60; 20 without arguments]")
@@ -60,13 +61,14 @@ class Views(click.ParamType):
 @click.option("--optimiser", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--clip-norm", type=float, default=0.0, help="Largest gradient norm.  [default: no clipping]")
 @click.option("--seed", type=int, default=0, show_default=True)
-@click.option("--out", "-o", help="Run folder.  [default: run, run-2, ...]")
+@click.option("--out", "-o", type=FILE, help="Run folder.  [default: run, run-2, ...]")
 @click.option("--dry-run", is_flag=True, help="Check everything, say what would be trained, write nothing.")
 @shared_options
 def command(
     data, record, views, labels_only, model, kd_weight, self_weight, temperature, label_smoothing, guard,
     self_target, self_every, ema_decay, self_record, val_fraction, epochs, stop_after, resume, batch_size, lr,
     weight_decay, warmup_steps, optimiser, clip_norm, seed, out, dry_run, backend, threads, as_json, quiet,
+    verbose,
 ):
     """Train a model and write a run folder.
 
@@ -92,10 +94,10 @@ def command(
     bare = data is None and record is None and not labels_only
     teacher = model == "teacher"
     smoothing = label_smoothing if label_smoothing is not None else 0.0 if teacher else 0.1
-    with Console(quiet) as console:
+    with Console(quiet, verbose) as console:
         running = dict(
             xp=load(backend, console.say), threads=threads, say=console.say, progress=console.progress,
-            stop_after=stop_after,
+            detail=console.detail, stop_after=stop_after,
         )
         if resume:
             values = click.get_current_context().params

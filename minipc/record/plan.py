@@ -12,7 +12,7 @@ from functools import cached_property
 import numpy as np
 
 from minipc.errors import DataError, short
-from minipc.files import canonical_json, check_keys, commit, from_dict, parse_json
+from minipc.files import canonical_json, check_keys, commit, from_dict, parse_json, read_bytes
 from minipc.streams import check_seed
 
 FORMAT = 1  # of plans, shards and records together
@@ -124,11 +124,7 @@ def write_plan(path, plan):
 
 def read_plan(path):
     """Return the Plan that write_plan committed.  Raises DataError, also for a damaged one."""
-    try:
-        with open(path, "rb") as file:
-            values = parse_json(file.read(1 << 24), path)
-    except OSError as reason:
-        raise DataError(f"{path}: cannot be read ({reason.strerror}); check its rights") from reason
+    values = parse_json(read_bytes(path, 1 << 24), path)
     check_keys(values, {"plan", "run_id"}, path)
     plan = Plan.from_dict(values["plan"], path)
     if plan.run_id != values["run_id"]:

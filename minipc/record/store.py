@@ -63,6 +63,30 @@ def sizes(plan):
     return {"V": plan.views, "N": plan.clouds, "D": 3, "K": plan.classes}
 
 
+def shard_name(view, first):
+    """Return the name of a shard in OUT.parts."""
+    return f"view-{view:05d}-row-{first:08d}.h5"
+
+
+def read_shard(path, plan, view, first, stop):
+    """Return (meta, {field name: array}) of one verified shard of a plan.  Raises DataError."""
+    fields = shard_fields(plan.logits)
+    with hdf5.open_hdf5(path, "shard", FORMAT, cap=1 << 31) as file:
+        datasets = open_fields(file, fields, {**sizes(plan), "N": stop - first}, path)
+        meta = hdf5.read_meta(file, path)
+        files.check_keys(meta, SHARD_META, path)
+        _kl(meta["max_kl"], path)
+        expected = {"run_id": plan.run_id, "view": view, "first": first, "rows": stop - first}
+        for key, value in expected.items():
+            if meta[key] != value:
+                raise DataError(f"{path}: {key} is {meta[key]}, expected {value}")
+        if not isinstance(meta["provenance"], dict):
+            raise DataError(f"{path}: provenance is no mapping")
+        return meta, {
+            name: hdf5.read_rows(dataset, ..., path) for name, dataset in datasets.items()
+        }
+
+
 class Store:
     """The place of one recording.  Construction commits the plan before any teacher is called.
 
@@ -220,28 +244,13 @@ class Store:
         write_plan(os.path.join(self.parts, "plan.json"), self.plan)
 
     def _path(self, view, first):
-        return os.path.join(self.parts, f"view-{view:05d}-row-{first:08d}.h5")
+        return os.path.join(self.parts, shard_name(view, first))
 
     def _sizes(self, first, stop):
         return {**sizes(self.plan), "N": stop - first}
 
     def _read(self, view, first, stop):
-        """Return (meta, {field name: array}) of one verified shard.  Raises DataError."""
-        path, fields = self._path(view, first), shard_fields(self.plan.logits)
-        with hdf5.open_hdf5(path, "shard", FORMAT, cap=1 << 31) as file:
-            datasets = open_fields(file, fields, self._sizes(first, stop), path)
-            meta = hdf5.read_meta(file, path)
-            files.check_keys(meta, SHARD_META, path)
-            _kl(meta["max_kl"], path)
-            expected = {"run_id": self.plan.run_id, "view": view, "first": first}
-            for key, value in {**expected, "rows": stop - first}.items():
-                if meta[key] != value:
-                    raise DataError(f"{path}: {key} is {meta[key]}, expected {value}")
-            if not isinstance(meta["provenance"], dict):
-                raise DataError(f"{path}: provenance is no mapping")
-            return meta, {
-                name: hdf5.read_rows(dataset, ..., path) for name, dataset in datasets.items()
-            }
+        return read_shard(self._path(view, first), self.plan, view, first, stop)
 
     def _set_aside(self, path, reason):
         """Rename path to path.bad, .bad-2, ... and return a list of one line."""

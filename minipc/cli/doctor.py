@@ -1,0 +1,19 @@
+"""minipc doctor: the environment, to paste into a bug report."""
+
+import click
+
+from minipc.cli.options import Verb, common_options
+from minipc.cli.show import result
+
+
+@click.command("doctor", cls=Verb, short_help="The environment, for a bug report.")
+@common_options
+def command(as_json, quiet, verbose):
+    """Say what minipc stands on here: versions, BLAS, devices, variables and the current folder.
+
+    No names of hosts, users or folders: the output can be pasted into a bug report as it is.
+    """
+    from minipc.environment import examine
+
+    examined = examine()
+    result(examined.values, as_json, examined.lines)

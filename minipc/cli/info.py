@@ -1,0 +1,21 @@
+"""minipc info: what any of our files is."""
+
+import click
+
+from minipc.cli.options import FILE, Verb, common_options
+from minipc.cli.show import result
+
+
+@click.command("info", cls=Verb, short_help="What any of our files is, and whether it is intact.")
+@click.argument("file", metavar="FILE", type=FILE)
+@common_options
+def command(file, as_json, quiet, verbose):
+    """Say what FILE is, made from what and by what, after reading all of it.
+
+    FILE: data, a model, a record, a shard or a checkpoint; a run folder; the folder of an
+    unfinished recording, OUT.parts.  Nothing is changed.
+    """
+    from minipc.describe import describe
+
+    described = describe(file)
+    result(described.values, as_json, described.lines)

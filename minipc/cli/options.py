@@ -1,0 +1,176 @@
+"""Where the value of an option comes from: a flag, MINIPC_<OPTION>, --config FILE.toml, its default.
+
+click keeps the precedence.  Here is what click does not know: which variable belongs to an option,
+how the table of a verb becomes click's default_map, and from which place a wrong value came.
+"""
+
+import difflib
+import tomllib
+import traceback
+
+import click
+from click.core import ParameterSource
+
+from minipc.errors import DataError, MinipcError, UsageError, short
+
+FILE = click.Path(readable=False)  # for completion in shells; every check, of existence too, is the readers'
+MOST_CONFIG = 1 << 20  # bytes
+
+
+class Verb(click.Command):
+    """A command whose options read MINIPC_<OPTION> and a config file; every verb is one."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        for name, option in options_of(self).items():
+            option.envvar = f"MINIPC_{name.replace('-', '_').upper()}"
+
+    def parse_args(self, context, arguments):
+        try:
+            return super().parse_args(context, arguments)
+        except click.BadParameter as error:
+            error.param_hint = (error.param and _place(context, error.param)) or error.param_hint
+            raise
+
+    def invoke(self, context):
+        try:
+            if context.params.get("quiet") and context.params.get("verbose"):
+                raise UsageError("--quiet and --verbose contradict each other; leave one out")
+            return super().invoke(context)
+        except (MinipcError, click.ClickException) as error:
+            if context.params.get("verbose") and not context.params.get("quiet"):
+                traceback.print_exc()
+            places = [_place(context, option) for option in options_of(self).values()]
+            if isinstance(error, (UsageError, click.UsageError)) and any(places):  # nobody sees these in the line typed
+                raise UsageError(f"{error} (set elsewhere: {', '.join(filter(None, places))})") from error
+            raise
+
+
+class Verbs(click.Group):
+    """A group of verbs."""
+
+    command_class = Verb
+
+
+def common_options(function):
+    """Add --quiet, --verbose, --json and --config, which every verb has: (quiet, verbose, as_json)."""
+    for option in (
+        click.option("--config", metavar="FILE", type=FILE, is_eager=True, expose_value=False, callback=_configure,
+                     help="TOML file of options, a table for each verb."),
+        click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout."),
+        click.option("--verbose", "-v", is_flag=True, help="Details, and the traceback of a failure."),
+        click.option("--quiet", "-q", is_flag=True, help="No progress and no announcements."),
+    ):
+        function = option(function)
+    return function
+
+
+def shared_options(function):
+    """Add --backend and --threads to the common options: (backend, threads) as well."""
+    function = common_options(function)
+    for option in (
+        click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: the CPUs]"),
+        click.option("--backend", type=click.Choice(["auto", "numpy", "cupy"]), default="auto", show_default=True,
+                     help="auto takes cupy where a device answers."),
+    ):
+        function = option(function)
+    return function
+
+
+def options_of(verb):
+    """Return {name as typed, without dashes in front: option} of a verb."""
+    options = (parameter for parameter in verb.params if isinstance(parameter, click.Option))
+    return {max(option.opts, key=len).lstrip("-"): option for option in options}
+
+
+def verbs_below(group, prefix=""):
+    """Return {name: Verb} of the verbs of a group and of the groups in it, as in "data.pack"."""
+    verbs = {}
+    for name in group.list_commands(None):
+        command = group.get_command(None, name)
+        inner = isinstance(command, click.Group)
+        verbs |= verbs_below(command, f"{prefix}{name}.") if inner else {f"{prefix}{name}": command}
+    return verbs
+
+
+def _configure(context, parameter, path):
+    """Make the table of this verb in a config file the defaults of its options."""
+    if path is None or context.resilient_parsing:
+        return
+    from minipc.files import read_bytes  # here: it loads NumPy, which --help does without
+
+    try:
+        tables = tomllib.loads(read_bytes(path, MOST_CONFIG).decode())
+    except (ValueError, RecursionError) as reason:
+        raise DataError(f"{path}: cannot be read as TOML ({reason}); correct it") from reason
+    _check_tables(tables, verbs_below(context.find_root().command), path)
+    own = _table_of(context)
+    for name in own.split("."):
+        tables = tables.get(name, {})
+    context.default_map = _defaults(tables, context.command, f"{path}: [{own}]")
+    context.meta["minipc.config"] = path
+
+
+def _check_tables(tables, verbs, path, prefix=""):
+    """Raise UsageError unless tables holds tables of verbs; what is in those of other verbs is theirs."""
+    for name, table in tables.items():
+        full = prefix + name
+        group = any(verb.startswith(f"{full}.") for verb in verbs)
+        if full not in verbs and not group:
+            what = "table" if isinstance(table, dict) else "key outside of tables"
+            raise UsageError(f"{path}: {full}: unknown {what}; {_known(full, verbs)}")
+        if not isinstance(table, dict):
+            raise UsageError(f"{path}: {full}: expected a table, found {_kind(table)}; write [{full}]")
+        if group:
+            _check_tables(table, verbs, path, f"{full}.")
+
+
+def _defaults(table, verb, where):
+    """Return {parameter name: value} of a table; text and numbers as text, which click parses as typed."""
+    options, values = options_of(verb), {}
+    del options["config"]
+    for key, value in table.items():
+        if key not in options:
+            raise UsageError(f"{where}: {key}: unknown option; {_known(key, options)}")
+        flag = options[key].is_flag
+        if isinstance(value, bool) != flag or not _is_scalar(value):
+            wanted = "true or false" if flag else "text or a number"
+            raise UsageError(f"{where}: {key}: expected {wanted}, found {_kind(value)}")
+        values[options[key].name] = value if flag else str(value)
+    return values
+
+
+def _is_scalar(value):
+    """Return whether a TOML value is one that a command line could hold as well."""
+    if isinstance(value, str):
+        return "\0" not in value
+    return isinstance(value, float) or isinstance(value, int) and value.bit_length() <= 64
+
+
+def _kind(value):
+    """Return a TOML value for a message: what it is, and what it says if that is short and sane."""
+    said = f" {short(repr(value))}" if _is_scalar(value) else ""
+    return {bool: "boolean", int: "number", float: "number", str: "text"}.get(type(value), type(value).__name__) + said
+
+
+def _known(name, names):
+    """Return the words that help after a name that is not one of names."""
+    close = difflib.get_close_matches(name, names, 1)
+    return f"{f'did you mean {close[0]}? ' if close else ''}known: {', '.join(names)}"
+
+
+def _place(context, parameter):
+    """Return where the value of a parameter was set if not on the command line, else None."""
+    source = context.get_parameter_source(parameter.name)
+    if source is ParameterSource.ENVIRONMENT:
+        return parameter.envvar
+    if source is ParameterSource.DEFAULT_MAP:
+        (name,) = (name for name, option in options_of(context.command).items() if option is parameter)
+        return f"{name} in [{_table_of(context)}] of {context.meta['minipc.config']}"
+    return None
+
+
+def _table_of(context):
+    """Return the name of the table of this verb: the words typed before its options, with dots."""
+    above = context.parent and _table_of(context.parent)
+    return "" if context.parent is None else f"{above}.{context.info_name}" if above else context.info_name
