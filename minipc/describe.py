@@ -75,14 +75,17 @@ def _record(path):
     with RecordReader(path) as reader:
         for view in range(reader.views):
             reader.view(view)  # refuses values that are not finite
-        plan, meta = reader.plan, reader.meta
+        plan, meta, carried = reader.plan, reader.meta, reader.clouds()
     values = {
         **_of_plan(plan), "data_file": meta["data_file"],
         "max_kl_of_rounding": meta["max_kl_of_rounding"], "provenance": meta["provenance"],
+        "carries": carried and {name: len(clouds) for name, clouds in carried._asdict().items()},
     }
+    carries = ", ".join(f"{number} {name}" for name, number in (values["carries"] or {}).items()) or "none"
     return Description(values, [
         *_lines_of_plan(plan),
-        f"largest KL by rounding logits {meta['max_kl_of_rounding']:.1e}, data file {meta['data_file']}",
+        f"largest KL by rounding logits {meta['max_kl_of_rounding']:.1e}, data file {meta['data_file']}, "
+        f"clouds in it: {carries}",
         *(f"{item['rows']} rows made with {_made_with(item['made_with'])}" for item in meta["provenance"]),
     ])
 
