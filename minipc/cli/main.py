@@ -16,8 +16,8 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
 INTERRUPTED = (
-    "interrupted; what was committed is kept: `minipc record` continues when run again, and "
-    "`minipc train --resume` continues a run"
+    "interrupted; what was committed is kept: `minipc record` continues when run again, a training with "
+    "`minipc train --resume`"
 )
 VERBS = ("record", "train", "eval", "data", "info", "doctor")
 
