@@ -4,7 +4,6 @@ A file is read by its own reader, all of it, before it is called intact.  Nothin
 or removed, so a recording or a training under way can be looked at.
 """
 
-import json
 import os
 from typing import NamedTuple
 
@@ -21,7 +20,7 @@ from minipc.record.reader import RecordReader
 from minipc.record.store import read_shard, shard_name
 
 IN_A_RUN = ("model.h5", "best.h5", "checkpoint.h5")
-MOST_TEXT = 1 << 26  # bytes of run.json or metrics.jsonl
+MOST_TEXT = 1 << 24  # bytes of run.json
 
 
 class Description(NamedTuple):
@@ -76,14 +75,17 @@ def _record(path):
     with RecordReader(path) as reader:
         for view in range(reader.views):
             reader.view(view)  # refuses values that are not finite
-        plan, meta = reader.plan, reader.meta
+        plan, meta, carried = reader.plan, reader.meta, reader.clouds()
     values = {
         **_of_plan(plan), "data_file": meta["data_file"],
         "max_kl_of_rounding": meta["max_kl_of_rounding"], "provenance": meta["provenance"],
+        "carries": carried and {name: len(clouds) for name, clouds in carried._asdict().items()},
     }
+    carries = ", ".join(f"{number} {name}" for name, number in (values["carries"] or {}).items()) or "none"
     return Description(values, [
         *_lines_of_plan(plan),
-        f"largest KL by rounding logits {meta['max_kl_of_rounding']:.1e}, data file {meta['data_file']}",
+        f"largest KL by rounding logits {meta['max_kl_of_rounding']:.1e}, data file {meta['data_file']}, "
+        f"clouds in it: {carries}",
         *(f"{item['rows']} rows made with {_made_with(item['made_with'])}" for item in meta["provenance"]),
     ])
 
@@ -151,45 +153,31 @@ def _listed(folder):
 
 
 def _run(folder):
-    """Return the Description of a run folder: run.json, the metrics, and each file of ours in it."""
+    """Return the Description of a run folder: run.json, and each file of ours in it."""
     path = os.path.join(folder, "run.json")
     settings = files.parse_json(files.read_bytes(path, MOST_TEXT), path)
     if not isinstance(settings.get("training"), dict) or "minipc" not in settings:
         raise DataError(f"{path}: is not of a run of ours: it misses minipc or training; check the name")
-    rows, torn = _metrics(os.path.join(folder, "metrics.jsonl"))
     places = {name: os.path.join(folder, name) for name in IN_A_RUN}
     inside = {name: describe(place) for name, place in places.items() if os.path.lexists(place)}
+    done = inside["checkpoint.h5"].values if "checkpoint.h5" in inside else {"epochs": 0, "last": None}
     of_epochs, record = settings["training"].get("epochs"), settings.get("record")
     values = {
-        "file": str(folder), "kind": "run", "epochs": len(rows), "of_epochs": of_epochs,
-        "last": rows[-1] if rows else None, "settings": settings,
+        "file": str(folder), "kind": "run", "epochs": done["epochs"], "of_epochs": of_epochs,
+        "last": done["last"], "settings": settings,
         "files": {name: described.values for name, described in inside.items()},
     }
     source = "on labels alone"
     if isinstance(record, dict):
         source = f"from {record.get('file')} (run {str(record.get('run_id'))[:16]})"
     lines = [
-        f"{folder}: training run, {len(rows)} of {of_epochs} epochs done",
+        f"{folder}: training run, {done['epochs']} of {of_epochs} epochs done",
         f"learned {source}, data {settings.get('data')}, training points {str(settings.get('points_hash'))[:16]}",
         f"made with minipc {settings['minipc']}, {_made_with(settings.get('provenance'))}",
     ]
-    if rows:
-        lines.append("last epoch: " + ", ".join(f"{name} {value:.6g}" for name, value in rows[-1].items()))
-    if torn:
-        lines.append("metrics.jsonl ends in the middle of a line, which was left out")
+    if done["last"]:
+        lines.append("last epoch: " + ", ".join(f"{name} {value:.6g}" for name, value in done["last"].items()))
     return Description(values, lines + [described.lines[0] for described in inside.values()])
-
-
-def _metrics(path):
-    """Return the rows of metrics.jsonl, and whether a kill cut its last line."""
-    if not os.path.lexists(path):
-        return [], False
-    *whole, rest = files.read_bytes(path, MOST_TEXT).split(b"\n")
-    rows = [files.parse_json(line, f"{path}: line {number}") for number, line in enumerate(whole, 1)]
-    for number, row in enumerate(rows, 1):
-        if not all(type(value) in (int, float) for value in row.values()):
-            raise DataError(f"{path}: line {number}: expected numbers, found {json.dumps(row)[:60]}")
-    return rows, bool(rest)
 
 
 def _of_plan(plan):

@@ -5,10 +5,10 @@ import os
 from minipc.data.clouds import Clouds, Splits, write_clouds
 from minipc.data.shapes import UP_AXIS, make_shapes
 from minipc.errors import DataError
-from minipc.jobs import record_files
+from minipc.jobs import forecast_files, record_files
 from minipc.model_file import read_model
 from minipc.nn.losses import LABELS_ALONE, LossConfig
-from minipc.record.recorder import check_request
+from minipc.record.recorder import Forecast, check_request
 from minipc.run_folder import free_name, model_path, refuse_existing
 from minipc.runs import resume_files, train_files
 from minipc.train import TrainConfig
@@ -38,9 +38,7 @@ def record_shapes(*, xp, threads, say, progress, **settings):
         write_clouds(DATA, splits)
         say(f"{DATA}: made {len(splits.train)} training and {len(splits.test)} test clouds of built-in shapes")
     running = dict(xp=xp, threads=threads, say=say, progress=progress)
-    if os.path.exists(TEACHER) and not _finished(TEACHER):
-        if not os.path.exists(os.path.join(TEACHER, "run.json")):
-            raise DataError(f"{TEACHER}: is in the way and no run of ours; move it, or pass DATA and --teacher MODEL")
+    if _unfinished(TEACHER):
         resume_files(TEACHER, data=DATA, **running)
     if not os.path.exists(TEACHER):
         say(f"{TEACHER}: no teacher yet, training one on {DATA}")
@@ -52,13 +50,33 @@ def record_shapes(*, xp, threads, say, progress, **settings):
     return record_files(DATA, TEACHER, **running, **settings)
 
 
-def _finished(folder):
-    """Return whether a run folder holds the model of its last epoch."""
+def forecast_shapes(out, views, seed, **settings):
+    """Return the Forecast of record_shapes with these arguments; no file is changed."""
+    check_request(out, views, seed)
+    absent = [] if os.path.exists(DATA) else [DATA]
+    if _unfinished(TEACHER) or not os.path.exists(TEACHER):
+        absent.append(TEACHER)
+    if absent:
+        return Forecast(out, views, [*absent, out])
+    return forecast_files(DATA, TEACHER, out, views=views, seed=seed, **settings)
+
+
+def _unfinished(folder):
+    """Return whether a run folder is there without the model of its last epoch.
+
+    Raises DataError for somebody else's folder.
+    """
+    if not os.path.exists(folder):
+        return False
     try:
         trained = read_model(model_path(folder)).trained
-    except DataError:
-        return False
-    return trained.get("epochs") == trained.get("of_epochs")
+        if trained.get("epochs") == trained.get("of_epochs"):
+            return False
+    except DataError:  # no model yet
+        pass
+    if not os.path.exists(os.path.join(folder, "run.json")):
+        raise DataError(f"{folder}: is in the way and no run of ours; move it, or pass DATA and --teacher MODEL")
+    return True
 
 
 def train_both(model, loss, labels_loss, config, *, out, self_config, dry_run, running):

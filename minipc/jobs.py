@@ -11,9 +11,11 @@ from minipc.backend import default_threads
 from minipc.data.clouds import check_same_kind, read_clouds
 from minipc.errors import DataError
 from minipc.evaluate import metrics, predict, vote
+from minipc.files import kind_of
 from minipc.model_file import model_id, on_module, read_model
 from minipc.nn.pointnet import count
-from minipc.record.recorder import pointnet_teacher, quiet, record
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import forecast, pointnet_teacher, quiet, record
 from minipc.run_folder import model_path
 
 
@@ -32,9 +34,6 @@ def find_file(given, hint, near, what):
     return found
 
 
-read_data = read_clouds  # TEMPORARY
-
-
 def find_data(data, hint, near, points_hash=None):
     """Return the data file to use and its Splits; data and hint as in find_file.
 
@@ -48,19 +47,47 @@ def find_data(data, hint, near, points_hash=None):
     return path, splits
 
 
-def record_files(data, teacher, out, *, views, seed=0, logits="float16", force=False, xp, threads=None,
-                 say=quiet, progress=quiet):
+def read_data(path):
+    """Return the Splits of a clouds file, or of a record that carries its clouds.  Raises DataError."""
+    if kind_of(path) != "record":
+        return read_clouds(path)
+    with RecordReader(path) as reader:
+        splits = reader.clouds()
+    if splits is None:
+        raise DataError(
+            f"{path}: is a record without clouds; name its data file, or add them to it: "
+            f"minipc record DATA --teacher MODEL --out {path} --with-clouds"
+        )
+    return splits
+
+
+def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False, force=False, xp,
+                 threads=None, say=quiet, progress=quiet):
     """Record the model in file or run folder teacher on the training clouds of file data: Recorded."""
-    splits = read_clouds(data)
-    path = model_path(teacher)
-    model = read_model(path)
-    check_same_kind(splits.train.described, model.described, data, path)
+    splits, model = _matching(data, teacher)
     on_device = on_module(model, xp)
     return record(
         splits.train, pointnet_teacher(on_device), model_id(model), out, views,
-        seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp),
-        data_file=os.path.basename(data), say=say, progress=progress,
+        seed=seed, logits=logits, with_clouds=splits if with_clouds else None, force=force, xp=xp,
+        threads=threads or default_threads(xp), data_file=os.path.basename(data), say=say, progress=progress,
     )
+
+
+def forecast_files(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False):
+    """Return the Forecast of record_files with these arguments; no file is changed."""
+    splits, model = _matching(data, teacher)
+    return forecast(
+        splits.train, model_id(model), out, views, seed=seed, logits=logits, data_file=os.path.basename(data),
+        with_clouds=splits if with_clouds else None,
+    )
+
+
+def _matching(data, teacher):
+    """Return the Splits in data and the Model in teacher.  Raises DataError unless they are of one kind."""
+    splits, path = read_data(data), model_path(teacher)
+    model = read_model(path)
+    check_same_kind(splits.train.described, model.described, data, path)
+    return splits, model
 
 
 def eval_files(model, data, *, votes=0, teacher=None, xp, threads=None):

@@ -1,11 +1,14 @@
-"""Files of format version 1, written once and kept for ever: every later minipc reads them.
+"""Files of every format version, written once and kept for ever: every later minipc reads them.
 
 They are never written again.  A new version gets files of its own beside these.
 """
 
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from minipc import hdf5
 from minipc.augment import AugmentConfig, draw
@@ -13,7 +16,8 @@ from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.model_file import Model, model_id, read_model, write_model
 from minipc.nn.pointnet import ModelConfig, initial_stats, param_specs
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import record
+from minipc.record.recorder import compute_shard, record
+from minipc.record.store import Store
 
 GOLDEN = Path(__file__).parent / "golden"
 
@@ -38,11 +42,30 @@ def golden_model():
     return Model(config, params, stats, golden_splits().train.described, {"epochs": 2, "of_epochs": 2})
 
 
-def golden_record(path):
-    """Write the record of a teacher that answers with the first point's coordinates, two views."""
-    clouds = golden_splits().train
-    return record(clouds, lambda points: points[:, 0, :], "first-point", path, 2, seed=7, data_file="clouds-1.h5",
-                  force=True)
+def first_point(points):
+    """A teacher that answers with the first point's coordinates."""
+    return points[:, 0, :]
+
+
+def golden_record(path, carry=False):
+    """Write the record of first_point over two views, with its clouds or without."""
+    splits = golden_splits()
+    return record(splits.train, first_point, "first-point", path, 2, seed=7, data_file="clouds-1.h5",
+                  with_clouds=splits if carry else None, force=True)
+
+
+def golden_shard(folder):
+    """Write the shard of view 1 of the same recording."""
+    with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
+        plan = reader.plan
+    store = Store(str(folder / "shard.h5"), plan)
+    *arrays, kl = compute_shard(golden_splits().train, first_point, plan, AugmentConfig(), 1, 0, 5, np, 1)
+    store.commit_shard(1, 0, *arrays, {"numpy": "golden", "max_kl": kl})
+    os.rename(folder / "shard.h5.parts" / SHARD, folder / "shard-1.h5")
+    store.abandon()
+
+
+SHARD = "view-00001-row-00000000.h5"
 
 
 def write_all(folder):
@@ -50,6 +73,8 @@ def write_all(folder):
     write_clouds(str(folder / "clouds-1.h5"), golden_splits())
     write_model(str(folder / "model-1.h5"), golden_model())
     golden_record(str(folder / "record-1.h5"))
+    golden_record(str(folder / "record-2.h5"), carry=True)
+    golden_shard(folder)
 
 
 def test_clouds_of_version_1_are_read():
@@ -70,9 +95,10 @@ def test_a_model_of_version_1_is_read_and_keeps_its_id():
     )
 
 
-def test_a_record_of_version_1_is_read_and_keeps_its_run_id():
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_record_of_either_version_is_read_and_keeps_its_run_id(version):
     clouds = golden_splits().train
-    with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
+    with RecordReader(str(GOLDEN / f"record-{version}.h5")) as reader:
         reader.check_belongs(clouds)
         assert (reader.views, reader.plan.teacher_id, reader.meta["data_file"]) == (2, "first-point", "clouds-1.h5")
         assert reader.plan.run_id == (
@@ -87,15 +113,40 @@ def test_a_record_of_version_1_is_read_and_keeps_its_run_id():
             np.testing.assert_array_equal(logits, applied)
 
 
+def test_the_clouds_in_a_record_of_version_2_are_read():
+    with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
+        assert reader.clouds() is None
+    with RecordReader(str(GOLDEN / "record-2.h5")) as reader:
+        assert reader.meta["clouds"] == {"dtype": "int16", "exponent": -15, "source": None}
+        for found, wanted in zip(reader.clouds(), golden_splits(), strict=True):
+            assert found.points.tobytes() == wanted.points.tobytes() and found.described == wanted.described
+            np.testing.assert_array_equal(found.labels, wanted.labels)
+
+
+def test_a_shard_of_version_1_counts_in_a_recording_that_continues_today(tmp_path):
+    (tmp_path / "record.h5.parts").mkdir()
+    shutil.copy(GOLDEN / "shard-1.h5", tmp_path / "record.h5.parts" / SHARD)
+    assert golden_record(str(tmp_path / "record.h5")).resumed_shards == 1
+    with RecordReader(str(tmp_path / "record.h5")) as new, RecordReader(str(GOLDEN / "record-1.h5")) as old:
+        assert new.plan == old.plan and {"made_with": {"numpy": "golden"}, "rows": 5} in new.meta["provenance"]
+        for view in range(2):
+            for one, other in zip(new.view(view), old.view(view), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
 def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp_path):
     write_all(tmp_path)
-    for kind in ("clouds", "model"):
+    for kind in ("clouds", "model", "shard"):
         name = f"{kind}-1.h5"
         with hdf5.open_hdf5(str(tmp_path / name), kind, 1) as new, \
                 hdf5.open_hdf5(str(GOLDEN / name), kind, 1) as old:
             assert content(new) == content(old)
-    with RecordReader(str(tmp_path / "record-1.h5")) as new, RecordReader(str(GOLDEN / "record-1.h5")) as old:
-        assert new.plan == old.plan and new.meta.keys() == old.meta.keys()
+    for name in ("record-1.h5", "record-2.h5"):
+        with hdf5.open_hdf5(str(tmp_path / name), "record", 2) as new, \
+                hdf5.open_hdf5(str(GOLDEN / name), "record", 2) as old:
+            assert content(new) | {"meta": 0} == content(old) | {"meta": 0}
+            metas = [hdf5.read_meta(file, name) | {"provenance": 0} for file in (new, old)]
+            assert metas[0] == metas[1]
 
 
 def content(file):

@@ -16,7 +16,7 @@ errors streams files hdf5 backend
 nn.params nn.ops nn.losses nn.pointnet nn.optim nn.gradcheck
 data.clouds data.formats data.shapes
 model_file augment
-record.fields record.plan record.store record.reader record.recorder
+record.fields record.plan record.embedded record.finished record.store record.reader record.recorder
 evaluate self_target checkpoint run_folder train jobs runs describe environment first_run
 cli.options cli.show cli.record cli.train cli.eval cli.data cli.info cli.doctor cli.main __main__
 """.split()

@@ -20,7 +20,8 @@ from minipc.errors import DataError, MinipcError, UsageError
 from minipc.record.fields import _Layout, record_fields
 from minipc.record.plan import Plan
 from minipc.record.reader import RecordReader
-from minipc.record.store import Store, open_record
+from minipc.record.finished import open_record
+from minipc.record.store import Store
 from test_files import killed_at
 
 PLAN = Plan(
@@ -230,7 +231,7 @@ def test_arrays_that_are_no_shard_are_refused_and_named(out, name, change):
     arrays = dict(zip(("scale", "shift", "logits"), rows(PLAN, 0, 0, 4)))
     with pytest.raises(DataError, match=name):
         store.commit_shard(0, 0, **{**arrays, name: change(arrays[name])}, provenance=MADE)
-    assert os.listdir(f"{out}.parts") == ["plan.json"]
+    assert os.listdir(out.parent) == []
 
 
 def test_a_wrong_axis_is_named_with_both_lengths(out):
@@ -257,7 +258,7 @@ def test_a_divergence_that_is_none_is_refused(out, kl):
 def test_another_identity_in_the_same_place_is_refused_before_and_after_finalising(out, golden):
     other = replace(PLAN, seed=8, augment={**PLAN.augment, "scale_low": 0.25})
     told = "augment.scale_low is 0.5 there and 0.25 here; seed is 7 there and 8 here; choose another"
-    Store(out, PLAN)
+    Store(out, PLAN).begin()
     for _ in range(2):
         with pytest.raises(DataError, match=told):
             Store(out, other)
@@ -267,8 +268,9 @@ def test_another_identity_in_the_same_place_is_refused_before_and_after_finalisi
 
 def test_a_recorder_of_another_identity_that_began_together_is_stopped_at_its_next_shard(out):
     first = Store(out, PLAN)
+    first.begin()
     shutil.rmtree(f"{out}.parts")
-    Store(out, replace(PLAN, seed=8))
+    Store(out, replace(PLAN, seed=8)).begin()
     with pytest.raises(DataError, match="holds another recording: seed is 8 there and 7 here"):
         shard(first, 0, 0)
 
@@ -323,8 +325,9 @@ def test_lost_and_damaged_shards_are_set_aside_told_and_recorded_again(out, gold
         with open(path, "wb") as file:
             file.write(damage(good))
         again = Store(out, PLAN, "clouds.h5")
-        assert again.missing() == [(0, 4, 8), (1, 0, 4)]
-        assert len(again.set_aside) == 1 and "is damaged" in again.set_aside[0]
+        assert again.missing() == [(0, 4, 8), (1, 0, 4)] and os.path.exists(path)
+        (line,) = again.begin()
+        assert "is damaged" in line and not os.path.exists(path)
         shard(again, 1, 0)
     shard(again, 0, 4)
     name = os.path.basename(path)
@@ -351,7 +354,7 @@ def test_a_shard_of_another_place_or_plan_is_not_taken_for_this_one(out, tmp_pat
     shutil.copy(shard_path(tmp_path / "other.h5", 0, 0), shard_path(out, 0, 4))
     os.mkdir(shard_path(out, 0, 8))
     os.mkfifo(shard_path(out, 1, 4))
-    bad = store.scan()
+    bad = store.begin()
     assert [line.split(": ")[1].split()[0] for line in bad] == ["run_id", "expected", "view", "expected"]
     assert len(store.missing()) == 5
 
@@ -367,7 +370,7 @@ def test_a_damaged_plan_is_set_aside_and_the_shards_still_count(out, golden):
         with open(path, "wb") as file:
             file.write(damaged)
         again = Store(out, PLAN, "clouds.h5")
-        assert len(again.set_aside) == 1 and again.missing() == []
+        assert len(again.begin()) == 1 and again.missing() == []
     assert again.finalise() == ["plan.json.bad", "plan.json.bad-2", "plan.json.bad-3"]
     assert out.read_bytes() == golden[2]
 
@@ -491,7 +494,7 @@ def test_killed_at_any_step_a_recording_continues_to_the_same_bytes(tmp_path, be
         store = Store(out, plan, "clouds.h5")
         finished = out.exists() and out.read_bytes() == whole  # never half of it
         assert len(store.missing()) == (0 if finished else 2 - held)  # no committed shard is lost
-        assert not store.set_aside
+        assert not store.damaged
         record(out, plan)
         assert out.read_bytes() == whole and os.listdir(folder) == ["record.h5"]
 

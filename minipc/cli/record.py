@@ -14,17 +14,22 @@ from minipc.cli.show import Console, result, size
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views.")
 @click.option("--logits", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
               help="How logits are stored.")
+@click.option("--with-clouds", is_flag=True, help="Embed training and test clouds: one file trains a student.")
+@click.option("--dry-run", is_flag=True, help="Check and say what would be done; change nothing.")
 @click.option("--force", is_flag=True, help="Record a teacher that is no better than chance.")
 @shared_options
-def command(data, teacher, views, out, seed, logits, force, backend, threads, as_json, quiet, verbose):
+def command(
+    data, teacher, views, out, seed, logits, with_clouds, dry_run, force, backend, threads, as_json, quiet,
+    verbose,
+):
     """Record a teacher's logits over augmented views of each training cloud.
 
     Without arguments, in an empty folder: makes built-in shapes (shapes.h5), trains a teacher on
     them (teacher/) and records it.  Interrupted, or with more views, run the same command again.
     """
     from minipc.backend import load
-    from minipc.first_run import record_shapes
-    from minipc.jobs import record_files
+    from minipc.first_run import forecast_shapes, record_shapes
+    from minipc.jobs import forecast_files, record_files
 
     if (data is None) != (teacher is None):
         raise click.UsageError(
@@ -32,16 +37,43 @@ def command(data, teacher, views, out, seed, logits, force, backend, threads, as
             f"a teacher is needed; train one with: minipc train {data} --labels-only --model teacher --out teacher, "
             f"then: minipc record {data} --teacher teacher"
         )
+    what = dict(views=views, out=out, seed=seed, logits=logits, with_clouds=with_clouds)
     with Console(quiet, verbose) as console:
-        settings = dict(
-            views=views, out=out, seed=seed, logits=logits, force=force, xp=load(backend, console.say),
-            threads=threads, say=console.say, progress=console.progress,
-        )
+        xp = load(backend, console.say)
+        if dry_run:
+            found = forecast_files(data, teacher, **what) if data else forecast_shapes(**what)
+            return result(found._asdict(), as_json, _foreseen(found))
+        settings = dict(what, force=force, xp=xp, threads=threads, say=console.say, progress=console.progress)
         done = record_shapes(**settings) if data is None else record_files(data, teacher, **settings)
     lines = [
         f"{done.out}: {done.clouds} clouds x {done.views} views, {size(done.bytes)}, run {done.run_id[:16]}",
         f"teacher accuracy on the recorded views {100 * done.teacher_accuracy:.2f} %; "
         f"largest KL by rounding logits {done.max_kl_of_rounding:.1e}",
+        *_carried(done),
         f"next: minipc train --record {done.out}",
     ]
     result(done._asdict(), as_json, lines)
+
+
+def _carried(done):
+    """Return the line about clouds in the record, if there are any."""
+    if done.clouds_as is None:
+        return []
+    how = {"int16": "int16, lossless", "float32": "float32, as int16 would lose bits"}[done.clouds_as]
+    return [f"training and test clouds embedded as {how}: {size(done.clouds_bytes)}"]
+
+
+def _foreseen(found):
+    """Return the lines of a dry run; little is known while data or teacher are still to be made."""
+    makes = f"would make: {', '.join(found.would_make) or 'nothing'}"
+    if found.run_id is None:
+        return [makes]
+    free = "unknown" if found.bytes_free is None else size(found.bytes_free)
+    return [
+        f"{found.out}: {found.clouds} clouds x {found.views} views, {size(found.bytes)}, run {found.run_id[:16]}",
+        *_carried(found),
+        f"shards: {found.shards}, there {found.shards_there}, to do {found.shards - found.shards_there} "
+        f"({found.rows_left} rows); needs {size(found.bytes_needed)}, free {free}",
+        *(f"would set aside: {line}" for line in found.damaged),
+        makes,
+    ]

@@ -1,7 +1,8 @@
 """The one table of what a record holds; creation and validation of shards and records follow it.
 
-Axes: V views, N clouds, D = 3 coordinates, K classes.  A shard holds some rows of one view, so it
-has the same fields without V, and N counts its rows.  Beside the fields lies only `meta`, JSON.
+Axes: V views, N clouds, D = 3 coordinates, K classes; where the clouds are carried along, P points
+of each, and M test clouds of Q points.  A shard holds some rows of one view, so it has the same
+fields without V, and N counts its rows.  Beside the fields lies only `meta`, JSON.
 This module knows neither the protocol of resuming (store.py) nor what a row means to a student.
 """
 
@@ -26,11 +27,21 @@ class Field(NamedTuple):
 
 
 def record_fields(logits):
-    """Return the fields of a record whose logits have the dtype named logits."""
+    """Return the fields that have a row for each view and cloud; logits: name of their dtype."""
     return (
         Field("augment/scale", "float32", "VND"),  # as applied: points * scale, ...
         Field("augment/shift", "float32", "VND"),  # ... then + shift
         Field("logits", logits, "VNK"),  # of the teacher, as stored
+    )
+
+
+def cloud_fields(points):
+    """Return the fields of clouds in a record; points: name of the dtype of stored points."""
+    return (
+        Field("clouds/train/points", points, "NPD"),
+        Field("clouds/train/labels", "int64", "N"),
+        Field("clouds/test/points", points, "MQD"),
+        Field("clouds/test/labels", "int64", "M"),
     )
 
 
@@ -45,7 +56,11 @@ def shape_of(field, sizes):
 
 
 def check_axes(shapes, fields, sizes, where):
-    """Raise DataError unless shapes, {name: shape}, fit the fields and sizes."""
+    """Raise DataError unless shapes, {name: shape}, fit the fields and sizes.
+
+    Returns sizes with the letters that had none, each as it was first met.
+    """
+    sizes = dict(sizes)
     for field in fields:
         shape = shapes[field.name]
         if len(shape) != len(field.axes):
@@ -54,23 +69,28 @@ def check_axes(shapes, fields, sizes, where):
                 f"({', '.join(field.axes)})"
             )
         for axis, length in zip(field.axes, shape):
-            if length != sizes[axis]:
+            if length != sizes.setdefault(axis, length):
                 raise DataError(
                     f"{where}: axis {axis} of {field.name} is {length}, but it is {sizes[axis]} "
                     "elsewhere"
                 )
+    return sizes
 
 
 def check_arrays(arrays, fields, sizes, where):
-    """Raise DataError unless arrays, {name: array}, are what the fields say, and finite."""
+    """Raise DataError unless arrays, {name: array}, are what the fields say, and finite.
+
+    Returns sizes as check_axes does.
+    """
     for field in fields:
         found = arrays[field.name].dtype
         if found != np.dtype(field.dtype):
             raise DataError(f"{where}: {field.name} is {found}, expected {field.dtype}")
-    check_axes({name: array.shape for name, array in arrays.items()}, fields, sizes, where)
+    sizes = check_axes({name: array.shape for name, array in arrays.items()}, fields, sizes, where)
     for name, array in arrays.items():
         if not np.isfinite(array).all():
             raise DataError(f"{where}: {name} holds NaN or infinite values")
+    return sizes
 
 
 def open_fields(file, fields, sizes, path):
@@ -78,8 +98,14 @@ def open_fields(file, fields, sizes, path):
 
     Every check but finite values.  Raises DataError.
     """
-    check_members(file, {"meta", *(field.name.split("/")[0] for field in fields)}, path)
-    check_members(file["augment"], {"scale", "shift"}, path)
+    members = {"/": {"meta"}}  # a group comes after the group that it lies in
+    for field in fields:
+        group = "/"
+        for name in field.name.split("/"):
+            members.setdefault(group, set()).add(name)
+            group = f"{group}{name}/"
+    for group, names in members.items():
+        check_members(file[group], names, path)
     datasets = {
         field.name: checked_dataset(file, field.name, field.dtype, (None,) * len(field.axes), path)
         for field in fields
@@ -88,19 +114,23 @@ def open_fields(file, fields, sizes, path):
     return datasets
 
 
-def write_rows(path, kind, version, meta, fields, sizes, blocks):
+def write_rows(path, kind, version, meta, fields, sizes, blocks, whole_fields=(), whole={}):
     """Commit a file of ours of any size, row by row: the fields and meta, in the memory of a block.
 
-    blocks yields (view, first, {name: array (R, ...)}) for all rows, in any order.  libhdf5 lays
-    the datasets out in memory; the disk is reserved at once, so a full one fails before the first
-    row, and rows go to their offsets.  Raises DataError where rows are missing, and as commit does.
+    blocks yields (view, first, {name: array (R, ...)}) for all rows, in any order; whole holds the
+    arrays of whole_fields, which have no rows.  libhdf5 lays the datasets out in memory; the disk
+    is reserved at once, so a full one fails before the first row, and rows go to their offsets.
+    Raises DataError where rows are missing or arrays are no such fields, and as commit does.
     """
-    layout, offsets = _Layout(), {}
+    layout, offsets, ends = _Layout(), {}, []
+    sizes = check_arrays(whole, whole_fields, sizes, path)
 
     def fill(file):
         write_meta(file, meta)
-        for field in fields:
-            offsets[field.name] = _allocate(file, field, shape_of(field, sizes))
+        for field in (*fields, *whole_fields):
+            shape = shape_of(field, sizes)
+            offsets[field.name] = _allocate(file, field, shape)
+            ends.append(offsets[field.name] + math.prod(shape) * np.dtype(field.dtype).itemsize)
 
     hdf5_into(layout, fill)
     row_bytes = {
@@ -108,21 +138,25 @@ def write_rows(path, kind, version, meta, fields, sizes, blocks):
         for field in fields
     }
     rows = sizes["V"] * sizes["N"]
-    ends = [offsets[name] + rows * row_bytes[name] for name in offsets]
     with replacing(path) as fd:
         _reserve(fd, max(ends + [at + len(piece) for at, piece in layout.pieces]))
         for at, piece in layout.pieces:
             write_at(fd, at, piece)
+        for field in whole_fields:
+            write_at(fd, offsets[field.name], _stored(whole[field.name], field))
         for view, first, arrays in blocks:
             row = view * sizes["N"] + first
             for field in fields:
-                dtype = np.dtype(field.dtype).newbyteorder("<")
-                values = np.asarray(arrays[field.name], dtype, order="C")
-                write_at(fd, offsets[field.name] + row * row_bytes[field.name], values)
+                at = offsets[field.name] + row * row_bytes[field.name]
+                write_at(fd, at, _stored(arrays[field.name], field))
             rows -= len(arrays["logits"])
         if rows:
             raise DataError(f"{path}: {rows} rows are missing; run the same command again")
         seal(fd, kind, version)
+
+
+def _stored(array, field):
+    return np.asarray(array, np.dtype(field.dtype).newbyteorder("<"), order="C")
 
 
 def _reserve(fd, size):

@@ -10,7 +10,7 @@ import numpy as np
 
 from minipc.errors import DataError, UsageError, short
 from minipc.hdf5 import read_rows
-from minipc.record.store import open_record
+from minipc.record.finished import clouds_of, open_record
 
 
 class RecordReader:
@@ -19,8 +19,8 @@ class RecordReader:
     def __init__(self, path):
         self.path = path
         self._stack = ExitStack()
-        record = self._stack.enter_context(open_record(path))
-        self.plan, self.meta, self._datasets = record
+        self._record = self._stack.enter_context(open_record(path))
+        self.plan, self.meta = self._record.plan, self._record.meta
         self.views = self.plan.views
 
     def __enter__(self):
@@ -41,11 +41,14 @@ class RecordReader:
         """
         if not 0 <= view < self.views:
             raise UsageError(f"{self.path}: view {view}: expected 0 to {self.views - 1}")
-        return tuple(read_rows(data, np.s_[view], self.path) for data in self._datasets.values())
+        return tuple(read_rows(data, np.s_[view], self.path) for data in self._record.datasets.values())
 
     def clouds(self):
-        """TEMPORARY"""
-        return None
+        """Return the Splits that the record carries, or None.
+
+        Raises DataError where the training split is not the one that was recorded.
+        """
+        return clouds_of(self._record, self.path)
 
     def check_belongs(self, clouds):
         """Raise DataError, naming what differs, unless the record was made from these Clouds.

@@ -39,6 +39,32 @@ class Recorded(NamedTuple):
     clouds_per_second: float  # of this call's shards; 0 where nothing was left to do
     resumed_shards: int  # shards (or views of a finished record) that were there already
     max_kl_of_rounding: float  # largest KL(softmax(v) || softmax(v as stored)), T = 1
+    clouds_as: str | None  # int16 (lossless) or float32 where the record carries its clouds
+    clouds_bytes: int  # of these; 0 without
+
+
+class Forecast(NamedTuple):
+    """What record() would find and do, also the keys of `record --dry-run --json`.
+
+    All but out, views and would_make are None where data or teacher are still to be made.
+    """
+
+    out: str
+    views: int  # of the finished record
+    would_make: list  # files that are not there, or not complete
+    run_id: str | None = None
+    clouds: int | None = None
+    classes: int | None = None
+    bytes: int | None = None  # of the finished file, to within a few kB
+    bytes_per_view: int | None = None
+    clouds_as: str | None = None  # as in Recorded
+    clouds_bytes: int | None = None
+    shards: int | None = None  # in all
+    shards_there: int | None = None  # that verify, those of a finished record's views too
+    rows_left: int | None = None  # to compute
+    bytes_needed: int | None = None  # for what is missing: the finished file is made beside its shards
+    bytes_free: int | None = None  # None also where the system does not tell
+    damaged: tuple = ()  # a line for each file that would be set aside
 
 
 def check_request(out, views, seed):
@@ -62,23 +88,30 @@ def quiet(*anything):
     """Report nothing."""
 
 
-def record(
-    clouds, logits_of, teacher_id, out, views, *,
-    seed=0, augment=AugmentConfig(), logits="float16", xp=np, threads=1,
-    data_file=None, force=False, say=quiet, progress=quiet,
+def forecast(
+    clouds, teacher_id, out, views, *,
+    seed=0, augment=AugmentConfig(), logits="float16", data_file=None, with_clouds=None,
 ):
-    """Record views 0 .. views - 1 of every cloud to the file out and return Recorded.
+    """Return the Forecast of record() with these arguments, by looking alone: nothing is changed.
 
-    clouds: data.clouds.Clouds; logits_of: (B, P, 3) float32 of module xp -> (B, K), K the number of
-    class names; it is called with blocks of one fixed size, by several threads at once if threads
-    is above 1.  teacher_id names the teacher for ever: another id is another record.  data_file is
-    a hint for people, a base name.  say(line) and progress(done, total, text) report.
-
-    Run again after any interruption it continues; with more views it adds them.  Raises UsageError
-    for views or a seed that cannot be, DataError for a teacher near chance (unless force), for
-    logits that are not finite or do not fit the chosen dtype, and where another recording is in the
-    same place.
+    Raises what record() would raise before it calls a teacher.
     """
+    store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
+    plan, missing = store.plan, store.missing()
+    store.check_space()
+    shards, (needed, free) = sum(1 for _ in plan.shards()), store.space()
+    return Forecast(
+        out, plan.views, [] if store.complete else [out],
+        run_id=plan.run_id, clouds=plan.clouds, classes=plan.classes,
+        bytes=plan.estimated_bytes + store.clouds_bytes, bytes_per_view=plan.bytes_per_view,
+        clouds_as=store.clouds_meta and store.clouds_meta["dtype"], clouds_bytes=store.clouds_bytes,
+        shards=shards, shards_there=shards - len(missing), rows_left=sum(stop - first for _, first, stop in missing),
+        bytes_needed=needed, bytes_free=free, damaged=tuple(store.damaged),
+    )
+
+
+def _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds):
+    """Return the Store of a recording, after every check that needs no teacher."""
     check_request(out, views, seed)
     plan = Plan(
         clouds=len(clouds), classes=len(clouds.class_names), logits=logits, block=BLOCK,
@@ -86,23 +119,48 @@ def record(
         points_hash=clouds.points_hash, labels_hash=clouds.labels_hash, teacher_id=teacher_id,
         **clouds.described, views=views,
     )
-    store = Store(out, plan, data_file)
-    plan, missing = store.plan, store.missing()  # a finished record of more views keeps them
-    for line in store.set_aside:
+    return Store(out, plan, data_file, with_clouds)
+
+
+def record(
+    clouds, logits_of, teacher_id, out, views, *,
+    seed=0, augment=AugmentConfig(), logits="float16", xp=np, threads=1,
+    data_file=None, with_clouds=None, force=False, say=quiet, progress=quiet,
+):
+    """Record views 0 .. views - 1 of every cloud to the file out and return Recorded.
+
+    clouds: data.clouds.Clouds; logits_of: (B, P, 3) float32 of module xp -> (B, K), K the number of
+    class names; it is called with blocks of one fixed size, by several threads at once if threads
+    is above 1.  teacher_id names the teacher for ever: another id is another record.  data_file is
+    a hint for people, a base name.  with_clouds: the Splits whose training split is clouds, for a
+    record that carries both, so that it and nothing else trains a student.  say(line) and
+    progress(done, total, text) report.
+
+    Run again after any interruption it continues; with more views, or with_clouds, it adds them.
+    Raises UsageError for views or a seed that cannot be, DataError for a teacher near chance (unless
+    force), for logits that are not finite or do not fit the chosen dtype, and where another
+    recording is in the same place; MinipcError where the disk is too small.
+    """
+    store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
+    for line in store.begin():
         say(line)
+    plan, missing = store.plan, store.missing()  # a finished record of more views keeps them
     present = sum(1 for _ in plan.shards()) - len(missing)
     left = sum(stop - first for _, first, stop in missing)
     seconds = 0.0
-    if missing:
-        try:
+    try:
+        store.check_space()
+        if missing:
             tried, rate = _try_teacher(clouds, logits_of, plan, augment, xp, threads)
             _refuse_chance(clouds, tried, force)
-        except MinipcError:
-            store.abandon()
-            raise
+    except MinipcError:
+        store.abandon()
+        raise
+    if missing:
+        megabytes = (plan.estimated_bytes + store.clouds_bytes) / 1e6
         say(
             f"{out}: {plan.clouds} clouds x {plan.views} views, {plan.bytes_per_view} bytes each, "
-            f"{plan.estimated_bytes / 1e6:.1f} MB in all; {left} rows to compute, about {left / rate:.0f} s"
+            f"{megabytes:.1f} MB in all; {left} rows to compute, about {left / rate:.0f} s"
         )
         made_with, done = provenance(xp), 0
 
@@ -119,15 +177,16 @@ def record(
             store.commit_shard(view, first, scale, shift, values, {**made_with, "max_kl": kl})
         seconds = time.perf_counter() - start
     else:
-        say(f"{out}: all {plan.views} views are recorded already")
+        say(f"{out}: all {plan.views} views are recorded already" + ("" if store.complete else "; writing the file"))
     # Also where nothing was missing: a kill may have come between the last shard and the merge.
     for name in store.finalise(progress):
         say(f"{store.parts}: {name} is kept; look at it and remove it")
     with RecordReader(out) as reader:
+        carried = reader.meta.get("clouds")
         return Recorded(
             out, plan.run_id, plan.clouds, reader.views, plan.classes, os.path.getsize(out), plan.bytes_per_view,
             _recorded_accuracy(reader, clouds.labels), round(left / seconds, 1) if seconds else 0.0,
-            present, reader.meta["max_kl_of_rounding"],
+            present, reader.meta["max_kl_of_rounding"], carried and carried["dtype"], store.clouds_bytes,
         )
 
 

@@ -2,65 +2,31 @@
 
 The truth is the shards that verify, and a finished record counts as the shards of its views; there
 is no manifest to fall out of step.  A kill at any byte costs at most the shard being computed, a
-bad shard is set aside and never deleted, and any number of recorders may work on one plan.  This
-module calls no teacher, and libhdf5 writes to memory only.
+bad shard is set aside and never deleted, and any number of recorders may work on one plan.  Looking
+changes nothing; writing starts with begin().  This module calls no teacher, and libhdf5 writes to
+memory only.
 """
 
 import fcntl
-import math
 import os
 from collections import Counter
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 
 from minipc import files, hdf5
-from minipc.errors import DataError, UsageError
+from minipc.data.clouds import check_same_kind
+from minipc.errors import DataError, MinipcError, UsageError
+from minipc.record import embedded
 from minipc.record.fields import (
-    check_arrays, open_fields, record_fields, shard_fields, write_rows,
+    check_arrays, cloud_fields, open_fields, record_fields, shard_fields, write_rows,
 )
-from minipc.record.plan import FORMAT, Plan, read_plan, write_plan
+from minipc.record.finished import check_kl, clouds_of, open_record, sizes
+from minipc.record.plan import FORMAT, read_plan, write_plan
 
-RECORD_META = {"plan", "run_id", "data_file", "provenance", "max_kl_of_rounding"}
+SHARD_OVERHEAD = 4096  # bytes beside the rows, rounded up, and the block that a file ends in
 SHARD_META = {"run_id", "view", "first", "rows", "provenance", "max_kl"}
-
-
-class Record(NamedTuple):
-    """A verified, open record."""
-
-    plan: Plan
-    meta: dict  # keys RECORD_META
-    datasets: dict  # {field name: h5py dataset (V, N, ...)}
-
-
-@contextmanager
-def open_record(path):
-    """Yield the Record in path after every check but finite values.  Raises DataError."""
-    with hdf5.open_hdf5(path, "record", FORMAT) as file:
-        meta = hdf5.read_meta(file, path)
-        files.check_keys(meta, RECORD_META, path)
-        plan = Plan.from_dict(meta["plan"], path)
-        made = meta["provenance"] if isinstance(meta["provenance"], list) else [None]
-        for item in made:
-            files.check_keys(item, {"rows", "made_with"}, path)
-        hint = meta["data_file"]
-        if not (
-            meta["run_id"] == plan.run_id
-            and all(type(item["rows"]) is int for item in made)
-            and sum(item["rows"] for item in made) == plan.rows
-            and (hint is None or isinstance(hint, str) and os.path.basename(hint) == hint)
-        ):
-            raise DataError(f"{path}: its metadata contradicts itself; make the record again")
-        _kl(meta["max_kl_of_rounding"], path)
-        fields = record_fields(plan.logits)
-        yield Record(plan, meta, open_fields(file, fields, sizes(plan), path))
-
-
-def sizes(plan):
-    """Return {axis letter: length} of the finished record."""
-    return {"V": plan.views, "N": plan.clouds, "D": 3, "K": plan.classes}
 
 
 def shard_name(view, first):
@@ -75,7 +41,7 @@ def read_shard(path, plan, view, first, stop):
         datasets = open_fields(file, fields, {**sizes(plan), "N": stop - first}, path)
         meta = hdf5.read_meta(file, path)
         files.check_keys(meta, SHARD_META, path)
-        _kl(meta["max_kl"], path)
+        check_kl(meta["max_kl"], path)
         expected = {"run_id": plan.run_id, "view": view, "first": first, "rows": stop - first}
         for key, value in expected.items():
             if meta[key] != value:
@@ -88,24 +54,34 @@ def read_shard(path, plan, view, first, stop):
 
 
 class Store:
-    """The place of one recording.  Construction commits the plan before any teacher is called.
+    """The place of one recording.  Construction and missing() look; begin() is the first to write.
 
     Raises DataError where out or its parts belong to another identity, naming what differs.  A
     finished record with more views keeps them all: plan.views is then larger than asked.  Shards
     beyond the views asked for stay where they are.
     """
 
-    def __init__(self, out, plan, data_file=None):
-        """out: path of the finished record; data_file: base name of the clouds file, a hint."""
+    def __init__(self, out, plan, data_file=None, with_clouds=None):
+        """out: path of the finished record; data_file: base name of the clouds file, a hint.
+
+        with_clouds: the Splits that the record shall carry; without, it keeps those it has.
+        """
         self.out, self.parts = os.fspath(out), f"{os.fspath(out)}.parts"
         self.plan = plan
         self.data_file = data_file and os.path.basename(data_file)
-        self.set_aside = []  # a line for every bad shard met
+        self.with_clouds = with_clouds
+        self.clouds_meta, self.clouds_bytes = None, 0  # of the clouds that the record will carry
+        self._embedded = None
+        if with_clouds is not None:
+            embedded.check_recorded(with_clouds.train, plan, "the training clouds to carry")
+            check_same_kind(with_clouds.test.described, with_clouds.train.described,
+                            "the test split", "the training split")
+            self._embedded = embedded.encode(with_clouds)
+            self.clouds_meta, self.clouds_bytes = self._embedded.meta, self._embedded.bytes
+        self.damaged = []  # a line for every bad file met by looking
         self._present = None  # {(view, first): meta} of the shards that verified
-        self._finished = 0  # views of the finished record
+        self._finished, self._carries = 0, False  # views of the finished record; has it clouds?
         self._look()
-        if self._finished < self.plan.views:
-            self._commit_plan()
 
     def missing(self):
         """Return [(view, first, stop)] of the shards that are not there, after a first scan."""
@@ -116,20 +92,60 @@ class Store:
             if shard[0] >= self._finished and shard[:2] not in self._present
         ]
 
-    def scan(self):
-        """Verify every shard there is, rename the bad ones, and return a line for each of these."""
-        files.sweep(self.parts)
-        files.sweep(*os.path.split(os.path.realpath(self.out)))
-        self._present, bad = {}, []
+    def scan(self, set_aside=False):
+        """Verify every shard there is, and rename the bad ones if set_aside; return a line for each."""
+        self._present, lines = {}, []
         for view, first, stop in self.plan.shards():
             path = self._path(view, first)
             if view >= self._finished and os.path.lexists(path):
                 try:
                     self._present[view, first], _ = self._read(view, first, stop)
                 except DataError as reason:
-                    bad += self._set_aside(path, reason)
-        self.set_aside += bad
-        return bad
+                    lines += self._set_aside(path, reason) if set_aside else [str(reason)]
+        self.damaged += [] if set_aside else lines
+        return lines
+
+    @property
+    def complete(self):
+        """Whether the finished record holds all that was asked for."""
+        carries = self._carries or self._embedded is None
+        return self._finished >= self.plan.views and carries
+
+    def begin(self):
+        """Take the place: sweep what killed writers left, rename bad files, commit the plan.
+
+        Returns a line for each file that was set aside.
+        """
+        files.sweep(self.parts)
+        files.sweep(*os.path.split(os.path.realpath(self.out)))
+        lines = self._commit_plan() if self._finished < self.plan.views else []
+        return lines + self.scan(set_aside=True)
+
+    def space(self):
+        """Return the bytes that the missing shards and the finished file need, and the free ones.
+
+        A finished record of fewer views lies beside the new one until that is verified, and its
+        bytes are not free already.  Free is None where the system does not tell.
+        """
+        left = self.missing()
+        rows = sum(stop - first for _, first, stop in left)
+        needed = rows * self.plan.bytes_per_view + len(left) * SHARD_OVERHEAD
+        if not self.complete:
+            needed += self.plan.estimated_bytes + self.clouds_bytes
+        try:
+            place = os.statvfs(os.path.dirname(os.path.abspath(self.out)))
+        except (AttributeError, OSError):  # missing in the system or in the file system
+            return needed, None
+        return needed, place.f_bavail * place.f_frsize
+
+    def check_space(self):
+        """Raise MinipcError where the disk cannot hold what is missing: now, and not after hours."""
+        needed, free = self.space()
+        if free is not None and needed > free:
+            raise MinipcError(
+                f"{self.out}: needs {needed / 1e6:.1f} MB more, but its disk has {free / 1e6:.1f} MB free; "
+                "free some space, or name an --out on another disk"
+            )
 
     def commit_shard(self, view, first, scale, shift, logits, provenance):
         """Make one shard durable: rows first, first + 1, ... of a view.
@@ -148,7 +164,7 @@ class Store:
         made_with = dict(provenance)
         meta = {
             "run_id": plan.run_id, "view": view, "first": first, "rows": stop - first,
-            "max_kl": _kl(made_with.pop("max_kl", 0.0), self.out), "provenance": made_with,
+            "max_kl": check_kl(made_with.pop("max_kl", 0.0), self.out), "provenance": made_with,
         }
         arrays = {"augment/scale": scale, "augment/shift": shift, "logits": logits}
         fields = shard_fields(plan.logits)
@@ -173,18 +189,18 @@ class Store:
         progress(done, total, text) counts rows.  Returns the names left in OUT.parts (shards set
         aside, shards beyond the views, foreign files).  Raises DataError where shards are missing.
         """
-        if self._finished >= self.plan.views and not os.path.isdir(self.parts):
+        if self.complete and not os.path.isdir(self.parts):
             return []
         with self._alone():
             self._look()
-            self.scan()
+            self.begin()
             missing = self.missing()
             if missing:
                 raise DataError(
                     f"{self.out}: {len(missing)} of {sum(1 for _ in self.plan.shards())} shards "
                     "are missing; run the same command again to continue"
                 )
-            if self._finished < self.plan.views:
+            if not self.complete:
                 self._merge(progress)
                 self._look()  # reads the whole file and its digest again
             return self._remove_parts()
@@ -193,22 +209,33 @@ class Store:
         """Remove the plan again where no shard was committed, as if nothing had been asked."""
         with suppress(OSError):
             if os.listdir(self.parts) == ["plan.json"]:
-                os.unlink(os.path.join(self.parts, "plan.json"))
+                os.unlink(self._plan_path())
                 os.rmdir(self.parts)
 
     def _look(self):
-        """Verify out and take over its views; refuse another identity in this place."""
+        """Verify out and take over its views and clouds; refuse another identity in this place."""
+        self._finished, self._carries = 0, False
         if os.path.lexists(self.out):
             with open_record(self.out) as record:
                 self._refuse_other(record.plan, self.out)
-                self._finished = record.plan.views
+                self._finished, self._carries = record.plan.views, bool(record.clouds)
                 self.data_file = self.data_file or record.meta["data_file"]
+                if self._carries:
+                    self._refuse_other_clouds(record)
+                    self.clouds_meta = record.meta["clouds"]
+                    self.clouds_bytes = sum(each.nbytes for each in record.clouds.values())
             self.plan = replace(self.plan, views=max(self.plan.views, self._finished))
-        else:
-            self._finished = 0
-        committed = self._committed_plan()
-        if committed is not None:
-            self._refuse_other(committed, self.parts)
+        _, damage = self._committed_plan()
+        self.damaged += [str(damage)] if damage else []
+
+    def _refuse_other_clouds(self, record):
+        if self.with_clouds is not None:
+            there, here = clouds_of(record, self.out).test, self.with_clouds.test
+            if (there.points_hash, there.labels_hash) != (here.points_hash, here.labels_hash):
+                raise DataError(
+                    f"{self.out}: carries other test clouds ({there.points_hash[:16]}, here "
+                    f"{here.points_hash[:16]}); choose another --out, or leave out --with-clouds"
+                )
 
     def _refuse_other(self, plan, place):
         if not self.plan.same_identity(plan):
@@ -218,30 +245,37 @@ class Store:
             )
 
     def _committed_plan(self):
-        """Return the Plan in the parts, or None; one that is damaged is set aside."""
-        path = os.path.join(self.parts, "plan.json")
+        """Return (the Plan in the parts or None, the DataError of a damaged one or None)."""
+        path = self._plan_path()
         if not os.path.lexists(path):
-            return None
+            return None, None
         try:
-            return read_plan(path)
+            plan = read_plan(path)
         except DataError as reason:
-            self.set_aside += self._set_aside(path, reason)
-            return None
+            return None, reason
+        self._refuse_other(plan, self.parts)
+        return plan, None
 
     def _commit_plan(self):
-        """Commit the plan to the parts unless it lies there already; the extent only grows."""
-        committed = self._committed_plan()
-        if committed is not None:
-            self._refuse_other(committed, self.parts)
-            if committed.views >= self.plan.views:
-                return
+        """Commit the plan to the parts unless it lies there already; the extent only grows.
+
+        Returns a line where a damaged one was set aside.
+        """
+        committed, damage = self._committed_plan()
+        if committed is not None and committed.views >= self.plan.views:
+            return []
+        lines = self._set_aside(self._plan_path(), damage) if damage else []
         try:
             with suppress(FileExistsError):
                 os.mkdir(self.parts)  # not its parents: a mistyped folder is a mistake
             files.sync_folder(os.path.dirname(os.path.abspath(self.parts)))
         except OSError as reason:
             raise files.write_error(f"{self.parts}: cannot be made", reason) from reason
-        write_plan(os.path.join(self.parts, "plan.json"), self.plan)
+        write_plan(self._plan_path(), self.plan)
+        return lines
+
+    def _plan_path(self):
+        return os.path.join(self.parts, "plan.json")
 
     def _path(self, view, first):
         return os.path.join(self.parts, shard_name(view, first))
@@ -289,8 +323,11 @@ class Store:
 
     def _merge(self, progress):
         """Write the record of all views to out, from the finished record and the shards."""
-        plan, done = self.plan, 0
+        plan, done, carried = self.plan, 0, self._embedded
         with open_record(self.out) if self._finished else nullcontext() as old:
+            if self._carries:
+                arrays = {name: hdf5.read_rows(each, ..., self.out) for name, each in old.clouds.items()}
+                carried = embedded.Embedded(old.meta["clouds"], arrays)
 
             def blocks():
                 nonlocal done
@@ -307,9 +344,12 @@ class Store:
                     if progress:
                         progress(done, plan.rows, "merging")
 
-            meta = self._merged_meta(old and old.meta)
+            meta, version, more = self._merged_meta(old and old.meta), FORMAT, ((), {})
+            if carried is not None:
+                meta, version = {**meta, "clouds": carried.meta}, embedded.WITH_CLOUDS
+                more = cloud_fields(carried.meta["dtype"]), carried.arrays
             fields = record_fields(plan.logits)
-            write_rows(self.out, "record", FORMAT, meta, fields, sizes(plan), blocks())
+            write_rows(self.out, "record", version, meta, fields, sizes(plan), blocks(), *more)
 
     def _merged_meta(self, old):
         """Return the meta of the final record; old: the meta of the finished one, or None."""
@@ -337,13 +377,6 @@ class Store:
                 with suppress(FileNotFoundError):
                     os.unlink(self._path(view, first))
             if not any(name.endswith(".h5") for name in os.listdir(self.parts)):
-                os.unlink(os.path.join(self.parts, "plan.json"))
+                os.unlink(self._plan_path())
             os.rmdir(self.parts)
         return sorted(os.listdir(self.parts)) if os.path.isdir(self.parts) else []
-
-
-def _kl(value, where):
-    """Return value if it is a number that a divergence can be.  Raises DataError."""
-    if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
-        raise DataError(f"{where}: max_kl: expected a finite number >= 0, got {value!r}")
-    return value

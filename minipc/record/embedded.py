@@ -1,0 +1,98 @@
+"""Clouds in a record, so that one file trains a student elsewhere: int16 where that loses nothing.
+
+A record that carries them has header version 2 and one more key in its meta.  They are no part of
+its identity: the plan holds the hashes of the training clouds, and what is decoded must match them.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minipc import files, hdf5
+from minipc.data.clouds import Clouds, Splits
+from minipc.errors import DataError
+
+WITH_CLOUDS = 2  # header version of a record that carries its clouds
+CLOUDS_META = {"dtype", "exponent", "source"}
+
+
+class Embedded(NamedTuple):
+    """Clouds as a record stores them."""
+
+    meta: dict  # keys CLOUDS_META
+    arrays: dict  # {field name: array}
+
+    @property
+    def bytes(self):
+        return sum(array.nbytes for array in self.arrays.values())
+
+
+def encode(splits):
+    """Return both splits as Embedded; points are stored * 2^exponent where they are int16.
+
+    The exponent is that of the finest grid whose largest point fits; where any bit of any float32
+    would be lost (the sign of a zero too), the points stay float32 and the exponent is None.
+    """
+    points = [clouds.points for clouds in splits]
+    fraction, exponent = np.frexp(max(max(x.max(), -x.min()) for x in points))
+    exponent = int(exponent) - 15 + int(fraction > 32767 / 32768)
+    dtype, stored = "int16", [np.ldexp(x, -exponent).astype(np.int16) for x in points]
+    if not all(_same_bits(_decode(q, exponent), x) for q, x in zip(stored, points)):
+        dtype, exponent, stored = "float32", None, points
+    arrays = {}
+    for name, clouds, values in zip(Splits._fields, splits, stored):
+        arrays[f"clouds/{name}/points"], arrays[f"clouds/{name}/labels"] = values, clouds.labels
+    source = getattr(splits.train, "source", None)  # where the data come from, if that is known
+    return Embedded({"dtype": dtype, "exponent": exponent, "source": source}, arrays)
+
+
+def check_meta(meta, path):
+    """Raise DataError unless meta, from a file, is what Embedded.meta can be."""
+    files.check_keys(meta, CLOUDS_META, path)
+    kind, exponent = meta["dtype"], meta["exponent"]
+    if not (
+        kind == "float32" and exponent is None
+        or kind == "int16" and type(exponent) is int and abs(exponent) < 256  # float32 has 2^-149 to 2^127
+    ):
+        raise DataError(f"{path}: clouds as {kind!r} * 2^{exponent!r}: make the record again")
+
+
+def decode(datasets, meta, plan, path):
+    """Return the Splits in the h5py datasets of cloud_fields, exactly as they were embedded.
+
+    Raises DataError unless the training split is the one that the plan names by its hashes.
+    """
+    described = {name: getattr(plan, name) for name in ("class_names", "up_axis", "normalisation")}
+    if meta["source"] is not None:
+        described["source"] = meta["source"]
+    splits = []
+    for name in Splits._fields:
+        points, labels = (
+            hdf5.read_rows(datasets[f"clouds/{name}/{part}"], ..., path) for part in ("points", "labels")
+        )
+        points = points if meta["exponent"] is None else _decode(points, meta["exponent"])
+        splits.append(files.from_dict(
+            Clouds, {"points": points, "labels": labels, **described}, f"{path}: clouds/{name}"
+        ))
+    check_recorded(splits[0], plan, f"{path}: clouds/train")
+    return Splits(*splits)
+
+
+def check_recorded(clouds, plan, where):
+    """Raise DataError unless clouds, a training split, are those that the plan names by its hashes."""
+    for name in ("points_hash", "labels_hash"):
+        found, wanted = getattr(clouds, name), getattr(plan, name)
+        if found != wanted:
+            raise DataError(
+                f"{where}: are not those that are recorded: {name} is {found[:16]}, expected {wanted[:16]}; "
+                "use the data that the record is made from"
+            )
+
+
+def _decode(stored, exponent):
+    """Return stored * 2^exponent as float32, exact wherever encode chose the exponent."""
+    return np.ldexp(stored.astype(np.float32), exponent)
+
+
+def _same_bits(a, b):
+    return np.array_equal(a.view(np.uint32), b.view(np.uint32))

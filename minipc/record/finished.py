@@ -1,0 +1,74 @@
+"""A finished record, verified: what its metadata must say, and that its arrays are what they say.
+
+Whoever opens one gets datasets that were checked but for finite values; the rows are read later.
+"""
+
+import math
+import os
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from minipc import files, hdf5
+from minipc.errors import DataError
+from minipc.record import embedded
+from minipc.record.fields import cloud_fields, open_fields, record_fields
+from minipc.record.plan import Plan
+
+RECORD_META = {"plan", "run_id", "data_file", "provenance", "max_kl_of_rounding"}  # and "clouds"
+
+
+class Record(NamedTuple):
+    """A verified, open record."""
+
+    plan: Plan
+    meta: dict  # keys RECORD_META, and "clouds" where it carries them
+    datasets: dict  # {field name: h5py dataset (V, N, ...)}
+    clouds: dict  # {field name: h5py dataset} of the clouds in it, or empty
+
+
+@contextmanager
+def open_record(path):
+    """Yield the Record in path after every check but finite values.  Raises DataError."""
+    with hdf5.open_hdf5(path, "record", embedded.WITH_CLOUDS) as file:
+        meta = hdf5.read_meta(file, path)
+        carries = "clouds" in meta
+        files.check_keys(meta, RECORD_META | {"clouds"} if carries else RECORD_META, path)
+        plan = Plan.from_dict(meta["plan"], path)
+        made = meta["provenance"] if isinstance(meta["provenance"], list) else [None]
+        for item in made:
+            files.check_keys(item, {"rows", "made_with"}, path)
+        hint = meta["data_file"]
+        if not (
+            meta["run_id"] == plan.run_id
+            and all(type(item["rows"]) is int for item in made)
+            and sum(item["rows"] for item in made) == plan.rows
+            and (hint is None or isinstance(hint, str) and os.path.basename(hint) == hint)
+        ):
+            raise DataError(f"{path}: its metadata contradicts itself; make the record again")
+        check_kl(meta["max_kl_of_rounding"], path)
+        fields, more = record_fields(plan.logits), ()
+        if carries:
+            embedded.check_meta(meta["clouds"], path)
+            more = cloud_fields(meta["clouds"]["dtype"])
+        found = open_fields(file, (*fields, *more), sizes(plan), path)
+        rows, clouds = ({field.name: found[field.name] for field in some} for some in (fields, more))
+        yield Record(plan, meta, rows, clouds)
+
+
+def sizes(plan):
+    """Return {axis letter: length} of the finished record, but for the clouds in it."""
+    return {"V": plan.views, "N": plan.clouds, "D": 3, "K": plan.classes}
+
+
+def check_kl(value, where):
+    """Return value if it is a number that a divergence can be.  Raises DataError."""
+    if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
+        raise DataError(f"{where}: max_kl: expected a finite number >= 0, got {value!r}")
+    return value
+
+
+def clouds_of(record, path):
+    """Return the Splits that an open Record carries, or None.  Raises DataError as embedded.decode."""
+    if not record.clouds:
+        return None
+    return embedded.decode(record.clouds, record.meta["clouds"], record.plan, path)
