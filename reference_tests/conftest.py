@@ -10,13 +10,15 @@ import numpy as np  # noqa: E402
 import pytest
 
 from fake_device import fake_module
-from minipc import backend
+from minipc import backend, first_run
+from minipc.data import shapes
 from minipc.data.clouds import Clouds, Splits, write_clouds
 from minipc.errors import BackendError
 from minipc.nn import ops, pointnet
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.optim import adamw_start, adamw_step
 from minipc.nn.params import initialise
+from minipc.train import TrainConfig
 
 KINK = 1e-3  # 100 steps of the gradient checker: closer to a kink a difference would cross it
 
@@ -177,3 +179,12 @@ def data(folder):
 
     write_clouds("clouds.h5", Splits(clouds(96), clouds(33)))
     return "clouds.h5"
+
+
+@pytest.fixture
+def small_shapes(monkeypatch):
+    """The bare commands on fewer shapes and epochs; the full ones run in CI."""
+    monkeypatch.setattr(
+        first_run, "make_shapes", lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)
+    )
+    monkeypatch.setattr(first_run, "TEACHER_TRAINING", TrainConfig(epochs=8, lr=1e-3))

@@ -7,24 +7,12 @@ import sys
 
 import pytest
 
-from minipc import first_run
-from minipc.data import shapes
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.evaluate import predict
 from minipc.model_file import new_model, write_model
 from minipc.nn.pointnet import ModelConfig, sizes
-from minipc.train import TrainConfig
 
 QUICK = ("--epochs", 4, "--model", "8-16:8", "--lr", 0.01, "--warmup-steps", 4, "--quiet")
-
-
-@pytest.fixture
-def small_shapes(monkeypatch):
-    """The bare commands on fewer shapes and epochs; the full ones run in CI."""
-    monkeypatch.setattr(
-        first_run, "make_shapes", lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)
-    )
-    monkeypatch.setattr(first_run, "TEACHER_TRAINING", TrainConfig(epochs=8, lr=1e-3))
 
 
 def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes):

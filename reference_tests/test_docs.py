@@ -5,6 +5,7 @@ import re
 import runpy
 import shlex
 import sys
+import warnings
 from pathlib import Path
 
 import h5py
@@ -15,6 +16,7 @@ from minipc import first_run
 from minipc.cli.main import main
 from minipc.data import shapes
 from minipc.nn import pointnet
+from minipc.record.reader import RecordReader
 from minipc.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
@@ -134,9 +136,58 @@ def test_make_targets_in_the_pages_exist():
         assert set(re.findall(r"`make ([a-z-]+)`", page.read_text())) <= targets, page
 
 
-@pytest.mark.parametrize("example", sorted((ROOT / "examples").glob("*.py")), ids=lambda path: path.name)
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+ARGUMENTS = {"read_record.py": [ROOT / "reference_tests" / "golden" / "record-2.h5"]}  # the others need none
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
 def test_examples_run(example, tmp_path, monkeypatch, capsys):
+    if "import torch" in example.read_text():
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, at import; ours stay errors
+            pytest.importorskip("torch", reason=f"torch is not installed: {example.name} was not run")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(example), *map(str, ARGUMENTS.get(example.name, []))])
     runpy.run_path(str(example), run_name="__main__")
     assert capsys.readouterr().out
     assert len(example.read_text().splitlines()) <= 80
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_record_read_without_minipc_is_the_same(version):
+    path = str(ROOT / "reference_tests" / "golden" / f"record-{version}.h5")
+    meta, clouds, *views = runpy.run_path(str(ROOT / "examples" / "read_record.py"))["read_record"](path)
+    with RecordReader(path) as reader:
+        assert meta == reader.meta and len(views) == reader.views
+        for number, view in enumerate(views):
+            for found, wanted in zip(view, reader.view(number), strict=True):
+                assert found.dtype == wanted.dtype and found.tobytes() == wanted.tobytes()
+        splits = reader.clouds()
+    assert bool(clouds) == bool(splits) == (version == 2)
+    for name, (points, labels) in clouds.items():
+        wanted = getattr(splits, name)
+        assert points.dtype == np.float32 and points.tobytes() == wanted.points.tobytes()
+        assert labels.tobytes() == wanted.labels.tobytes()
+
+
+def test_a_damaged_or_foreign_file_is_refused_without_minipc(tmp_path):
+    check = runpy.run_path(str(ROOT / "examples" / "read_record.py"))["check"]
+    whole = (ROOT / "reference_tests" / "golden" / "record-2.h5").read_bytes()
+    changes = [whole[:size] for size in range(0, len(whole), 97)] + [whole + b"0"]
+    changes += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 13)]
+    for changed in changes:
+        (tmp_path / "record.h5").write_bytes(changed)
+        with pytest.raises(ValueError, match="is damaged, or no record"):
+            check(tmp_path / "record.h5")
+    with pytest.raises(ValueError, match="no record"):
+        check(ROOT / "reference_tests" / "golden" / "clouds-1.h5")
+
+
+def test_the_reader_without_minipc_fits_a_page_and_says_how_to_call_it(monkeypatch, capsys):
+    path = ROOT / "examples" / "read_record.py"
+    text = path.read_text()
+    assert len(text.splitlines()) <= 40 and not re.search(r"^\s*(import|from) (minipc|numpy)", text, re.MULTILINE)
+    monkeypatch.setattr(sys, "argv", [str(path)])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(path), run_name="__main__")
+    assert end.value.code == 2 and "usage: read_record.py" in capsys.readouterr().err

@@ -3,16 +3,13 @@
 import json
 import os
 from collections import namedtuple
-from dataclasses import replace
 
-import numpy as np
 import pytest
 
-from minipc.data.clouds import Splits, read_clouds, write_clouds
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.record.recorder import forecast, record
 from minipc.record.store import Store
-from test_cli import QUICK, data, folder, say, small_shapes  # noqa: F401  fixtures
+from test_cli import QUICK
 from test_embedded_clouds import on_grid, teacher
 
 
@@ -167,6 +164,17 @@ def test_where_the_system_does_not_tell_nothing_is_refused(out, splits, monkeypa
 # The command
 
 
+def test_too_little_space_is_one_line_and_exit_1(data, say, folder, monkeypatch):  # noqa: F811
+    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
+    before = state(folder)
+    disk(monkeypatch, 0)
+    for more in ([], ["--dry-run"]):
+        code, out, err = say("record", data, "--teacher", "teacher", *more)
+        assert (code, out) == (1, "") and "free some space" in err and err.count("\n") == 1
+    found = state(folder)
+    assert found.pop(str(folder))[1] is None and before.pop(str(folder)) and found == before
+
+
 def test_the_command_says_what_it_would_do_and_does_nothing(data, say, folder):  # noqa: F811
     assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
     before = state(folder)
@@ -220,31 +228,3 @@ def test_a_bare_dry_run_names_the_files_that_would_be_made(folder, say, small_sh
     before = state(folder)
     code, out, err = say("record", "--dry-run")
     assert code == 3 and "no run of ours" in err and state(folder) == before
-
-
-def test_views_and_clouds_are_added_by_the_same_command(data, say, folder):  # noqa: F811
-    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
-    command = ("record", data, "--teacher", "teacher")
-    assert say(*command, "--views", 4, "--with-clouds", "--out", "whole.h5", "--quiet")[0] == 0
-    for out, steps in {
-        "a.h5": [(2,), (2, "--with-clouds"), (4,)], "b.h5": [(1, "--with-clouds"), (4, "--with-clouds")],
-        "c.h5": [(4,), (1, "--with-clouds")],
-    }.items():
-        for views, *more in steps:
-            code, text, err = say(*command, "--views", views, *more, "--out", out)
-            assert code == 0, err
-        assert f"{out}: 96 clouds x 4 views" in text
-        assert "training and test clouds embedded as float32, as int16 would lose bits: 25.8 kB" in text
-        assert (folder / out).read_bytes() == (folder / "whole.h5").read_bytes()
-    code, text, _ = say(*command, "--views", 4, "--out", "whole.h5", "--json", "--quiet")
-    assert json.loads(text)["clouds_as"] == "float32"
-
-
-def test_clouds_that_fit_int16_are_said_to_be_lossless(data, say, folder):  # noqa: F811
-    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
-    write_clouds("coarse.h5", Splits(*(
-        replace(clouds, points=(np.rint(clouds.points * 4096) + 0) / 4096)  # + 0: no -0.0, which int16 has not
-        for clouds in read_clouds(data)
-    )))
-    code, out, err = say("record", "coarse.h5", "--teacher", "teacher", "--views", 1, "--with-clouds")
-    assert code == 0 and "training and test clouds embedded as int16, lossless: 13.42 kB" in out, err

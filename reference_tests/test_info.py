@@ -145,13 +145,6 @@ def test_whatever_is_not_ours_is_exit_3_and_one_line(folder, say):
         assert (code, out) == (3, "") and told in err and name in err and err.count("\n") == 1, (name, err)
 
 
-def test_metrics_that_are_none_are_refused(whole_way, folder, say):
-    for text in ('{"epoch": "one"}\n', "no json\n", "[1]\n", '{"epoch": NaN}\n'):
-        (folder / "run/metrics.jsonl").write_text(text)
-        code, _, err = say("info", "run")
-        assert code == 3 and "metrics.jsonl: line 1" in err and err.count("\n") == 1, text
-
-
 def half(out):
     """Begin a recording of PLAN and commit three of its six shards; return the Store."""
     store = Store(out, PLAN, "clouds.h5")

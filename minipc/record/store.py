@@ -184,10 +184,11 @@ class Store:
     def finalise(self, progress=None):
         """Make the record of all views durable in out, then remove the parts; return what is left.
 
-        Verifies every shard, merges a finished record of fewer views, and verifies the result
-        before anything is removed.  Memory: one shard.  Killed anywhere, it can be run again.
-        progress(done, total, text) counts rows.  Returns the names left in OUT.parts (shards set
-        aside, shards beyond the views, foreign files).  Raises DataError where shards are missing.
+        Verifies every shard, merges a finished record of fewer views or without clouds, and verifies
+        the result before anything is removed.  Memory: one shard, and the clouds to carry.  Killed
+        anywhere, it can be run again.  progress(done, total, text) counts rows.  Returns the names
+        left in OUT.parts (shards set aside, shards beyond the views, foreign files).  Raises
+        DataError where shards are missing.
         """
         if self.complete and not os.path.isdir(self.parts):
             return []

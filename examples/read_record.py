@@ -1,0 +1,40 @@
+"""Read a record with nothing of minipc: docs/record_format.md in forty lines."""
+
+import argparse
+import hashlib
+import json
+import os
+import struct
+
+import h5py
+
+
+def check(path):
+    """Raise ValueError unless path is a whole record of version 1 or 2."""
+    with open(path, "rb") as file:
+        head = file.read(512).ljust(512)
+        digest = hashlib.sha256(head[:40] + bytes(32) + head[72:])
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    magic, kind, version, _, length, wanted = struct.unpack("<8s16sIIQ32s", head[:72])
+    found = magic, kind.rstrip(b"\0"), version in (1, 2), length, wanted
+    if found != (b"\x89minipc\n", b"record", True, os.path.getsize(path), digest.digest()):
+        raise ValueError(f"{path}: is damaged, or no record of version 1 or 2")
+
+
+def read_record(path):
+    """Yield the metadata, the clouds {split: (points, labels)}, then (scale, shift, logits) of each view."""
+    check(path)
+    with h5py.File(path, "r") as file:
+        yield (meta := json.loads(file["meta"][()].tobytes()))
+        grid = 2.0 ** (meta.get("clouds", {}).get("exponent") or 0)  # points in float32 have none
+        clouds = file["clouds"].items() if "clouds" in file else ()
+        yield {name: ((split["points"][()] * grid).astype("f4"), split["labels"][()]) for name, split in clouds}
+        for view in range(meta["plan"]["views"]):
+            yield tuple(file[name][view] for name in ("augment/scale", "augment/shift", "logits"))
+
+
+if __name__ == "__main__":
+    (parser := argparse.ArgumentParser(description=__doc__)).add_argument("record")
+    for part in read_record(parser.parse_args().record):
+        print(part)

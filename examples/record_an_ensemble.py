@@ -1,0 +1,41 @@
+"""Record two teachers as one: the mean of their logits.
+
+The softmax of mean logits is the geometric mean of the teachers' softmaxes, normalised: a class
+needs the assent of both.  (The logarithm of the mean softmax would be the arithmetic mean, where
+one confident teacher suffices.)  The student learns from one file and never loads either.
+"""
+
+import hashlib
+
+from minipc.augment import AugmentConfig
+from minipc.first_run import built_in_shapes
+from minipc.model_file import model_id
+from minipc.nn.losses import LABELS_ALONE, LossConfig
+from minipc.nn.pointnet import sizes
+from minipc.record.recorder import pointnet_teacher, record
+from minipc.train import TrainConfig, drawn_views, train
+
+
+def main(out="ensemble.h5", epochs=4):
+    splits = built_in_shapes(0)
+    teachers = []
+    for seed, widths in ((1, "16-16-32-64:32"), (2, "32-32-64:32")):
+        config = TrainConfig(epochs=epochs, lr=5e-3, warmup_steps=20, seed=seed)
+        views = drawn_views(splits.train, seed, AugmentConfig())
+        loss = LossConfig(label_smoothing=0.0, **LABELS_ALONE)
+        done = train(splits, sizes(widths, len(splits.train.class_names)), loss, config, views)
+        teachers.append(done.model)
+        print(f"teacher {widths}, seed {seed}: {100 * done.epochs[-1]['test_accuracy']:.1f} % on the test split")
+
+    members = [pointnet_teacher(model) for model in teachers]
+
+    def logits_of(points):
+        return sum(member(points) for member in members) / len(members)
+
+    both = "mean-logits-" + hashlib.sha256(" ".join(sorted(map(model_id, teachers))).encode()).hexdigest()
+    done = record(splits.train, logits_of, both, out, views=2, with_clouds=splits)
+    print(f"{out}: {100 * done.teacher_accuracy:.1f} % of {done.views} recorded views, {done.bytes} bytes with clouds")
+
+
+if __name__ == "__main__":
+    main()
