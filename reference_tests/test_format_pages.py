@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from minipc import files, model_file
+from minipc import checkpoint, files, model_file
 from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.data import clouds
 from minipc.nn.pointnet import ModelConfig
@@ -219,6 +219,7 @@ RECORD_CHECKS = [
 def versions_of_files_are_those_of_the_code(text):
     assert [row[:2] for row in tables(text)[0]] == [
         [clouds.KIND, str(clouds.VERSION)], [model_file.KIND, str(model_file.VERSION)],
+        [checkpoint.KIND, str(checkpoint.VERSION)],
     ]
 
 
@@ -245,7 +246,22 @@ def models_are_those_of_the_code(text):
     assert set(meta) <= {*code(section(text, "Model"))}
 
 
-FILE_CHECKS = [versions_of_files_are_those_of_the_code, clouds_are_those_of_the_code, models_are_those_of_the_code]
+def checkpoints_are_those_of_the_code(text):
+    assert tuple(row[0] for row in table(text, "Checkpoint")) == checkpoint.GROUPS
+    types = section(text, "Checkpoint").split("Types are")[1].split("`meta`")[0]
+    assert tuple(re.findall(r"`([<|]\w\d)`", types)) == checkpoint.DTYPES
+    with h5py.File(GOLDEN / "checkpoint-1.h5") as file:
+        meta = files.parse_json(file["meta"][...], "golden")
+        assert set(file) == {"meta", *checkpoint.GROUPS}
+        prefixes = {name.split(".")[0] for name in file["optimiser"]}
+    assert {row[0] for row in table(text, "Checkpoint", 1)} == set(meta)
+    assert {f"{prefix}.NAME" for prefix in prefixes} <= {*code(section(text, "Checkpoint"))}
+
+
+FILE_CHECKS = [
+    versions_of_files_are_those_of_the_code, clouds_are_those_of_the_code, models_are_those_of_the_code,
+    checkpoints_are_those_of_the_code,
+]
 
 
 @pytest.mark.parametrize("check", RECORD_CHECKS, ids=lambda check: check.__name__)
@@ -288,6 +304,10 @@ def test_the_page_of_files_says_what_the_code_does(check):
     (FILES, clouds_are_those_of_the_code, "| `train/labels` | int64 |", "| `train/labels` | int32 |"),
     (FILES, clouds_are_those_of_the_code, "| `up_axis` | text |", "| `up` | text |"),
     (FILES, models_are_those_of_the_code, "| `params/head0.W` | 4 3 |", "| `params/head0.W` | 3 4 |"),
+    (FILES, checkpoints_are_those_of_the_code, "| `stats` | running", "| `statistics` | running"),
+    (FILES, checkpoints_are_those_of_the_code, "`|u1` (who", "`|b1` (who"),
+    (FILES, checkpoints_are_those_of_the_code, "| `steps` |", "| `step` |"),
+    (FILES, checkpoints_are_those_of_the_code, "`v.NAME`", "`u.NAME`"),
     (FILES, models_are_those_of_the_code, "| `eps` | number |", "| `epsilon` | number |"),
 ], ids=lambda value: value.__name__ if callable(value) else "")
 def test_a_planted_mistake_in_a_page_is_noticed(page, check, right, wrong):

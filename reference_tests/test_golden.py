@@ -12,6 +12,7 @@ import pytest
 
 from minipc import hdf5
 from minipc.augment import AugmentConfig, draw
+from minipc.checkpoint import GROUPS, Checkpoint, read_checkpoint, write_checkpoint
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.model_file import Model, model_id, read_model, write_model
 from minipc.nn.pointnet import ModelConfig, initial_stats, param_specs
@@ -68,13 +69,33 @@ def golden_shard(folder):
 SHARD = "view-00001-row-00000000.h5"
 
 
+def golden_checkpoint():
+    model = golden_model()
+    moments = {f"{moment}.{name}": value / 2 for moment in "mv" for name, value in model.params.items()}
+    visited = {"logits": dyadic(5, 3).astype(np.float16), "visited": np.array([1, 1, 0, 1, 1], np.uint8)}
+    return Checkpoint(
+        "0123456789abcdef" * 4, [{"epoch": 1, "total": 1.5}], 3, model.params, model.stats, moments, visited
+    )
+
+
 def write_all(folder):
     """Write the golden files of the current versions into an empty folder; used once a version."""
     write_clouds(str(folder / "clouds-1.h5"), golden_splits())
     write_model(str(folder / "model-1.h5"), golden_model())
+    write_checkpoint(str(folder / "checkpoint-1.h5"), golden_checkpoint())
     golden_record(str(folder / "record-1.h5"))
     golden_record(str(folder / "record-2.h5"), carry=True)
     golden_shard(folder)
+
+
+def test_a_checkpoint_of_version_1_is_read():
+    wanted, found = golden_checkpoint(), read_checkpoint(str(GOLDEN / "checkpoint-1.h5"))
+    assert found[:3] == wanted[:3]
+    for group in GROUPS:
+        mine, read = getattr(wanted, group), getattr(found, group)
+        assert set(mine) == set(read)
+        for name, value in mine.items():
+            np.testing.assert_array_equal(read[name], value, strict=True)
 
 
 def test_clouds_of_version_1_are_read():
@@ -136,7 +157,7 @@ def test_a_shard_of_version_1_counts_in_a_recording_that_continues_today(tmp_pat
 
 def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp_path):
     write_all(tmp_path)
-    for kind in ("clouds", "model", "shard"):
+    for kind in ("clouds", "model", "shard", "checkpoint"):
         name = f"{kind}-1.h5"
         with hdf5.open_hdf5(str(tmp_path / name), kind, 1) as new, \
                 hdf5.open_hdf5(str(GOLDEN / name), kind, 1) as old:
