@@ -215,6 +215,7 @@ def describe_splits(path, splits):
         "class_names": list(train.class_names),
         "up_axis": train.up_axis,
         "normalisation": train.normalisation,
+        "source": train.source,
         "points_hash": train.points_hash,
         "labels_hash": train.labels_hash,
         "train_per_class": counts["train"].tolist(),
@@ -223,6 +224,7 @@ def describe_splits(path, splits):
     width = max(len(name) for name in train.class_names)
     lines = [
         f"{path}: {len(train)} training and {len(test)} test clouds of {values['points']} points, {classes} classes",
+        f"made from {train.source or 'an unknown source'}",
         f"up axis {train.up_axis}, normalisation {train.normalisation}, training points {train.points_hash[:16]}",
         *(
             f"  {name:{width}}  {counts['train'][i]:5d} train  {counts['test'][i]:5d} test"

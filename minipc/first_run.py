@@ -23,7 +23,10 @@ STUDENT_EPOCHS = 20
 def built_in_shapes(seed):
     """Return the built-in procedural shapes as Splits."""
     made = make_shapes(seed)
-    common = dict(class_names=made.class_names, up_axis=UP_AXIS, normalisation="unit_sphere")
+    common = dict(
+        class_names=made.class_names, up_axis=UP_AXIS, normalisation="unit_sphere",
+        source=f"built-in shapes, seed {seed}",
+    )
     return Splits(
         Clouds(made.train_points, made.train_labels, **common),
         Clouds(made.test_points, made.test_labels, **common),

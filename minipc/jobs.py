@@ -6,9 +6,13 @@ runs.py).  The mathematics is elsewhere: recorder.record() and evaluate.metrics(
 
 import os
 
+import numpy as np
+from scipy.special import softmax
+
 from minipc.augment import AugmentConfig
 from minipc.backend import default_threads
 from minipc.data.clouds import check_same_kind, read_clouds
+from minipc.data.point_files import read_prepared
 from minipc.errors import DataError
 from minipc.evaluate import metrics, predict, vote
 from minipc.files import kind_of
@@ -17,6 +21,8 @@ from minipc.nn.pointnet import count
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import forecast, pointnet_teacher, quiet, record
 from minipc.run_folder import model_path
+
+USUAL_POINTS = 1024  # of a cloud for a model that does not say
 
 
 def find_file(given, hint, near, what):
@@ -124,3 +130,31 @@ def eval_files(model, data, *, votes=0, teacher=None, xp, threads=None):
         values["teacher"] = teacher_path
         values["teacher_agreement"] = float((theirs.argmax(axis=1) == logits.argmax(axis=1)).mean())
     return values
+
+
+def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, threads=None, say=quiet):
+    """Predict the class of the cloud in each file with the model in a file or run folder: values for JSON.
+
+    Clouds are prepared as `data pack` does; num_points None: as many points as in training.  All
+    files are read before anything is computed.  Raises DataError for one that is no cloud, and
+    where up_axis (None: unsaid) is not the model's.
+    """
+    path = model_path(model)
+    read = read_model(path)
+    described, names = read.described, read.described["class_names"]
+    if up_axis not in (None, described["up_axis"]):
+        raise DataError(
+            f"{path}: was trained with up axis {described['up_axis']}, but the files have {up_axis}; turn the clouds, "
+            "or use another model"
+        )
+    trained_with = read.trained.get("points")
+    count = num_points or (trained_with if type(trained_with) is int and trained_with > 0 else USUAL_POINTS)
+    points = np.stack([read_prepared(file, described["normalisation"], count)[0] for file in paths])
+    if up_axis is None:
+        say(f"{path}: expects up axis {described['up_axis']}; if the files have another, turn them")
+    logits = predict(on_module(read, xp), points, xp, threads or default_threads(xp))
+    found = []
+    for file, p in zip(paths, softmax(logits.astype(np.float64), axis=1)):
+        best = [{"class": names[k], "probability": float(p[k])} for k in np.argsort(-p, kind="stable")[:top]]
+        found.append({"file": file, **best[0], "top": best})
+    return {"model": path, "points": count, "predictions": found}

@@ -188,3 +188,18 @@ def small_shapes(monkeypatch):
         first_run, "make_shapes", lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)
     )
     monkeypatch.setattr(first_run, "TEACHER_TRAINING", TrainConfig(epochs=8, lr=1e-3))
+
+
+STRETCH = {"bowl": (1, 1, 0.1), "mug": (0.1, 0.1, 1), "vase": (0.6, 0.6, 0.6)}  # of a cloud of each class
+
+
+@pytest.fixture
+def vessels(folder):
+    """vessels/: eighty .xyz files of 40 points in each of three class folders, as somebody might have them."""
+    rng = np.random.default_rng(0)
+    for name, stretch in STRETCH.items():
+        (folder / "vessels" / name).mkdir(parents=True)
+        for number in range(1, 81):
+            points = rng.standard_normal((40, 3)) * stretch
+            np.savetxt(folder / "vessels" / name / f"{number:03d}.xyz", points, fmt="%.5f")
+    return folder / "vessels"

@@ -7,8 +7,9 @@ import h5py
 import numpy as np
 import pytest
 
-from minipc.data.clouds import Clouds, Splits, check_same_kind, read_clouds, unit_sphere, write_clouds
+from minipc.data.clouds import Clouds, Splits, check_same_kind, read_clouds, write_clouds
 from minipc.data.formats import read_modelnet
+from minipc.data.prepare import unit_sphere
 from minipc.errors import DataError, UsageError
 
 NAMES = ("bed", "bowl", "desk")
@@ -79,8 +80,8 @@ def test_the_hash_tells_one_changed_bit_and_another_shape():
     ({"labels": np.zeros(6, np.int64)}, r"labels: expected shape \(7\), got \(6,\)"),
     ({"labels": np.full(7, 3)}, r"labels from 0 to 2 \(3 class names\), got 3 to 3"),
     ({"labels": np.full(7, -1)}, "got -1 to -1"),
-    ({"class_names": ("bed", "bowl", "bed")}, r"repeated: \['bed'\]"),
-    ({"class_names": ("bed",), "labels": np.zeros(7, np.int64)}, "at least 2 distinct class names"),
+    ({"class_names": ("bed", "bowl", "bed")}, r"\['bed'\] more than once; rename them"),
+    ({"class_names": ("bed",), "labels": np.zeros(7, np.int64)}, "at least 2 class names, got 1; add another class"),
     ({"up_axis": "up"}, "up axis x, y, z, unknown, got 'up'"),
     ({"normalisation": "cube"}, "normalisation unit_sphere or none"),
 ])
@@ -200,7 +201,7 @@ def damage(folder, change):
     ("a list is binary", "train_files.txt: cannot be read as text"),
     ("a listed file is missing", "ply_data_train0.h5: missing, though the list file names it"),
     ("a listed file is a folder", "ply_data_train0.h5: expected a regular HDF5 file"),
-    ("a listed file is truncated", "ply_data_train0.h5: not a readable HDF5 file"),
+    ("a listed file is truncated", "ply_data_train0.h5: cannot be read as HDF5"),
     ("data is missing", "expected a data set 'data'; found .*'points'"),
     ("data is two-dimensional", r"data: expected \(N, P, 3\) float, got \(4, 3\)"),
     ("data is integer", "got .* int32"),

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
+from conftest import STRETCH
 from minipc import first_run
 from minipc.cli.main import main
 from minipc.data import shapes
@@ -39,9 +40,8 @@ def of_minipc(text):
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch):
+def place(vessels, tmp_path, monkeypatch):
     """A folder with small stand-ins of all that the pages name, and small models: seconds, not hours."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(pointnet.NAMED_SIZES, "teacher", ((16, 32), (16,), 0.0))
     monkeypatch.setitem(pointnet.NAMED_SIZES, "student", ((8, 16), (8,), 0.0))
     monkeypatch.setattr(TrainConfig, "epochs", 15)  # where a command does not say
@@ -50,11 +50,10 @@ def place(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(first_run, "TEACHER_TRAINING", TrainConfig(epochs=40, lr=1e-2, warmup_steps=10))
     rng = np.random.default_rng(0)
-    names = ("bowl", "mug", "vase")
-    stretch = {"bowl": (1, 1, 0.1), "mug": (0.1, 0.1, 1), "vase": (0.6, 0.6, 0.6)}
+    names = tuple(STRETCH)
 
     def cloud(name, points):
-        return (rng.standard_normal((points, 3)) * stretch[name]).astype(np.float32)
+        return (rng.standard_normal((points, 3)) * STRETCH[name]).astype(np.float32)
 
     for folder in ("modelnet40_ply_hdf5_2048", "modelnet40_hdf5_1024"):
         os.mkdir(folder)
@@ -64,10 +63,6 @@ def place(tmp_path, monkeypatch):
             with h5py.File(f"{folder}/ply_data_{split}0.h5", "w") as file:
                 file["data"], file["label"] = np.array(points), np.repeat(np.arange(3, dtype=np.uint8), count)[:, None]
             Path(folder, f"{split}_files.txt").write_text(f"data/ply_data_{split}0.h5\n")
-    for name in names:
-        os.makedirs(f"vessels/{name}")
-        for number in range(1, 31):
-            np.savetxt(f"vessels/{name}/{number:03d}.xyz", cloud(name, 40), fmt="%.5f")
     return tmp_path
 
 
@@ -114,7 +109,7 @@ def test_the_tour_has_about_twenty_lines():
 
 
 def test_the_readme_shows_the_six_commands():
-    assert [command[0] for command in of_minipc(README)] == ["record", "train", "data", "train", "record", "train"]
+    assert [command[0] for command in of_minipc(README)][:6] == ["record", "train", "data", "train", "record", "train"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

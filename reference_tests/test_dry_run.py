@@ -196,7 +196,7 @@ def test_the_command_says_what_it_would_do_and_does_nothing(data, say, folder): 
     ("record clouds.h5 --teacher none --dry-run", 3, "none"),
     ("record clouds.h5 --dry-run", 2, "a teacher is needed"),
     ("record clouds.h5 --teacher teacher --seed 1 --dry-run", 3, "holds another recording"),
-    ("record clouds.h5 --teacher teacher --out no/where.h5 --dry-run", 3, "is not a folder"),
+    ("record clouds.h5 --teacher teacher --out no/where.h5 --dry-run", 3, "there is no folder no; make it first"),
 ])
 def test_the_command_refuses_in_a_dry_run_what_it_refuses_otherwise(data, say, folder, line, code, named):  # noqa: F811
     assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0

@@ -29,9 +29,9 @@ def dyadic(*shape):
     return ((np.arange(count) * 37 % 101 - 50) / 64).astype(np.float32).reshape(shape)
 
 
-def golden_splits():
+def golden_splits(source=""):
     def clouds(n):
-        return Clouds(dyadic(n, 4, 3), np.arange(n) % 3, ("bed", "bowl", "desk"), "z", "none")
+        return Clouds(dyadic(n, 4, 3), np.arange(n) % 3, ("bed", "bowl", "desk"), "z", "none", source)
 
     return Splits(clouds(5), clouds(3))
 
@@ -80,7 +80,7 @@ def golden_checkpoint():
 
 def write_all(folder):
     """Write the golden files of the current versions into an empty folder; used once a version."""
-    write_clouds(str(folder / "clouds-1.h5"), golden_splits())
+    write_clouds(str(folder / "clouds-2.h5"), golden_splits("golden points"))
     write_model(str(folder / "model-1.h5"), golden_model())
     write_checkpoint(str(folder / "checkpoint-1.h5"), golden_checkpoint())
     golden_record(str(folder / "record-1.h5"))
@@ -98,8 +98,10 @@ def test_a_checkpoint_of_version_1_is_read():
             np.testing.assert_array_equal(read[name], value, strict=True)
 
 
-def test_clouds_of_version_1_are_read():
-    for wanted, found in zip(golden_splits(), read_clouds(str(GOLDEN / "clouds-1.h5"))):
+@pytest.mark.parametrize("version, source", [(1, ""), (2, "golden points")])
+def test_clouds_of_every_version_are_read(version, source):
+    for wanted, found in zip(golden_splits(), read_clouds(str(GOLDEN / f"clouds-{version}.h5"))):
+        assert found.source == source
         np.testing.assert_array_equal(found.points, wanted.points)
         np.testing.assert_array_equal(found.labels, wanted.labels)
         assert found.described == wanted.described
@@ -157,10 +159,10 @@ def test_a_shard_of_version_1_counts_in_a_recording_that_continues_today(tmp_pat
 
 def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp_path):
     write_all(tmp_path)
-    for kind in ("clouds", "model", "shard", "checkpoint"):
-        name = f"{kind}-1.h5"
-        with hdf5.open_hdf5(str(tmp_path / name), kind, 1) as new, \
-                hdf5.open_hdf5(str(GOLDEN / name), kind, 1) as old:
+    for kind, version in (("clouds", 2), ("model", 1), ("shard", 1), ("checkpoint", 1)):
+        name = f"{kind}-{version}.h5"
+        with hdf5.open_hdf5(str(tmp_path / name), kind, version) as new, \
+                hdf5.open_hdf5(str(GOLDEN / name), kind, version) as old:
             assert content(new) == content(old)
     for name in ("record-1.h5", "record-2.h5"):
         with hdf5.open_hdf5(str(tmp_path / name), "record", 2) as new, \

@@ -3,7 +3,7 @@
 import click
 
 from minipc.cli.options import FILE, Verbs, common_options
-from minipc.cli.show import result
+from minipc.cli.show import Console, result
 
 
 @click.group("data", cls=Verbs)
@@ -30,29 +30,55 @@ def make(out, seed, as_json, quiet, verbose):
 @command.command("pack")
 @click.argument("source", metavar="SRC", type=FILE)
 @click.option("--out", "-o", type=FILE, required=True, help="File to write.")
-@click.option("--num-points", type=int, default=1024, show_default=True, help="First points kept of each cloud.")
+@click.option("--num-points", type=int, default=1024, show_default=True, help="Points of each packed cloud.")
+@click.option("--up-axis", type=click.Choice(["x", "y", "z", "unknown"]),
+              help="Stored and compared ever after.  [default: y for ModelNet40, else unknown]")
+@click.option("--normalisation", type=click.Choice(["unit_sphere", "none"]), default="unit_sphere",
+              show_default=True, help="What is done to each whole cloud.")
+@click.option("--test-fraction", type=float, help="Share of each class, where SRC has no split.  [default: 0.2]")
+@click.option("--dry-run", is_flag=True, help="Read and check everything, write nothing.")
 @common_options
-def pack(source, out, num_points, as_json, quiet, verbose):
-    """Pack SRC, a ModelNet40 HDF5 folder, into one file."""
-    from minipc.data.clouds import write_clouds
-    from minipc.data.formats import read_modelnet
+def pack(source, out, num_points, up_axis, normalisation, test_fraction, dry_run, as_json, quiet, verbose):
+    """Pack SRC into one file: the HDF5 folder of ModelNet40, a tree of files, or one HDF5 file.
+
+    A tree is class/file, class/train/file or train/class/file, a file one cloud: .npy, .npz, .xyz,
+    .txt or .csv.  Clouds with more points than --num-points are sampled, smaller ones repeated
+    (of ModelNet40 the first points are kept, as is customary).
+    """
+    from minipc.data.clouds import check_new, write_clouds
+    from minipc.data.formats import read_source
     from minipc.describe import describe_splits
 
-    splits, changed = read_modelnet(source, num_points)
-    write_clouds(out, splits)
-    described = describe_splits(out, splits)
-    total = len(splits.train) + len(splits.test)
-    note = f"{changed} of {total} clouds were moved into the unit sphere, the others were there and are unchanged"
-    result({**described.values, "normalised": changed}, as_json, [*described.lines, note])
+    check_new(out)  # before minutes of reading
+    with Console(quiet, verbose) as console:
+        packed = read_source(
+            source, num_points, up_axis=up_axis, normalisation=normalisation, test_fraction=test_fraction,
+            progress=console.progress,
+        )
+    if not dry_run:
+        write_clouds(out, packed.splits)
+    described = describe_splits(out, packed.splits)
+    done = {"normalised": packed.moved, "sampled": packed.sampled, "padded": packed.padded, "split": packed.split}
+    total = len(packed.splits.train) + len(packed.splits.test)
+    moved = {
+        "unit_sphere": f"{packed.moved} of {total} clouds were moved into the unit sphere, the others were there and "
+        "are unchanged",
+        "none": "no cloud was normalised",
+    }[normalisation]
+    notes = [
+        moved, f"{packed.sampled} clouds had more points and were sampled, {packed.padded} had fewer and are repeated",
+        f"split: {packed.split}", *(["dry run: nothing was written"] if dry_run else []),
+    ]
+    result({**described.values, **done, "dry_run": dry_run}, as_json, [*described.lines, *notes])
 
 
 @command.command("info")
 @click.argument("file", metavar="FILE", type=FILE)
 @common_options
 def info(file, as_json, quiet, verbose):
-    """Say what a packed data file holds."""
-    from minipc.data.clouds import read_clouds
+    """Say what a packed data file holds, or the clouds in a record."""
     from minipc.describe import describe_splits
+    from minipc.jobs import read_data
 
-    described = describe_splits(file, read_clouds(file))
+    described = describe_splits(file, read_data(file))
     result(described.values, as_json, described.lines)

@@ -19,7 +19,7 @@ INTERRUPTED = (
     "interrupted; what was committed is kept: `minipc record` continues when run again, a training with "
     "`minipc train --resume`"
 )
-VERBS = ("record", "train", "eval", "data", "info", "doctor")
+VERBS = ("record", "train", "eval", "predict", "data", "info", "doctor")
 
 
 class Lazy(click.Group):

@@ -156,7 +156,7 @@ def _kind(value):
 def _known(name, names):
     """Return the words that help after a name that is not one of names."""
     close = difflib.get_close_matches(name, names, 1)
-    return f"{f'did you mean {close[0]}? ' if close else ''}known: {', '.join(names)}"
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
 
 
 def _place(context, parameter):

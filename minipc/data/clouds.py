@@ -13,10 +13,12 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc import files, hdf5
+from minipc.data.prepare import NORMALISATIONS, float_points, normalised, prepare
 from minipc.errors import DataError, UsageError, check_shape, short
 from minipc.streams import stream
 
-KIND, VERSION = "clouds", 1
+KIND, VERSION = "clouds", 2
+META = {"class_names", "up_axis", "normalisation"}  # of version 1; version 2 adds source
 UP_AXES = ("x", "y", "z", "unknown")
 
 
@@ -29,6 +31,7 @@ class Clouds:
     class_names: tuple  # K distinct names
     up_axis: str  # "x", "y", "z" or "unknown"
     normalisation: str  # "unit_sphere" or "none"
+    source: str = ""  # where they came from, for people: never compared, in no hash
 
     def __post_init__(self):
         check_shape("points", self.points, (None, None, 3))
@@ -45,20 +48,55 @@ class Clouds:
                 f"clouds: cloud {int(finite.argmin())} holds NaN or infinite coordinates; remove or repair it"
             )
         names = self.class_names
-        if not all(isinstance(name, str) and name for name in names):
-            raise DataError(f"clouds: expected class names that are text, got {names}")
-        if len(names) < 2 or len(set(names)) != len(names):
-            repeated = sorted({name for name in names if names.count(name) > 1})
-            raise DataError(f"clouds: expected at least 2 distinct class names, got {len(names)}, repeated: {repeated}")
+        if not all(isinstance(name, str) and name and name.isprintable() for name in names):
+            raise DataError(f"clouds: expected class names that are printable text, got {short(names)}")
+        if len(names) < 2:
+            raise DataError(f"clouds: expected at least 2 class names, got {len(names)}; add another class")
+        repeated = sorted({name for name in names if names.count(name) > 1})
+        if repeated:
+            raise DataError(f"clouds: expected distinct class names, got {short(repeated)} more than once; rename them")
         low, high = int(self.labels.min()), int(self.labels.max())
         if low < 0 or high >= len(names):
             raise DataError(
-                f"clouds: expected labels from 0 to {len(names) - 1} ({len(names)} class names), got {low} to {high}"
+                f"clouds: expected labels from 0 to {len(names) - 1} ({len(names)} class names), got {low} to {high}; "
+                "count from 0, in the order of the names"
             )
         if self.up_axis not in UP_AXES:
             raise DataError(f"clouds: expected up axis {', '.join(UP_AXES)}, got {self.up_axis!r}")
-        if self.normalisation not in ("unit_sphere", "none"):
+        if self.normalisation not in NORMALISATIONS:
             raise DataError(f"clouds: expected normalisation unit_sphere or none, got {self.normalisation!r}")
+        if not isinstance(self.source, str):
+            raise DataError(f"clouds: expected a source that is text, got {self.source!r}")
+
+    @classmethod
+    def from_arrays(cls, points, labels, class_names, *, up_axis="unknown", normalise=True, num_points=None, source=""):
+        """Return Clouds of arrays of any real dtype: points (N, P, 3), or N arrays (P_i, 3).
+
+        labels (N,) are whole numbers, indices into class_names.  normalise brings each cloud to the
+        unit sphere.  num_points samples or repeats the points of each cloud as fit_points does;
+        without it all clouds must have as many.  Raises DataError.
+        """
+        normalisation = "unit_sphere" if normalise else "none"
+        whole = isinstance(points, np.ndarray) and points.ndim == 3 and points.shape[1] and points.shape[2] == 3
+        arrays = float_points(points) if whole else [_one_cloud(i, array) for i, array in enumerate(points)]
+        counts = {len(array) for array in arrays}
+        if num_points is None and len(counts) > 1:
+            raise DataError(
+                f"points: clouds have from {min(counts)} to {max(counts)} points; pass num_points: from larger clouds "
+                "so many are drawn, those of smaller ones are repeated"
+            )
+        if not arrays:
+            raise DataError("points: expected at least one cloud, got none")
+        if num_points is None or counts == {num_points}:
+            fitted, _ = normalised(np.asarray(arrays), normalisation)
+        else:
+            fitted = np.empty((len(arrays), check_count(num_points), 3), np.float32)
+            for i, array in enumerate(arrays):
+                try:
+                    fitted[i], _ = prepare(array, normalisation, num_points)
+                except DataError as reason:
+                    raise DataError(f"cloud {i}: {reason}") from reason
+        return cls(fitted, whole_labels(labels), tuple(class_names), up_axis, normalisation, source)
 
     def __len__(self):
         return len(self.points)
@@ -83,6 +121,40 @@ class Clouds:
         }
 
 
+def _one_cloud(i, array):
+    """Return cloud i of somebody's arrays as (P, 3) float32.  Raises DataError."""
+    try:
+        array = np.asarray(array)
+        check_shape("points", array, (None, 3))
+        if not len(array):
+            raise DataError("expected at least one point, got none")
+        return float_points(array)
+    except (DataError, ValueError, TypeError) as reason:
+        raise DataError(f"cloud {i}: {reason}") from reason
+
+
+def check_count(num_points):
+    """Return num_points.  Raises UsageError unless it is a positive integer."""
+    if not isinstance(num_points, (int, np.integer)) or isinstance(num_points, bool) or num_points < 1:
+        raise UsageError(f"num points: expected at least 1, got {num_points!r}")
+    return num_points
+
+
+def whole_labels(labels, name="labels"):
+    """Return labels, whole numbers of any real dtype, as int64.  Raises DataError naming them."""
+    try:
+        values = np.asarray(labels)
+    except ValueError as reason:
+        raise DataError(f"{name}: expected (N,) whole numbers ({reason})") from reason
+    if values.size and values.dtype.kind not in "iuf":
+        raise DataError(f"{name}: expected whole numbers, got {values.dtype}; number the classes from 0")
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(np.int64)
+    if not (whole == values).all():
+        raise DataError(f"{name}: expected whole numbers, got {values[whole != values][0]}; number the classes from 0")
+    return whole
+
+
 class Splits(NamedTuple):
     train: Clouds
     test: Clouds
@@ -96,21 +168,6 @@ def check_same_kind(found, wanted, found_in, wanted_by):
                 f"{found_in}: {key.replace('_', ' ')} is {short(found[key])}, but {wanted_by} has {short(value)}; "
                 "use the data that it was made from"
             )
-
-
-def unit_sphere(points):
-    """Return points with each centroid at the origin and the farthest point at radius 1, and a mask.
-
-    (N, P, 3) float32 -> the same shape, (N,) bool: which clouds were changed.  A cloud within
-    1e-3 of that already is kept bit for bit, so the operation is idempotent.  A cloud of one
-    repeated point has no radius; it ends at the origin.
-    """
-    exact = points.astype(np.float64)
-    centre = exact.mean(axis=1, keepdims=True)
-    radius = np.linalg.norm(exact - centre, axis=2).max(axis=1)  # (N,)
-    changed = (np.abs(radius - 1) > 1e-3) | (np.linalg.norm(centre[:, 0], axis=1) > 1e-3)
-    scaled = (exact - centre) / np.where(radius > 0, radius, 1)[:, None, None]
-    return np.where(changed[:, None, None], scaled.astype(np.float32), points), changed
 
 
 def stratified(labels, fraction, seed, purpose):
@@ -127,18 +184,26 @@ def stratified(labels, fraction, seed, purpose):
     return taken
 
 
+def check_new(path):
+    """Raise UsageError where path exists, DataError where its folder does not."""
+    if os.path.lexists(path):
+        raise UsageError(f"{path}: exists already; name another file or remove it")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        raise DataError(f"{path}: cannot be written, there is no folder {folder}; make it first")
+
+
 def write_clouds(path, splits):
     """Commit both splits to path, atomically.
 
     Raises UsageError where path exists (records and models may rest on it), DataError where the
     splits do not belong together or path cannot be written.
     """
-    if os.path.lexists(path):
-        raise UsageError(f"{path}: exists already; name another file or remove it")
+    check_new(path)
     check_same_kind(splits.test.described, splits.train.described, "the test split", "the training split")
 
     def fill(file):
-        hdf5.write_meta(file, splits.train.described)
+        hdf5.write_meta(file, {**splits.train.described, "source": splits.train.source})
         for name, clouds in zip(Splits._fields, splits):
             file.create_dataset(f"{name}/points", data=clouds.points, dtype="<f4")
             file.create_dataset(f"{name}/labels", data=clouds.labels, dtype="<i8")
@@ -154,6 +219,8 @@ def read_clouds(path):
     with hdf5.open_hdf5(path, KIND, VERSION) as file:
         hdf5.check_members(file, {"meta", *Splits._fields}, path)
         meta = hdf5.read_meta(file, path)
+        if set(meta) == META:
+            meta["source"] = ""
         splits = []
         for name in Splits._fields:
             hdf5.check_members(file[name], {"points", "labels"}, path)

@@ -1,23 +1,114 @@
-"""Readers for data sets as users have them; every one returns Splits.
+"""Readers for data sets as users have them: a ModelNet folder, a tree of files, one HDF5 file.
 
 Nothing is downloaded and no listing order is trusted: the ModelNet40 HDF5 folder is read in the
-order of its own list files.
+order of its own list files, a tree in the order of its names.
 """
 
 import os
 import stat
 
-import h5py
 import numpy as np
 
-from minipc.data.clouds import Clouds, Splits, unit_sphere
+from minipc import files
+from minipc.data.clouds import Clouds, Splits, check_count
+from minipc.data.foreign_hdf5 import foreign, member, read_single_hdf5
+from minipc.data.packed import Packed, check_fraction, packed
+from minipc.data.point_files import read_prepared
+from minipc.data.prepare import unit_sphere
 from minipc.errors import DataError, UsageError
 
-LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 TiB
 LAYOUT = "expected ply_data_{train,test}N.h5, train_files.txt, test_files.txt and shape_names.txt"
+TREE = "expected class/file, class/train/file and class/test/file, or train/class/file and test/class/file"
 
 
-def read_modelnet(folder, num_points):
+def read_source(path, num_points, *, up_axis=None, normalisation="unit_sphere", test_fraction=None,
+                progress=lambda *_: None):
+    """Return the Packed of whatever path is: a ModelNet HDF5 folder, a tree of files, one HDF5 file.
+
+    up_axis None: y for ModelNet, else unknown.  progress(done, total, text) is told how far it is.
+    Raises DataError for what is none of these, UsageError for options that cannot be meant.
+    """
+    if test_fraction is not None:
+        check_fraction(test_fraction)
+    if os.path.isdir(path):
+        lists = [f"{split}_files.txt" for split in Splits._fields] + ["shape_names.txt"]
+        if any(os.path.exists(os.path.join(path, name)) for name in lists):
+            if test_fraction is not None:
+                raise UsageError(f"{path}: has a split of its own, so a test fraction has no use; leave it out")
+            splits, moved = read_modelnet(path, num_points, up_axis or "y", normalisation)
+            return Packed(splits, moved, 0, 0, "as the source has it")
+        read = read_tree
+    else:
+        kind = files.kind_of(path)
+        if kind:
+            told = "packed already: use it as it is" if kind == "clouds" else f"a minipc {kind} file, not a data set"
+            raise DataError(f"{path}: is {told}")
+        read = read_single_hdf5
+    return read(path, num_points, up_axis=up_axis or "unknown", normalisation=normalisation,
+                test_fraction=test_fraction, progress=progress)
+
+
+def read_tree(folder, num_points, *, up_axis="unknown", normalisation="unit_sphere", test_fraction=None,
+              progress=lambda *_: None):
+    """Return the Packed of a folder of class folders; class names are folder names, sorted.
+
+    Layouts: class/file, of which packed draws the split; class/train/file with class/test/file;
+    train/class/file with test/class/file.  Hidden names are ignored, everything else must be a
+    file that read_points knows.  Raises DataError naming the file.
+    """
+    check_count(num_points)
+    names, found = _tree(folder)
+    points, moved = np.empty((len(found), num_points, 3), np.float32), np.empty(len(found), bool)
+    counts = np.empty(len(found), np.int64)
+    for i, (file, _, _) in enumerate(found):
+        points[i], moved[i], counts[i] = read_prepared(file, normalisation, num_points)
+        progress(i + 1, len(found), f"reading {folder}")
+    labels = np.array([label for _, label, _ in found], np.int64)
+    test = None if found[0][2] is None else np.array([split == "test" for _, _, split in found])
+    return packed(
+        folder, points, labels, test, counts, moved, test_fraction, class_names=names, up_axis=up_axis,
+        normalisation=normalisation, source=f"folder {os.path.basename(os.path.abspath(folder))}",
+    )
+
+
+def _tree(folder):
+    """Return the class names and (path, label, split) of every file, by class; split None: none."""
+    entries, both = _entries(folder), list(Splits._fields)
+    if sorted(entries) == sorted(both):  # train/class/file
+        names = sorted({name for split in both for name in _entries(os.path.join(folder, split))})
+        groups = [(i, split, os.path.join(folder, split, name)) for i, name in enumerate(names) for split in both]
+    else:
+        names, groups = entries, []
+        for i, name in enumerate(names):
+            inside = _entries(os.path.join(folder, name))
+            nested = bool(set(inside) & set(both))
+            groups += [(i, split, os.path.join(folder, name, split)) for split in both] if nested else [
+                (i, None, os.path.join(folder, name))]
+            if nested and not set(inside) <= set(both):
+                other = next(x for x in inside if x not in both)
+                raise DataError(f"{folder}: class {name} holds train or test and also {other}; {TREE}")
+    kinds = {split is None for _, split, _ in groups}
+    if len(kinds) != 1:
+        raise DataError(f"{folder}: {'some classes have train and test folders, some not' if kinds else 'is empty'}; "
+                        f"{TREE}")
+    found = [(os.path.join(place, name), i, split) for i, split, place in groups if os.path.lexists(place)
+             for name in _entries(place)]
+    training = {i for _, i, split in found if split != "test"}
+    for i, name in enumerate(names):
+        if i not in training:
+            raise DataError(f"{folder}: class {name} has no training cloud; add one or remove the class")
+    return tuple(names), found
+
+
+def _entries(folder):
+    """Return the names in folder, sorted, without hidden ones.  Raises DataError if it is none."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as reason:
+        raise DataError(f"{folder}: cannot be listed as a folder ({reason.strerror}); {TREE}") from reason
+
+
+def read_modelnet(folder, num_points, up_axis="y", normalisation="unit_sphere"):
     """Return Splits and the number of clouds that had to be normalised.
 
     folder is ModelNet40 in the HDF5 layout of PointNet: data (N, P, 3) float32, label (N, 1)
@@ -26,18 +117,20 @@ def read_modelnet(folder, num_points):
     that no record tells).  List files carry a foreign path
     prefix: only base names count.  Raises DataError naming the file, what was expected and found.
     """
-    if num_points < 1:
-        raise UsageError(f"num points: expected at least 1, got {num_points}")
+    check_count(num_points)
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: not a folder; {LAYOUT}")
     names = tuple(_lines(folder, "shape_names.txt"))
+    source = f"ModelNet HDF5 folder {os.path.basename(os.path.abspath(folder))}, first {num_points} points"
     splits, changed = [], 0
     for split in Splits._fields:
         listed = _lines(folder, f"{split}_files.txt")
-        parts = [_read_part(os.path.join(folder, os.path.basename(line)), num_points) for line in listed]
+        parts = [
+            _read_part(os.path.join(folder, os.path.basename(line)), num_points, normalisation) for line in listed
+        ]
         points, labels, moved = (np.concatenate(arrays) for arrays in zip(*parts))
         try:
-            splits.append(Clouds(points, labels, names, up_axis="y", normalisation="unit_sphere"))
+            splits.append(Clouds(points, labels, names, up_axis, normalisation, source))
         except DataError as reason:
             raise DataError(f"{folder}: {split} split: {reason}; copy the data set again") from reason
         changed += int(moved.sum())
@@ -58,41 +151,26 @@ def _lines(folder, name):
     return lines
 
 
-def _read_part(path, num_points):
+def _read_part(path, num_points, normalisation):
     """Return points (N, num_points, 3) float32, labels (N,) int64 and which clouds were normalised."""
     if not os.path.exists(path):
         raise DataError(f"{path}: missing, though the list file names it; copy it beside the list file")
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise DataError(f"{path}: expected a regular HDF5 file")
-    try:
-        with h5py.File(path, "r") as file:
-            data = _member(file, "data", path)
-            label = _member(file, "label", path)
-            if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f":
-                raise DataError(f"{path}: data: expected (N, P, 3) float, got {data.shape} {data.dtype}")
-            if label.shape not in ((len(data),), (len(data), 1)) or label.dtype.kind not in "iu":
-                raise DataError(
-                    f"{path}: label: expected ({len(data)}, 1) integer, got {label.shape} {label.dtype}"
-                )
-            if data.shape[1] < num_points:
-                raise DataError(
-                    f"{path}: holds {data.shape[1]} points a cloud, fewer than the {num_points} asked for; "
-                    f"pass --num-points {data.shape[1]} or less"
-                )
-            points, moved = unit_sphere(data[()].astype(np.float32))
-            return points[:, :num_points], label[()].reshape(-1).astype(np.int64), moved
-    except (OSError, KeyError, RuntimeError, ValueError) as reason:
-        raise DataError(f"{path}: not a readable HDF5 file ({reason}); copy it again") from reason
-
-
-def _member(file, name, path):
-    """Return a dataset that lies in this file itself; links and storage elsewhere are refused."""
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-        raise DataError(f"{path}: expected a data set {name!r}; found {sorted(file)[:8]}")
-    found = file[name]
-    stored = found.id.get_storage_size()
-    if found.external or found.is_virtual or found.nbytes > min(LARGEST, 1100 * stored):  # gzip's best: 1032
-        raise DataError(
-            f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it again"
-        )
-    return found
+    with foreign(path) as file:
+        data = member(file, "data", path)
+        label = member(file, "label", path)
+        if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f":
+            raise DataError(f"{path}: data: expected (N, P, 3) float, got {data.shape} {data.dtype}")
+        if label.shape not in ((len(data),), (len(data), 1)) or label.dtype.kind not in "iu":
+            raise DataError(f"{path}: label: expected ({len(data)}, 1) integer, got {label.shape} {label.dtype}")
+        if data.shape[1] < num_points:
+            raise DataError(
+                f"{path}: holds {data.shape[1]} points a cloud, fewer than the {num_points} asked for; "
+                f"pass --num-points {data.shape[1]} or less"
+            )
+        points = data[()].astype(np.float32)
+        moved = np.zeros(len(points), bool)
+        if normalisation != "none":
+            points, moved = unit_sphere(points)
+        return points[:, :num_points], label[()].reshape(-1).astype(np.int64), moved

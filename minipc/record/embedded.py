@@ -42,8 +42,7 @@ def encode(splits):
     arrays = {}
     for name, clouds, values in zip(Splits._fields, splits, stored):
         arrays[f"clouds/{name}/points"], arrays[f"clouds/{name}/labels"] = values, clouds.labels
-    source = getattr(splits.train, "source", None)  # where the data come from, if that is known
-    return Embedded({"dtype": dtype, "exponent": exponent, "source": source}, arrays)
+    return Embedded({"dtype": dtype, "exponent": exponent, "source": splits.train.source or None}, arrays)
 
 
 def check_meta(meta, path):
@@ -63,8 +62,7 @@ def decode(datasets, meta, plan, path):
     Raises DataError unless the training split is the one that the plan names by its hashes.
     """
     described = {name: getattr(plan, name) for name in ("class_names", "up_axis", "normalisation")}
-    if meta["source"] is not None:
-        described["source"] = meta["source"]
+    described["source"] = meta["source"] or ""
     splits = []
     for name in Splits._fields:
         points, labels = (

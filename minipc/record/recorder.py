@@ -72,9 +72,9 @@ def check_request(out, views, seed):
     if not isinstance(views, int) or not 1 <= views <= MOST_VIEWS:
         raise UsageError(f"views: expected 1 to {MOST_VIEWS}, got {views!r}")
     check_seed(seed)
-    folder = os.path.dirname(os.path.abspath(out))
+    folder = os.path.dirname(out) or "."
     if not os.path.isdir(folder):
-        raise DataError(f"{out}: {folder} is not a folder; make it, or name another --out")
+        raise DataError(f"{out}: cannot be written, there is no folder {folder}; make it first")
     if os.path.lexists(out):
         RecordReader(out).close()
 

@@ -1,0 +1,36 @@
+"""minipc predict: the class of single files."""
+
+import click
+
+from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.show import Console, result
+
+
+@click.command("predict", cls=Verb, short_help="The class of single clouds.")
+@click.argument("model", metavar="MODEL", type=FILE)
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Classes told of each file.")
+@click.option("--num-points", type=click.IntRange(1), help="Points of each cloud.  [default: as in training]")
+@click.option("--up-axis", type=click.Choice(["x", "y", "z", "unknown"]),
+              help="Of the files; compared with the model's.")
+@shared_options
+def command(model, files, top, num_points, up_axis, backend, threads, as_json, quiet, verbose):
+    """Predict the class of each FILE (.npy, .npz, .xyz, .txt or .csv) with MODEL, a file or a run folder.
+
+    Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
+    """
+    from minipc.backend import load
+    from minipc.jobs import predict_files
+
+    with Console(quiet, verbose) as console:
+        values = predict_files(
+            model, files, top=top, num_points=num_points, up_axis=up_axis,
+            xp=load(backend, console.say), threads=threads, say=console.say,
+        )
+    width = max(len(file) for file in files)
+    lines = [
+        f"{one['file']:{width}}  "
+        + ", ".join(f"{best['class']} {100 * best['probability']:.1f} %" for best in one["top"])
+        for one in values["predictions"]
+    ]
+    result(values, as_json, lines)

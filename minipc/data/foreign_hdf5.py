@@ -1,0 +1,180 @@
+"""A data set in one HDF5 file that is not ours: points, labels and split under common names.
+
+Foreign HDF5 can point into other files and declare what it does not hold.  Only the members named
+here are opened, and only after their link, their storage and their size are checked.
+"""
+
+import os
+from contextlib import contextmanager
+
+import h5py
+import numpy as np
+
+from minipc.data.clouds import Splits, check_count, whole_labels
+from minipc.data.packed import packed
+from minipc.data.prepare import float_points, normalised, prepare
+from minipc.errors import DataError, short
+
+LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 TiB
+COLUMNS = 16  # most of a point; (N, 3, P) is transposed and no clouds of three points
+BLOCK = 256  # clouds in memory beside the result
+POINTS, LABELS = ("points", "data", "x"), ("labels", "label", "y")
+NAMES = ("class_names", "classes", "shape_names", "label_names")
+LAYOUT = "expected points (or data, X) and labels (or label, y), or both for train and test (train/points, X_train)"
+
+
+@contextmanager
+def foreign(path):
+    """Yield an h5py.File of somebody else's file; what h5py raises in the block is a DataError."""
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as reason:
+        raise DataError(f"{path}: cannot be read as HDF5 ({reason}); copy it again, or name another") from reason
+
+
+def member(file, name, path):
+    """Return a dataset that lies in this file itself; links and storage elsewhere are refused."""
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+        raise DataError(f"{path}: expected a data set {name!r}; found {sorted(file)[:8]}")
+    found = file[name]
+    stored = found.id.get_storage_size()
+    if found.external or found.is_virtual or found.nbytes > min(LARGEST, 1100 * stored):  # gzip's best: 1032
+        raise DataError(
+            f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it again"
+        )
+    return found
+
+
+def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit_sphere", test_fraction=None,
+                     progress=lambda *_: None):
+    """Return the Packed of one HDF5 file, found by names in any case: points, data or X with labels,
+    label or y.
+
+    points (N, P, 3 to 16) float, or integer with a scalar `scale` (attribute or dataset); labels
+    (N,) or (N, 1).  Split: groups train and test, names with such a prefix or suffix, a dataset
+    `split` (0 and 1, or the words), or none, as in packed.  Names of the classes: class_names,
+    classes, shape_names or label_names, else their numbers.  Points are normalised and fitted as
+    prepare does.  Raises DataError naming the file, what was expected and found.
+    """
+    check_count(num_points)
+    with foreign(path) as file:
+        names = _members(file)
+        parts = [(_find(names, _of_split(POINTS, split), path), _find(names, _of_split(LABELS, split), path))
+                 for split in Splits._fields]
+        if any(map(any, parts)):
+            if not all(map(all, parts)) or _find(names, POINTS, path) or _find(names, ("split",), path):
+                raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
+            test = [False, True]
+        else:
+            parts, test = [(_find(names, POINTS, path), _find(names, LABELS, path))], None
+            if not all(parts[0]):
+                raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
+        arrays = [_checked(file, *pair, path) for pair in parts]
+        labels, sizes = np.concatenate([labels for *_, labels in arrays]), [len(data) for data, *_ in arrays]
+        if test:
+            test = np.repeat(test, sizes)
+        elif split := _find(names, ("split",), path):
+            test = _split(member(file, split, path), len(labels), path)
+        classes = _class_names(file, _find(names, NAMES, path), labels, path)
+        points, moved = np.empty((len(labels), num_points, 3), np.float32), np.empty(len(labels), bool)
+        at = 0
+        for data, scale, _ in arrays:
+            for first in range(0, len(data), BLOCK):
+                block = data[first: first + BLOCK, :, :3]
+                rows = slice(at, at := at + len(block))
+                try:
+                    block = float_points(block if scale is None else block * scale)
+                    points[rows], moved[rows] = _prepared(block, normalisation, num_points)
+                except DataError as reason:
+                    raise DataError(f"{path}: {data.name[1:]} from cloud {first}: {reason}") from reason
+                progress(at, len(labels), f"reading {path}")
+        counts = np.repeat([data.shape[1] for data, *_ in arrays], sizes)
+    return packed(
+        path, points, labels, test, counts, moved, test_fraction, class_names=classes, up_axis=up_axis,
+        normalisation=normalisation, source=f"HDF5 file {os.path.basename(path)}",
+    )
+
+
+def _prepared(block, normalisation, count):
+    if block.shape[1] == count:
+        return normalised(block, normalisation)
+    both = [prepare(cloud, normalisation, count) for cloud in block]
+    return np.stack([cloud for cloud, _ in both]), [changed for _, changed in both]
+
+
+def _members(file):
+    """Return the names in the file and in its own groups train and test."""
+    names = sorted(file)
+    for group in [name for name in names if name.lower() in Splits._fields]:
+        if isinstance(file.get(group, getlink=True), h5py.HardLink) and isinstance(file[group], h5py.Group):
+            names += [f"{group}/{name}" for name in sorted(file[group])]
+    return names
+
+
+def _of_split(names, split):
+    return [text for name in names for text in (f"{split}/{name}", f"{split}_{name}", f"{name}_{split}")]
+
+
+def _find(names, wanted, path):
+    """Return the one of names that is wanted, or None.  Raises DataError where there are two."""
+    found = [name for name in names if name.lower() in wanted]
+    if len(found) > 1:
+        raise DataError(f"{path}: expected one of {short(', '.join(wanted))}; found {', '.join(found)}; remove others")
+    return found[0] if found else None
+
+
+def _checked(file, points, labels, path):
+    """Return points as a dataset, their scale or None, and labels (N,) int64."""
+    data, label = member(file, points, path), member(file, labels, path)
+    if data.ndim != 3 or not 3 <= data.shape[2] <= COLUMNS or not data.shape[1] or data.dtype.kind not in "fiu":
+        raise DataError(
+            f"{path}: {points}: expected (N, P, 3) float or integer with a scale, got {data.shape} {data.dtype}"
+        )
+    if label.shape not in ((len(data),), (len(data), 1)):
+        raise DataError(f"{path}: {labels}: expected ({len(data)},) labels of {points}, got {label.shape}")
+    label = whole_labels(label[()].reshape(-1), f"{path}: {labels}")
+    return data, None if data.dtype.kind == "f" else _scale(file, data, path), label
+
+
+def _scale(file, data, path):
+    places = [name for name in (f"{data.parent.name}/scale", "/scale") if file.get(name, getlink=True)]
+    scale = data.attrs["scale"] if "scale" in data.attrs else member(file, places[0], path)[()] if places else None
+    if scale is None or np.size(scale) != 1 or np.asarray(scale).dtype.kind not in "fiu" or not 0 < scale < np.inf:
+        raise DataError(
+            f"{path}: {data.name[1:]}: is {data.dtype}, so one positive number is expected as its attribute scale or "
+            f"as a data set scale, found {short(scale)}"
+        )
+    return float(np.reshape(scale, ()))
+
+
+def _text(dataset):
+    """Return the strings of a text dataset, or None where it holds none."""
+    if h5py.check_string_dtype(dataset.dtype) is None:
+        return None
+    return [text.strip() for text in dataset.asstr()[()].reshape(-1).tolist()]
+
+
+def _split(dataset, number, path):
+    """Return which clouds are test clouds (number,) bool."""
+    values = _text(dataset)
+    if values is None:
+        values = dataset[()].reshape(-1).tolist()
+    meaning = {0: False, 1: True, "train": False, "test": True}
+    foreign_value = next((value for value in values if value not in meaning), None)
+    if len(values) != number or foreign_value is not None:
+        found = f"{len(values)} values" if foreign_value is None else repr(foreign_value)
+        raise DataError(f"{path}: split: expected {number} times train or test, or 0 or 1; found {short(found)}")
+    return np.array([meaning[value] for value in values], bool)
+
+
+def _class_names(file, name, labels, path):
+    if name is not None:
+        names = _text(member(file, name, path))
+        if names is None:
+            raise DataError(f"{path}: {name}: expected text, one name a class, got {file[name].dtype}")
+        return tuple(names)
+    classes = int(labels.max(initial=-1)) + 1
+    if classes > max(len(labels), 2):
+        raise DataError(f"{path}: has a label {classes - 1}, but {len(labels)} clouds; check it, or add class_names")
+    return tuple(map(str, range(classes)))
