@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from minipc import __version__
 from minipc.errors import BackendError, UsageError
 
 BLOCK = 32  # clouds computed together by evaluation and recording, whatever the batch size or the threads
@@ -98,6 +99,7 @@ def provenance(xp):
     """Return what arithmetic was done with: versions, BLAS and device; no dates, hosts or paths."""
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     found = {
+        "minipc": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),

@@ -68,6 +68,7 @@ def _model(path):
         f"up axis {values['up_axis']}, normalisation {values['normalisation']}, identity {values['model_id'][:16]}",
         f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs on "
         f"{trained.get('data_file')}, training points {str(trained.get('points_hash'))[:16]}",
+        f"made with {_made_with(trained.get('made_with'))}",
     ])
 
 
@@ -156,8 +157,8 @@ def _run(folder):
     """Return the Description of a run folder: run.json, and each file of ours in it."""
     path = os.path.join(folder, "run.json")
     settings = files.parse_json(files.read_bytes(path, MOST_TEXT), path)
-    if not isinstance(settings.get("training"), dict) or "minipc" not in settings:
-        raise DataError(f"{path}: is not of a run of ours: it misses minipc or training; check the name")
+    if not isinstance(settings.get("training"), dict) or "provenance" not in settings:
+        raise DataError(f"{path}: is not of a run of ours: it misses provenance or training; check the name")
     places = {name: os.path.join(folder, name) for name in IN_A_RUN}
     inside = {name: describe(place) for name, place in places.items() if os.path.lexists(place)}
     done = inside["checkpoint.h5"].values if "checkpoint.h5" in inside else {"epochs": 0, "last": None}
@@ -173,7 +174,7 @@ def _run(folder):
     lines = [
         f"{folder}: training run, {done['epochs']} of {of_epochs} epochs done",
         f"learned {source}, data {settings.get('data')}, training points {str(settings.get('points_hash'))[:16]}",
-        f"made with minipc {settings['minipc']}, {_made_with(settings.get('provenance'))}",
+        f"made with {_made_with(settings.get('provenance'))}",
     ]
     if done["last"]:
         lines.append("last epoch: " + ", ".join(f"{name} {value:.6g}" for name, value in done["last"].items()))

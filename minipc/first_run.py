@@ -2,7 +2,7 @@
 
 import os
 
-from minipc.data.clouds import Clouds, Splits, write_clouds
+from minipc.data.clouds import Clouds, Splits, made_from, write_clouds
 from minipc.data.shapes import UP_AXIS, make_shapes
 from minipc.errors import DataError
 from minipc.jobs import forecast_files, record_files
@@ -25,7 +25,7 @@ def built_in_shapes(seed):
     made = make_shapes(seed)
     common = dict(
         class_names=made.class_names, up_axis=UP_AXIS, normalisation="unit_sphere",
-        source=f"built-in shapes, seed {seed}",
+        source=made_from(f"built-in shapes, seed {seed}"),
     )
     return Splits(
         Clouds(made.train_points, made.train_labels, **common),

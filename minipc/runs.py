@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
-from minipc import __version__, files
+from minipc import files
 from minipc.augment import AugmentConfig
 from minipc.backend import provenance
 from minipc.data.clouds import Splits, stratified
@@ -25,7 +25,7 @@ from minipc.self_target import Ema, History, Recorded, SelfConfig, Snapshot
 from minipc.train import TrainConfig, best_epoch, drawn_views, recorded_views, train
 
 RUN_KEYS = (
-    "minipc", "provenance", "data", "points_hash", "labels_hash", "record", "self_record", "views", "augment",
+    "provenance", "data", "points_hash", "labels_hash", "record", "self_record", "views", "augment",
     "labels_only", "name", "model", "loss", "self_target", "training",
 )
 
@@ -65,7 +65,7 @@ def train_files(data, record_path, model, loss, config, *, labels_only=False, se
         data, splits = _clouds_of(data, reader)
         earlier = self_record and stack.enter_context(RecordReader(self_record))
         described = {
-            "minipc": __version__, "provenance": provenance(running["xp"]),
+            "provenance": provenance(running["xp"]),
             "data": os.path.basename(data),
             "points_hash": splits.train.points_hash, "labels_hash": splits.train.labels_hash,
             "record": _named(reader), "self_record": _named(earlier),

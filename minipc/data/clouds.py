@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc import files, hdf5
+from minipc import __version__, files, hdf5
 from minipc.data.prepare import NORMALISATIONS, float_points, normalised, prepare
 from minipc.errors import DataError, UsageError, check_shape, short
 from minipc.streams import stream
@@ -153,6 +153,11 @@ def whole_labels(labels, name="labels"):
     if not (whole == values).all():
         raise DataError(f"{name}: expected whole numbers, got {values[whole != values][0]}; number the classes from 0")
     return whole
+
+
+def made_from(text):
+    """Return the source of clouds that this minipc makes from what text names."""
+    return f"{text}, by minipc {__version__}"
 
 
 class Splits(NamedTuple):

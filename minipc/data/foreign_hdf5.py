@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
-from minipc.data.clouds import Splits, check_count, whole_labels
+from minipc.data.clouds import Splits, check_count, made_from, whole_labels
 from minipc.data.packed import packed
 from minipc.data.prepare import float_points, normalised, prepare
 from minipc.errors import DataError, short
@@ -92,7 +92,7 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
         counts = np.repeat([data.shape[1] for data, *_ in arrays], sizes)
     return packed(
         path, points, labels, test, counts, moved, test_fraction, class_names=classes, up_axis=up_axis,
-        normalisation=normalisation, source=f"HDF5 file {os.path.basename(path)}",
+        normalisation=normalisation, source=made_from(f"HDF5 file {os.path.basename(path)}"),
     )
 
 

@@ -10,7 +10,7 @@ import stat
 import numpy as np
 
 from minipc import files
-from minipc.data.clouds import Clouds, Splits, check_count
+from minipc.data.clouds import Clouds, Splits, check_count, made_from
 from minipc.data.foreign_hdf5 import foreign, member, read_single_hdf5
 from minipc.data.packed import Packed, check_fraction, packed
 from minipc.data.point_files import read_prepared
@@ -67,7 +67,7 @@ def read_tree(folder, num_points, *, up_axis="unknown", normalisation="unit_sphe
     test = None if found[0][2] is None else np.array([split == "test" for _, _, split in found])
     return packed(
         folder, points, labels, test, counts, moved, test_fraction, class_names=names, up_axis=up_axis,
-        normalisation=normalisation, source=f"folder {os.path.basename(os.path.abspath(folder))}",
+        normalisation=normalisation, source=made_from(f"folder {os.path.basename(os.path.abspath(folder))}"),
     )
 
 
@@ -121,7 +121,7 @@ def read_modelnet(folder, num_points, up_axis="y", normalisation="unit_sphere"):
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: not a folder; {LAYOUT}")
     names = tuple(_lines(folder, "shape_names.txt"))
-    source = f"ModelNet HDF5 folder {os.path.basename(os.path.abspath(folder))}, first {num_points} points"
+    source = made_from(f"ModelNet HDF5 folder {os.path.basename(os.path.abspath(folder))}")
     splits, changed = [], 0
     for split in Splits._fields:
         listed = _lines(folder, f"{split}_files.txt")
