@@ -26,9 +26,11 @@ test: $(VENV)/ready  ## the tests; no GPU, no PyTorch and no data set needed
 test-modelnet: $(VENV)/ready  ## the whole way on ModelNet40, at MINIPC_MODELNET; skipped where it is absent
 	$(BIN)/python -m pytest -m modelnet
 
-test-torch: $(VENV)/ready  ## parity with PyTorch, installed if absent; a missing PyTorch is a failure
+TORCH_TESTS := reference_tests/test_torch_parity.py reference_tests/test_docs.py
+
+test-torch: $(VENV)/ready  ## parity with PyTorch and its example; installed if absent, a missing PyTorch is a failure
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
-	MINIPC_REQUIRE_TORCH=1 $(BIN)/python -m pytest reference_tests/test_torch_parity.py
+	MINIPC_REQUIRE_TORCH=1 $(BIN)/python -m pytest $(TORCH_TESTS) -k "torch"
 
 test-gpu: $(VENV)/ready  ## the same tests on CuPy (pip install the extra gpu12 or gpu13); no device is a failure
 	MINIPC_REQUIRE_GPU=1 $(BIN)/python -m pytest

@@ -10,6 +10,7 @@ import pytest
 
 from minipc.cli.main import main
 from minipc.data.clouds import read_clouds
+from minipc.record.reader import RecordReader
 
 FOLDER = Path(os.environ.get("MINIPC_MODELNET") or Path(__file__).parents[2] / "shared/data/modelnet40_hdf5_1024")
 
@@ -63,3 +64,15 @@ def test_a_teacher_is_recorded_and_a_student_learns_from_it(place, capsys):
     assert recorded["teacher_accuracy"] > 0.3
     student = run(capsys, "train", "--record", record, "--self-weight", 0.2, "--out", place / "student", *small)
     assert student["test_accuracy"] > 0.3
+
+
+def test_a_record_carries_modelnet_without_loss_as_int16(place, capsys):
+    data, out = place / "modelnet40.h5", place / "carry.h5"
+    words = ("--teacher", place / "teacher", "--views", 1, "--out", out, "--with-clouds", "--quiet", "--json")
+    recorded = run(capsys, "record", data, *words)
+    assert recorded["clouds_as"] == "int16"
+    assert recorded["clouds_bytes"] == (9843 + 2468) * (256 * 3 * 2 + 8)  # points, and a label each
+    with RecordReader(str(out)) as reader:
+        carried = reader.clouds()
+    for wanted, found in zip(read_clouds(str(data)), carried):
+        assert found.points.tobytes() == wanted.points.tobytes()

@@ -55,12 +55,7 @@ class Clouds:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise DataError(f"clouds: expected distinct class names, got {short(repeated)} more than once; rename them")
-        low, high = int(self.labels.min()), int(self.labels.max())
-        if low < 0 or high >= len(names):
-            raise DataError(
-                f"clouds: expected labels from 0 to {len(names) - 1} ({len(names)} class names), got {low} to {high}; "
-                "count from 0, in the order of the names"
-            )
+        check_labels(self.labels, names)
         if self.up_axis not in UP_AXES:
             raise DataError(f"clouds: expected up axis {', '.join(UP_AXES)}, got {self.up_axis!r}")
         if self.normalisation not in NORMALISATIONS:
@@ -85,7 +80,7 @@ class Clouds:
                 f"points: clouds have from {min(counts)} to {max(counts)} points; pass num_points: from larger clouds "
                 "so many are drawn, those of smaller ones are repeated"
             )
-        if not arrays:
+        if not len(arrays):
             raise DataError("points: expected at least one cloud, got none")
         if num_points is None or counts == {num_points}:
             fitted, _ = normalised(np.asarray(arrays), normalisation)
@@ -138,6 +133,16 @@ def check_count(num_points):
     if not isinstance(num_points, (int, np.integer)) or isinstance(num_points, bool) or num_points < 1:
         raise UsageError(f"num points: expected at least 1, got {num_points!r}")
     return num_points
+
+
+def check_labels(labels, names):
+    """Raise DataError unless labels (N,) integer, N >= 1, are indices into names."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(names):
+        raise DataError(
+            f"clouds: expected labels from 0 to {len(names) - 1} ({len(names)} class names), got {low} to {high}; "
+            "count from 0, in the order of the names"
+        )
 
 
 def whole_labels(labels, name="labels"):

@@ -127,7 +127,7 @@ def _find(names, wanted, path):
 def _checked(file, points, labels, path):
     """Return points as a dataset, their scale or None, and labels (N,) int64."""
     data, label = member(file, points, path), member(file, labels, path)
-    if data.ndim != 3 or not 3 <= data.shape[2] <= COLUMNS or not data.shape[1] or data.dtype.kind not in "fiu":
+    if data.ndim != 3 or not 3 <= data.shape[2] <= COLUMNS or not data.size or data.dtype.kind not in "fiu":
         raise DataError(
             f"{path}: {points}: expected (N, P, 3) float or integer with a scale, got {data.shape} {data.dtype}"
         )

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from minipc.data.clouds import Clouds, Splits, stratified
+from minipc.data.clouds import Clouds, Splits, check_labels, stratified
 from minipc.errors import DataError, UsageError
 
 TEST_FRACTION = 0.2
@@ -29,6 +29,10 @@ def packed(where, points, labels, test, counts, moved, test_fraction, **describe
     if test is None:
         fraction = TEST_FRACTION if test_fraction is None else test_fraction
         check_fraction(fraction)
+        try:
+            check_labels(labels, described["class_names"])
+        except DataError as reason:
+            raise DataError(f"{where}: {reason}") from reason
         test = stratified(labels, fraction, 0, "split")
         how = f"{100 * fraction:g} % of each class drawn for the test, by seed 0"
         if len(test) and not test.any():

@@ -1,0 +1,198 @@
+"""One cloud from a file of a user, and how it becomes the cloud that a network sees."""
+
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minipc.data.point_files import read_points, read_prepared
+from minipc.data.prepare import fit_points, float_points, normalised, prepare
+from minipc.errors import DataError
+
+POINTS = np.array([[0, 0, 1], [1.5, -2, 3e-3], [4, 5, 6]], np.float32)
+
+
+def saved(path, text):
+    path.write_text(text, encoding="utf-8")
+    return str(path)
+
+
+@pytest.mark.parametrize("name, text", [
+    ("a.xyz", "0 0 1\n1.5 -2 3e-3\n4 5 6\n"),
+    ("a.XYZ", "0 0 1\n1.5 -2 3e-3\n4 5 6"),
+    ("a.txt", "# a comment\n\n0\t0   1 # the first\n 1.5 -2 3e-3 9 9\n4 5 6 7 8\n"),
+    ("a.txt", "0,0,1,0.1,0.2,0.3\n1.5,-2,3e-3,0.1,0.2,0.3\n4,5,6,0.1,0.2,0.3\n"),
+    ("a.csv", "\ufeffx,y,z\n0,0,1\n1.5,-2,3e-3\n4,5,6\n"),
+    ("a.csv", 'id, "Z", X, Y\n7, 1, 0, 0\n8, 3e-3, 1.5, -2\n9, 6, 4, 5\n'),
+    ("a.csv", "0, 0, 1\r\n1.5, -2, 3e-3\r\n4, 5, 6\r\n"),
+])
+def test_text_in_its_usual_spellings_is_the_same_cloud(tmp_path, name, text):
+    found = read_points(saved(tmp_path / name, text))
+    np.testing.assert_array_equal(found, POINTS, strict=True)
+
+
+@pytest.mark.parametrize("dtype", ["f4", "f8", ">f4", "f2"])
+@pytest.mark.parametrize("columns", [3, 6])
+def test_arrays_of_any_real_dtype_are_the_same_cloud(tmp_path, dtype, columns):
+    wide = np.ones((3, columns), dtype)
+    wide[:, :3] = POINTS
+    wanted = wide[:, :3].astype(np.float32)
+    np.save(tmp_path / "a.npy", wide)
+    np.savez(tmp_path / "one.npz", anything=wide)
+    np.savez_compressed(tmp_path / "many.npz", points=np.asfortranarray(wide), labels=np.arange(3))
+    for name in ("a.npy", "one.npz", "many.npz"):
+        np.testing.assert_array_equal(read_points(str(tmp_path / name)), wanted, strict=True)
+
+
+def test_integers_are_coordinates_too(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[1, 2, 3], [4, 5, -6]], np.int16))
+    assert read_points(str(tmp_path / "a.npy")).tolist() == [[1, 2, 3], [4, 5, -6]]
+
+
+@pytest.mark.parametrize("text, message", [
+    ("", "is empty; put one cloud into it"),
+    ("\n# nothing\n", "holds no points"),
+    ("x,y,z\n", "holds no points after its header"),
+    ("0 0 1\n1 2\n3 4 5\n", "line 2: expected 3 numbers with blanks between them, found '1 2'"),
+    ("0 0 1\n\n# a comment\n1 2 three\n", "line 4: expected 3 numbers .*found '1 2 three'"),
+    ("0,0,1\n1;2;3\n", "line 2: expected 3 numbers with commas between them, found '1;2;3'"),
+    ("0 0 1\n1 2 nan\n", "line 2: expected 3 finite float32 numbers, found '1 2 nan'"),
+    ("0 0 1\n1 2 -inf\n", "line 2: expected 3 finite"),
+    ("0 0 1\n1 2 1e39\n", "line 2: expected 3 finite"),
+    ("0 0 1\n1 2 1_000\n", "line 2: expected 3 numbers"),
+    ("a,b,c\n0,0,1\n", "line 1: expected 3 numbers"),
+])
+def test_a_text_that_is_no_cloud_is_refused_with_its_line(tmp_path, text, message):
+    path = saved(tmp_path / "cloud.csv", text)
+    with pytest.raises(DataError, match=f"cloud.csv: {message}") as raised:
+        read_points(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("values, message", [
+    (np.zeros((4, 2)), r"expected one cloud, \(P, 3\).*found \(4, 2\) float64; save one cloud a file"),
+    (np.zeros((3, 40)), r"found \(3, 40\)"),  # a transposed cloud is no cloud of three points
+    (np.zeros((2, 4, 3)), r"found \(2, 4, 3\)"),
+    (np.zeros(3), r"found \(3,\)"),
+    (np.zeros((0, 3)), "holds no points"),
+    (np.zeros((4, 3), complex), "found .* complex128"),
+    (np.array([["1", "2", "3"]]), "found .* <U1"),
+    (np.array([[0, 0, 1], [0, np.nan, 2.0]]), "point 1: expected finite float32 coordinates, found 0.0, nan, 2.0"),
+    (np.array([[0, 0, 1e300]]), "point 0: expected finite float32"),
+])
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_an_array_that_is_no_cloud_is_refused_with_what_it_is(tmp_path, kind, values, message):
+    path = tmp_path / f"cloud.{kind}"
+    (np.save if kind == "npy" else np.savez)(path, values)
+    with pytest.raises(DataError, match=f"cloud.{kind}: .*{message}"):
+        read_points(str(path))
+
+
+class Bomb:
+    """What a pickle would run."""
+
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("kind", ["npy", "npz"])
+def test_a_pickle_is_never_opened(tmp_path, monkeypatch, kind):
+    monkeypatch.chdir(tmp_path)
+    (np.save if kind == "npy" else np.savez)(f"bad.{kind}", np.array([[Bomb(), 1, 2]], object))
+    with pytest.raises(DataError, match="damaged or no plain array .*save it again"):
+        read_points(f"bad.{kind}")
+    assert os.listdir() == [f"bad.{kind}"]
+
+
+def test_an_archive_that_unpacks_to_more_than_a_cloud_is_refused_before_it_is_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr("minipc.data.point_files.LARGEST", 1 << 20)
+    np.savez_compressed(tmp_path / "bomb.npz", points=np.zeros((1 << 17, 3), np.float32))
+    assert (tmp_path / "bomb.npz").stat().st_size < 1 << 13
+    with pytest.raises(DataError, match=r"points.npy unpacks to \d+ bytes, expected at most 1048576"):
+        read_points(str(tmp_path / "bomb.npz"))
+
+
+def test_what_an_array_file_promises_but_does_not_hold_is_refused(tmp_path):
+    path = tmp_path / "a.npy"
+    np.save(path, np.zeros((100, 3)))
+    whole = path.read_bytes()
+    (tmp_path / "huge.npy").write_bytes(whole.replace(b"(100, 3)", b"(10**13, 3)".ljust(8))[:500])
+    for size in range(0, len(whole), 97):
+        path.write_bytes(whole[:size])
+        with pytest.raises(DataError, match="a.npy: "):
+            read_points(str(path))
+    with pytest.raises(DataError, match="huge.npy: is damaged or no plain array"):
+        read_points(str(tmp_path / "huge.npy"))
+    (tmp_path / "text.npz").write_text("no archive")
+    with pytest.raises(DataError, match="text.npz: is damaged or no plain array"):
+        read_points(str(tmp_path / "text.npz"))
+    np.savez(tmp_path / "two.npz", a=np.zeros((2, 3)), b=np.zeros((2, 3)))
+    with pytest.raises(DataError, match="expected an array named points, or one array"):
+        read_points(str(tmp_path / "two.npz"))
+
+
+def test_a_path_that_is_no_such_file_is_refused_and_a_pipe_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "pipe.xyz")
+    (tmp_path / "folder.xyz").mkdir()
+    (tmp_path / "mesh.off").write_text("OFF\n")
+    for name, message in (
+        ("none.xyz", "No such file"), ("folder.xyz", "found a folder"), ("pipe.xyz", "found a pipe"),
+        ("mesh.off", "unknown suffix '.off', expected .npy, .npz, .xyz, .txt or .csv; convert it"),
+    ):
+        with pytest.raises(DataError, match=message):
+            read_points(str(tmp_path / name))
+
+
+def test_more_points_are_sampled_fewer_are_repeated_and_neither_depends_on_anything_else():
+    rng = np.random.default_rng(0)
+    cloud = rng.standard_normal((50, 3)).astype(np.float32)
+    fewer = fit_points(cloud, 20)
+    rows = [int(np.flatnonzero((cloud == point).all(axis=1))[0]) for point in fewer]
+    assert rows == sorted(set(rows)) and rows != list(range(20))  # no point twice, stored order, not the first
+    np.testing.assert_array_equal(fewer, fit_points(cloud.copy(), 20))
+    more = fit_points(cloud, 120)
+    np.testing.assert_array_equal(more, np.concatenate([cloud, cloud, cloud[:20]]))
+    np.testing.assert_array_equal(more.max(axis=0), cloud.max(axis=0))
+    np.testing.assert_array_equal(fit_points(cloud, 50), cloud)
+    other = cloud.copy()
+    other[0, 0] = np.nextafter(other[0, 0], np.float32(9))
+    assert not np.array_equal(fit_points(other, 20)[1:], fewer[1:])  # another cloud, another draw
+
+
+@given(st.integers(1, 40), st.integers(1, 90))
+def test_fitting_takes_only_points_of_the_cloud_as_evenly_as_can_be(stored, count):
+    cloud = np.arange(3 * stored, dtype=np.float32).reshape(stored, 3)
+    fitted = fit_points(cloud, count)
+    assert fitted.shape == (count, 3)
+    times = np.bincount((fitted[:, 0] / 3).astype(int), minlength=stored)
+    assert times.max() - times.min() <= 1
+
+
+def test_preparing_normalises_the_whole_cloud_and_then_takes_points():
+    rng = np.random.default_rng(1)
+    cloud = (10 + 7 * rng.standard_normal((60, 3))).astype(np.float32)
+    whole, _ = normalised(cloud[None], "unit_sphere")
+    ready, changed = prepare(cloud, "unit_sphere", 30)
+    assert changed and ready.shape == (30, 3)
+    assert {tuple(point) for point in ready} <= {tuple(point) for point in whole[0]}
+    plain, changed = prepare(cloud, "none", 30)
+    assert not changed and {tuple(point) for point in plain} <= {tuple(point) for point in cloud}
+    radius = np.linalg.norm(whole[0], axis=1).max()
+    assert abs(radius - 1) < 1e-6 and np.abs(whole[0].mean(axis=0)).max() < 1e-6  # float32 of values up to 1
+
+
+def test_one_repeated_point_has_no_radius_and_is_refused(tmp_path):
+    path = saved(tmp_path / "one.xyz", "1 2 3\n1 2 3\n")
+    with pytest.raises(DataError, match=r"one.xyz: expected at least 2 distinct points, found one \(2 times\)"):
+        read_prepared(path, "unit_sphere", 4)
+    points, changed, stored = read_prepared(path, "none", 4)
+    assert points.tolist() == [[1, 2, 3]] * 4 and (changed, stored) == (False, 2)
+
+
+def test_points_that_float32_does_not_hold_are_named():
+    with pytest.raises(DataError, match="cloud 1, point 2: expected finite float32 coordinates, found 1.0, 2.0, 1e"):
+        values = np.ones((2, 4, 3))
+        values[1, 2] = [1, 2, 1e39]
+        float_points(values)
