@@ -230,6 +230,19 @@ def test_two_processes_cannot_train_in_one_folder(splits, tmp_path):
     RunFolder(str(tmp_path / "run")).__exit__()
 
 
+def test_the_second_of_two_commands_in_one_folder_is_refused(folder, say):
+    assert say("train", "clouds.h5", *QUICK, "--epochs", 3, "--stop-after", 1)[0] == 0
+    before = {path: path.read_bytes() for path in (folder / "run").iterdir()}
+    with RunFolder("run"):
+        for words in (("--resume",), ("clouds.h5", "--resume", "--out", "run")):
+            code, out, err = say("train", *words)
+            assert (code, out, err.count("\n")) == (2, "", 1) and "another process is training in it; wait" in err
+        code, _, err = say("train", "clouds.h5", *QUICK, "--epochs", 3, "--out", "run")
+        assert code == 2 and "exists already" in err
+    assert {path: path.read_bytes() for path in (folder / "run").iterdir()} == before
+    assert say("train", "--resume")[0] == 0
+
+
 def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal((3, 2)).astype(np.float32) for name in ("b.W", "a.W")}
