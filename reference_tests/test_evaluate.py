@@ -5,7 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from minipc.augment import AugmentConfig, apply, draw
-from minipc.evaluate import ECE_BINS, VOTE_SEED, metrics, predict, vote
+from minipc.evaluate import VOTE_SEED, metrics, predict, vote
 from minipc.model_file import new_model
 from minipc.nn.pointnet import ModelConfig
 
@@ -59,12 +59,17 @@ def test_the_calibration_error_is_the_sum_over_bins_typed_from_its_definition():
     p = softmax(logits, axis=1)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == labels
     wanted = 0.0
-    for b in range(ECE_BINS):
-        inside = (confidence > b / ECE_BINS) & (confidence <= (b + 1) / ECE_BINS)
+    for b in range(15):
+        inside = (confidence > b / 15) & (confidence <= (b + 1) / 15)
         if inside.any():
             wanted += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
     assert metrics(labels, logits).ece == pytest.approx(wanted, rel=1e-12)
     assert wanted > 0.1
+
+
+def test_full_confidence_lies_in_the_last_bin_with_its_neighbours():
+    logits = np.array([[1000.0, 0.0], [np.log(0.97), np.log(0.03)]])
+    assert metrics(np.array([1, 0]), logits).ece == pytest.approx(abs((0 - 1) + (1 - 0.97)) / 2)
 
 
 def test_a_model_that_is_right_as_often_as_it_says_has_no_calibration_error():

@@ -161,6 +161,12 @@ def test_more_points_are_sampled_fewer_are_repeated_and_neither_depends_on_anyth
     assert not np.array_equal(fit_points(other, 20)[1:], fewer[1:])  # another cloud, another draw
 
 
+def test_the_points_that_are_taken_of_a_cloud_are_frozen():
+    """A model packed with one version must be fed the same points by the next."""
+    cloud = (np.arange(60) * 37 % 101 / 64).astype(np.float32).reshape(20, 3)
+    np.testing.assert_array_equal(fit_points(cloud, 6), cloud[[2, 4, 7, 12, 13, 18]])
+
+
 @given(st.integers(1, 40), st.integers(1, 90))
 def test_fitting_takes_only_points_of_the_cloud_as_evenly_as_can_be(stored, count):
     cloud = np.arange(3 * stored, dtype=np.float32).reshape(stored, 3)

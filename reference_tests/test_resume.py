@@ -158,7 +158,9 @@ def test_best_is_the_first_epoch_of_the_best_validation_accuracy(splits, tmp_pat
             at_best = (tmp_path / "parts/model.h5").read_bytes()
     assert (tmp_path / "run/best.h5").read_bytes() == at_best
     assert best < 5, "the case in which best and last differ is the one of interest"
-    assert best_epoch([{"test_accuracy": 1.0}]) is None
+    assert best_epoch([{"test_accuracy": 1.0}]) is None and best_epoch([]) is None
+    rows = [{"val_accuracy": v, "test_accuracy": t} for v, t in ((0.5, 0.9), (0.7, 0.1), (0.7, 0.8), (0.6, 1.0))]
+    assert best_epoch(rows) == 1
 
 
 def test_held_out_clouds_are_stratified_never_learnt_and_fixed_by_the_seed(splits):
