@@ -237,8 +237,12 @@ def test_a_file_that_declares_what_it_does_not_hold_is_refused(tmp_path):
 
 
 def test_what_is_packed_already_is_said_so(say, data):
-    with pytest.raises(DataError, match="clouds.h5: is packed already: use it as it is"):
-        read_source(data, 10)
+    os.mkfifo("pipe.h5")
+    for read in (read_source, read_single_hdf5):
+        with pytest.raises(DataError, match="clouds.h5: is packed already: use it as it is"):
+            read(data, 10)
+        with pytest.raises(DataError, match="pipe.h5: expected a file, found a pipe"):
+            read("pipe.h5", 10)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan")])

@@ -167,6 +167,26 @@ def test_the_points_that_are_taken_of_a_cloud_are_frozen():
     np.testing.assert_array_equal(fit_points(cloud, 6), cloud[[2, 4, 7, 12, 13, 18]])
 
 
+def test_the_order_of_an_array_in_memory_changes_no_bit(tmp_path):
+    cloud = (7 + 3 * np.random.default_rng(0).standard_normal((1000, 3))).astype(np.float32)
+    paths = []
+    for name, array in (("c", cloud), ("f", np.asfortranarray(cloud))):
+        np.save(tmp_path / f"{name}.npy", array)
+        np.savez(tmp_path / f"{name}.npz", array)
+        paths += [str(tmp_path / f"{name}.npy"), str(tmp_path / f"{name}.npz")]
+    assert len({read_prepared(path, "unit_sphere", 100)[0].tobytes() for path in paths}) == 1
+    assert type(read_points(paths[0])) is np.ndarray  # no map of a file that may change
+
+
+def test_an_archive_with_a_flipped_bit_is_refused(tmp_path):
+    np.savez(tmp_path / "a.npz", points=np.random.default_rng(0).standard_normal((100, 3)))
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    data[1000] ^= 1
+    (tmp_path / "a.npz").write_bytes(data)
+    with pytest.raises(DataError, match="a.npz: is damaged"):
+        read_points(str(tmp_path / "a.npz"))
+
+
 @given(st.integers(1, 40), st.integers(1, 90))
 def test_fitting_takes_only_points_of_the_cloud_as_evenly_as_can_be(stored, count):
     cloud = np.arange(3 * stored, dtype=np.float32).reshape(stored, 3)

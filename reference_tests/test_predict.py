@@ -102,3 +102,12 @@ def test_one_bad_file_among_many_ends_without_an_answer(trained, folder, say):
 def test_the_device_answers_as_the_host_does(trained, fake_cupy):
     host = predict_files("run", ["vessels/mug/001.xyz"], xp=np)
     assert predict_files("run", ["vessels/mug/001.xyz"], xp=fake_cupy) == host
+
+
+def test_a_file_name_that_is_no_text_is_no_hindrance(trained, say):
+    name = os.fsdecode(b"\xff.xyz")
+    os.rename("vessels/mug/001.xyz", name)
+    code, out, err = say("predict", "run", name, "--quiet")
+    assert code == 0 and out.strip().isprintable(), err
+    code, out, err = say("predict", "run", name, "--quiet", "--json")
+    assert code == 0 and json.loads(out)["predictions"][0]["file"] == name, err

@@ -27,10 +27,11 @@ def command(model, files, top, num_points, up_axis, backend, threads, as_json, q
             model, files, top=top, num_points=num_points, up_axis=up_axis,
             xp=load(backend, console.say), threads=threads, say=console.say,
         )
-    width = max(len(file) for file in files)
+    names = [click.format_filename(file) for file in files]  # a name need not be text
+    width = max(map(len, names))
     lines = [
-        f"{one['file']:{width}}  "
+        f"{name:{width}}  "
         + ", ".join(f"{best['class']} {100 * best['probability']:.1f} %" for best in one["top"])
-        for one in values["predictions"]
+        for name, one in zip(names, values["predictions"])
     ]
     result(values, as_json, lines)

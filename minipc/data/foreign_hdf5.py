@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import h5py
 import numpy as np
 
+from minipc import files
 from minipc.data.clouds import Splits, check_count, made_from, whole_labels
 from minipc.data.packed import packed
 from minipc.data.prepare import float_points, normalised, prepare
@@ -58,6 +59,10 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
     prepare does.  Raises DataError naming the file, what was expected and found.
     """
     check_count(num_points)
+    kind = files.kind_of(path)  # refuses what is missing, no file or a pipe
+    if kind:
+        told = "packed already: use it as it is" if kind == "clouds" else f"a minipc {kind} file, not a data set"
+        raise DataError(f"{path}: is {told}")
     with foreign(path) as file:
         names = _members(file)
         parts = [(_find(names, _of_split(POINTS, split), path), _find(names, _of_split(LABELS, split), path))

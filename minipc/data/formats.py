@@ -9,7 +9,6 @@ import stat
 
 import numpy as np
 
-from minipc import files
 from minipc.data.clouds import Clouds, Splits, check_count, made_from
 from minipc.data.foreign_hdf5 import foreign, member, read_single_hdf5
 from minipc.data.packed import Packed, check_fraction, packed
@@ -37,13 +36,7 @@ def read_source(path, num_points, *, up_axis=None, normalisation="unit_sphere", 
                 raise UsageError(f"{path}: has a split of its own, so a test fraction has no use; leave it out")
             splits, moved = read_modelnet(path, num_points, up_axis or "y", normalisation)
             return Packed(splits, moved, 0, 0, "as the source has it")
-        read = read_tree
-    else:
-        kind = files.kind_of(path)
-        if kind:
-            told = "packed already: use it as it is" if kind == "clouds" else f"a minipc {kind} file, not a data set"
-            raise DataError(f"{path}: is {told}")
-        read = read_single_hdf5
+    read = read_tree if os.path.isdir(path) else read_single_hdf5
     return read(path, num_points, up_axis=up_axis or "unknown", normalisation=normalisation,
                 test_fraction=test_fraction, progress=progress)
 

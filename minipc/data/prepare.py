@@ -18,7 +18,7 @@ def float_points(values):
     if values.dtype.kind not in "iuf":
         raise DataError(f"expected real numbers, found {values.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):
-        points = values.astype(np.float32)
+        points = np.array(values, np.float32, order="C")  # sums differ in their last bit with the order
     bad = np.argwhere(~np.isfinite(points).all(axis=-1))
     if len(bad):
         at = ", ".join(f"{name} {i}" for name, i in zip(("cloud", "point")[-bad.shape[1]:], bad[0]))
