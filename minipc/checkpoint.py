@@ -19,7 +19,7 @@ DTYPES = ("<f4", "<f2", "|u1")  # weights and moments; float16 history, and who 
 class Checkpoint(NamedTuple):
     """A run after len(rows) epochs; arrays on the host."""
 
-    run: str  # SHA-256 of run.json's settings: a checkpoint continues this run and no other
+    run_id: str  # SHA-256 of run.json: a checkpoint continues this run and no other
     rows: list  # the numbers of each epoch, as in metrics.jsonl
     steps: int  # optimiser steps done
     params: dict  # {name: float32 array}
@@ -38,7 +38,8 @@ def write_checkpoint(path, checkpoint):
 
     def fill(file):
         hdf5.write_meta(file, {
-            "run": checkpoint.run, "rows": checkpoint.rows, "steps": checkpoint.steps, "arrays": layout,
+            "run_id": checkpoint.run_id, "steps": checkpoint.steps, "arrays": layout,
+            "columns": list(checkpoint.rows[0]), "rows": [list(row.values()) for row in checkpoint.rows],
         })
         for group, members in arrays.items():
             file.create_group(group)
@@ -53,9 +54,13 @@ def read_checkpoint(path):
     with hdf5.open_hdf5(path, KIND, VERSION) as file:
         hdf5.check_members(file, {"meta", *GROUPS}, path)
         meta = hdf5.read_meta(file, path)
-        files.check_keys(meta, {"run", "rows", "steps", "arrays"}, path)
+        files.check_keys(meta, {"run_id", "columns", "rows", "steps", "arrays"}, path)
         files.check_keys(meta["arrays"], GROUPS, path)
-        if not (isinstance(meta["rows"], list) and meta["rows"] and type(meta["steps"]) is int):
+        columns, rows = meta["columns"], meta["rows"]
+        if not (
+            type(meta["steps"]) is int and isinstance(rows, list) and rows and isinstance(columns, list)
+            and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
+        ):
             raise DataError(f"{path}: its metadata contradicts itself; train again")
         read = {}
         for group, layout in meta["arrays"].items():
@@ -65,4 +70,4 @@ def read_checkpoint(path):
                 if dtype not in DTYPES:
                     raise DataError(f"{path}: {group}/{name}: expected one of {DTYPES}, found {dtype}; train again")
                 read[group][name] = hdf5.read_array(file[group], name, np.dtype(dtype), tuple(shape), path)
-    return Checkpoint(meta["run"], meta["rows"], meta["steps"], **read)
+    return Checkpoint(meta["run_id"], [dict(zip(columns, row)) for row in rows], meta["steps"], **read)

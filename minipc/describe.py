@@ -103,8 +103,9 @@ def _shard(path):
 
 def _checkpoint(path):
     found = read_checkpoint(path)
-    values = {"epochs": len(found.rows), "steps": found.steps, "run": found.run, "last": found.rows[-1]}
-    return Description(values, [f"a run after {len(found.rows)} epochs and {found.steps} steps, run {found.run[:16]}"])
+    values = {"epochs": len(found.rows), "steps": found.steps, "run_id": found.run_id, "last": found.rows[-1]}
+    told = f"a run after {len(found.rows)} epochs and {found.steps} steps, run {found.run_id[:16]}"
+    return Description(values, [told])
 
 
 OF_KIND = {"clouds": _clouds, "model": _model, "record": _record, "shard": _shard, "checkpoint": _checkpoint}

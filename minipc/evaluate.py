@@ -7,6 +7,7 @@ from scipy.special import log_softmax, logsumexp
 
 from minipc.augment import apply, draw
 from minipc.backend import BLOCK, ordered_map, padded_block, to_host
+from minipc.errors import MinipcError
 from minipc.nn.pointnet import forward_eval
 
 ECE_BINS = 15
@@ -17,15 +18,23 @@ def predict(model, points, xp, threads):
     """Return the logits (N, K) float32, on the host, of points (N, P, 3) on the host.
 
     model's arrays belong to xp.  Blocks of 32 clouds, the last one padded by its own last cloud:
-    predictions do not depend on how many clouds are asked for, nor on threads.
+    predictions do not depend on how many clouds are asked for, nor on threads.  Raises MinipcError
+    for logits that are not finite: nothing below could tell them from numbers.
     """
 
+    @np.errstate(over="ignore", invalid="ignore")  # what they would warn of is the error below
     def logits_of(first):
         block = xp.asarray(padded_block(points, first, BLOCK))
         logits = forward_eval(model.params, model.stats, block, model.config)
         return to_host(logits)[: len(points) - first]
 
-    return np.concatenate(list(ordered_map(logits_of, range(0, len(points), BLOCK), threads)))
+    logits = np.concatenate(list(ordered_map(logits_of, range(0, len(points), BLOCK), threads)))
+    if not np.isfinite(logits).all():
+        raise MinipcError(
+            "model: its logits are no longer finite; it has diverged (lower --lr), or these clouds are far larger than "
+            "those it was trained on"
+        )
+    return logits
 
 
 def vote(model, points, votes, augment, xp, threads):
@@ -50,7 +59,7 @@ class Metrics(NamedTuple):
 
 
 def metrics(labels, logits):
-    """Return Metrics of labels (N,) integer and logits (N, K).
+    """Return Metrics of labels (N,) integer and logits (N, K), finite.
 
     Class accuracies come from the confusion matrix; averaging them over batches, as is often
     done, is wrong by more than a point.  ECE: Guo et al. 2017, equation 3, bins open on the left.

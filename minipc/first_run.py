@@ -1,16 +1,18 @@
 """What the bare commands do for someone who has nothing: built-in shapes, a teacher, a student."""
 
 import os
+from contextlib import suppress
 
 from minipc.data.clouds import Clouds, Splits, made_from, write_clouds
 from minipc.data.shapes import UP_AXIS, make_shapes
-from minipc.errors import DataError
+from minipc.errors import DataError, UsageError
 from minipc.jobs import forecast_files, record_files
 from minipc.model_file import read_model
 from minipc.nn.losses import LABELS_ALONE, LossConfig
+from minipc.record.reader import RecordReader
 from minipc.record.recorder import Forecast, check_request
 from minipc.run_folder import free_name, model_path, refuse_existing
-from minipc.runs import resume_files, train_files
+from minipc.runs import resume_both, resume_files, train_files
 from minipc.train import TrainConfig
 
 DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
@@ -35,7 +37,7 @@ def built_in_shapes(seed):
 
 def record_shapes(*, xp, threads, say, progress, **settings):
     """Make shapes.h5 and teacher/ where they are absent, then record: Recorded."""
-    check_request(settings["out"], settings["views"], settings["seed"])  # before minutes of training
+    _check_request(settings["out"], settings["views"], settings["seed"])  # before minutes of training
     if not os.path.exists(DATA):
         splits = built_in_shapes(0)
         write_clouds(DATA, splits)
@@ -43,7 +45,7 @@ def record_shapes(*, xp, threads, say, progress, **settings):
     running = dict(xp=xp, threads=threads, say=say, progress=progress)
     if _unfinished(TEACHER):
         resume_files(TEACHER, data=DATA, **running)
-    if not os.path.exists(TEACHER):
+    if not os.path.exists(model_path(TEACHER)):
         say(f"{TEACHER}: no teacher yet, training one on {DATA}")
         run = train_files(
             DATA, None, "teacher", LossConfig(label_smoothing=0.0, **LABELS_ALONE), TEACHER_TRAINING,
@@ -55,13 +57,20 @@ def record_shapes(*, xp, threads, say, progress, **settings):
 
 def forecast_shapes(out, views, seed, **settings):
     """Return the Forecast of record_shapes with these arguments; no file is changed."""
-    check_request(out, views, seed)
+    _check_request(out, views, seed)
     absent = [] if os.path.exists(DATA) else [DATA]
-    if _unfinished(TEACHER) or not os.path.exists(TEACHER):
+    if _unfinished(TEACHER) or not os.path.exists(model_path(TEACHER)):
         absent.append(TEACHER)
     if absent:
         return Forecast(out, views, [*absent, out])
     return forecast_files(DATA, TEACHER, out, views=views, seed=seed, **settings)
+
+
+def _check_request(out, views, seed):
+    """Raise UsageError or DataError for a recording that could not be, whatever its teacher."""
+    check_request(out, views, seed)
+    if os.path.lexists(out):
+        RecordReader(out).close()
 
 
 def _unfinished(folder):
@@ -69,24 +78,26 @@ def _unfinished(folder):
 
     Raises DataError for somebody else's folder.
     """
-    if not os.path.exists(folder):
-        return False
-    try:
+    with suppress(DataError):  # no model yet
         trained = read_model(model_path(folder)).trained
         if trained.get("epochs") == trained.get("of_epochs"):
             return False
-    except DataError:  # no model yet
-        pass
-    if not os.path.exists(os.path.join(folder, "run.json")):
-        raise DataError(f"{folder}: is in the way and no run of ours; move it, or pass DATA and --teacher MODEL")
-    return True
+    if os.path.exists(os.path.join(folder, "run.json")):
+        return True
+    try:
+        refuse_existing(folder)
+    except UsageError as reason:
+        raise DataError(
+            f"{folder}: is in the way and no run of ours; move it, or pass DATA and --teacher MODEL"
+        ) from reason
+    return False
 
 
-def train_both(model, loss, labels_loss, config, *, out, self_config, dry_run, running):
-    """Train model from record.h5 twice, on labels alone and distilled: the two Runs, baseline first.
+def train_both(model, loss, config, *, out, self_config, dry_run, running):
+    """Train model from record.h5 and, as its baseline, on labels alone: the two Runs, baseline first.
 
-    out is the folder of the second, or None; the first goes into out-labels.  Both folders are made
-    at once, so that whatever interrupts them resume_both() knows both.  With dry_run: [].
+    out is the folder of the first, or None; the baseline goes into out-labels.  Interrupted at any
+    moment, resume_both() goes on with both.  With dry_run: [].
     """
     if not os.path.exists(RECORD):
         raise DataError(
@@ -95,13 +106,6 @@ def train_both(model, loss, labels_loss, config, *, out, self_config, dry_run, r
     out = out or free_name("run", BASELINE)
     for name in (out, out + BASELINE):
         refuse_existing(name)
-    begin = dict(running, dry_run=dry_run, begin_only=True)
-    train_files(None, RECORD, model, labels_loss, config, labels_only=True, out=out + BASELINE, **begin)
+    begin = dict(running, dry_run=dry_run, begin_only=True, baseline=os.path.basename(out) + BASELINE)
     train_files(None, RECORD, model, loss, config, out=out, self_config=self_config, **begin)
-    return [] if dry_run else resume_both(out, {}, running)
-
-
-def resume_both(out, wanted, running):
-    """Go on with both runs of train_both(): the two Runs; wanted as in resume_files()."""
-    of_both = {section: values for section, values in wanted.items() if section != "loss"}
-    return [resume_files(out + BASELINE, wanted=of_both, **running), resume_files(out, wanted=wanted, **running)]
+    return [] if dry_run else resume_both(out, wanted={}, **running)

@@ -10,6 +10,8 @@ import hashlib
 import io
 import json
 import os
+from contextlib import suppress
+from itertools import count, takewhile
 
 from minipc import files
 from minipc.checkpoint import read_checkpoint, write_checkpoint
@@ -17,22 +19,22 @@ from minipc.errors import DataError, MinipcError, UsageError
 from minipc.model_file import write_model
 
 
+def _numbered(base, suffixes):
+    """Yield base, base-2, base-3, ... and whether it exists, itself or with one of suffixes."""
+    for number in count(1):
+        name = base if number == 1 else f"{base}-{number}"
+        yield name, any(os.path.lexists(name + suffix) for suffix in ("", *suffixes))
+
+
 def free_name(base, *suffixes):
     """Return base, base-2, base-3, ...: the first that does not exist, nor with any of suffixes."""
-    name, number = base, 1
-    while any(os.path.lexists(name + suffix) for suffix in ("", *suffixes)):
-        number += 1
-        name = f"{base}-{number}"
-    return name
+    return next(name for name, exists in _numbered(base, suffixes) if not exists)
 
 
-def last_name(base, *suffixes):
-    """Return the last of base, base-2, base-3, ... that exists, itself or with a suffix; or None."""
-    last, name, number = None, base, 1
-    while any(os.path.lexists(name + suffix) for suffix in ("", *suffixes)):
-        last, number = name, number + 1
-        name = f"{base}-{number}"
-    return last
+def last_name(base):
+    """Return the last of base, base-2, base-3, ... that exists, or None."""
+    there = [name for name, _ in takewhile(lambda found: found[1], _numbered(base, ()))]
+    return there[-1] if there else None
 
 
 def model_path(path):
@@ -41,9 +43,16 @@ def model_path(path):
 
 
 def refuse_existing(path):
-    """Raise UsageError where path exists: a run never goes into another one's folder."""
-    if os.path.lexists(path):
-        raise UsageError(f"{path}: exists already; continue it with --resume, or choose another --out")
+    """Raise UsageError where path is taken: a run never goes into another one's folder.
+
+    An empty folder is not taken, nor is one in which a kill left nothing but a hidden temporary.
+    """
+    if not os.path.lexists(path):
+        return
+    with suppress(OSError):  # no folder, or not ours to look into: taken
+        if all(name.endswith(".tmp") for name in os.listdir(path)):
+            return
+    raise UsageError(f"{path}: exists already; continue it with --resume, or choose another --out")
 
 
 def read_run(path):
@@ -66,29 +75,49 @@ class RunFolder:
         cannot be made or is no run.
         """
         self.path, self.new = path, described is not None
+        made = False
         if self.new:
             refuse_existing(path)
             try:
                 os.mkdir(path)
+                made = True
+                files.sync_folder(os.path.dirname(os.path.abspath(path)))
+            except FileExistsError:
+                pass
             except OSError as reason:
                 raise DataError(
                     f"{path}: the run folder cannot be made: {reason.strerror}; choose another --out"
                 ) from reason
-            try:
-                files.commit(self.file("run.json"), (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
-            except MinipcError:
-                os.rmdir(path)
-                raise
-        self.described = described if self.new else read_run(path)
-        self.run = hashlib.sha256(files.canonical_json(self.described)).hexdigest()
-        self._lock = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        elif not os.path.isdir(path):
+            read_run(path)  # says what is there instead
+        self._lock = self._take()
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            if self.new:
+                refuse_existing(path)  # again, now that nobody else can write into it
+                files.commit(self.file("run.json"), (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+            self.described = read_run(path)
+        except MinipcError:
             os.close(self._lock)
-            raise UsageError(f"{path}: another process is training in it; wait for it, or stop it") from None
+            if made:
+                with suppress(OSError):
+                    os.rmdir(path)
+            raise
+        self.run_id = hashlib.sha256(files.canonical_json(self.described)).hexdigest()
+
+    def _take(self):
+        """Return a descriptor of the folder that holds its only lock.  Raises UsageError, DataError."""
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as reason:
+            raise DataError(f"{self.path}: cannot be opened ({reason.strerror}); name the folder of a run") from reason
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise UsageError(f"{self.path}: another process is training in it; wait for it, or stop it") from None
         except OSError:
             pass  # a file system without locks
+        return fd
 
     def __enter__(self):
         return self
@@ -104,9 +133,11 @@ class RunFolder:
         """Return the Checkpoint to go on from, or None before the first.  Raises DataError."""
         path = self.file("checkpoint.h5")
         if not os.path.lexists(path):
+            if os.path.lexists(self.file("model.h5")):  # written after the first checkpoint
+                raise DataError(f"{path}: is gone, so the run cannot go on; restore it, or start another run")
             return None
         found = read_checkpoint(path)
-        if found.run != self.run:
+        if found.run_id != self.run_id:
             raise DataError(f"{path}: belongs to another run than run.json beside it; restore either, or train again")
         return found
 

@@ -1,33 +1,93 @@
 """Training on files: a new run, or one that goes on; everything a run is stands in its run.json.
 
 What `minipc train` does, without click.  A new run and a resumed one take the same way: settings
-become run.json, and training starts from what run.json says.
+become a RunConfig, and training starts from what that says.
 """
 
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, get_type_hints
 
 from minipc import files
 from minipc.augment import AugmentConfig
 from minipc.backend import provenance
-from minipc.data.clouds import Splits, stratified
+from minipc.data.clouds import Splits
 from minipc.errors import DataError, UsageError
 from minipc.jobs import find_data, find_file
-from minipc.nn.losses import LossConfig, formula
+from minipc.nn.losses import LABELS_ALONE, LossConfig, formula
 from minipc.nn.pointnet import ModelConfig, count, forward_train, sizes
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import quiet
-from minipc.run_folder import RunFolder, free_name, refuse_existing
-from minipc.self_target import Ema, History, Recorded, SelfConfig, Snapshot
+from minipc.run_folder import RunFolder, free_name, read_run, refuse_existing
+from minipc.self_target import Ema, History, SecondRecord, SelfConfig, Snapshot
 from minipc.train import TrainConfig, best_epoch, drawn_views, recorded_views, train
 
-RUN_KEYS = (
-    "provenance", "data", "points_hash", "labels_hash", "record", "self_record", "views", "augment",
-    "labels_only", "name", "model", "loss", "self_target", "training",
-)
+
+@dataclass(frozen=True)
+class RecordName:
+    """Which record a run replays."""
+
+    file: str  # base name, a hint
+    run_id: str
+
+    def __post_init__(self):
+        if not (isinstance(self.file, str) and isinstance(self.run_id, str)):
+            raise DataError(f"record: expected a file name and a run_id, found {self.file!r}, {self.run_id!r}")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run is: the content of its run.json.  Raises DataError for what is none."""
+
+    provenance: dict  # versions and device that it began with
+    data: str  # base name of its data file, a hint
+    clouds: dict  # hashes and description of both splits: identity()
+    record: RecordName | None
+    self_record: RecordName | None  # of the self target "record"
+    views: tuple | None  # first, stop: of the record
+    augment: dict  # ranges and order; plain JSON
+    labels_only: bool
+    name: str  # of the model's size, as it was given
+    model: ModelConfig
+    loss: LossConfig
+    self_target: SelfConfig | None
+    training: TrainConfig
+    baseline: str | None  # base name of a folder beside it: the same run on labels alone
+
+    def __post_init__(self):
+        kinds = get_type_hints(RunConfig)
+        for name, kind in {
+            "record": RecordName, "self_record": RecordName, "model": ModelConfig, "loss": LossConfig,
+            "self_target": SelfConfig, "training": TrainConfig,
+        }.items():
+            if isinstance(getattr(self, name), dict):
+                object.__setattr__(self, name, files.from_dict(kind, getattr(self, name), name))
+        if isinstance(self.views, list) and [type(view) for view in self.views] == [int, int]:
+            object.__setattr__(self, "views", tuple(self.views))
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise DataError(f"{name}: expected {getattr(kind, '__name__', kind)}, found {getattr(self, name)!r}")
+
+    def on_labels_alone(self):
+        """Return the RunConfig of the same model on the same views, without the teacher's logits."""
+        loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)
+        return replace(self, loss=loss, labels_only=True, self_target=None, self_record=None, baseline=None)
+
+
+def read_config(out):
+    """Return the RunConfig of a run folder.  Raises DataError."""
+    return files.from_dict(RunConfig, read_run(out), f"{out}: run.json")
+
+
+def identity(splits):
+    """Return what a run must find again: hashes of all arrays, and Clouds.described."""
+    hashes = {
+        f"{name}_{part}": getattr(clouds, f"{part}_hash")
+        for name, clouds in splits._asdict().items() for part in ("points", "labels")
+    }
+    return hashes | splits.train.described
 
 
 class Run(NamedTuple):
@@ -38,16 +98,17 @@ class Run(NamedTuple):
 
 
 def train_files(data, record_path, model, loss, config, *, labels_only=False, self_config=SelfConfig(),
-                self_record=None, chosen_views=None, out=None, dry_run=False, begin_only=False, **running):
+                self_record=None, chosen_views=None, out=None, baseline=None, dry_run=False, begin_only=False,
+                **running):
     """Train model (a name or widths) from files and write a run folder; return Run.
 
     With record_path, epoch e replays view e mod V of it (without its logits if labels_only) and
     data may be None: the record holds or names its clouds.  Without, labels alone.  loss, config
     and self_config are a LossConfig, a TrainConfig and a SelfConfig; self_record the path of the
-    second record of the self target "record"; chosen_views (first, stop) of the record.  running:
-    xp, threads, say, progress, detail and stop_after, as in _Work.run.  With dry_run everything is
-    checked and said and nothing written, with begin_only the folder is made for resume_files(); both
-    return None.
+    second record of the self target "record"; chosen_views (first, stop) of the record; baseline
+    as in RunConfig.  running: xp, threads, say, progress, detail and stop_after, as in _Work.run.
+    With dry_run everything is checked and said and nothing written, with begin_only the folder is
+    made for resume_files(); both return None.
     """
     if labels_only and (loss.kd_weight or loss.self_weight):
         raise UsageError("train: labels only, but the loss has a weight for distillation; choose one")
@@ -60,30 +121,25 @@ def train_files(data, record_path, model, loss, config, *, labels_only=False, se
     if (self_record is not None) != (loss.self_weight > 0 and self_config.kind == "record"):
         raise UsageError("self record: --self-record FILE and --self-target record with --self-weight go together")
     config.last_epoch(running.get("stop_after"))
+    out = out or free_name("run")
     with ExitStack() as stack:
         reader = record_path and stack.enter_context(RecordReader(record_path))
-        data, splits = _clouds_of(data, reader)
+        data, splits = _clouds_of(data, reader, reader and reader.meta["data_file"], record_path)
         earlier = self_record and stack.enter_context(RecordReader(self_record))
-        described = {
-            "provenance": provenance(running["xp"]),
-            "data": os.path.basename(data),
-            "points_hash": splits.train.points_hash, "labels_hash": splits.train.labels_hash,
-            "record": _named(reader), "self_record": _named(earlier),
-            "views": list(chosen_views or (0, reader.views)) if reader else None,
-            "augment": reader.plan.augment if reader else asdict(AugmentConfig()),
-            "labels_only": labels_only, "name": model,
-            "model": asdict(sizes(model, len(splits.train.class_names))), "loss": asdict(loss),
-            "self_target": asdict(self_config) if loss.self_weight > 0 else None,
-            "training": asdict(config),
-        }
-        out = out or free_name("run")
-        work = _Work(described, splits, reader, earlier, out)
+        work = _Work(RunConfig(
+            provenance=provenance(running["xp"]), data=os.path.basename(data), clouds=identity(splits),
+            record=_named(reader), self_record=_named(earlier),
+            views=(chosen_views or (0, reader.views)) if reader else None,
+            augment=reader.plan.augment if reader else asdict(AugmentConfig()),
+            labels_only=labels_only, name=model, model=sizes(model, len(splits.train.class_names)), loss=loss,
+            self_target=self_config if loss.self_weight > 0 else None, training=config, baseline=baseline,
+        ), splits, reader, earlier, out)
         if dry_run:
             refuse_existing(out)
             work.announce(running["xp"], running.get("say", quiet))
             return None
         work.arguments  # refuses what cannot run before a folder is made
-        with RunFolder(out, described) as folder:
+        with RunFolder(out, asdict(work.config)) as folder:
             return None if begin_only else work.run(folder, data, **running)
 
 
@@ -95,39 +151,50 @@ def resume_files(out, *, data=None, record_path=None, self_record=None, wanted=N
     one of these is not the run's own, DataError for files that are not the ones it began with.
     """
     with RunFolder(out) as folder, ExitStack() as stack:
-        described, place = folder.described, folder.file("run.json")
-        files.check_keys(described, RUN_KEYS, place)
-        _insist(described, wanted or {}, out)
+        config, place = read_config(out), folder.file("run.json")
+        _insist(folder.described, wanted or {}, out)
 
         def reader_of(given, begun_with, option):
             if begun_with is None:
                 if given is not None:
                     raise UsageError(f"{out}: this run has no use for {option}; leave it out, or start another run")
                 return None
-            path = find_file(given, begun_with["file"], place, f"{option} FILE")
+            path = find_file(given, begun_with.file, place, f"{option} FILE")
             reader = stack.enter_context(RecordReader(path))
-            if reader.plan.run_id != begun_with["run_id"]:
+            if reader.plan.run_id != begun_with.run_id:
                 raise DataError(f"{path}: is not the record that {out} began with; pass {option} FILE")
             return reader
 
-        reader = reader_of(record_path, described["record"], "--record")
-        earlier = reader_of(self_record, described["self_record"], "--self-record")
-        if reader and data is None and described["data"] == os.path.basename(reader.path):
-            data = reader.path
-        data, splits = find_data(data, described["data"], place)
-        found = splits.train.points_hash, splits.train.labels_hash
-        if found != (described["points_hash"], described["labels_hash"]):
-            raise DataError(f"{data}: holds other training clouds than {out} began with; pass the same DATA")
-        if provenance(running["xp"]) != described["provenance"]:
-            running.get("say", quiet)(f"{out}: began on other versions or another backend: not bit for bit the same")
-        return _Work(described, splits, reader, earlier, out).run(folder, data, **running)
+        reader = reader_of(record_path, config.record, "--record")
+        earlier = reader_of(self_record, config.self_record, "--self-record")
+        data, splits = _clouds_of(data, reader, config.data, place)
+        found = identity(splits)
+        other = sorted(name for name in found if found[name] != config.clouds.get(name))
+        if other:
+            told = ", ".join(name.replace("_", " ") for name in other)
+            raise DataError(f"{data}: is not the data that {out} began with, other {told}; pass the same DATA")
+        return _Work(config, splits, reader, earlier, out).run(folder, data, **running)
+
+
+def resume_both(out, *, wanted, **files_and_running):
+    """Go on with the run in folder out and with its baseline, which is begun if it is not there: two Runs.
+
+    The baseline comes first.  Arguments as of resume_files; what the baseline has no use for is not asked of it.
+    """
+    config = read_config(out)
+    baseline = os.path.join(os.path.dirname(out), config.baseline)
+    if not os.path.lexists(os.path.join(baseline, "run.json")):
+        RunFolder(baseline, asdict(config.on_labels_alone())).__exit__()
+    of_both = {section: values for section, values in wanted.items() if section not in ("loss", "self_target")}
+    alone = {name: value for name, value in files_and_running.items() if name != "self_record"}
+    return [resume_files(baseline, wanted=of_both, **alone), resume_files(out, wanted=wanted, **files_and_running)]
 
 
 @dataclass(frozen=True)
 class _Work:
-    """A run as described by its run.json, with its files open."""
+    """A run with its files open."""
 
-    described: dict
+    config: RunConfig
     splits: Splits
     reader: object  # RecordReader or None
     earlier: object  # RecordReader of the self target "record", or None
@@ -136,30 +203,27 @@ class _Work:
     @cached_property
     def arguments(self):
         """The arguments of train() that say what is trained, and the self target.  Raises as they do."""
-        described, splits, where = self.described, self.splits, f"{self.out}: run.json"
-        kinds = (("model", ModelConfig), ("loss", LossConfig), ("training", TrainConfig))
-        model, loss, config = (files.from_dict(kind, described[name], where) for name, kind in kinds)
+        config, splits = self.config, self.splits
         if self.reader is None:
-            augment = files.from_dict(AugmentConfig, described["augment"], self.out)
-            views = drawn_views(splits.train, config.seed, augment)
+            augment = files.from_dict(AugmentConfig, config.augment, f"{self.out}: run.json")
+            views = drawn_views(splits.train, config.training.seed, augment)
         else:
             self.reader.check_belongs(splits.train)
-            views = recorded_views(self.reader, described["labels_only"], *described["views"])
-        held_out = stratified(splits.train.labels, config.val_fraction, config.seed, "validation").sum()
-        config.steps_per_epoch(len(splits.train) - int(held_out))
-        return (splits, model, loss, config, views), self._self_target(model)
+            views = recorded_views(self.reader, config.labels_only, *config.views)
+        config.training.split(splits.train.labels)
+        return (splits, config.model, config.loss, config.training, views), self._self_target()
 
-    def _self_target(self, model):
+    def _self_target(self):
         """Return the self target of the run, or None."""
-        if self.described["self_target"] is None:
+        chosen, model = self.config.self_target, self.config.model
+        if chosen is None:
             return None
-        chosen = files.from_dict(SelfConfig, self.described["self_target"], self.out)
         if chosen.kind == "history":
             return History(len(self.splits.train), model.classes)
         if chosen.kind == "record":
             _check_same_views(self.reader, self.earlier)
-            views = recorded_views(self.earlier, False, *self.described["views"])
-            return Recorded(lambda epoch: views(epoch)[1])
+            views = recorded_views(self.earlier, False, *self.config.views)
+            return SecondRecord(lambda epoch: views(epoch)[1])
 
         def forward(params, points):
             return forward_train(params, points, model)[0]
@@ -168,32 +232,40 @@ class _Work:
 
     def announce(self, xp, say):
         """Say what will be trained, and by which loss."""
-        (splits, model, loss, config, _), _ = self.arguments
-        size = count(model, splits.train.points.shape[1])
-        say(f"{self.out}: {self.described['name']}, {size.parameters} parameters, {size.macs / 1e6:.2f} M "
-            f"multiply-adds a cloud, {config.epochs} epochs of {len(splits.train)} clouds, backend {xp.__name__}")
-        say(formula(loss))
-        if self.described["self_target"]:
-            say(f"self target: {self.described['self_target']['kind']}")
+        config, clouds = self.config, self.splits.train
+        size = count(config.model, clouds.points.shape[1])
+        self.arguments
+        say(f"{self.out}: {config.name}, {size.parameters} parameters, {size.macs / 1e6:.2f} M multiply-adds a cloud, "
+            f"{config.training.epochs} epochs of {len(clouds)} clouds, backend {xp.__name__}")
+        say(formula(config.loss))
+        if config.self_target:
+            say(f"self target: {config.self_target.kind}")
 
     def run(self, folder, data, *, xp, threads=None, say=quiet, progress=quiet, detail=None, stop_after=None):
         """Train to the end, or to the epoch stop_after, from where the folder's checkpoint is: Run."""
         self.announce(xp, say)
-        arguments, target = self.arguments
+        config, (arguments, target) = self.config, self.arguments
         resume = None if folder.new else folder.checkpoint()
+        about = {
+            "data_file": os.path.basename(data), "made_with": config.provenance,
+            "views_seed": self.reader.plan.seed if self.reader else config.training.seed,
+        }
         if resume:
             say(f"{self.out}: continues after epoch {len(resume.rows)}")
+            now = provenance(xp)
+            if len(resume.rows) < config.training.last_epoch(stop_after) and now != config.provenance:
+                say(f"{self.out}: began on other versions or another device: not bit for bit what it would have been")
+                about["continued_with"] = now
         trained = train(
             *arguments, self_target=target, xp=xp, threads=threads, folder=folder, progress=progress, detail=detail,
-            data_file=os.path.basename(data), resume=resume, stop_after=stop_after,
+            about=about, resume=resume, stop_after=stop_after,
         )
-        _, model, _, config, _ = arguments
-        size = count(model, self.splits.train.points.shape[1])
+        size = count(config.model, self.splits.train.points.shape[1])
         last, best = trained.epochs[-1], best_epoch(trained.epochs)
         values = {
-            "model": self.described["name"], "parameters": size.parameters, "macs_per_cloud": size.macs,
-            "epochs": config.epochs, "epochs_done": len(trained.epochs), "seed": config.seed,
-            "record": self.reader and self.reader.path, "labels_only": self.described["labels_only"],
+            "model": config.name, "parameters": size.parameters, "macs_per_cloud": size.macs,
+            "epochs": config.training.epochs, "epochs_done": len(trained.epochs), "seed": config.training.seed,
+            "record": self.reader and self.reader.path, "labels_only": config.labels_only,
             **{name: value for name, value in last.items() if name.startswith(("test_", "val_", "teacher_"))},
             "best_test_accuracy": max(row["test_accuracy"] for row in trained.epochs),
             "raised": last["raised"], "unbounded": last["unbounded"],
@@ -208,16 +280,15 @@ class _Work:
         return Run(values, trained)
 
 
-def _clouds_of(data, reader):
-    """Return the path and Splits of data, or of what the record holds or names."""
-    if data is None and reader.clouds() is not None:
-        return reader.path, reader.clouds()
-    return find_data(data, reader and reader.meta["data_file"], reader and reader.path)
+def _clouds_of(data, reader, hint, near):
+    """Return the path and Splits of data, or of what the record holds, or of the file named hint."""
+    carried = reader.clouds() if data is None and reader else None
+    return find_data(data, hint, near) if carried is None else (reader.path, carried)
 
 
 def _named(reader):
-    """Return what run.json says of a record."""
-    return reader and {"file": os.path.basename(reader.path), "run_id": reader.plan.run_id}
+    """Return the RecordName of an open record, or None."""
+    return reader and RecordName(os.path.basename(reader.path), reader.plan.run_id)
 
 
 def _check_same_views(reader, earlier):
@@ -235,9 +306,9 @@ def _check_same_views(reader, earlier):
 def _insist(described, wanted, out):
     """Raise UsageError where a setting that the caller gave is not the run's own."""
     for section, settings in wanted.items():
-        there = described if section is None else described[section] or {}
+        there = described if section is None else described[section]
         for name, value in settings.items():
-            if there.get(name) != value:
+            if there is not None and there.get(name) != value:  # None: an option that the run has no use for
                 raise UsageError(
                     f"{out}: {name.replace('_', ' ')} is {there.get(name)} there and {value} here; a run goes on "
                     "with its own settings: leave the option out, or start another run"

@@ -133,7 +133,7 @@ class History(SelfTarget):
         self.logits, self.visited = state["logits"].copy(), state["visited"].astype(bool)
 
 
-class Recorded(SelfTarget):
+class SecondRecord(SelfTarget):
     """Logits of an earlier student from a second record of the same views: a frozen target.
 
     view_logits(epoch) -> (N, K) on the host, of the view that this epoch replays.  Held for the

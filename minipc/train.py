@@ -67,6 +67,18 @@ class TrainConfig:
             raise UsageError(f"stop after: expected 1 to {self.epochs} epochs, got {stop_after}")
         return stop_after
 
+    def split(self, labels):
+        """Return the rows to learn from and those held out, of labels (N,) on the host.
+
+        Raises UsageError where one of the two would be empty, or not a batch is left.
+        """
+        held_out = stratified(labels, self.val_fraction, self.seed, "validation")
+        learnt, held = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+        if self.val_fraction and not len(held):
+            raise UsageError("val fraction: holds out nothing, no class has 2 training clouds; leave it out")
+        self.steps_per_epoch(len(learnt))
+        return learnt, held
+
     def steps_per_epoch(self, clouds):
         """Return the whole batches in this many clouds; UsageError where there is none."""
         if clouds < self.batch_size:
@@ -194,7 +206,7 @@ class Task:
 @np.errstate(over="ignore", invalid="ignore")  # what they would warn of ends in MinipcError below
 def train(
     splits, model_config, loss_config, config, views, *,
-    self_target=None, xp=np, threads=None, folder=None, progress=None, detail=None, data_file=None,
+    self_target=None, xp=np, threads=None, folder=None, progress=None, detail=None, about={},
     resume=None, stop_after=None,
 ):
     """Train a model and return Trained.
@@ -202,18 +214,18 @@ def train(
     splits: data.clouds.Splits; views: as drawn_views or recorded_views return; self_target: see
     self_target.py, needed if loss_config.self_weight > 0; folder: a RunFolder or None; progress:
     called as progress(steps done, steps in all, text), detail as detail(line) after each epoch;
-    data_file: a base name to write into the model as a hint for people; resume: the Checkpoint to
+    about: written into the model for people, e.g. {"data_file": a base name}; resume: the Checkpoint to
     go on from; stop_after: the epoch to stop after, of config.epochs.  The test split is measured
     after every epoch and chooses nothing.  Raises UsageError for settings that cannot run,
     DataError for a checkpoint of other sizes, MinipcError where the loss stops being finite.
     """
     clouds = splits.train
-    held_out = stratified(clouds.labels, config.val_fraction, config.seed, "validation")
-    learnt, held = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-    config.steps_per_epoch(len(learnt))
+    learnt, held = config.split(clouds.labels)
     if (loss_config.self_weight > 0) != (self_target is not None):
         raise UsageError("self weight: a self target and a weight above 0 go together")
     last_epoch = config.last_epoch(stop_after)
+    if resume is not None and last_epoch < len(resume.rows):
+        raise UsageError(f"stop after: {len(resume.rows)} epochs are done already, got {last_epoch}; leave it out")
     threads = threads or default_threads(xp)
     begun = time.perf_counter()
 
@@ -232,8 +244,8 @@ def train(
         live = model._replace(params=state.params, stats=state.stats, trained={
             "epochs": epochs, "of_epochs": config.epochs,
             "training": asdict(config), "loss": asdict(loss_config), "made_with": provenance(xp),
-            "data_file": data_file, "points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash,
-            "points": clouds.points.shape[1],
+            "points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash, "points": clouds.points.shape[1],
+            **about,
         })
         return live, live._replace(params=_to_host(state.params), stats=_to_host(state.stats))
 
@@ -265,7 +277,7 @@ def train(
         if folder:
             folder.epoch_ended(
                 Checkpoint(
-                    folder.run, rows, state.optimiser.step, on_host.params, on_host.stats, _moments(state.optimiser),
+                    folder.run_id, rows, state.optimiser.step, on_host.params, on_host.stats, _moments(state.optimiser),
                     self_target.state() if self_target else {},
                 ),
                 on_host, best_epoch(rows) == epoch,

@@ -2,8 +2,10 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -43,9 +45,10 @@ def interrupt_in_epoch(number, patch):
 @pytest.mark.parametrize("epoch", [1, 4])
 def test_a_teacher_whose_training_was_interrupted_is_trained_to_its_end(folder, say, small_shapes, monkeypatch, epoch):
     (folder / "teacher").mkdir()
+    (folder / "teacher/notes.txt").write_text("mine")
     code, _, err = say("record", "--views", 1)
     assert code == 3 and "no run of ours" in err  # somebody's folder: neither used nor renamed
-    (folder / "teacher").rmdir()
+    (folder / "teacher/notes.txt").unlink()  # an empty one is as good as none
     with monkeypatch.context() as patch:
         interrupt_in_epoch(epoch, patch)
         code, _, err = say("record", "--views", 1)
@@ -215,7 +218,7 @@ def test_a_run_that_is_not_there_or_whose_files_changed_does_not_resume(data, sa
     other = Splits(*(Clouds(c.points[:, ::-1].copy(), c.labels, c.class_names, "z", "none") for c in splits))
     write_clouds("other.h5", other)
     code, _, err = say("train", "other.h5", "--resume")
-    assert code == 3 and "holds other training clouds than run began with" in err
+    assert code == 3 and "is not the data that run began with, other test points, train points" in err
     code, _, err = say("train", "moved.h5", "--resume", "--record", "moved.h5")
     assert code == 2 and "has no use for --record" in err
     assert say("train", "moved.h5", "--resume")[0] == 0
@@ -370,3 +373,66 @@ def test_the_command_line_asks_blas_for_one_thread_before_numpy_is_loaded():
     kept = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
                           env=environment | {"OMP_NUM_THREADS": "2"})
     assert kept.stdout.split() == ["1", "2"]
+
+
+def test_a_run_resumes_on_its_own_test_split_classes_and_description_alone(data, say, folder):
+    assert say("train", data, "--labels-only", "--stop-after", 2, *QUICK)[0] == 0
+    train, test = read_clouds(data)
+    changed = {
+        "test points": (train, replace(test, points=test.points[:, ::-1].copy())),
+        "test labels": (train, replace(test, labels=(test.labels + 1) % 3)),
+        "class names": [replace(clouds, class_names=("x", "y", "q")) for clouds in (train, test)],
+        "up axis": [replace(clouds, up_axis="y") for clouds in (train, test)],
+    }
+    for number, (name, splits) in enumerate(changed.items()):
+        write_clouds(f"{number}.h5", Splits(*splits))
+        code, _, err = say("train", f"{number}.h5", "--resume")
+        assert code == 3 and f"is not the data that run began with, other {name};" in err, err
+
+
+@pytest.mark.parametrize("change", [
+    {"record": "x"}, {"record": {"file": 3, "run_id": "x"}}, {"data": 7}, {"views": 7}, {"labels_only": 1},
+    {"name": 4}, {"model": []}, {"training": {"epochs": 4}}, {"clouds": None}, {"baseline": 3}, {"more": 1},
+])
+def test_a_run_json_that_was_written_by_hand_is_exit_3_and_one_line(data, say, folder, change):
+    assert say("train", data, "--labels-only", "--stop-after", 2, *QUICK)[0] == 0
+    path = folder / "run/run.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    code, out, err = say("train", data, "--resume")
+    assert (code, out, err.count("\n")) == (3, "", 1) and "run.json" in err, err
+
+
+def test_a_student_resumes_from_a_record_that_carries_its_clouds_wherever_it_lies(data, say, folder):
+    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
+    assert say("record", data, "--teacher", "teacher", "--views", 2, "--with-clouds", "--quiet")[0] == 0
+    os.remove(data)
+    assert say("train", "--record", "record.h5", "--out", "whole", *QUICK)[0] == 0
+    assert say("train", "--record", "record.h5", "--stop-after", 2, *QUICK)[0] == 0
+    os.rename("record.h5", "moved.h5")
+    code, _, err = say("train", "--resume", "--record", "moved.h5")
+    assert code == 0, err
+    assert (folder / "run/predictions.csv").read_bytes() == (folder / "whole/predictions.csv").read_bytes()
+    assert say("eval", "run", "moved.h5")[0] == 0
+
+
+def test_the_pair_of_the_bare_command_goes_on_from_wherever_it_was_interrupted(folder, say, small_shapes):
+    assert say("record", "--views", 1, "--quiet")[0] == 0
+    words = ("train", "--epochs", 2, "--self-weight", 0.1, "--self-target", "ema")
+    assert say(*words, "--out", "whole/")[0] == 0
+    assert say(*words, "--stop-after", 1)[0] == 0
+    shutil.rmtree("run-labels")  # as if interrupted before the baseline was begun
+    code, out, err = say(*words, "--resume", "--out", "run/")  # the very command again, as a shell completes it
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["trained", "labels", "record", "next:"], err
+    for suffix in ("", "-labels"):
+        one, two = ((folder / f"{name}{suffix}/predictions.csv").read_bytes() for name in ("run", "whole"))
+        assert one == two
+    os.mkdir("other-labels")
+    (folder / "other-labels/mine").write_text("mine")
+    assert say("train", "--record", "record.h5", "--epochs", 2, "--stop-after", 1, "--out", "other")[0] == 0
+    assert say("train", "--resume", "--out", "other")[0] == 0  # a coincidence of names makes no pair
+
+
+def test_a_model_that_diverges_ends_in_one_line(data, say, folder):
+    words = "--model 8-16:8 --batch-size 8 --epochs 3 --lr 1e20 --optimiser sgd --warmup-steps 0".split()
+    code, out, err = say("train", data, "--labels-only", "--quiet", *words)
+    assert (code, out, err.count("\n")) == (1, "", 1) and "no longer finite" in err and "lower --lr" in err

@@ -5,6 +5,7 @@ import pytest
 from scipy.special import softmax
 
 from minipc.augment import AugmentConfig, apply, draw
+from minipc.errors import MinipcError
 from minipc.evaluate import VOTE_SEED, metrics, predict, vote
 from minipc.model_file import new_model
 from minipc.nn.pointnet import ModelConfig
@@ -76,6 +77,15 @@ def test_a_model_that_is_right_as_often_as_it_says_has_no_calibration_error():
     p = np.tile([[0.75, 0.25]], (4, 1))
     assert metrics(np.array([0, 0, 0, 1]), np.log(p)).ece == pytest.approx(0, abs=1e-15)
     assert metrics(np.array([1, 1, 1, 1]), np.log(p)).ece == pytest.approx(0.75)
+
+
+def test_logits_that_are_not_finite_are_an_error_and_no_metrics(model, points):
+    broken = model._replace(params=model.params | {"out.b": np.full(3, np.inf, np.float32)})
+    for value in (broken, model._replace(params=model.params | {"out.b": np.full(3, np.nan, np.float32)})):
+        with pytest.raises(MinipcError, match="logits are no longer finite"):
+            predict(value, points, np, 2)
+    with pytest.raises(MinipcError, match="far larger than"):
+        predict(model, np.full((2, 5, 3), 3e38, np.float32), np, 1)
 
 
 def test_voting_is_the_mean_softmax_over_fixed_views(model, points):

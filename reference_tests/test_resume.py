@@ -1,5 +1,7 @@
 """A run that was stopped, or killed, and goes on equals one that was never stopped, bit for bit."""
 
+import csv
+import errno
 import json
 import os
 import signal
@@ -11,14 +13,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from minipc import files
 from minipc.augment import AugmentConfig, draw
 from minipc.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from minipc.data.clouds import Clouds, Splits, stratified, write_clouds
-from minipc.errors import DataError, UsageError
+from minipc.errors import DataError, MinipcError, UsageError
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.nn.pointnet import ModelConfig, forward_train
 from minipc.run_folder import RunFolder, last_name, read_run
-from minipc.self_target import Ema, History, Recorded, Snapshot
+from minipc.self_target import Ema, History, SecondRecord, Snapshot
 from minipc.train import TrainConfig, best_epoch, train
 
 MODEL = ModelConfig((8, 8, 16), (8,), 3, dropout=0.25)
@@ -55,19 +58,20 @@ TARGETS = {
     "snapshot-every-3": lambda splits: Snapshot(forward, 3),
     "ema": lambda splits: Ema(forward, 0.9),
     "history": lambda splits: History(len(splits.train), 3),
-    "record": lambda splits: Recorded(lambda epoch: views_of(splits, 8)(epoch)[1]),
+    "record": lambda splits: SecondRecord(lambda epoch: views_of(splits, 8)(epoch)[1]),
 }
 
 
 def run(splits, path, target="none", stop_after=None, **changes):
     """Begin or go on with the run in path."""
-    xp = changes.pop("xp", np)
+    xp, progress = changes.pop("xp", np), changes.pop("progress", None)
     config = TrainConfig(**({"epochs": EPOCHS, "batch_size": 16, "lr": 1e-2, "warmup_steps": 4} | changes))
     new = not os.path.exists(path)
     with RunFolder(str(path), {"target": target} if new else None) as folder:
         return train(
             splits, MODEL, LossConfig(0.9, 0.0 if target == "none" else 0.2), config, views_of(splits),
             self_target=TARGETS[target](splits), xp=xp, threads=1, folder=folder, stop_after=stop_after,
+            progress=progress,
             resume=None if new else folder.checkpoint(),
         )
 
@@ -83,17 +87,20 @@ def assert_equal_runs(one, other):
         if (one / name).exists():
             assert (one / name).read_bytes() == (other / name).read_bytes(), name
     a, b = (read_checkpoint(str(path / "checkpoint.h5")) for path in (one, other))
-    assert (a.run, a.steps, without_times(a.rows)) == (b.run, b.steps, without_times(b.rows))
+    assert (a.run_id, a.steps, without_times(a.rows)) == (b.run_id, b.steps, without_times(b.rows))
     for group in ("params", "stats", "optimiser", "self_target"):
         mine, others = getattr(a, group), getattr(b, group)
         assert list(mine) == list(others)
         for name in mine:
             np.testing.assert_array_equal(mine[name], others[name], err_msg=f"{group}/{name}", strict=True)
-    for name in ("metrics.jsonl", "metrics.csv"):
-        lines = [(path / name).read_text().splitlines() for path in (one, other)]
-        assert len(lines[0]) == len(lines[1])
-    rows = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (one, other)]
-    assert without_times(rows[0]) == without_times(rows[1]) == without_times(a.rows)
+    told = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (one, other)]
+    tables = [list(csv.DictReader((path / "metrics.csv").read_text().splitlines())) for path in (one, other)]
+    assert without_times(told[0]) == without_times(told[1]) == without_times(a.rows)
+    assert without_times(tables[0]) == without_times(tables[1]) == [
+        {name: str(value) for name, value in row.items()} for row in without_times(a.rows)
+    ]
+    for rows in (told, tables):
+        assert [list(row) for row in rows[0]] == [list(row) for row in rows[1]] == [list(a.rows[0])] * len(a.rows)
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -213,6 +220,69 @@ def test_a_checkpoint_of_another_run_is_refused(splits, tmp_path):
             folder.checkpoint()
 
 
+def test_a_run_whose_checkpoint_is_gone_does_not_begin_again_over_its_model(splits, tmp_path):
+    run(splits, tmp_path / "run")
+    (tmp_path / "run/checkpoint.h5").unlink()
+    before = (tmp_path / "run/model.h5").read_bytes()
+    with pytest.raises(DataError, match="checkpoint.h5: is gone, so the run cannot go on; restore it, or start"):
+        run(splits, tmp_path / "run")
+    assert (tmp_path / "run/model.h5").read_bytes() == before
+
+
+def test_a_folder_that_a_kill_left_before_its_run_json_is_taken_over(tmp_path):
+    path = tmp_path / "run"
+    path.mkdir()
+    (path / ".run.json.0123456789abcdef.tmp").write_bytes(b"{")
+    with RunFolder(str(path), {"seed": 0}) as folder:
+        assert folder.described == {"seed": 0}
+    assert os.listdir(path) == ["run.json"]  # the kill's temporary was swept
+    with pytest.raises(UsageError, match="exists already"):
+        RunFolder(str(path), {"seed": 0})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_kill_in_the_middle_of_an_epoch_costs_that_epoch_alone(splits, tmp_path, target):
+    """SIGKILL to a process of its own, in the second step of the third epoch."""
+    run(splits, tmp_path / "whole", target)
+    child = os.fork()
+    if not child:
+        try:
+            steps = iter(range(1, 1000))
+
+            def progress(*told):
+                if next(steps) == 12:  # five steps an epoch
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+            run(splits, tmp_path / "parts", target, progress=progress)
+        finally:
+            os._exit(1)  # not reached
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert len(read_checkpoint(str(tmp_path / "parts/checkpoint.h5")).rows) == 2
+    run(splits, tmp_path / "parts", target)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("after", range(1, 20))
+def test_a_disk_that_is_full_at_any_file_of_an_epoch_costs_that_epoch_alone(splits, tmp_path, monkeypatch, after):
+    """run.json, then checkpoint, two metrics, model and best of each epoch, predictions at the end."""
+    run(splits, tmp_path / "whole", "history", val_fraction=0.2)
+    calls = []
+
+    def full(folder, base):
+        calls.append(base)
+        if len(calls) == after:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return made(folder, base)
+
+    made = files._new_temporary
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_new_temporary", full)
+        with pytest.raises(MinipcError, match="No space left.*free some space"):
+            run(splits, tmp_path / "parts", "history", val_fraction=0.2)
+    run(splits, tmp_path / "parts", "history", val_fraction=0.2)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_checkpoint_of_other_sizes_is_refused(splits, tmp_path):
     run(splits, tmp_path / "run", stop_after=1)
     with RunFolder(str(tmp_path / "run")) as folder:
@@ -267,12 +337,17 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
         read_checkpoint(path)
 
 
-def test_settings_of_stopping_that_cannot_be_are_refused(splits):
+def test_settings_of_stopping_that_cannot_be_are_refused(splits, tmp_path):
     for stop in (0, 5):
         with pytest.raises(UsageError, match=f"stop after: expected 1 to 4 epochs, got {stop}"):
             train(splits, MODEL, LossConfig(0.9), TrainConfig(epochs=4), views_of(splits), stop_after=stop)
     with pytest.raises(UsageError, match="val fraction: expected 0 <= f < 1, got 1.0"):
         TrainConfig(val_fraction=1.0)
+    with pytest.raises(UsageError, match="stop after: 2 epochs are done already, got 1; leave it out"):
+        run(splits, tmp_path / "run", stop_after=2)
+        run(splits, tmp_path / "run", stop_after=1)
+    with pytest.raises(UsageError, match="val fraction: holds out nothing"):
+        TrainConfig(val_fraction=0.5, batch_size=2).split(np.arange(9))
     with pytest.raises(UsageError, match="more than the 27 training clouds"):
         train(splits, MODEL, LossConfig(**LABELS_ALONE), TrainConfig(val_fraction=0.7),
               lambda epoch: (draw(0, epoch, 0, 90, AugmentConfig()), None))
@@ -280,10 +355,10 @@ def test_settings_of_stopping_that_cannot_be_are_refused(splits):
 
 def test_the_last_run_is_the_last_of_the_numbered_names(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert last_name("run", "-labels") is None
-    for name in ("run", "run-2-labels"):
+    assert last_name("run") is None
+    for name in ("run", "run-2", "run-4"):
         os.mkdir(name)
-    assert last_name("run", "-labels") == "run-2"
+    assert last_name("run") == "run-2"
     with pytest.raises(DataError, match="run.json: cannot be read.*name the folder of a run"):
         read_run("run")
 

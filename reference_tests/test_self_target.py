@@ -12,7 +12,7 @@ from minipc.errors import UsageError
 from minipc.model_file import new_model
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward
 from minipc.nn.pointnet import ModelConfig, forward_train
-from minipc.self_target import Ema, History, Recorded, SelfConfig, Snapshot
+from minipc.self_target import Ema, History, SecondRecord, SelfConfig, Snapshot
 
 RAW = LossConfig(kd_weight=0.8, self_weight=0.3, temperature=2.5, guard="none")
 
@@ -105,7 +105,7 @@ def test_a_held_target_shifts_the_optimum_to_the_stated_one(b):
     y, v = 0.5 * y + 0.5 / 3, 0.4 * v
     u = 0.5 * np.random.default_rng(3).standard_normal(y.shape)
     config = LossConfig(0.5, b, 1.0, guard="none")
-    target = Recorded(lambda epoch: u)
+    target = SecondRecord(lambda epoch: u)
     target.epoch_starts(0, np)
     rows, z = np.arange(len(y)), np.zeros_like(y)
     for _ in range(6000):
@@ -230,7 +230,7 @@ def test_history_knows_a_cloud_from_its_last_visit_only():
 
 def test_a_recorded_target_is_the_row_of_the_view_that_is_replayed():
     logits = np.arange(24, dtype=np.float16).reshape(2, 4, 3)
-    target = Recorded(lambda epoch: logits[epoch % 2])
+    target = SecondRecord(lambda epoch: logits[epoch % 2])
     for epoch in range(3):
         target.epoch_starts(epoch, np)
         u, has = target.target(np.array([3, 0]), np.zeros((2, 5, 3), np.float32))
@@ -242,7 +242,7 @@ def make(kind):
     """Return a target of each kind, for K = 3 and 6 clouds."""
     return {
         "snapshot": lambda: Snapshot(linear), "ema": lambda: Ema(linear), "history": lambda: History(6, 3),
-        "record": lambda: Recorded(lambda epoch: np.ones((6, 3), np.float16)),
+        "record": lambda: SecondRecord(lambda epoch: np.ones((6, 3), np.float16)),
     }[kind]()
 
 

@@ -7,14 +7,6 @@ import click
 from minipc.cli.options import FILE, Verb, shared_options
 from minipc.cli.show import Console, result
 
-# Where a setting of this verb stands in run.json: a resumed run keeps its own.
-SETTINGS = {
-    "training": {"epochs", "batch_size", "lr", "weight_decay", "warmup_steps", "optimiser", "clip_norm",
-                 "val_fraction", "seed"},
-    "loss": {"kd_weight", "self_weight", "temperature", "label_smoothing", "guard"},
-    "self_target": {"self_target": "kind", "self_every": "every", "ema_decay": "decay"},
-    None: {"labels_only": "labels_only", "model": "name", "views": "views"},
-}
 OF_DISTILLATION = ("kd_weight", "self_weight", "temperature", "guard", "self_target", "self_every", "ema_decay",
                    "self_record")
 
@@ -77,10 +69,10 @@ def command(
     the run; one that is given and differs is refused.
     """
     from minipc.backend import load
-    from minipc.first_run import BASELINE, STUDENT_EPOCHS, resume_both, train_both
+    from minipc.first_run import STUDENT_EPOCHS, train_both
     from minipc.nn.losses import LABELS_ALONE, LossConfig
     from minipc.run_folder import last_name
-    from minipc.runs import resume_files, train_files
+    from minipc.runs import read_config, resume_both, resume_files, train_files
     from minipc.self_target import SelfConfig
     from minipc.train import TrainConfig
 
@@ -99,22 +91,14 @@ def command(
             xp=load(backend, console.say), threads=threads, say=console.say, progress=console.progress,
             detail=console.detail, stop_after=stop_after,
         )
+        out = out and os.path.normpath(out)  # shells complete run/
         if resume:
-            values = click.get_current_context().params
-            wanted = {
-                section: {
-                    names[name] if isinstance(names, dict) else name: _as_json(values[name])
-                    for name in names if name in given
-                }
-                for section, names in SETTINGS.items()
-            }
-            out = out or last_name("run", BASELINE)
+            out = out or last_name("run")
             if out is None:
                 raise click.UsageError("--resume: there is no run here; name its folder with --out")
-            bare = bare and os.path.exists(out + BASELINE)
-            runs = resume_both(out, wanted, running) if bare else [resume_files(
-                out, data=data, record_path=record, self_record=self_record, wanted=wanted, **running
-            )]
+            settings = dict(record_path=record, data=data, self_record=self_record, wanted=_wanted(given), **running)
+            bare = read_config(out).baseline is not None
+            runs = resume_both(out, **settings) if bare else [resume_files(out, **settings)]
         else:
             labels_loss = LossConfig(label_smoothing=smoothing, **LABELS_ALONE)
             loss = labels_loss if labels_only else LossConfig(kd_weight, self_weight, temperature, smoothing, guard)
@@ -127,8 +111,7 @@ def command(
             self_config = SelfConfig(self_target, self_every, ema_decay)
             if bare:
                 runs = train_both(
-                    model, loss, labels_loss, config, out=out, self_config=self_config, dry_run=dry_run,
-                    running=running,
+                    model, loss, config, out=out, self_config=self_config, dry_run=dry_run, running=running,
                 )
             else:
                 runs = [train_files(
@@ -149,8 +132,21 @@ def _given():
     return {name: source for name, source in sources.items() if source is not default}
 
 
-def _as_json(value):
-    return list(value) if isinstance(value, tuple) else value
+def _wanted(given):
+    """Return {section of run.json: {setting: value}} of the options that were given, as resume_files takes it."""
+    from minipc.nn.losses import LossConfig
+    from minipc.train import TrainConfig
+
+    params = click.get_current_context().params
+    sections = {"training": TrainConfig.__dataclass_fields__, "loss": LossConfig.__dataclass_fields__}
+    wanted = {section: {name: params[name] for name in names if name in given} for section, names in sections.items()}
+    renamed = {"self_target": {"self_target": "kind", "self_every": "every", "ema_decay": "decay"},
+               None: {"labels_only": "labels_only", "model": "name", "views": "views"}}
+    for section, names in renamed.items():
+        wanted[section] = {names[name]: params[name] for name in names if name in given}
+    if "views" in wanted[None]:
+        wanted[None]["views"] = list(wanted[None]["views"])  # as JSON has it
+    return wanted
 
 
 def _table(runs):

@@ -75,8 +75,6 @@ def check_request(out, views, seed):
     folder = os.path.dirname(out) or "."
     if not os.path.isdir(folder):
         raise DataError(f"{out}: cannot be written, there is no folder {folder}; make it first")
-    if os.path.lexists(out):
-        RecordReader(out).close()
 
 
 def pointnet_teacher(model):
