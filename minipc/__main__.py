@@ -10,6 +10,9 @@ from contextlib import suppress
 def main():
     """Run the command line; an interruption while it is being loaded, or at its end, is no traceback either."""
     sys.unraisablehook = _interrupt_again
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.reconfigure(errors="backslashreplace")  # a class name may not be in the terminal's letters
     try:
         from minipc.cli.main import main as command_line
 

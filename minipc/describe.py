@@ -18,6 +18,7 @@ from minipc.nn.pointnet import count
 from minipc.record.plan import read_plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import read_shard, shard_name
+from minipc.run_folder import run_id_of
 
 IN_A_RUN = ("model.h5", "best.h5", "checkpoint.h5")
 MOST_TEXT = 1 << 24  # bytes of run.json
@@ -162,6 +163,8 @@ def _run(folder):
         raise DataError(f"{path}: is not of a run of ours: it misses provenance or training; check the name")
     places = {name: os.path.join(folder, name) for name in IN_A_RUN}
     inside = {name: describe(place) for name, place in places.items() if os.path.lexists(place)}
+    if "checkpoint.h5" in inside and inside["checkpoint.h5"].values["run_id"] != run_id_of(settings):
+        raise DataError(f"{folder}: checkpoint.h5 belongs to another run than run.json beside it; restore either")
     done = inside["checkpoint.h5"].values if "checkpoint.h5" in inside else {"epochs": 0, "last": None}
     of_epochs, record = settings["training"].get("epochs"), settings.get("record")
     values = {
@@ -179,6 +182,8 @@ def _run(folder):
     ]
     if done["last"]:
         lines.append("last epoch: " + ", ".join(f"{name} {value:.6g}" for name, value in done["last"].items()))
+    if done["epochs"] and "model.h5" not in inside:
+        lines.append(f"{places['model.h5']}: is missing; minipc train --resume --out {folder} writes it again")
     return Description(values, lines + [described.lines[0] for described in inside.values()])
 
 

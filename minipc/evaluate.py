@@ -31,8 +31,8 @@ def predict(model, points, xp, threads):
     logits = np.concatenate(list(ordered_map(logits_of, range(0, len(points), BLOCK), threads)))
     if not np.isfinite(logits).all():
         raise MinipcError(
-            "model: its logits are no longer finite; it has diverged (lower --lr), or these clouds are far larger than "
-            "those it was trained on"
+            "model: its logits are no longer finite; it has diverged (start a new run with a lower --lr), or these "
+            "clouds are far larger than those it was trained on"
         )
     return logits
 

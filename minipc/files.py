@@ -144,7 +144,8 @@ def write_error(told, reason):
     if code in _BAD_PLACE:
         return DataError(f"{told}; name a file in a folder that you may write to")
     remedy = "free some space" if code in ("ENOSPC", "EDQUOT", "EFBIG") else "check the disk"
-    return MinipcError(f"{told}; {remedy} and run the same command again (a training: with --resume)")
+    again = "run the same command again (a training that has finished an epoch: with --resume)"
+    return MinipcError(f"{told}; {remedy} and {again}")
 
 
 def sync_folder(folder):

@@ -11,7 +11,7 @@ from scipy.special import softmax
 
 from minipc.augment import AugmentConfig
 from minipc.backend import default_threads
-from minipc.data.clouds import check_same_kind, read_clouds
+from minipc.data.clouds import check_count, check_same_kind, read_clouds
 from minipc.data.point_files import read_prepared
 from minipc.errors import DataError
 from minipc.evaluate import metrics, predict, vote
@@ -55,6 +55,12 @@ def find_data(data, hint, near, points_hash=None):
 
 def read_data(path):
     """Return the Splits of a clouds file, or of a record that carries its clouds.  Raises DataError."""
+    if os.path.isdir(path):
+        is_run = os.path.exists(os.path.join(path, "run.json"))
+        raise DataError(
+            f"{path}: is a run, not data; go on with it by: minipc train --resume --out {path}" if is_run else
+            f"{path}: is a folder; pack it first: minipc data pack {path} -o FILE.h5"
+        )
     if kind_of(path) != "record":
         return read_clouds(path)
     with RecordReader(path) as reader:
@@ -71,16 +77,18 @@ def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_cl
                  threads=None, say=quiet, progress=quiet):
     """Record the model in file or run folder teacher on the training clouds of file data: Recorded."""
     splits, model = _matching(data, teacher)
+    done = record(
+        splits.train, pointnet_teacher(on_module(model, xp)), model_id(model), out, views,
+        seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp),
+        data_file=os.path.basename(data), with_clouds=splits if with_clouds else None, say=say, progress=progress,
+    )
     trained = model.trained
+    if trained.get("epochs", 0) < trained.get("of_epochs", 0):
+        say(f"{teacher}: only {trained['epochs']} of its {trained['of_epochs']} epochs are done")
     if trained.get("views_seed") == seed and trained.get("points_hash") == splits.train.points_hash:
         seen = min(views, trained.get("epochs", 0))
         say(f"{teacher}: learnt from {seen} of these views, so its accuracy on them flatters; --seed draws others")
-    on_device = on_module(model, xp)
-    return record(
-        splits.train, pointnet_teacher(on_device), model_id(model), out, views,
-        seed=seed, logits=logits, with_clouds=splits if with_clouds else None, force=force, xp=xp,
-        threads=threads or default_threads(xp), data_file=os.path.basename(data), say=say, progress=progress,
-    )
+    return done
 
 
 def forecast_files(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False):
@@ -151,10 +159,9 @@ def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, thr
             f"{path}: was trained with up axis {described['up_axis']}, but the files have {up_axis}; turn the clouds, "
             "or use another model"
         )
-    trained_with = read.trained.get("points")
-    count = num_points or (trained_with if type(trained_with) is int and trained_with > 0 else USUAL_POINTS)
+    count = check_count(read.trained.get("points", USUAL_POINTS) if num_points is None else num_points)
     points = np.stack([read_prepared(file, described["normalisation"], count)[0] for file in paths])
-    if up_axis is None:
+    if up_axis is None and described["up_axis"] != "unknown":
         say(f"{path}: expects up axis {described['up_axis']}; if the files have another, turn them")
     logits = predict(on_module(read, xp), points, xp, threads or default_threads(xp))
     found = []

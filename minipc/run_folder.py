@@ -65,6 +65,11 @@ def read_run(path):
         raise DataError(f"{place}: cannot be read ({reason.strerror}); name the folder of a run") from reason
 
 
+def run_id_of(described):
+    """Return the SHA-256 of the content of a run.json, as hexadecimal digits."""
+    return hashlib.sha256(files.canonical_json(described)).hexdigest()
+
+
 class RunFolder:
     """The files of one training run, locked while it is open."""
 
@@ -102,7 +107,7 @@ class RunFolder:
                 with suppress(OSError):
                     os.rmdir(path)
             raise
-        self.run_id = hashlib.sha256(files.canonical_json(self.described)).hexdigest()
+        self.run_id = run_id_of(self.described)
 
     def _take(self):
         """Return a descriptor of the folder that holds its only lock.  Raises UsageError, DataError."""
@@ -140,6 +145,13 @@ class RunFolder:
         if found.run_id != self.run_id:
             raise DataError(f"{path}: belongs to another run than run.json beside it; restore either, or train again")
         return found
+
+    def abandon(self):
+        """Remove a run that has not finished an epoch, as if nothing had been asked."""
+        if sorted(os.listdir(self.path)) == ["run.json"]:
+            with suppress(OSError):
+                os.unlink(self.file("run.json"))
+                os.rmdir(self.path)
 
     def epoch_ended(self, checkpoint, model, best):
         """Commit one epoch's Checkpoint and what follows from it; best: it is the best one so far."""

@@ -14,7 +14,7 @@ from minipc import files
 from minipc.augment import AugmentConfig
 from minipc.backend import provenance
 from minipc.data.clouds import Splits
-from minipc.errors import DataError, UsageError
+from minipc.errors import DataError, MinipcError, UsageError
 from minipc.jobs import find_data, find_file
 from minipc.nn.losses import LABELS_ALONE, LossConfig, formula
 from minipc.nn.pointnet import ModelConfig, count, forward_train, sizes
@@ -140,7 +140,11 @@ def train_files(data, record_path, model, loss, config, *, labels_only=False, se
             return None
         work.arguments  # refuses what cannot run before a folder is made
         with RunFolder(out, asdict(work.config)) as folder:
-            return None if begin_only else work.run(folder, data, **running)
+            try:
+                return None if begin_only else work.run(folder, data, **running)
+            except (MinipcError, MemoryError):
+                folder.abandon()
+                raise
 
 
 def resume_files(out, *, data=None, record_path=None, self_record=None, wanted=None, **running):
@@ -234,9 +238,12 @@ class _Work:
         """Say what will be trained, and by which loss."""
         config, clouds = self.config, self.splits.train
         size = count(config.model, clouds.points.shape[1])
-        self.arguments
+        self.arguments  # raises what cannot run
+        learnt, held = config.training.split(clouds.labels)
+        epochs = config.training.epochs
         say(f"{self.out}: {config.name}, {size.parameters} parameters, {size.macs / 1e6:.2f} M multiply-adds a cloud, "
-            f"{config.training.epochs} epochs of {len(clouds)} clouds, backend {xp.__name__}")
+            f"{epochs} epoch{'s' * (epochs > 1)} of {len(learnt)} clouds{f', {len(held)} held out' * bool(len(held))}, "
+            f"backend {xp.__name__}")
         say(formula(config.loss))
         if config.self_target:
             say(f"self target: {config.self_target.kind}")
@@ -251,7 +258,9 @@ class _Work:
             "views_seed": self.reader.plan.seed if self.reader else config.training.seed,
         }
         if resume:
-            say(f"{self.out}: continues after epoch {len(resume.rows)}")
+            done = len(resume.rows)
+            over = done == config.training.epochs
+            say(f"{self.out}: all {done} epochs are done" if over else f"{self.out}: continues after epoch {done}")
             now = provenance(xp)
             if len(resume.rows) < config.training.last_epoch(stop_after) and now != config.provenance:
                 say(f"{self.out}: began on other versions or another device: not bit for bit what it would have been")
@@ -295,6 +304,8 @@ def _check_same_views(reader, earlier):
     """Raise UsageError or DataError unless earlier differs from reader in its teacher alone."""
     if reader is None:
         raise UsageError("self record: it goes with the record that it was made beside; add --record FILE")
+    if earlier.plan.teacher_id == reader.plan.teacher_id:
+        raise DataError(f"{earlier.path}: holds the teacher of {reader.path} itself; record an earlier student")
     same = replace(earlier.plan, teacher_id=reader.plan.teacher_id)
     if not same.same_identity(reader.plan):
         raise DataError(
@@ -309,7 +320,8 @@ def _insist(described, wanted, out):
         there = described if section is None else described[section]
         for name, value in settings.items():
             if there is not None and there.get(name) != value:  # None: an option that the run has no use for
+                told = {"name": "model", "kind": "self target", "every": "self every", "decay": "ema decay"}
                 raise UsageError(
-                    f"{out}: {name.replace('_', ' ')} is {there.get(name)} there and {value} here; a run goes on "
-                    "with its own settings: leave the option out, or start another run"
+                    f"{out}: {told.get(name, name).replace('_', ' ')} is {there.get(name)} there and {value} here; a "
+                    "run goes on with its own settings: leave the option out, or start another run"
                 )

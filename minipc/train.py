@@ -263,7 +263,7 @@ def train(
         if not all(isfinite(value) for value in (*means.values(), rest)):
             raise MinipcError(
                 f"training: the loss is no longer finite in epoch {epoch + 1} ({means['total']}); "
-                "lower --lr, or keep the guard on if it was off"
+                "start a new run with a lower --lr, or with the guard if it was off"
             )
         seconds = round(time.perf_counter() - epoch_begun, 3)
 

@@ -202,7 +202,7 @@ def test_a_run_stopped_after_two_epochs_resumes_with_its_own_settings_alone(data
     for name in ("model.h5", "predictions.csv"):
         assert (folder / "run" / name).read_bytes() == (folder / "whole" / name).read_bytes()
     code, _, err = say("train", "--resume", "--out", "run")
-    assert code == 0 and "continues after epoch 4" in err  # finished: nothing is trained
+    assert code == 0 and "all 4 epochs are done" in err  # finished: nothing is trained
 
 
 def test_a_run_that_is_not_there_or_whose_files_changed_does_not_resume(data, say, folder):

@@ -103,7 +103,7 @@ def test_progress_is_told_for_every_file(tmp_path):
     (lambda root: write(root / "mug/train/1.xyz", 0), "class mug holds train or test and also"),
     (lambda root: write(root / "spoon/train/1.xyz", 0), "some classes have train and test folders, some not"),
     (lambda root: (root / "mug/0.npy").write_bytes(b""), "mug/0.npy: is empty"),
-    (lambda root: (root / "mug/more").mkdir(), "mug/more: expected a file, found a folder"),
+    (lambda root: (root / "mug/more").mkdir(), "mug/more: is a folder where a cloud is expected; expected class/file"),
     (lambda root: [shutil.rmtree(root / name) for name in ("mug", "vase")], "at least 2 class names, got 1"),
     (lambda root: [shutil.rmtree(root / name) for name in CLASSES], "is empty; expected class/file"),
 ])
@@ -197,7 +197,7 @@ def test_other_counts_are_sampled_and_padded_as_in_a_tree(tmp_path):
     (dict(points=POINTS.astype(np.int16), labels=LABELS), "one positive number is expected as its attribute scale"),
     (dict(points=POINTS, labels=LABELS[:5]), r"labels: expected \(12,\) labels of points, got \(5,\)"),
     (dict(points=POINTS, labels=LABELS + 0.5), "labels: expected whole numbers, got 0.5"),
-    (dict(points=POINTS, labels=LABELS - 1), "expected labels from 0 to 1"),
+    (dict(points=POINTS, labels=LABELS - 1), "labels: expected whole numbers from 0, got -1; number the classes"),
     (dict(points=POINTS, labels=LABELS * 10**6), "has a label 2000000, but 12 clouds"),
     (dict(points=POINTS, labels=LABELS, class_names=["a", "b"]), "labels from 0 to 1"),
     (dict(points=POINTS, labels=LABELS, class_names=["a", "b", "a"]), r"\['a'\] more than once"),

@@ -54,7 +54,7 @@ def test_a_recording_that_is_interrupted_continues_to_the_same_bytes(data, say, 
     out, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, out) == (130, "") and "Traceback" not in err
     lines = [line for line in err.splitlines() if line]
-    assert lines[-1].startswith("minipc: interrupted; what was committed is kept: `minipc record` continues")
+    assert lines[-1].startswith("minipc: interrupted; what was committed is kept; the same command again continues")
     assert sum(line.startswith("minipc: ") for line in lines) == 1
     kept = [name for name in os.listdir("record.h5.parts") if name.endswith(".h5")]
     assert 4 <= len(kept) < 300 and not os.path.exists("record.h5")

@@ -1,5 +1,7 @@
 """minipc data: make the built-in shapes, pack what users have, say what a file holds."""
 
+import shlex
+
 import click
 
 from minipc.cli.options import FILE, Verbs, common_options
@@ -42,10 +44,10 @@ def pack(source, out, num_points, up_axis, normalisation, test_fraction, dry_run
     """Pack SRC into one file: the HDF5 folder of ModelNet40, a tree of files, or one HDF5 file.
 
     A tree is class/file, class/train/file or train/class/file, a file one cloud: .npy, .npz, .xyz,
-    .txt or .csv.  Clouds with more points than --num-points are sampled, smaller ones repeated
-    (of ModelNet40 the first points are kept, as is customary).
+    .txt or .csv.  A cloud with more points than asked for
+    is sampled, one with fewer repeated (of ModelNet40 the first are kept, as is customary).
     """
-    from minipc.data.clouds import check_new, write_clouds
+    from minipc.data.clouds import check_new, repeated, write_clouds
     from minipc.data.formats import read_source
     from minipc.describe import describe_splits
 
@@ -58,18 +60,23 @@ def pack(source, out, num_points, up_axis, normalisation, test_fraction, dry_run
     if not dry_run:
         write_clouds(out, packed.splits)
     described = describe_splits(out, packed.splits)
-    done = {"normalised": packed.moved, "sampled": packed.sampled, "padded": packed.padded, "split": packed.split}
-    total = len(packed.splits.train) + len(packed.splits.test)
-    moved = {
-        "unit_sphere": f"{packed.moved} of {total} clouds were moved into the unit sphere, the others were there and "
-        "are unchanged",
-        "none": "no cloud was normalised",
-    }[normalisation]
+    total, twins = len(packed.splits.train) + len(packed.splits.test), repeated(packed.splits)
+    done = {
+        "normalised": packed.moved, "sampled": packed.sampled, "padded": packed.padded, "split": packed.split,
+        "test_clouds_in_training": twins, "dry_run": dry_run,
+    }
+    rest = f", the other {total - packed.moved} were in it" if packed.moved < total else ""
     notes = [
-        moved, f"{packed.sampled} clouds had more points and were sampled, {packed.padded} had fewer and are repeated",
-        f"split: {packed.split}", *(["dry run: nothing was written"] if dry_run else []),
+        "no cloud was normalised" if normalisation == "none" else
+        f"{packed.moved} of {total} clouds were moved into the unit sphere{rest}",
+        f"{packed.sampled} clouds had more points than {num_points} and were sampled, {packed.padded} had fewer and "
+        "are repeated",
+        f"split: {packed.split}",
+        *([f"note: {twins} test clouds are also training clouds, bit for bit"] if twins else []),
+        "dry run: nothing was written" if dry_run else
+        f"next: minipc train {shlex.quote(out)} --labels-only --model teacher --out teacher",
     ]
-    result({**described.values, **done, "dry_run": dry_run}, as_json, [*described.lines, *notes])
+    result({**described.values, **done}, as_json, [*described.lines, *notes])
 
 
 @command.command("info")

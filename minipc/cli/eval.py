@@ -9,7 +9,7 @@ from minipc.cli.show import Console, result
 @click.command("eval", cls=Verb, short_help="Accuracy of a model on the test split.")
 @click.argument("model", metavar="MODEL", type=FILE)
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option("--votes", type=click.IntRange(0), default=0, show_default=True,
+@click.option("--votes", type=click.IntRange(0, 1000), default=0, show_default=True,
               help="Also the mean softmax over so many fixed views; it flatters.")
 @click.option("--teacher", metavar="MODEL", type=FILE, help="Also how often the arg-max agrees with this model's.")
 @shared_options

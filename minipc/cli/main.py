@@ -4,6 +4,7 @@ BLAS is told to use one thread before anything can import NumPy, because bitwise
 promised only then; whoever sets the variable beforehand keeps it.
 """
 
+import errno
 import importlib
 import os
 import sys
@@ -15,10 +16,6 @@ from minipc.errors import MinipcError
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-INTERRUPTED = (
-    "interrupted; what was committed is kept: `minipc record` continues when run again, a training with "
-    "`minipc train --resume`"
-)
 VERBS = ("record", "train", "eval", "predict", "data", "info", "doctor")
 
 
@@ -75,8 +72,13 @@ def main(arguments=None):
         code = _fail(error.format_message(), error.exit_code)
     except MinipcError as error:
         code = _fail(str(error), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        code = _fail(INTERRUPTED, 130)
+    except (click.Abort, KeyboardInterrupt) as error:
+        hint = str(error.__cause__ or "") if isinstance(error, click.Abort) else str(error)
+        code = _fail(f"interrupted; {hint}" if hint else "interrupted", 130)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EIO):  # of --help and --version; results have their own words
+            raise
+        code = _fail(f"stdout: cannot be written ({error.strerror})", 1)
     except MemoryError as error:
         reason = str(error) or "the machine gave no more"
         code = _fail(f"not enough memory: {reason}; use a smaller model, batch or number of points", 1)

@@ -13,15 +13,27 @@ from click.core import ParameterSource
 
 from minipc.errors import DataError, MinipcError, UsageError, short
 
-FILE = click.Path(readable=False)  # for completion in shells; every check, of existence too, is the readers'
+
+class _Name(click.Path):
+    """A path, for completion in shells; every check but that of an empty one is the readers'."""
+
+    def convert(self, value, parameter, context):
+        if value in ("", b""):
+            self.fail("is empty; name a file", parameter, context)
+        return super().convert(value, parameter, context)
+
+
+FILE = _Name(readable=False)
 MOST_CONFIG = 1 << 20  # bytes
 
 
 class Verb(click.Command):
     """A command whose options read MINIPC_<OPTION> and a config file; every verb is one."""
 
-    def __init__(self, *arguments, **settings):
+    def __init__(self, *arguments, interrupted="", **settings):
+        """interrupted: what a person is told after Ctrl-C; the rest as in click."""
         super().__init__(*arguments, **settings)
+        self.interrupted = interrupted
         for name, option in options_of(self).items():
             option.envvar = f"MINIPC_{name.replace('-', '_').upper()}"
 
@@ -37,6 +49,8 @@ class Verb(click.Command):
             if context.params.get("quiet") and context.params.get("verbose"):
                 raise UsageError("--quiet and --verbose contradict each other; leave one out")
             return super().invoke(context)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(self.interrupted) from error
         except (MinipcError, click.ClickException) as error:
             if context.params.get("verbose") and not context.params.get("quiet"):
                 traceback.print_exc()
@@ -100,7 +114,7 @@ def _configure(context, parameter, path):
     from minipc.files import read_bytes  # here: it loads NumPy, which --help does without
 
     try:
-        tables = tomllib.loads(read_bytes(path, MOST_CONFIG).decode())
+        tables = tomllib.loads(read_bytes(path, MOST_CONFIG).decode("utf-8-sig"))
     except (ValueError, RecursionError) as reason:
         raise DataError(f"{path}: cannot be read as TOML ({reason}); correct it") from reason
     _check_tables(tables, verbs_below(context.find_root().command), path)

@@ -10,7 +10,7 @@ from minipc.cli.show import Console, result
 @click.argument("model", metavar="MODEL", type=FILE)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
 @click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Classes told of each file.")
-@click.option("--num-points", type=click.IntRange(1), help="Points of each cloud.  [default: as in training]")
+@click.option("--num-points", type=int, help="Points of each cloud.  [default: as in training]")
 @click.option("--up-axis", type=click.Choice(["x", "y", "z", "unknown"]),
               help="Of the files; compared with the model's.")
 @shared_options

@@ -1,12 +1,15 @@
 """minipc record: run the teacher over augmented views of each training cloud."""
 
+import shlex
+
 import click
 
 from minipc.cli.options import FILE, Verb, shared_options
 from minipc.cli.show import Console, result, size
 
 
-@click.command("record", cls=Verb, short_help="Run a teacher once over augmented views.")
+@click.command("record", cls=Verb, interrupted="what was committed is kept; the same command again continues",
+               short_help="Run a teacher once over augmented views.")
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
 @click.option("--teacher", metavar="MODEL", type=FILE, help="The trained teacher: a model file or a run folder.")
 @click.option("--views", type=int, default=10, show_default=True, help="Augmented views of each cloud.")
@@ -50,7 +53,7 @@ def command(
         f"teacher accuracy on the recorded views {100 * done.teacher_accuracy:.2f} %; "
         f"largest KL by rounding logits {done.max_kl_of_rounding:.1e}",
         *_carried(done),
-        f"next: minipc train --record {done.out}",
+        f"next: minipc train --record {shlex.quote(done.out)}",
     ]
     result(done._asdict(), as_json, lines)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from contextlib import suppress
 
 import click
 
@@ -15,7 +16,7 @@ class Console:
     """Announcements and progress on stderr, or silence."""
 
     def __init__(self, quiet, verbose=False):
-        self.quiet, self.verbose = quiet, verbose
+        self.quiet, self.verbose = quiet or sys.stderr is None, verbose  # None: closed by the shell
         self.bar, self.text = None, None
         self.start = self.last = 0.0
 
@@ -28,8 +29,13 @@ class Console:
     def say(self, line):
         """Print one line."""
         self.end()
+        self._echo(line)
+
+    def _echo(self, line):
+        """Print one line; a full disk behind a log must not end a training of hours."""
         if not self.quiet:
-            click.echo(line, err=True)
+            with suppress(OSError):
+                click.echo(line, err=True)
 
     def detail(self, line):
         """Print one line that only --verbose asks for."""
@@ -52,7 +58,7 @@ class Console:
                 self.start, self.last, self.text, self.first = now, now, text, done
             elif now - self.last >= SECONDS_BETWEEN_LINES and done > self.first:
                 left = (now - self.start) / (done - self.first) * (total - done)
-                click.echo(f"{text}: {100 * done / total:.0f} %, {duration(left)} left", err=True)
+                self._echo(f"{text}: {100 * done / total:.0f} %, {duration(left)} left")
                 self.last = now
         if done >= total:
             self.end()

@@ -1,6 +1,7 @@
 """minipc train: a student from a record, or any model from labels."""
 
 import os
+import shlex
 
 import click
 
@@ -24,7 +25,8 @@ class Views(click.ParamType):
         return first, stop
 
 
-@click.command("train", cls=Verb)
+@click.command("train", cls=Verb,
+               interrupted="finished epochs are kept; go on with: minipc train --resume --out FOLDER")
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
 @click.option("--record", metavar="FILE", type=FILE, help="The record to learn from.")
 @click.option("--views", type=Views(), help="Only views A .. B-1 of the record; B is 0:B.  [default: all]")
@@ -81,6 +83,13 @@ def command(
         for name in OF_DISTILLATION:
             if given.get(name) is click.core.ParameterSource.COMMANDLINE:
                 raise click.UsageError(f"--labels-only has no use for --{name.replace('_', '-')}; leave one out")
+    if self_weight == 0 and not resume:
+        for name in ("self_target", "self_every", "ema_decay", "self_record"):
+            if given.get(name) is click.core.ParameterSource.COMMANDLINE:
+                raise click.UsageError(f"--{name.replace('_', '-')} has no use without --self-weight, e.g. 0.2; add it")
+    for name, kind in (("self_every", "snapshot"), ("ema_decay", "ema")):
+        if given.get(name) is click.core.ParameterSource.COMMANDLINE and self_target != kind and not resume:
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with --self-target {kind}, not {self_target}")
     if resume and dry_run:
         raise click.UsageError("--resume and --dry-run do not go together; leave one out")
     bare = data is None and record is None and not labels_only
@@ -151,13 +160,13 @@ def _wanted(given):
 
 def _table(runs):
     """Return the lines of a table of runs, last epoch first, and what to do next."""
-    lines = [f"{'trained on':12} {'accuracy':>9} {'mean class':>11} {'best epoch':>11} "
+    lines = [f"{'trained on':12} {'accuracy':>9} {'mean class':>11} {'best on test':>12} "
              f"{'parameters':>11} {'MACs':>8}  run"]
     for run in runs:
         source = "labels" if run["labels_only"] else "record"
         lines.append(
             f"{source:12} {100 * run['test_accuracy']:8.2f}% {100 * run['test_mean_class_accuracy']:10.2f}% "
-            f"{100 * run['best_test_accuracy']:10.2f}% {run['parameters']:11,d} "
+            f"{100 * run['best_test_accuracy']:11.2f}% {run['parameters']:11,d} "
             f"{run['macs_per_cloud'] / 1e6:7.2f}M  {run['out']}{os.sep}"
         )
     last = runs[-1]
@@ -169,5 +178,5 @@ def _table(runs):
         )
     if last["epochs_done"] < last["epochs"]:
         lines.append(f"stopped after epoch {last['epochs_done']} of {last['epochs']}")
-        return [*lines, f"next: minipc train --resume --out {last['out']}"]
-    return [*lines, f"next: minipc eval {last['out']}"]
+        return [*lines, f"next: minipc train --resume --out {shlex.quote(last['out'])}"]
+    return [*lines, f"next: minipc eval {shlex.quote(last['out'])}"]

@@ -19,6 +19,7 @@ from minipc.streams import stream
 
 KIND, VERSION = "clouds", 2
 META = {"class_names", "up_axis", "normalisation"}  # of version 1; version 2 adds source
+MOST_POINTS = 10_000_000  # of one cloud
 UP_AXES = ("x", "y", "z", "unknown")
 
 
@@ -129,9 +130,9 @@ def _one_cloud(i, array):
 
 
 def check_count(num_points):
-    """Return num_points.  Raises UsageError unless it is a positive integer."""
-    if not isinstance(num_points, (int, np.integer)) or isinstance(num_points, bool) or num_points < 1:
-        raise UsageError(f"num points: expected at least 1, got {num_points!r}")
+    """Return num_points.  Raises UsageError unless it is a positive integer that memory could hold."""
+    if not isinstance(num_points, (int, np.integer)) or not 1 <= num_points <= MOST_POINTS:
+        raise UsageError(f"num points: expected 1 to {MOST_POINTS}, got {num_points!r}")
     return num_points
 
 
@@ -155,6 +156,8 @@ def whole_labels(labels, name="labels"):
         raise DataError(f"{name}: expected whole numbers, got {values.dtype}; number the classes from 0")
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
+    if (whole < 0).any():
+        raise DataError(f"{name}: expected whole numbers from 0, got {whole.min()}; number the classes from 0")
     if not (whole == values).all():
         raise DataError(f"{name}: expected whole numbers, got {values[whole != values][0]}; number the classes from 0")
     return whole
@@ -192,6 +195,12 @@ def stratified(labels, fraction, seed, purpose):
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         taken[stream(seed, purpose, int(label)).permutation(rows)[:count]] = True
     return taken
+
+
+def repeated(splits):
+    """Return how many test clouds are also training clouds, bit for bit."""
+    seen = {points.tobytes() for points in splits.train.points}
+    return sum(points.tobytes() in seen for points in splits.test.points)
 
 
 def check_new(path):

@@ -13,6 +13,7 @@ import numpy as np
 from minipc import files
 from minipc.data.clouds import Splits, check_count, made_from, whole_labels
 from minipc.data.packed import packed
+from minipc.data.point_files import SUFFIXES
 from minipc.data.prepare import float_points, normalised, prepare
 from minipc.errors import DataError, short
 
@@ -61,8 +62,10 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
     check_count(num_points)
     kind = files.kind_of(path)  # refuses what is missing, no file or a pipe
     if kind:
-        told = "packed already: use it as it is" if kind == "clouds" else f"a minipc {kind} file, not a data set"
+        told = "packed already: use it as it is" if kind == "clouds" else f"a minipc {kind} file; name a data set"
         raise DataError(f"{path}: is {told}")
+    if path.lower().endswith(SUFFIXES):
+        raise DataError(f"{path}: is one cloud; pack the folder that holds its class folder")
     with foreign(path) as file:
         names = _members(file)
         parts = [(_find(names, _of_split(POINTS, split), path), _find(names, _of_split(LABELS, split), path))
@@ -92,7 +95,7 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
                     block = float_points(block if scale is None else block * scale)
                     points[rows], moved[rows] = _prepared(block, normalisation, num_points)
                 except DataError as reason:
-                    raise DataError(f"{path}: {data.name[1:]} from cloud {first}: {reason}") from reason
+                    raise _bad_cloud(data, scale, first, normalisation, num_points, path) from reason
                 progress(at, len(labels), f"reading {path}")
         counts = np.repeat([data.shape[1] for data, *_ in arrays], sizes)
     return packed(
@@ -106,6 +109,17 @@ def _prepared(block, normalisation, count):
         return normalised(block, normalisation)
     both = [prepare(cloud, normalisation, count) for cloud in block]
     return np.stack([cloud for cloud, _ in both]), [changed for _, changed in both]
+
+
+def _bad_cloud(data, scale, first, normalisation, num_points, path):
+    """Return the error that names the first bad cloud of a block; slow, for a message."""
+    for i in range(first, len(data)):
+        try:
+            one = data[i, :, :3]
+            prepare(float_points(one if scale is None else one * scale), normalisation, num_points)
+        except DataError as reason:
+            return DataError(f"{path}: {data.name[1:]}: cloud {i}: {reason}")
+    return DataError(f"{path}: {data.name[1:]}: its clouds cannot be prepared; copy the file again")
 
 
 def _members(file):

@@ -86,6 +86,12 @@ def _tree(folder):
                         f"{TREE}")
     found = [(os.path.join(place, name), i, split) for i, split, place in groups if os.path.lexists(place)
              for name in _entries(place)]
+    for path, _, _ in found:
+        if os.path.isdir(path):
+            raise DataError(f"{path}: is a folder where a cloud is expected; {TREE}")
+    for name in names:
+        if not name.isprintable():
+            raise DataError(f"{folder}: class folder {name!r}: expected a printable name; rename it")
     training = {i for _, i, split in found if split != "test"}
     for i, name in enumerate(names):
         if i not in training:

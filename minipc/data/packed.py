@@ -25,18 +25,23 @@ def packed(where, points, labels, test, counts, moved, test_fraction, **describe
     """
     if test is not None and test_fraction is not None:
         raise UsageError(f"{where}: has a split of its own, so a test fraction has no use; leave it out")
+    try:
+        check_labels(labels, described["class_names"])
+    except DataError as reason:
+        raise DataError(f"{where}: {reason}") from reason
     how = "as the source has it"
     if test is None:
         fraction = TEST_FRACTION if test_fraction is None else test_fraction
         check_fraction(fraction)
-        try:
-            check_labels(labels, described["class_names"])
-        except DataError as reason:
-            raise DataError(f"{where}: {reason}") from reason
         test = stratified(labels, fraction, 0, "split")
         how = f"{100 * fraction:g} % of each class drawn for the test, by seed 0"
-        if len(test) and not test.any():
+        if not test.any():
             raise DataError(f"{where}: a test split needs a class of at least 2 clouds; add clouds, or a split")
+    for label, name in enumerate(described["class_names"]):
+        if not (~test & (labels == label)).any():
+            raise DataError(f"{where}: class {name} has no training cloud; add one or remove the class")
+    if not test.any():
+        raise DataError(f"{where}: its test split is empty; add clouds, or leave the split out")
     splits = []
     for name, rows in zip(Splits._fields, (~test, test)):
         try:

@@ -102,11 +102,18 @@ def _text(path):
     if not lines:
         raise DataError(f"{path}: holds no points; put some into it, or remove the file")
     comma = "," if "," in lines[0][1] else None
-    columns = _header(lines[0][1].split(comma))
+    names = lines[0][1].split(comma)
+    columns = _header(names)
     if columns:
-        lines = lines[1:]
+        first, lines = lines[0][0], lines[1:]
         if not lines:
             raise DataError(f"{path}: holds no points after its header; put some into it, or remove the file")
+        found = len(lines[0][1].split(comma))
+        if found != len(names):  # a word before the names would shift every column
+            raise DataError(
+                f"{path}: line {first}: names {len(names)} columns, but line {lines[0][0]} has {found}; "
+                "put # before the header, or correct it"
+            )
     columns = columns or (0, 1, 2)
     try:
         values = np.loadtxt((line for _, line in lines), delimiter=comma, comments=None, usecols=columns, ndmin=2)

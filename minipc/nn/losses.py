@@ -33,8 +33,8 @@ class LossConfig:
             raise UsageError(f"kd weight: expected a from 0 to 1, got {a!r}")
         if not 0 <= b < float("inf"):
             raise UsageError(f"self weight: expected b >= 0 (it is subtracted), got {b!r}")
-        if not 1 <= self.temperature < float("inf"):
-            raise UsageError(f"temperature: expected T >= 1, got {self.temperature!r}")
+        if not 1 <= self.temperature <= 1e6:  # T^2 must stay far from what float32 holds
+            raise UsageError(f"temperature: expected 1 <= T <= 1e6, got {self.temperature!r}")
         if not 0 <= self.label_smoothing < 1:
             raise UsageError(f"label smoothing: expected 0 <= e < 1, got {self.label_smoothing!r}")
         if self.guard not in ("clip", "none"):

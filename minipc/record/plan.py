@@ -102,7 +102,7 @@ class Plan:
         """Return one line naming each field of the identity that other has otherwise."""
         mine, others = _flat(self.identity), _flat(other.identity)
         return "; ".join(
-            f"{name} is {short(others.get(name))} there and {short(mine.get(name))} here"
+            f"{name} is {told(others.get(name))} there and {told(mine.get(name))} here"
             for name in sorted({*mine, *others})
             if mine.get(name) != others.get(name)
         )
@@ -115,6 +115,11 @@ class Plan:
     def from_dict(cls, values, where):
         """Return the plan of a mapping from a file.  Raises DataError naming where."""
         return from_dict(cls, values, where)
+
+
+def told(value):
+    """Return a value of a plan for a message, digests cut to 16 digits."""
+    return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else short(value)
 
 
 def write_plan(path, plan):

@@ -8,9 +8,10 @@ from contextlib import ExitStack
 
 import numpy as np
 
-from minipc.errors import DataError, UsageError, short
+from minipc.errors import DataError, UsageError
 from minipc.hdf5 import read_rows
 from minipc.record.finished import clouds_of, open_record
+from minipc.record.plan import told
 
 
 class RecordReader:
@@ -58,7 +59,7 @@ class RecordReader:
         described = {**clouds.described, "class_names": tuple(clouds.described["class_names"])}
         found = {"points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash, **described}
         differing = [
-            f"{name} is {short(getattr(self.plan, name))} there and {short(value)} here"
+            f"{name} is {told(getattr(self.plan, name))} there and {told(value)} here"
             for name, value in found.items() if getattr(self.plan, name) != value
         ]
         if differing:
