@@ -436,3 +436,48 @@ def test_a_model_that_diverges_ends_in_one_line(data, say, folder):
     words = "--model 8-16:8 --batch-size 8 --epochs 3 --lr 1e20 --optimiser sgd --warmup-steps 0".split()
     code, out, err = say("train", data, "--labels-only", "--quiet", *words)
     assert (code, out, err.count("\n")) == (1, "", 1) and "no longer finite" in err and "lower --lr" in err
+
+
+def minipc(*words, **settings):
+    """Run the command in a process of its own, as a shell would."""
+    command = [sys.executable, "-m", "minipc", *map(str, words)]
+    return subprocess.run(command, text=True, stdout=settings.pop("stdout", subprocess.PIPE), timeout=120, **settings)
+
+
+def test_a_closed_or_full_stderr_does_not_end_a_training(data, folder):
+    words = ("train", data, "--labels-only", *[word for word in QUICK if word != "--quiet"], "--epochs", 2)
+    closed = minipc(*words, "--out", "closed", preexec_fn=lambda: os.close(2))
+    assert closed.returncode == 0 and (folder / "closed/predictions.csv").exists()
+    with open("/dev/full", "w") as full:
+        assert minipc(*words, "--out", "full", stderr=full).returncode == 0
+    assert (folder / "full/model.h5").read_bytes() == (folder / "closed/model.h5").read_bytes()
+
+
+@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("--version",), ("data", "info", "clouds.h5")])
+def test_a_full_disk_behind_stdout_is_one_line(data, words):
+    with open("/dev/full", "w") as full:
+        done = minipc(*words, stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "stdout: cannot be written" in done.stderr
+
+
+def test_a_class_name_outside_the_letters_of_the_terminal_is_shown_escaped(data):
+    splits = read_clouds(data)
+    names = ("flat", "l\u00f6ng", "\U0001f600")
+    write_clouds("names.h5", Splits(*(replace(clouds, class_names=names) for clouds in splits)))
+    latin = dict(env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1", stderr=subprocess.PIPE)
+    done = minipc("data", "info", "names.h5", **latin)
+    assert done.returncode == 0 and "l\u00f6ng" in done.stdout and "\\U0001f600" in done.stdout and done.stderr == ""
+
+
+def test_a_new_run_that_fails_before_its_first_epoch_leaves_no_folder(data, say, folder):
+    code, _, err = say("train", data, "--labels-only", "--quiet", "--lr", 1e30, "--optimiser", "sgd")
+    assert code == 1 and "start a new run with a lower --lr" in err
+    assert os.listdir(folder) == [data]
+
+
+def test_a_teacher_that_is_not_finished_or_saw_these_views_is_said_so(data, say):
+    assert say("train", data, "--labels-only", "--stop-after", 3, *QUICK)[0] == 0
+    code, _, err = say("record", data, "--teacher", "run", "--views", 2, "--force")
+    assert code == 0 and "run: only 3 of its 4 epochs are done" in err and "learnt from 2 of these views" in err
+    code, _, err = say("record", data, "--teacher", "run", "--views", 2, "--force", "--seed", 1, "--out", "other.h5")
+    assert code == 0 and "learnt from" not in err

@@ -315,3 +315,25 @@ def test_an_existing_target_is_refused_before_anything_is_read(folder, say):
     (folder / "out.h5").write_text("mine")
     code, _, err = say("data", "pack", "nowhere", "-o", "out.h5")
     assert code == 2 and "exists already" in err
+
+
+def test_test_clouds_that_are_training_clouds_are_counted_and_told(folder, say):
+    for name in CLASSES:
+        for number in range(10):
+            write(folder / "set" / name / f"{number}.npy", 0)  # one and the same cloud everywhere
+    code, out, _ = say("data", "pack", "set", "-o", "out.h5", "--num-points", 30)
+    assert code == 0 and "note: 6 test clouds are also training clouds, bit for bit" in out
+    mixed_tree(folder / "other")
+    assert "note:" not in say("data", "pack", "other", "-o", "other.h5", "--num-points", 30)[1]
+
+
+def test_a_bad_cloud_in_a_single_file_is_named_by_its_number(tmp_path):
+    many = np.concatenate([POINTS] * 30)
+    for bad, message in ((np.nan, "cloud 300: point 7: expected finite"), (None, "cloud 300: expected at least 2")):
+        spoilt = many.copy()
+        spoilt[300, 7] = bad if bad else 0
+        spoilt[300] = spoilt[300] if bad else 1
+        path = hdf5(tmp_path / "a.h5", points=spoilt, labels=np.arange(360) % 3)
+        for count in (30, 20):
+            with pytest.raises(DataError, match=f"points: {message}"):
+                read_single_hdf5(path, count)

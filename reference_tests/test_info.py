@@ -218,3 +218,13 @@ def test_every_kind_of_file_has_its_description():
     from minipc.describe import OF_KIND
 
     assert set(OF_KIND) == set(KINDS)
+
+
+def test_a_run_folder_that_does_not_fit_together_is_not_described_as_if_it_did(whole_way, folder, say):
+    (folder / "run/model.h5").unlink()
+    code, out, _ = say("info", "run")
+    assert code == 0 and "run/model.h5: is missing; minipc train --resume --out run writes it again" in out
+    settings = json.loads((folder / "run/run.json").read_text())
+    (folder / "run/run.json").write_text(json.dumps(settings | {"name": "other"}))
+    code, out, err = say("info", "run")
+    assert (code, out) == (3, "") and "checkpoint.h5 belongs to another run than run.json beside it" in err
