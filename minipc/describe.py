@@ -18,10 +18,9 @@ from minipc.nn.pointnet import count
 from minipc.record.plan import read_plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import read_shard, shard_name
-from minipc.run_folder import run_id_of
+from minipc.run_folder import read_run, run_id_of
 
 IN_A_RUN = ("model.h5", "best.h5", "checkpoint.h5")
-MOST_TEXT = 1 << 24  # bytes of run.json
 
 
 class Description(NamedTuple):
@@ -158,7 +157,7 @@ def _listed(folder):
 def _run(folder):
     """Return the Description of a run folder: run.json, and each file of ours in it."""
     path = os.path.join(folder, "run.json")
-    settings = files.parse_json(files.read_bytes(path, MOST_TEXT), path)
+    settings = read_run(folder)
     if not isinstance(settings.get("training"), dict) or "provenance" not in settings:
         raise DataError(f"{path}: is not of a run of ours: it misses provenance or training; check the name")
     places = {name: os.path.join(folder, name) for name in IN_A_RUN}

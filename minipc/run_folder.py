@@ -19,6 +19,9 @@ from minipc.errors import DataError, MinipcError, UsageError
 from minipc.model_file import write_model
 
 
+MOST_TEXT = 1 << 24  # bytes of run.json
+
+
 def _numbered(base, suffixes):
     """Yield base, base-2, base-3, ... and whether it exists, itself or with one of suffixes."""
     for number in count(1):
@@ -58,11 +61,7 @@ def refuse_existing(path):
 def read_run(path):
     """Return what run.json of a run folder says.  Raises DataError."""
     place = os.path.join(path, "run.json")
-    try:
-        with open(place, "rb") as file:
-            return files.parse_json(file.read(1 << 24), place)
-    except OSError as reason:
-        raise DataError(f"{place}: cannot be read ({reason.strerror}); name the folder of a run") from reason
+    return files.parse_json(files.read_bytes(place, MOST_TEXT), place)
 
 
 def run_id_of(described):

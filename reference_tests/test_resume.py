@@ -220,6 +220,12 @@ def test_a_checkpoint_of_another_run_is_refused(splits, tmp_path):
             folder.checkpoint()
 
 
+def test_a_pipe_in_the_place_of_run_json_does_not_hang(tmp_path):
+    os.mkfifo(tmp_path / "run.json")
+    with pytest.raises(DataError, match="run.json: expected a file, found a pipe"):
+        RunFolder(str(tmp_path))
+
+
 def test_a_run_whose_checkpoint_is_gone_does_not_begin_again_over_its_model(splits, tmp_path):
     run(splits, tmp_path / "run")
     (tmp_path / "run/checkpoint.h5").unlink()
@@ -359,7 +365,7 @@ def test_the_last_run_is_the_last_of_the_numbered_names(tmp_path, monkeypatch):
     for name in ("run", "run-2", "run-4"):
         os.mkdir(name)
     assert last_name("run") == "run-2"
-    with pytest.raises(DataError, match="run.json: cannot be read.*name the folder of a run"):
+    with pytest.raises(DataError, match="run.json: cannot be read.*check name and rights"):
         read_run("run")
 
 

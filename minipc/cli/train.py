@@ -8,8 +8,8 @@ import click
 from minipc.cli.options import FILE, Verb, shared_options
 from minipc.cli.show import Console, result
 
-OF_DISTILLATION = ("kd_weight", "self_weight", "temperature", "guard", "self_target", "self_every", "ema_decay",
-                   "self_record")
+OF_SELF = ("self_target", "self_every", "ema_decay", "self_record")
+OF_DISTILLATION = ("kd_weight", "self_weight", "temperature", "guard", *OF_SELF)
 
 
 class Views(click.ParamType):
@@ -79,17 +79,16 @@ def command(
     from minipc.train import TrainConfig
 
     given = _given()
-    if labels_only:
-        for name in OF_DISTILLATION:
-            if given.get(name) is click.core.ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--labels-only has no use for --{name.replace('_', '-')}; leave one out")
-    if self_weight == 0 and not resume:
-        for name in ("self_target", "self_every", "ema_decay", "self_record"):
-            if given.get(name) is click.core.ParameterSource.COMMANDLINE:
-                raise click.UsageError(f"--{name.replace('_', '-')} has no use without --self-weight, e.g. 0.2; add it")
-    for name, kind in (("self_every", "snapshot"), ("ema_decay", "ema")):
-        if given.get(name) is click.core.ParameterSource.COMMANDLINE and self_target != kind and not resume:
-            raise click.UsageError(f"--{name.replace('_', '-')} goes with --self-target {kind}, not {self_target}")
+    for name in [name for name, source in given.items() if source is click.core.ParameterSource.COMMANDLINE]:
+        option, kind = f"--{name.replace('_', '-')}", {"self_every": "snapshot", "ema_decay": "ema"}.get(name)
+        if labels_only and name in OF_DISTILLATION:
+            raise click.UsageError(f"--labels-only has no use for {option}; leave one out")
+        if resume:
+            continue  # the run's own settings are compared below
+        if self_weight == 0 and name in OF_SELF:
+            raise click.UsageError(f"{option} has no use without --self-weight, e.g. 0.2; add it")
+        if kind not in (None, self_target):
+            raise click.UsageError(f"{option} goes with --self-target {kind}, not {self_target}")
     if resume and dry_run:
         raise click.UsageError("--resume and --dry-run do not go together; leave one out")
     bare = data is None and record is None and not labels_only
