@@ -14,7 +14,7 @@ ECE_BINS = 15
 VOTE_SEED = 0  # of the views that vote: the same for every model, so that voting is comparable
 
 
-def predict(model, points, xp, threads):
+def predict(model, points, xp, threads, engine="fused"):
     """Return the logits (N, K) float32, on the host, of points (N, P, 3) on the host.
 
     model's arrays belong to xp.  Blocks of 32 clouds, the last one padded by its own last cloud:
@@ -25,7 +25,7 @@ def predict(model, points, xp, threads):
     @np.errstate(over="ignore", invalid="ignore")  # what they would warn of is the error below
     def logits_of(first):
         block = xp.asarray(padded_block(points, first, BLOCK))
-        logits = forward_eval(model.params, model.stats, block, model.config)
+        logits = forward_eval(model.params, model.stats, block, model.config, engine)
         return to_host(logits)[: len(points) - first]
 
     logits = np.concatenate(list(ordered_map(logits_of, range(0, len(points), BLOCK), threads)))
@@ -37,16 +37,17 @@ def predict(model, points, xp, threads):
     return logits
 
 
-def vote(model, points, votes, augment, xp, threads):
+def vote(model, points, votes, augment, xp, threads, engine="fused"):
     """Return log of the mean softmax (N, K) over views 0 .. votes - 1 of points (N, P, 3).
 
     The views are drawn by the rule of a recording from a seed of their own, so they are fixed.
     Voting flatters: report it beside the plain number, never instead of it.
     """
     views = [
-        log_softmax(predict(model, apply(points, draw(VOTE_SEED, view, 0, len(points), augment)), xp, threads), axis=1)
+        predict(model, apply(points, draw(VOTE_SEED, view, 0, len(points), augment)), xp, threads, engine)
         for view in range(votes)
     ]
+    views = [log_softmax(logits, axis=1) for logits in views]
     return logsumexp(np.array(views, np.float64), axis=0) - np.log(votes)
 
 

@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from dataclasses import replace
 
 from minipc.data.clouds import Clouds, Splits, made_from, write_clouds
 from minipc.data.shapes import UP_AXIS, make_shapes
@@ -35,7 +36,7 @@ def built_in_shapes(seed):
     )
 
 
-def record_shapes(*, xp, threads, say, progress, **settings):
+def record_shapes(*, xp, engine, threads, say, progress, **settings):
     """Make shapes.h5 and teacher/ where they are absent, then record: Recorded."""
     _check_request(settings["out"], settings["views"], settings["seed"])  # before minutes of training
     if not os.path.exists(DATA):
@@ -48,11 +49,12 @@ def record_shapes(*, xp, threads, say, progress, **settings):
     if not os.path.exists(model_path(TEACHER)):
         say(f"{TEACHER}: no teacher yet, training one on {DATA}")
         run = train_files(
-            DATA, None, "teacher", LossConfig(label_smoothing=0.0, **LABELS_ALONE), TEACHER_TRAINING,
+            DATA, None, "teacher", LossConfig(label_smoothing=0.0, **LABELS_ALONE),
+            replace(TEACHER_TRAINING, engine=engine),
             labels_only=True, out=TEACHER, **running,
         )
         say(f"{TEACHER}: test accuracy {100 * run.values['test_accuracy']:.2f} %")
-    return record_files(DATA, TEACHER, **running, **settings)
+    return record_files(DATA, TEACHER, engine=engine, **running, **settings)
 
 
 def forecast_shapes(out, views, seed, **settings):

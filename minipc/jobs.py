@@ -74,12 +74,12 @@ def read_data(path):
 
 
 def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False, force=False, xp,
-                 threads=None, say=quiet, progress=quiet):
+                 engine="fused", threads=None, say=quiet, progress=quiet):
     """Record the model in file or run folder teacher on the training clouds of file data: Recorded."""
     splits, model = _matching(data, teacher)
     done = record(
-        splits.train, pointnet_teacher(on_module(model, xp)), model_id(model), out, views,
-        seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp),
+        splits.train, pointnet_teacher(on_module(model, xp), engine), model_id(model), out, views,
+        seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp), engine=engine,
         data_file=os.path.basename(data), with_clouds=splits if with_clouds else None, say=say, progress=progress,
     )
     trained = model.trained
@@ -108,7 +108,7 @@ def _matching(data, teacher):
     return splits, model
 
 
-def eval_files(model, data, *, votes=0, teacher=None, xp, threads=None):
+def eval_files(model, data, *, votes=0, teacher=None, xp, engine="fused", threads=None):
     """Evaluate the model in a file or run folder on the test split of data: values for JSON.
 
     votes: also by voting over so many fixed views; teacher: a model whose arg-max is compared.
@@ -119,7 +119,7 @@ def eval_files(model, data, *, votes=0, teacher=None, xp, threads=None):
     test, threads = splits.test, threads or default_threads(xp)
     check_same_kind(test.described, read.described, data, path)
     on_device = on_module(read, xp)
-    logits = predict(on_device, test.points, xp, threads)
+    logits = predict(on_device, test.points, xp, threads, engine)
     found = metrics(test.labels, logits)
     size = count(read.config, test.points.shape[1])
     values = {
@@ -132,19 +132,19 @@ def eval_files(model, data, *, votes=0, teacher=None, xp, threads=None):
         "confusion": found.confusion.tolist(),
     }
     if votes:
-        voted = metrics(test.labels, vote(on_device, test.points, votes, AugmentConfig(), xp, threads))
+        voted = metrics(test.labels, vote(on_device, test.points, votes, AugmentConfig(), xp, threads, engine))
         values["voted"] = {"votes": votes, **voted._asdict(), "confusion": voted.confusion.tolist()}
     if teacher is not None:
         teacher_path = model_path(teacher)
         its = read_model(teacher_path)
         check_same_kind(test.described, its.described, data, teacher_path)
-        theirs = predict(on_module(its, xp), test.points, xp, threads)
+        theirs = predict(on_module(its, xp), test.points, xp, threads, engine)
         values["teacher"] = teacher_path
         values["teacher_agreement"] = float((theirs.argmax(axis=1) == logits.argmax(axis=1)).mean())
     return values
 
 
-def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, threads=None, say=quiet):
+def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, engine="fused", threads=None, say=quiet):
     """Predict the class of the cloud in each file with the model in a file or run folder: values for JSON.
 
     Clouds are prepared as `data pack` does; num_points None: as many points as in training.  All
@@ -163,7 +163,7 @@ def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, thr
     points = np.stack([read_prepared(file, described["normalisation"], count)[0] for file in paths])
     if up_axis is None and described["up_axis"] != "unknown":
         say(f"{path}: expects up axis {described['up_axis']}; if the files have another, turn them")
-    logits = predict(on_module(read, xp), points, xp, threads or default_threads(xp))
+    logits = predict(on_module(read, xp), points, xp, threads or default_threads(xp), engine)
     found = []
     for file, p in zip(paths, softmax(logits.astype(np.float64), axis=1)):
         best = [{"class": names[k], "probability": float(p[k])} for k in np.argsort(-p, kind="stable")[:top]]

@@ -12,12 +12,13 @@ from typing import NamedTuple, get_type_hints
 
 from minipc import files
 from minipc.augment import AugmentConfig
-from minipc.backend import provenance
+from minipc.backend import default_threads, provenance
 from minipc.data.clouds import Splits
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.jobs import find_data, find_file
 from minipc.nn.losses import LABELS_ALONE, LossConfig, formula
 from minipc.nn.pointnet import ModelConfig, count, forward_train, sizes
+from minipc.nn.workspace import Workspace
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import quiet
 from minipc.run_folder import RunFolder, free_name, read_run, refuse_existing
@@ -206,7 +207,7 @@ class _Work:
 
     @cached_property
     def arguments(self):
-        """The arguments of train() that say what is trained, and the self target.  Raises as they do."""
+        """The arguments of train() that say what is trained.  Raises as it does."""
         config, splits = self.config, self.splits
         if self.reader is None:
             augment = files.from_dict(AugmentConfig, config.augment, f"{self.out}: run.json")
@@ -215,22 +216,23 @@ class _Work:
             self.reader.check_belongs(splits.train)
             views = recorded_views(self.reader, config.labels_only, *config.views)
         config.training.split(splits.train.labels)
-        return (splits, config.model, config.loss, config.training, views), self._self_target()
+        if self.earlier:
+            _check_same_views(self.reader, self.earlier)
+        return splits, config.model, config.loss, config.training, views
 
-    def _self_target(self):
-        """Return the self target of the run, or None."""
+    def _self_target(self, work):
+        """Return the self target of the run, or None; it computes in the Workspace of the run."""
         chosen, model = self.config.self_target, self.config.model
         if chosen is None:
             return None
         if chosen.kind == "history":
             return History(len(self.splits.train), model.classes)
         if chosen.kind == "record":
-            _check_same_views(self.reader, self.earlier)
             views = recorded_views(self.earlier, False, *self.config.views)
             return SecondRecord(lambda epoch: views(epoch)[1])
 
         def forward(params, points):
-            return forward_train(params, points, model)[0]
+            return forward_train(params, points, model, None, self.config.training.engine, work)[0]
 
         return Snapshot(forward, chosen.every) if chosen.kind == "snapshot" else Ema(forward, chosen.decay)
 
@@ -251,7 +253,8 @@ class _Work:
     def run(self, folder, data, *, xp, threads=None, say=quiet, progress=quiet, detail=None, stop_after=None):
         """Train to the end, or to the epoch stop_after, from where the folder's checkpoint is: Run."""
         self.announce(xp, say)
-        config, (arguments, target) = self.config, self.arguments
+        config, threads = self.config, threads or default_threads(xp)
+        work = Workspace(xp, threads)
         resume = None if folder.new else folder.checkpoint()
         about = {
             "data_file": os.path.basename(data), "made_with": config.provenance,
@@ -266,8 +269,8 @@ class _Work:
                 say(f"{self.out}: began on other versions or another device: not bit for bit what it would have been")
                 about["continued_with"] = now
         trained = train(
-            *arguments, self_target=target, xp=xp, threads=threads, folder=folder, progress=progress, detail=detail,
-            about=about, resume=resume, stop_after=stop_after,
+            *self.arguments, self_target=self._self_target(work), xp=xp, threads=threads, folder=folder,
+            progress=progress, detail=detail, about=about, resume=resume, stop_after=stop_after, work=work,
         )
         size = count(config.model, self.splits.train.points.shape[1])
         last, best = trained.epochs[-1], best_epoch(trained.epochs)

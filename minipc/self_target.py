@@ -47,7 +47,7 @@ class SelfTarget:
         """A step on the clouds rows ended: it saw logits (B, K) and made params."""
 
     def epoch_ended(self, epoch, params):
-        """Epoch (from 0) ended with params, which the optimiser never writes into."""
+        """Epoch (from 0) ended with params; the next step may write into these arrays."""
 
     def state(self):
         """Return {name: array on the host}: all that is needed to go on."""
@@ -75,7 +75,7 @@ class Snapshot(SelfTarget):
 
     def epoch_ended(self, epoch, params):
         if (epoch + 1) % self.every == 0:
-            self.params = dict(params)
+            self.params = {name: value.copy() for name, value in params.items()}
 
     def state(self):
         return {name: to_host(value) for name, value in (self.params or {}).items()}

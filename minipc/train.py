@@ -23,7 +23,8 @@ from minipc.evaluate import metrics, predict
 from minipc.model_file import Model, new_model
 from minipc.nn import optim
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
-from minipc.nn.pointnet import ModelConfig, backward, forward_train, track
+from minipc.nn.pointnet import ModelConfig, backward, check_engine, forward_train, track
+from minipc.nn.workspace import Workspace
 from minipc.streams import check_seed, stream
 
 
@@ -37,6 +38,7 @@ class TrainConfig:
     weight_decay: float = 1e-2  # on the weights of linear layers alone
     warmup_steps: int = 200  # linear, then cosine to zero
     optimiser: str = "adamw"  # or "sgd", with momentum 0.9
+    engine: str = "fused"  # or "textbook": the same numbers but for rounding
     clip_norm: float = 0.0  # largest joint 2-norm of the gradients; 0: no clipping
     val_fraction: float = 0.0  # of the training clouds of each class, held out to choose an epoch by
     seed: int = 0
@@ -57,6 +59,7 @@ class TrainConfig:
             raise UsageError(f"val fraction: expected 0 <= f < 1, got {self.val_fraction!r}")
         if self.optimiser not in ("adamw", "sgd"):
             raise UsageError(f"optimiser: expected adamw or sgd, got {self.optimiser!r}")
+        check_engine(self.engine)
         check_seed(self.seed)
 
     def last_epoch(self, stop_after):
@@ -135,17 +138,18 @@ class State(NamedTuple):
 class Task:
     """What stays the same during a run; arrays belong to module xp."""
 
-    points: Any  # (N, P, 3)
+    points: Any  # (N, 3, P): axes in the order in which both augmentation and the fast engine walk memory
     labels: Any  # (N,)
     model: ModelConfig
     loss: LossConfig
     config: TrainConfig
     self_target: Any  # see self_target.py, or None
+    work: Workspace
     xp: Any
 
     def start(self, model):
-        """Return the State before the first step of an untrained Model."""
-        params = tree_to(self.xp, model.params)
+        """Return the State before the first step of an untrained Model; steps may write into its arrays."""
+        params = {name: value.copy() for name, value in tree_to(self.xp, model.params).items()}
         start = optim.adamw_start if self.config.optimiser == "adamw" else optim.sgd_start
         return State(params, tree_to(self.xp, model.stats), start(params))
 
@@ -180,19 +184,24 @@ class Task:
         config, target = self.config, self.self_target
         on_device = self.xp.asarray(rows)
 
-        x = apply(self.points[on_device], Params(*(value[on_device] for value in augmentation)))
+        points = self.points[on_device].swapaxes(1, 2)
+        x = apply(points, Params(*(value[on_device] for value in augmentation)))
         y = smooth_labels(self.labels[on_device], self.model.classes, self.loss.label_smoothing, x.dtype)
         v = None if logits is None else logits[on_device].astype(x.dtype)
         u, has_u = (target and target.target(rows, x)) or (None, None)
 
-        z, batch, tape = forward_train(params, x, self.model, mask)
+        z, batch, tape = forward_train(params, x, self.model, mask, config.engine, self.work)
         terms, cache = loss_forward(z, y, v, u, has_u, self.loss)
         grads, _ = backward(loss_backward(cache), tape)
 
         if config.clip_norm:
             grads, _ = optim.clip_by_norm(grads, config.clip_norm)
-        update = optim.adamw_step if config.optimiser == "adamw" else optim.sgd_step
-        params, optimiser = update(params, grads, optimiser, lr, config.weight_decay)
+        if config.optimiser == "sgd":
+            params, optimiser = optim.sgd_step(params, grads, optimiser, lr, config.weight_decay)
+        elif config.engine == "textbook":
+            params, optimiser = optim.adamw_step(params, grads, optimiser, lr, config.weight_decay)
+        else:
+            optimiser = optim.adamw_in_place(params, grads, optimiser, lr, config.weight_decay, self.work)
         stats = track(stats, batch, self.model)
         if target:
             target.stepped(rows, z, params)
@@ -207,7 +216,7 @@ class Task:
 def train(
     splits, model_config, loss_config, config, views, *,
     self_target=None, xp=np, threads=None, folder=None, progress=None, detail=None, about={},
-    resume=None, stop_after=None,
+    resume=None, stop_after=None, work=None,
 ):
     """Train a model and return Trained.
 
@@ -215,7 +224,8 @@ def train(
     self_target.py, needed if loss_config.self_weight > 0; folder: a RunFolder or None; progress:
     called as progress(steps done, steps in all, text), detail as detail(line) after each epoch;
     about: written into the model for people, e.g. {"data_file": a base name}; resume: the Checkpoint to
-    go on from; stop_after: the epoch to stop after, of config.epochs.  The test split is measured
+    go on from; stop_after: the epoch to stop after, of config.epochs; work: a Workspace to share
+    with the self target.  The test split is measured
     after every epoch and chooses nothing.  Raises UsageError for settings that cannot run,
     DataError for a checkpoint of other sizes, MinipcError where the loss stops being finite.
     """
@@ -230,7 +240,8 @@ def train(
     begun = time.perf_counter()
 
     task = Task(
-        xp.asarray(clouds.points), xp.asarray(clouds.labels), model_config, loss_config, config, self_target, xp
+        xp.asarray(np.ascontiguousarray(clouds.points.swapaxes(1, 2))), xp.asarray(clouds.labels),
+        model_config, loss_config, config, self_target, work or Workspace(xp, threads), xp,
     )
     model = new_model(model_config, clouds.described, config.seed)
     state, rows = task.start(model), []
@@ -268,10 +279,10 @@ def train(
         seconds = round(time.perf_counter() - epoch_begun, 3)
 
         live, on_host = after(epoch + 1)
-        test_logits = predict(live, splits.test.points, xp, threads)
+        test_logits = predict(live, splits.test.points, xp, threads, config.engine)
         row = {"epoch": epoch + 1, "lr": lr, **means}
         if len(held):
-            row |= _measured("val", clouds.labels[held], predict(live, clouds.points[held], xp, threads))
+            row |= _measured("val", clouds.labels[held], predict(live, clouds.points[held], xp, threads, config.engine))
         row |= _measured("test", splits.test.labels, test_logits)
         rows.append({**row, "train_seconds": seconds})
         if folder:
@@ -286,7 +297,7 @@ def train(
             detail(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
     if folder:
         if test_logits is None:
-            test_logits = predict(live, splits.test.points, xp, threads)
+            test_logits = predict(live, splits.test.points, xp, threads, config.engine)
         folder.ended(clouds.class_names, splits.test.labels, softmax(test_logits.astype(np.float64), axis=1))
     return Trained(on_host, rows, time.perf_counter() - begun)
 

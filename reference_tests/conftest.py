@@ -14,7 +14,7 @@ from minipc import backend, first_run
 from minipc.data import shapes
 from minipc.data.clouds import Clouds, Splits, write_clouds
 from minipc.errors import BackendError
-from minipc.nn import ops, pointnet
+from minipc.nn import fused, ops, pointnet
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.optim import adamw_start, adamw_step
 from minipc.nn.params import initialise
@@ -70,11 +70,12 @@ class Problem(NamedTuple):
     has_u: Any  # (B,), one row has no target
     model: pointnet.ModelConfig
     loss: LossConfig
+    engine: str = "fused"
 
     def value(self, arrays):
         """arrays: params and "points" -> the total loss, a float."""
         params = {name: arrays[name] for name in self.params}
-        z, _, _ = pointnet.forward_train(params, arrays["points"], self.model, self.mask)
+        z, _, _ = pointnet.forward_train(params, arrays["points"], self.model, self.mask, self.engine)
         terms, _ = loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
         return float(terms.total)
 
@@ -83,15 +84,22 @@ class Problem(NamedTuple):
 
     def gradients(self):
         """The gradients of value(arrays()), by the engine."""
-        z, _, tape = pointnet.forward_train(self.params, self.points, self.model, self.mask)
+        z, _, tape = pointnet.forward_train(self.params, self.points, self.model, self.mask, self.engine)
         _, cache = loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
         grads, dpoints = pointnet.backward(loss_backward(cache), tape)
-        return grads | {"points": dpoints}
+        return grads | {"points": multiplied_out(dpoints)}
+
+
+def multiplied_out(dpoints):
+    """Return dpoints (B, N, 3) as an array, from either engine."""
+    return fused.leave(dpoints) if isinstance(dpoints, fused.Gradient) else dpoints
 
 
 def distance_to_kinks(problem):
     """Return the distance to the nearest kink: of a ReLU from zero, of the pool's two largest."""
-    _, _, tape = pointnet.forward_train(problem.params, problem.points, problem.model, problem.mask)
+    _, _, tape = pointnet.forward_train(
+        problem.params, problem.points, problem.model, problem.mask, "textbook"
+    )
     nearest = np.inf
     before_relu = None
     for op_backward, cache, names in tape:
@@ -106,6 +114,12 @@ def distance_to_kinks(problem):
     return nearest
 
 
+@pytest.fixture(params=pointnet.ENGINES)
+def engine(request):
+    """Both engines, by name."""
+    return request.param
+
+
 @pytest.fixture(scope="session")
 def smooth_problem():
     """Return make(shared, head, steps, initial, **loss): a Problem, after some steps of AdamW.
@@ -115,7 +129,7 @@ def smooth_problem():
     the head's batch norm, and a gradient that is truly zero checks nothing.
     """
 
-    def make(shared=(5, 6), head=(7,), steps=0, initial=False, **loss):
+    def make(shared=(5, 6), head=(7,), steps=0, initial=False, engine="fused", **loss):
         model = pointnet.ModelConfig(shared, head, classes=4, dropout=0.4)
         config = LossConfig(**({"kd_weight": 0.7, "self_weight": 0.3} | loss))
         for seed in range(200):
@@ -132,7 +146,7 @@ def smooth_problem():
                     if not name.endswith(".W"):
                         params[name] += 0.2 * rng.standard_normal(params[name].shape)
                 params[f"shared{len(shared) - 1}.beta"] -= 1
-            problem = Problem(params, points, mask, y, v, u, has_u, model, config)
+            problem = Problem(params, points, mask, y, v, u, has_u, model, config, engine)
             state = adamw_start(params)
             for _ in range(steps):
                 grads = problem.gradients()

@@ -24,13 +24,13 @@ from minipc.nn.losses import (
     soft_cross_entropy_backward,
     soft_cross_entropy_forward,
 )
-from minipc.nn.ops import log_softmax_backward, log_softmax_forward
+from minipc.nn.ops import batch_norm_forward, log_softmax_backward, log_softmax_forward
 from minipc.nn.optim import adamw_start, adamw_step, sgd_start, sgd_step, warmup_cosine
 from minipc.nn.pointnet import NAMED_SIZES, count, sizes
 
 ROOT = Path(__file__).parent.parent
 PACKAGE, DOCS = ROOT / "minipc", ROOT / "docs"
-PAGES = ("math.md", "fast_engine.md")  # the second comes with the fast engine
+PAGES = ("math.md", "fast_engine.md")
 
 TAG = re.compile(r"\(([A-Z]\d+)\)")
 EQUATION = re.compile(r"^ {4,}\S.*\s\(([A-Z]\d+)\)$", re.MULTILINE)  # indented, the tag at its end
@@ -51,6 +51,7 @@ def words(text):
 MATH = page_text("math.md")
 MATH_WORDS = words(MATH)
 CONVENTIONS = page_text("conventions.md")
+FAST = page_text("fast_engine.md")
 
 
 def cited(package):
@@ -357,6 +358,31 @@ def test_history_pushes_as_derived_and_raises_the_variance_within_a_cloud():
     np.testing.assert_allclose(pushed, -b / 2 * of_variance, rtol=2e-3, atol=1e-9)
     before, after = (x @ W).var(axis=0).sum(), (x @ (W - found)).var(axis=0).sum()
     assert after > before
+
+
+# The fast engine
+
+
+def test_the_page_of_the_fast_engine_counts_its_operations():
+    for name, (shared, _, _) in NAMED_SIZES.items():
+        *layers, (I_last, O_last) = zip((3, *shared), shared)
+        textbook = 3 * (sum(i * o for i, o in layers) + I_last * O_last)
+        forward = sum(i * (i + 1) + i * o for i, o in (*layers, (I_last, O_last)))
+        backward = sum((i + 1) * o for i, o in layers) + sum(i * (i + 1 + o) for i, o in layers[1:])
+        pooled = I_last * (I_last + 1)
+        row = f"| {name} {'-'.join(map(str, shared))} | {textbook:,} | {forward + backward + pooled:,} |"
+        assert row in FAST, row
+
+
+def test_the_second_moment_about_the_shift_is_below_the_variance_given():
+    rng = np.random.default_rng(0)
+    x, W = rng.standard_normal((2, 50, 8)) + 3, rng.standard_normal((8, 6))
+    gamma, beta = rng.standard_normal(6), 4 * rng.standard_normal(6)
+    y, _, batch = batch_norm_forward(x @ W, gamma, beta, 1e-5)
+    z = np.maximum(y, 0) - np.maximum(beta, 0)
+    given = gamma**2 * batch.var / (batch.var + 1e-5)
+    assert ((z**2).mean(axis=(0, 1)) <= given * (1 + 1e-12)).all()
+    assert ((z**2).mean(axis=(0, 1)) > 0.05 * given).any()  # the bound says something
 
 
 # Optimiser and augmentation

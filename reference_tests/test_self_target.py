@@ -201,7 +201,7 @@ def test_a_snapshot_is_taken_every_nth_epoch():
     target = Snapshot(linear, every=3)
     kept = []
     for epoch in range(7):
-        target.epoch_ended(epoch, {"epoch": epoch})
+        target.epoch_ended(epoch, {"epoch": np.array(epoch)})
         kept.append(target.params and target.params["epoch"])
     assert kept == [None, None, 2, 2, 2, 5, 5]
 

@@ -185,14 +185,21 @@ def test_dropout_sgd_and_clipping_train_and_repeat(splits):
     assert model_id(run(splits, **(settings | {"model": MODEL})).model) != model_id(first.model)
 
 
-def test_training_runs_on_the_device_and_agrees_with_the_host(splits, fake_cupy):
+def test_training_runs_on_the_device_and_agrees_with_the_host(splits, fake_cupy, engine):
     views = teacher_views(splits)
     loss = LossConfig(0.9, 0.2)
     model = replace(MODEL, dropout=0.3)
     snapshot = partial(forward, config=model)
-    host = run(splits, loss, model, views, self_target=Snapshot(snapshot), epochs=2)
-    device = run(splits, loss, model, views, self_target=Snapshot(snapshot), epochs=2, xp=fake_cupy)
-    assert_same_model(host.model, device.model)
+    settings = dict(epochs=2, engine=engine)
+    host = run(splits, loss, model, views, self_target=Snapshot(snapshot), **settings)
+    device = run(splits, loss, model, views, self_target=Snapshot(snapshot), xp=fake_cupy, **settings)
+    if engine == "textbook":
+        assert_same_model(host.model, device.model)
+    # The fast engine divides its products otherwise there; AdamW makes steps of the noise of an offset
+    # whose gradient is truly zero, so parameters are not compared, but what they amount to.
+    for name in ("total", "labels", "distillation"):
+        mine, theirs = ([row[name] for row in trained.epochs] for trained in (host, device))
+        np.testing.assert_allclose(mine, theirs, rtol=1e-3, err_msg=name)
     assert all(isinstance(value, np.ndarray) for value in device.model.params.values())
     history = run(splits, loss, model, views, self_target=History(70, 3), epochs=2, xp=fake_cupy)
     assert history.epochs[-1]["self_distillation"] > 0

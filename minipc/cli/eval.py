@@ -13,7 +13,7 @@ from minipc.cli.show import Console, result
               help="Also the mean softmax over so many fixed views; it flatters.")
 @click.option("--teacher", metavar="MODEL", type=FILE, help="Also how often the arg-max agrees with this model's.")
 @shared_options
-def command(model, data, votes, teacher, backend, threads, as_json, quiet, verbose):
+def command(model, data, votes, teacher, backend, engine, threads, as_json, quiet, verbose):
     """Evaluate MODEL (a file, or a run folder) on the test split of DATA.
 
     Without DATA, the file it was trained on is looked for beside the model and here.
@@ -22,7 +22,9 @@ def command(model, data, votes, teacher, backend, threads, as_json, quiet, verbo
     from minipc.jobs import eval_files
 
     with Console(quiet, verbose) as console:
-        values = eval_files(model, data, votes=votes, teacher=teacher, xp=load(backend, console.say), threads=threads)
+        values = eval_files(
+            model, data, votes=votes, teacher=teacher, xp=load(backend, console.say), engine=engine, threads=threads,
+        )
     width = max(len(name) for name in values["class_accuracy"])
     lines = [
         f"{values['model']} on {values['clouds']} test clouds of {values['data']}:",

@@ -80,9 +80,11 @@ def common_options(function):
 
 
 def shared_options(function):
-    """Add --backend and --threads to the common options: (backend, threads) as well."""
+    """Add --backend, --engine and --threads to the common options: (backend, engine, threads) as well."""
     function = common_options(function)
     for option in (
+        click.option("--engine", type=click.Choice(["fused", "textbook"]), default="fused", show_default=True,
+                     help="textbook: the same operation by operation, slower."),
         click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: the CPUs]"),
         click.option("--backend", type=click.Choice(["auto", "numpy", "cupy"]), default="auto", show_default=True,
                      help="auto takes cupy where a device answers."),

@@ -14,7 +14,7 @@ from minipc.cli.show import Console, result
 @click.option("--up-axis", type=click.Choice(["x", "y", "z", "unknown"]),
               help="Of the files; compared with the model's.")
 @shared_options
-def command(model, files, top, num_points, up_axis, backend, threads, as_json, quiet, verbose):
+def command(model, files, top, num_points, up_axis, backend, engine, threads, as_json, quiet, verbose):
     """Predict the class of each FILE (.npy, .npz, .xyz, .txt or .csv) with MODEL, a file or a run folder.
 
     Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
@@ -25,7 +25,7 @@ def command(model, files, top, num_points, up_axis, backend, threads, as_json, q
     with Console(quiet, verbose) as console:
         values = predict_files(
             model, files, top=top, num_points=num_points, up_axis=up_axis,
-            xp=load(backend, console.say), threads=threads, say=console.say,
+            xp=load(backend, console.say), engine=engine, threads=threads, say=console.say,
         )
     names = [click.format_filename(file) for file in files]  # a name need not be text
     width = max(map(len, names))

@@ -22,7 +22,7 @@ from minipc.cli.show import Console, result, size
 @click.option("--force", is_flag=True, help="Record a teacher that is no better than chance.")
 @shared_options
 def command(
-    data, teacher, views, out, seed, logits, with_clouds, dry_run, force, backend, threads, as_json, quiet,
+    data, teacher, views, out, seed, logits, with_clouds, dry_run, force, backend, engine, threads, as_json, quiet,
     verbose,
 ):
     """Record a teacher's logits over augmented views of each training cloud.
@@ -46,7 +46,8 @@ def command(
         if dry_run:
             found = forecast_files(data, teacher, **what) if data else forecast_shapes(**what)
             return result(found._asdict(), as_json, _foreseen(found))
-        settings = dict(what, force=force, xp=xp, threads=threads, say=console.say, progress=console.progress)
+        settings = dict(what, force=force, xp=xp, engine=engine, threads=threads)
+        settings |= dict(say=console.say, progress=console.progress)
         done = record_shapes(**settings) if data is None else record_files(data, teacher, **settings)
     lines = [
         f"{done.out}: {done.clouds} clouds x {done.views} views, {size(done.bytes)}, run {done.run_id[:16]}",

@@ -61,7 +61,7 @@ class Views(click.ParamType):
 def command(
     data, record, views, labels_only, model, kd_weight, self_weight, temperature, label_smoothing, guard,
     self_target, self_every, ema_decay, self_record, val_fraction, epochs, stop_after, resume, batch_size, lr,
-    weight_decay, warmup_steps, optimiser, clip_norm, seed, out, dry_run, backend, threads, as_json, quiet,
+    weight_decay, warmup_steps, optimiser, clip_norm, seed, out, dry_run, backend, engine, threads, as_json, quiet,
     verbose,
 ):
     """Train a model and write a run folder.
@@ -114,7 +114,7 @@ def command(
                 epochs=epochs if epochs is not None else STUDENT_EPOCHS if bare else TrainConfig.epochs,
                 batch_size=batch_size, lr=lr if lr is not None else 1e-3 if teacher else TrainConfig.lr,
                 weight_decay=weight_decay, warmup_steps=warmup_steps, optimiser=optimiser, clip_norm=clip_norm,
-                val_fraction=val_fraction, seed=seed,
+                val_fraction=val_fraction, engine=engine, seed=seed,
             )
             self_config = SelfConfig(self_target, self_every, ema_decay)
             if bare:

@@ -55,6 +55,44 @@ def adamw_step(params, grads, state, lr, weight_decay, beta1=0.9, beta2=0.999, e
     return {name: new[name] for name in params}, AdamWState(step, m, v)
 
 
+def adamw_in_place(params, grads, state, lr, weight_decay, work, beta1=0.9, beta2=0.999, eps=1e-8):
+    """Take one step of (O1) in the arrays of params and state, bit for bit as adamw_step; return the new state.
+
+    The gradients serve as scratch.  Long arrays go through the Workspace work in slices that stay
+    in a core's cache; short ones are not worth a thread.
+    """
+    _same_names(params, grads)
+    xp, step = work.xp, state.step + 1
+    scale1, scale2 = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
+    slices = [
+        (name, first) for name, value in params.items() for first in range(0, value.size, work.slice // 4)
+    ]
+
+    def update(item):
+        name, first = item
+        some = slice(first, first + work.slice // 4)
+        p, g, m, v = (array[name].reshape(-1)[some] for array in (params, grads, state.m, state.v))
+        t = work.scratch("adamw", g.shape, g.dtype)
+        m *= beta1
+        m += xp.multiply(g, 1 - beta1, out=t)
+        v *= beta2
+        v += xp.multiply(xp.multiply(g, g, out=t), 1 - beta2, out=t)
+        t = xp.sqrt(xp.multiply(v, scale2, out=t), out=t)
+        t += eps
+        g = xp.multiply(m, scale1, out=g)
+        g /= t
+        g *= lr
+        p *= 1 - lr * _decay(name, weight_decay)
+        p -= g
+
+    if len(slices) > len(params):
+        work.map(update, slices)
+    else:
+        for item in slices:
+            update(item)
+    return state._replace(step=step)
+
+
 class SgdState(NamedTuple):
     step: int
     velocity: dict

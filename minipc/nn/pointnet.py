@@ -14,9 +14,13 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minipc.backend import module_of
 from minipc.errors import UsageError, check_shape
-from minipc.nn import ops
+from minipc.nn import fused, ops
 from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec
+from minipc.nn.workspace import Workspace
+
+ENGINES = ("fused", "textbook")
 
 NAMED_SIZES = {  # name: (shared widths, head widths, dropout)
     "teacher": ((64, 64, 64, 128, 1024), (512, 256), 0.3),
@@ -64,6 +68,12 @@ def sizes(text, classes):
             f"model: expected {', '.join(NAMED_SIZES)} or widths such as 16-16-32-64:32, got {text!r}"
         ) from None
     return ModelConfig(*widths, classes)
+
+
+def check_engine(engine):
+    """Raise UsageError for a name that is not an engine's."""
+    if engine not in ENGINES:
+        raise UsageError(f"engine: expected {' or '.join(ENGINES)}, got {engine!r}")
 
 
 class Layer(NamedTuple):
@@ -115,46 +125,71 @@ def count(config, points):
     return Count(parameters, points * per_point + per_cloud)
 
 
-def forward_train(params, points, config, mask=None):
+def forward_train(params, points, config, mask=None, engine="fused", work=None):
     """Return logits (B, K), {layer: BatchStats} and the tape, with batch statistics.
 
     points (B, N, 3), B >= 2 wherever the head has batch norm; mask (B, last width) for dropout as
-    in (M14), None for no dropout.  params is not changed and statistics are not tracked.
+    in (M14), None for no dropout.  params is not changed and statistics are not tracked.  engine:
+    "fused" (fused.py) or "textbook" (ops.py alone).  work: the Workspace of a run, whose next
+    forward_train may write over this tape; without it the fast engine makes one.
     """
     check_shape("points", points, (None, None, 3))
+    check_engine(engine)
     shared, head, out = _layers(config)
     tape, batch = [], {}
+    if engine == "fused":
+        work = work or Workspace(module_of(points, *params.values()))
+
+    def record(result, op_backward, *names):
+        """Put one operation on the tape and return its output."""
+        y, cache = result
+        tape.append((op_backward, cache, names))
+        return y
+
+    def linear(x, name):
+        W = f"{name}.W"
+        if engine == "textbook":
+            return record(ops.linear_forward(x, params[W]), ops.linear_backward, W)
+        return record(fused.linear_forward(x, params[W], work, name), fused.linear_backward, W)
 
     def layer(x, name):
-        x, cache = ops.linear_forward(x, params[f"{name}.W"])
-        tape.append((ops.linear_backward, cache, (f"{name}.W",)))
-        x, cache, batch[name] = ops.batch_norm_forward(
-            x, params[f"{name}.gamma"], params[f"{name}.beta"], config.eps
-        )
-        tape.append((ops.batch_norm_backward, cache, (f"{name}.gamma", f"{name}.beta")))
-        x, cache = ops.relu_forward(x)
-        tape.append((ops.relu_backward, cache, ()))
-        return x
+        x = linear(x, name)
+        gamma, beta = f"{name}.gamma", f"{name}.beta"
+        *result, batch[name] = ops.batch_norm_forward(x, params[gamma], params[beta], config.eps)
+        x = record(result, ops.batch_norm_backward, gamma, beta)
+        return record(ops.relu_forward(x), ops.relu_backward)
 
     x = points
-    for name, _, _ in shared:
-        x = layer(x, name)  # (B, N, O)
-    x, cache = ops.point_max_forward(x)  # (B, O)
-    tape.append((ops.point_max_backward, cache, ()))
+    if engine == "textbook":
+        for name, _, _ in shared:
+            x = layer(x, name)  # (B, N, O)
+        x = record(ops.point_max_forward(x), ops.point_max_backward)  # (B, O)
+    else:
+        x = fused.enter(points, config.shared[:-1], work)
+        for name, _, _ in shared:
+            last = name == shared[-1].name
+            pair = (
+                (fused.pooled_forward, fused.pooled_backward) if last
+                else (fused.shared_forward, fused.shared_backward)
+            )
+            names = [f"{name}.{part}" for part in ("W", "gamma", "beta")]
+            *result, batch[name] = pair[0](x, *(params[each] for each in names), config.eps, name)
+            x = record(result, pair[1], *names)
     for name, _, _ in head:
         x = layer(x, name)
     if mask is not None:
-        x, cache = ops.dropout_forward(x, mask)
-        tape.append((ops.dropout_backward, cache, ()))
-    x, cache = ops.linear_forward(x, params[f"{out.name}.W"])
-    tape.append((ops.linear_backward, cache, (f"{out.name}.W",)))
-    logits, cache = ops.bias_forward(x, params[f"{out.name}.b"])
-    tape.append((ops.bias_backward, cache, (f"{out.name}.b",)))
+        x = record(ops.dropout_forward(x, mask), ops.dropout_backward)
+    x = linear(x, out.name)
+    logits = record(ops.bias_forward(x, params[f"{out.name}.b"]), ops.bias_backward, f"{out.name}.b")
     return logits, batch, tape
 
 
 def backward(dlogits, tape):
-    """Return {name: gradient} with the names of params, and dpoints (B, N, 3)."""
+    """Return {name: gradient} with the names of params, and dpoints (B, N, 3).
+
+    Of the fast engine, whose tape can be read once, dpoints is a fused.Gradient: training does
+    not need it, and fused.leave() multiplies it out.
+    """
     grads, d = {}, dlogits
     for op_backward, cache, names in reversed(tape):
         if names:
@@ -175,23 +210,31 @@ def track(stats, batch, config):
     return moved
 
 
-def forward_eval(params, stats, points, config):
+def forward_eval(params, stats, points, config, engine="fused"):
     """Return logits (B, K) with running statistics and no dropout: what a finished model computes."""
     check_shape("points", points, (None, None, 3))
+    check_engine(engine)
     shared, head, out = _layers(config)
+
+    def constants(name):
+        return (
+            params[f"{name}.gamma"], params[f"{name}.beta"], stats[f"{name}.mean"], stats[f"{name}.var"],
+        )
 
     def layer(x, name):
         x, _ = ops.linear_forward(x, params[f"{name}.W"])
-        x, _ = ops.batch_norm_eval_forward(
-            x, params[f"{name}.gamma"], params[f"{name}.beta"],
-            stats[f"{name}.mean"], stats[f"{name}.var"], config.eps,
-        )
+        x, _ = ops.batch_norm_eval_forward(x, *constants(name), config.eps)
         return ops.relu_forward(x)[0]
 
-    x = points
-    for name, _, _ in shared:
-        x = layer(x, name)
-    x = x.max(axis=1)  # (M12) without the search for who won, which only a backward needs
+    if engine == "textbook":
+        x = points
+        for name, _, _ in shared:
+            x = layer(x, name)
+        x = x.max(axis=1)  # (M12) without the search for who won, which only a backward needs
+    else:
+        maps = [(params[f"{name}.W"], *constants(name)) for name, _, _ in shared]
+        xp = module_of(points, *params.values(), *stats.values())
+        x = fused.shared_eval(points, maps, config.eps, Workspace(xp))
     for name, _, _ in head:
         x = layer(x, name)
     x, _ = ops.linear_forward(x, params[f"{out.name}.W"])

@@ -77,9 +77,9 @@ def check_request(out, views, seed):
         raise DataError(f"{out}: cannot be written, there is no folder {folder}; make it first")
 
 
-def pointnet_teacher(model):
+def pointnet_teacher(model, engine="fused"):
     """Return logits_of for record(): our PointNet in evaluation mode, on the module of its arrays."""
-    return lambda points: forward_eval(model.params, model.stats, points, model.config)
+    return lambda points: forward_eval(model.params, model.stats, points, model.config, engine)
 
 
 def quiet(*anything):
@@ -123,7 +123,7 @@ def _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, wit
 def record(
     clouds, logits_of, teacher_id, out, views, *,
     seed=0, augment=AugmentConfig(), logits="float16", xp=np, threads=1,
-    data_file=None, with_clouds=None, force=False, say=quiet, progress=quiet,
+    engine=None, data_file=None, with_clouds=None, force=False, say=quiet, progress=quiet,
 ):
     """Record views 0 .. views - 1 of every cloud to the file out and return Recorded.
 
@@ -131,8 +131,8 @@ def record(
     class names; it is called with blocks of one fixed size, by several threads at once if threads
     is above 1.  teacher_id names the teacher for ever: another id is another record.  data_file is
     a hint for people, a base name.  with_clouds: the Splits whose training split is clouds, for a
-    record that carries both, so that it and nothing else trains a student.  say(line) and
-    progress(done, total, text) report.
+    record that carries both, so that it and nothing else trains a student.  engine: which of ours
+    computes, for the provenance of the shards.  say(line) and progress(done, total, text) report.
 
     Run again after any interruption it continues; with more views, or with_clouds, it adds them.
     Raises UsageError for views or a seed that cannot be, DataError for a teacher near chance (unless
@@ -160,7 +160,7 @@ def record(
             f"{out}: {plan.clouds} clouds x {plan.views} views, {plan.bytes_per_view} bytes each, "
             f"{megabytes:.1f} MB in all; {left} rows to compute, about {left / rate:.0f} s"
         )
-        made_with, done = provenance(xp), 0
+        made_with, done = provenance(xp) | ({"engine": engine} if engine else {}), 0
 
         def block_done(rows):
             nonlocal done

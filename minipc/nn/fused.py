@@ -1,0 +1,400 @@
+"""The fast engine: the shared layers and the pool of PointNet by the moments of their inputs.
+
+Batch statistics of a linear layer are functions of its input's first two moments, and the layer
+before the pool matters only at its maxima.  So a layer is one product and a ReLU, the pooled layer
+is never stored, and a backward is one product again.  Exact, not approximate: docs/fast_engine.md
+derives every line from (M1) to (M13), and the tests hold both engines against each other.
+
+Letters as in ops.py; M = B N rows.  An activation y is kept shifted, Z = y - s, channels first, with
+a row of ones below it, in one array of all layers, the tower:
+
+    tower[b] = [Z_0, 1, Z_1, 1, ..., Z_l, 1]    (rows, N) for cloud b        Z~ = [Z, 1]
+
+so that bias, mean and constant row are rows of the products.  A backward writes the gradient D of
+a layer over its Z: a tape of this engine can be read once.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import sparse
+
+from minipc.backend import module_of
+from minipc.errors import check_shape
+from minipc.nn.ops import BatchStats
+from minipc.nn.products import inner_product, product
+from minipc.nn.workspace import Workspace
+
+SHARE = 16  # channels of one piece of work: of a triangle of moments, of what the winners gather
+
+
+class Activation(NamedTuple):
+    """What a layer hands to the one above."""
+
+    tower: Any  # (B, rows, N)
+    first: int  # row of the tower at which Z begins
+    shift: Any  # (I,), s
+    moments: Any  # (I + 1, I) float64, mean over all rows of Z~ Z^T
+    work: Workspace
+
+    @property
+    def rows(self):
+        """M = B N."""
+        return self.tower.shape[0] * self.tower.shape[2]
+
+    @property
+    def end(self):
+        """The row of the tower after Z~, where the next layer begins."""
+        return self.first + len(self.shift) + 1
+
+    def augmented(self, clouds):
+        """Return Z~ (C, I + 1, N) of some clouds, a view."""
+        return self.tower[clouds, self.first : self.end]
+
+    def stack(self, clouds, width):
+        """Return [Z, 1, D] (C, I + 1 + width, N): this activation and the rows above it."""
+        return self.tower[clouds, self.first : self.end + width]
+
+    def blocks(self):
+        """Return the slices of clouds computed together: by shape alone, a power of two each."""
+        clouds, rows, points = self.tower.shape
+        return _blocks(clouds, rows * points, self.work)
+
+
+def _blocks(clouds, elements, work):
+    fit = max(work.block // elements, 1)
+    each = 1 << (fit.bit_length() - 1)
+    return [slice(first, min(first + each, clouds)) for first in range(0, clouds, each)]
+
+
+def _moments(z, work):
+    """Return the sum over clouds and points of Z~ Z^T (I + 1, I) of Z~ (C, I + 1, N).
+
+    Symmetric: what lies right of the diagonal is copied from below it.
+    """
+    channels = z.shape[1] - 1
+    step = max(channels // 4, SHARE)
+    total = work.xp.empty((channels + 1, channels), z.dtype)
+    for first in range(0, channels, step):
+        some = slice(first, min(first + step, channels))
+        total[first:, some] = inner_product(z[:, first:], z[:, some], work)
+        total[some, first:] = total[first:-1, some].T
+    return total
+
+
+def _sum_over_blocks(function, x, shape, dtype, name):
+    """Return the sum of function(clouds) over all blocks, in their order, in float64."""
+    blocks, work = x.blocks(), x.work
+    parts = work.array(f"{name} parts", (len(blocks), *shape), dtype)
+
+    def keep(item):
+        number, clouds = item
+        parts[number] = function(clouds)
+
+    work.map(keep, list(enumerate(blocks)))
+    total = work.array(f"{name} total", shape, np.float64)
+    total[...] = 0
+    for part in parts:
+        total += part
+    return total
+
+
+def enter(points, widths, work):
+    """Return the Activation of points (B, N, I), shifted by the first of them, with room for layers of widths.
+
+    Shifting makes a batch far from the origin as good as one at it: the difference of two floats
+    that are close is exact.
+    """
+    clouds, count, channels = points.shape
+    shift = points[0, 0].copy()
+    rows = channels + 1 + sum(width + 1 for width in widths)
+    tower = work.array("tower", (clouds, rows, count), points.dtype, fill=1)  # the ones stay
+    x = Activation(tower, 0, shift, None, work)
+
+    def fill(clouds):
+        z = x.augmented(clouds)
+        work.xp.subtract(points[clouds].swapaxes(1, 2), shift[:, None], out=z[:, :-1])
+        return _moments(z, work)
+
+    moments = _sum_over_blocks(fill, x, (channels + 1, channels), points.dtype, "enter")
+    moments /= x.rows
+    return x._replace(moments=moments)
+
+
+class LinearCache(NamedTuple):
+    x: Any  # (B, I)
+    W: Any  # (I, O)
+    dW: Any  # (I, O), where the gradient goes
+
+
+def linear_forward(x, W, work, name):
+    """(M1) for a layer of the head, whose gradient has a buffer.    x (B, I), W (I, O) -> y (B, O)"""
+    return x @ W, LinearCache(x, W, work.array(f"{name} dW", W.shape, W.dtype))
+
+
+def linear_backward(dy, cache):
+    """(M2)    -> dx (B, I), dW (I, O)"""
+    return dy @ cache.W.T, module_of(dy).matmul(cache.x.T, dy, out=cache.dW)
+
+
+class Affine(NamedTuple):
+    """Batch norm of W^T z as one affine map of each channel, and what its backward reads."""
+
+    At: Any  # (O, I)
+    c: Any  # (O,): y = relu(A^T z + c)
+    m: Any  # (I,), mean of z
+    CW: Any  # (I, O)
+    W: Any  # (I, O)
+    gamma: Any  # (O,)
+    inv_std: Any  # (O,)
+
+
+def _affine(x, W, gamma, beta, eps, name):
+    """sigma^2 = w^T C w + eps, A = W gamma / sigma, c = beta - A^T m.  (F1)    -> Affine, BatchStats"""
+    check_shape("W", W, (len(x.shift), None))
+    xp, dtype, work = x.work.xp, W.dtype, x.work
+    m = x.moments[-1]
+    C = (x.moments[:-1] - m[:, None] * m).astype(dtype)
+    m = m.astype(dtype)
+    CW = xp.matmul(C, W, out=work.array(f"{name} CW", W.shape, dtype))
+    spare = work.array(f"{name} spare", W.shape, dtype)
+    var = xp.maximum(xp.multiply(W, CW, out=spare).sum(axis=0), 0)  # rounding can put it below
+    inv_std = 1 / xp.sqrt(var + eps)
+    At = xp.multiply(W.T, (gamma * inv_std)[:, None], out=work.array(f"{name} A", W.shape[::-1], dtype))
+    return Affine(At, beta - At @ m, m, CW, W, gamma, inv_std), BatchStats((m + x.shift) @ W, var, x.rows)
+
+
+class SharedCache(NamedTuple):
+    x: Activation
+    y: Activation
+    affine: Affine
+    name: str
+
+
+def shared_forward(x, W, gamma, beta, eps, name):
+    """z' = max(A^T z + c - s, -s): y = relu(A^T z + c), shifted by s = relu(beta).  (F1), (F8)
+
+    x an Activation of I channels, W (I, O), gamma and beta (O,); name keeps the buffers of layers
+    apart.  Returns the Activation y with its moments, SharedCache and BatchStats.
+    """
+    xp, work = x.work.xp, x.work
+    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    shift = xp.maximum(beta, 0)
+    coefficients = xp.concatenate([affine.At, (affine.c - shift)[:, None]], axis=1)  # (O, I + 1)
+    floor = -shift[:, None]
+    y = Activation(x.tower, x.end, shift, None, work)
+
+    def layer(clouds):
+        z = y.augmented(clouds)
+        product(coefficients, x.augmented(clouds), z[:, :-1], work)
+        xp.maximum(z[:, :-1], floor, out=z[:, :-1])
+        return _moments(z, work)
+
+    width = len(shift)
+    moments = _sum_over_blocks(layer, x, (width + 1, width), W.dtype, f"{name} moments")
+    moments /= x.rows
+    y = y._replace(moments=moments)
+    return y, SharedCache(x, y, affine, name), stats
+
+
+class Gradient(NamedTuple):
+    """dX of a layer, not multiplied out: dX = K [Z, 1, D], or K [Z, 1] + A S^T for the pool.  (F4), (F7)"""
+
+    x: Activation
+    K: Any  # (I, I + 1 + O), or (I, I + 1) with winners
+    At: Any  # (O, I)
+    winners: Any  # (B, O), or None
+    g: Any  # (B, O)
+
+    def of(self, clouds):
+        """Return dX (C, I, N) of some clouds, in a buffer of this thread."""
+        x, (inputs, columns) = self.x, self.K.shape
+        stack = x.stack(clouds, columns - inputs - 1)
+        dx = x.work.scratch("dx", (len(stack), inputs, stack.shape[2]), self.K.dtype)
+        product(self.K, stack, dx, x.work)
+        if self.winners is not None:
+            _add_winners(dx, self.winners[clouds], self.g[clouds], self.At, x.work)
+        return dx
+
+
+def _add_winners(dx, winners, g, At, work):
+    """dx += A S^T, S[b, n, o] = g[b, o] where point n won, else 0.  (F7)    dx (C, I, N), winners, g (C, O)"""
+    (clouds, inputs, points), channels, xp = dx.shape, len(At), work.xp
+    if xp is not np:  # a product with S written out: no atomics, no transfer
+        spread = xp.arange(points)[None, :, None] == winners[:, None, :]
+        dx += ((spread * g[:, None, :]) @ At).swapaxes(1, 2)
+        return
+    step = max(2**17 // (inputs * channels), 1)
+    for first in range(0, clouds, step):
+        some = slice(first, first + step)
+        _add_sparse(dx[some], winners[some], g[some], At, work)
+
+
+def _add_sparse(dx, winners, g, At, work):
+    """As above for a few clouds, by a sparse product over the points that won something."""
+    (clouds, inputs, points), channels = dx.shape, len(At)
+    order = winners.astype(np.min_scalar_type(points)).argsort(axis=1, kind="stable")  # two bytes: radix sort
+    order = (order + channels * np.arange(clouds)[:, None]).ravel()
+    at = (winners + points * np.arange(clouds)[:, None]).ravel()[order]
+    starts = np.flatnonzero(np.diff(at, prepend=-1))  # one for each such point
+    S = sparse.csr_array(
+        (g.ravel()[order], order % channels, np.append(starts, len(at))), shape=(len(starts), channels)
+    )
+    cloud, point = np.divmod(at[starts], points)
+    most = clouds * inputs * channels
+    flat, sums = (
+        work.scratch(name, (most,), dtype)[: inputs * len(starts)].reshape(inputs, -1)
+        for name, dtype in (("flat", np.intp), ("sums", dx.dtype))
+    )
+    np.add(cloud * inputs * points + point, points * np.arange(inputs)[:, None], out=flat)  # as memory runs
+    entries = dx.reshape(-1)
+    entries.take(flat, out=sums, mode="clip")  # all lie inside; "raise" would copy
+    sums += (S @ At).T
+    entries[flat] = sums
+
+
+def _gradients(products, x, affine, name):
+    """Return dW, dgamma, dbeta and [-Q, k] of (F4) from products = Z~ D^T (I + 1, O), written over.
+
+    dbeta = sum D, R = Z D^T - m dbeta^T, dgamma = w . R / sigma  (F2);
+    dW = (R - C W dgamma / sigma) gamma / sigma  (F3).
+    """
+    xp = x.work.xp
+    At, _, m, CW, W, gamma, inv_std = affine
+    R, dbeta = products[:-1], products[-1].copy()
+    spare = xp.multiply(m[:, None], dbeta, out=x.work.array(f"{name} spare", W.shape, W.dtype))
+    R -= spare
+    dgamma = xp.multiply(W, R, out=spare).sum(axis=0) * inv_std
+    xp.multiply(W, gamma * dgamma * inv_std**2 / x.rows, out=spare)
+    Q = spare @ W.T
+    k = Q @ m - (dbeta / x.rows) @ At
+    CW *= dgamma * inv_std
+    R -= CW
+    R *= gamma * inv_std
+    return R, dgamma, dbeta, xp.concatenate([-Q, k[:, None]], axis=1)
+
+
+def shared_backward(dy, cache):
+    """D = dY where y > 0, then (F2), (F3) and (F4).    dy a Gradient -> Gradient dx, dW, dgamma, dbeta
+
+    D takes the place of Z in the tower.
+    """
+    x, y, affine, name = cache
+    xp, work = x.work.xp, x.work
+    floor = -y.shift[:, None]
+
+    def layer(clouds):
+        z = y.augmented(clouds)[:, :-1]
+        positive = xp.greater(z, floor, out=work.scratch("positive", z.shape, bool))
+        xp.multiply(dy.of(clouds), positive, out=z)
+        return inner_product(x.augmented(clouds), z, work)
+
+    (width, inputs), dtype = affine.At.shape, affine.At.dtype
+    products = _sum_over_blocks(layer, x, (inputs + 1, width), dtype, f"{name} products").astype(dtype)
+    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    return Gradient(x, xp.concatenate([K, affine.At.T], axis=1), affine.At, None, None), dW, dgamma, dbeta
+
+
+class PooledCache(NamedTuple):
+    x: Activation
+    affine: Affine
+    winners: Any  # (B, O) integer, the point that won
+    positive: Any  # (B, O) bool
+    name: str
+
+
+def pooled_forward(x, W, gamma, beta, eps, name):
+    """h_o = relu(c_o + max_n (A^T z)_on), n* the point that won.  (F5)
+
+    The last shared layer and the pool: batch norm is an affine map of each channel, the sign of
+    gamma already in A, and ReLU is increasing, so the maximum may be taken on the product, a slice
+    at a time.  Returns h (B, O), PooledCache and BatchStats.
+    """
+    xp, work = x.work.xp, x.work
+    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    (clouds, _, points), width = x.tower.shape, W.shape[1]
+    winners = work.array(f"{name} winners", (clouds, width), np.intp)
+    largest = work.array(f"{name} largest", (clouds, width), W.dtype)
+
+    def pool(clouds):
+        z = x.augmented(clouds)[:, :-1]
+        for some in _slices(width, z, work):
+            P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
+            won = product(affine.At[some], z, P, work).argmax(axis=2)  # points are contiguous: as fast as memory
+            winners[clouds, some] = won
+            largest[clouds, some] = P.reshape(-1)[won.ravel() + points * xp.arange(won.size)].reshape(won.shape)
+
+    work.map(pool, x.blocks())
+    h = largest + affine.c
+    return xp.maximum(h, 0), PooledCache(x, affine, winners, h > 0, name), stats
+
+
+def _slices(width, z, work):
+    """Return slices of the output channels whose product with z (C, I, N) fits work.slice."""
+    step = max(work.slice // (len(z) * z.shape[2]) // SHARE, 1) * SHARE
+    return [slice(first, min(first + step, width)) for first in range(0, width, step)]
+
+
+def pooled_backward(dh, cache):
+    """(F2) and (F3) with D = S, the sparse matrix of what reached the winners.  (F6), (F7)
+
+    dh (B, O) -> Gradient dx, dW (I, O), dgamma (O,), dbeta (O,)
+    """
+    x, affine, winners, positive, name = cache
+    xp, work = x.work.xp, x.work
+    g = dh * positive
+    inputs, width = affine.W.shape
+    products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
+    products[-1] = g.sum(axis=0)
+    z = x.augmented(slice(None))[:, :-1]
+
+    def gather(first):
+        some = slice(first, min(first + 2 * SHARE, inputs))
+        R = products[some]
+        R[...] = 0
+        for b in range(len(g)):
+            at_winners = xp.take(z[b, some], winners[b], axis=1)
+            at_winners *= g[b]
+            R += at_winners
+
+    if xp is np:
+        work.map(gather, range(0, inputs, 2 * SHARE))
+    else:  # all at once
+        products[:-1] = (xp.take_along_axis(z, winners[:, None, :], axis=2) * g[:, None, :]).sum(axis=0)
+    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    return Gradient(x, K, affine.At, winners, g), dW, dgamma, dbeta
+
+
+def leave(gradient):
+    """Return the gradient (B, N, I) of what enter() took; training never asks for it."""
+    x = gradient.x
+    return x.work.xp.concatenate([gradient.of(clouds).swapaxes(1, 2).copy() for clouds in x.blocks()])
+
+
+def shared_eval(points, layers, eps, work):
+    """Return the pooled features h (B, O) of points (B, N, 3) with tracked statistics.  (F9)
+
+    layers: (W, gamma, beta, mean, var) of each shared layer.  A = W gamma / sigma and
+    c = beta - mean gamma / sigma are constants, so a block of clouds goes through all layers
+    before the next one starts and only its maxima leave.
+    """
+    xp, (clouds, count, channels), dtype = work.xp, points.shape, points.dtype
+    maps = []
+    for W, gamma, beta, mean, var in layers:
+        scale = gamma / xp.sqrt(var + eps)
+        maps.append((xp.ascontiguousarray((W * scale).T), beta - mean * scale))
+    At, c = maps.pop()
+    h = xp.empty((clouds, len(At)), dtype)
+    widest = max([channels, *(len(A) for A, _ in maps)])
+
+    for block in _blocks(clouds, 2 * (widest + 1) * count, work):
+        z = xp.ascontiguousarray(points[block].swapaxes(1, 2))
+        for number, (A, b) in enumerate(maps):
+            z = product(A, z, work.scratch(f"z {number}", (len(z), len(A), count), dtype), work)
+            z += b[:, None]
+            xp.maximum(z, 0, out=z)
+        for some in _slices(len(At), z, work):
+            P = work.scratch("P", (len(z), some.stop - some.start, count), dtype)
+            h[block, some] = product(At[some], z, P, work).max(axis=2)
+    h += c
+    return xp.maximum(h, 0, out=h)

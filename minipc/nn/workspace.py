@@ -1,0 +1,77 @@
+"""Memory and worker threads that the fast engine keeps from one step to the next.
+
+A fresh array of many megabytes costs more in page faults than the arithmetic that fills it, so a
+buffer is made once and asked for by name.  Work is split by the shape of the data alone and partial
+results come back in that order: no number of threads changes a bit.
+"""
+
+import platform
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from math import prod
+
+import numpy as np
+
+
+class Workspace:
+    """Named buffers of array module xp, and `threads` threads to work on them.
+
+    One Workspace serves one training run: whoever computes with it ends the life of the arrays of
+    the computation before.  With one thread, the default, no thread is started.
+    """
+
+    def __init__(self, xp=np, threads=1):
+        self.xp, self.threads = xp, threads
+        on_host = xp is np
+        self.block = 2**20 if on_host else 2**31  # elements of the clouds computed together; a device takes all
+        self.slice = 2**18 if on_host else 2**27  # elements of the pooled product looked through at once
+        self.group = 4 if on_host and _small_products_are_fast() else None  # see fused.product
+        self._arrays, self._own = {}, threading.local()
+        self._pool = ThreadPoolExecutor(threads - 1, "minipc-step") if threads > 1 else None
+
+    def array(self, name, shape, dtype, fill=None):
+        """Return the buffer of this name, made and filled anew only where shape or dtype changed."""
+        found = self._arrays.get(name)
+        if found is None or found.shape != shape or found.dtype != dtype:
+            found = self._arrays[name] = self.xp.empty(shape, dtype)
+            if fill is not None:
+                found[...] = fill
+        return found
+
+    def scratch(self, name, shape, dtype):
+        """Return a buffer of this thread's own, made anew only where it has to be larger."""
+        found, size = self._own.__dict__.get(name), prod(shape)
+        if found is None or found.size < size or found.dtype != dtype:
+            found = self._own.__dict__[name] = self.xp.empty(size, dtype)
+        return found[:size].reshape(shape)
+
+    def map(self, function, items):
+        """Return [function(item) for item in items], computed by all threads.
+
+        Each thread takes the next item when it is free, so a core that is busy with something
+        else takes fewer.
+        """
+        if self._pool is None or len(items) == 1:
+            return [function(item) for item in items]
+        results, left = [None] * len(items), iter(range(len(items)))
+
+        def work():
+            for number in left:
+                results[number] = function(items[number])
+
+        helpers = [self._pool.submit(work) for _ in range(min(self.threads, len(items)) - 1)]
+        try:
+            work()
+        finally:
+            # One that has not begun finds nothing to do; one that has must end before buffers are used again.
+            failed = [helper.exception() for helper in helpers if not helper.cancel()]
+        for error in failed:
+            if error is not None:
+                raise error
+        return results
+
+
+def _small_products_are_fast():
+    """Return whether NumPy's BLAS is OpenBLAS for x86, which multiplies small matrices where they lie."""
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+    return "openblas" in blas.get("name", "") and platform.machine() in ("x86_64", "AMD64")

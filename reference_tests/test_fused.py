@@ -1,0 +1,321 @@
+"""The fast engine against the textbook: every gradient, every edge, any number of threads, no new memory."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from conftest import multiplied_out
+from minipc.augment import AugmentConfig, Params, apply, draw
+from minipc.errors import DataError, UsageError
+from minipc.nn import fused, gradcheck, ops, optim, products
+from minipc.nn.params import initialise
+from minipc.nn.pointnet import (
+    ModelConfig,
+    backward,
+    forward_eval,
+    forward_train,
+    initial_stats,
+    param_specs,
+    sizes,
+    track,
+)
+from minipc.nn.workspace import Workspace
+
+SMALL = ModelConfig((6, 8, 12), (10,), classes=5)
+
+
+def problem(config, clouds, points, dtype=np.float64, seed=0, offset=0.0):
+    """Return params with signs and zeros in gamma, points and dlogits."""
+    rng = np.random.default_rng(seed)
+    params = initialise(param_specs(config), rng, np.float64)
+    for name, value in params.items():
+        if name.endswith(".gamma"):
+            value *= rng.standard_normal(value.shape)
+            value[1] = 0
+        elif not name.endswith(".W"):
+            value += 0.5 * rng.standard_normal(value.shape)
+    x = rng.standard_normal((clouds, points, 3)) + offset
+    dlogits = rng.standard_normal((clouds, config.classes))
+    return {name: value.astype(dtype) for name, value in params.items()}, x.astype(dtype), dlogits.astype(dtype)
+
+
+def both(config, params, points, dlogits, work=None):
+    """Return (logits, statistics, gradients with that of the points) of the fast engine, then of the textbook."""
+    found = []
+    for engine in ("fused", "textbook"):
+        z, batch, tape = forward_train(params, points, config, None, engine, work)
+        grads, d = backward(dlogits, tape)
+        found.append((z, batch, grads | {"points": multiplied_out(d)}))
+    return found
+
+
+def worst(mine, theirs):
+    """Return the largest difference, relative to the largest number of the other dict."""
+    largest = max(np.abs(value).max() for value in theirs.values())
+    return max(np.abs(mine[name] - theirs[name]).max() for name in theirs) / largest
+
+
+def statistics(batch):
+    return {f"{name}.{part}": getattr(layer, part) for name, layer in batch.items() for part in ("mean", "var")}
+
+
+# exactness
+
+
+@pytest.mark.parametrize(
+    "config, clouds, points",
+    [
+        (SMALL, 4, 7),
+        (SMALL, 2, 1),  # one point: it always wins
+        (SMALL, 33, 64),  # more than one block is not a multiple of the others
+        (ModelConfig((5,), (), 3), 3, 10),  # the pooled layer alone
+        (ModelConfig((16, 16, 32, 64), (32,), 40), 6, 300),
+        (ModelConfig((32, 32, 64, 128), (64,), 40), 3, 256),
+        (ModelConfig((64, 64, 64, 128, 1024), (512, 256), 40), 3, 130),
+    ],
+)
+def test_both_engines_agree_to_rounding(config, clouds, points):
+    params, x, dlogits = problem(config, clouds, points)
+    (z, batch, grads), (z_t, batch_t, grads_t) = both(config, params, x, dlogits)
+    assert grads.keys() == grads_t.keys()
+    assert worst(grads, grads_t) <= 1e-12
+    assert worst({"z": z}, {"z": z_t}) <= 1e-12
+    for name, value in statistics(batch).items():
+        assert worst({"s": value}, {"s": statistics(batch_t)[name]}) <= 1e-12, name
+    assert {name: layer.rows for name, layer in batch.items()} == {n: layer.rows for n, layer in batch_t.items()}
+    tracked, tracked_t = (track(initial_stats(config, np.float64), each, config) for each in (batch, batch_t))
+    assert worst(tracked, tracked_t) <= 1e-12
+
+
+@pytest.mark.parametrize("block", [1, 300, 2**20])
+@pytest.mark.parametrize("small", [100, 10**6])
+def test_no_division_into_blocks_changes_the_result_beyond_rounding(block, small, monkeypatch):
+    monkeypatch.setattr(products, "SMALL", small)  # products in parts of the points, and whole ones
+    config = ModelConfig((8, 16, 32), (10,), 5)
+    params, x, dlogits = problem(config, 7, 48)
+    work = Workspace()
+    work.block = work.slice = block
+    (z, _, grads), (z_t, _, grads_t) = both(config, params, x, dlogits, work)
+    assert worst(grads, grads_t) <= 1e-12 and worst({"z": z}, {"z": z_t}) <= 1e-12
+
+
+@pytest.mark.parametrize("gain", [-1.0, 0.0])
+def test_both_engines_agree_where_every_gain_is_negative_or_zero(gain):
+    params, x, dlogits = problem(SMALL, 5, 20)
+    params |= {name: gain * np.abs(value) for name, value in params.items() if name.endswith(".gamma")}
+    params["shared2.beta"] = np.abs(params["shared2.beta"]) + 0.1  # else nothing at all passes at zero
+    (z, _, grads), (z_t, _, grads_t) = both(SMALL, params, x, dlogits)
+    assert worst(grads, grads_t) <= 1e-12 and worst({"z": z}, {"z": z_t}) <= 1e-12
+
+
+def test_a_batch_of_one_cloud_agrees():
+    config = ModelConfig((6, 8), (), 4)  # a head's batch norm would make every logit its offset
+    params, x, dlogits = problem(config, 1, 40)
+    (z, _, grads), (z_t, _, grads_t) = both(config, params, x, dlogits)
+    assert worst(grads, grads_t) <= 1e-12 and worst({"z": z}, {"z": z_t}) <= 1e-12
+
+
+def test_constant_channels_agree():
+    params, x, dlogits = problem(SMALL, 4, 30)
+    x[:, :, 1] = 0.7  # a constant coordinate
+    params["shared0.W"][:, 2] = 0  # a layer that computes a constant
+    params["shared1.beta"][3] = -50  # a channel that is never positive
+    (z, batch, grads), (z_t, batch_t, grads_t) = both(SMALL, params, x, dlogits)
+    assert worst(grads, grads_t) <= 1e-12 and worst({"z": z}, {"z": z_t}) <= 1e-12
+    assert worst(statistics(batch), statistics(batch_t)) <= 1e-12
+    assert batch["shared0"].var[2] == 0
+
+
+@pytest.mark.parametrize("dtype, digits", [(np.float64, 1e-12), (np.float32, 2e-5)])
+def test_padded_clouds_agree_summed_over_equal_points(dtype, digits):
+    """Which of several equal points wins is not the engine's to say: products may round them differently."""
+    params, x, dlogits = problem(SMALL, 5, 20, dtype)
+    x = np.concatenate([x, x[:, :12], x[:, :12]], axis=1)
+    (_, _, grads), (_, _, grads_t) = both(SMALL, params, x, dlogits)
+    for each in (grads, grads_t):
+        d = each["points"]
+        each["points"] = np.concatenate([d[:, :12] + d[:, 20:32] + d[:, 32:], d[:, 12:20]], axis=1)
+    assert worst(grads, grads_t) <= digits
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 1e4])
+def test_float32_far_from_the_origin_is_at_least_as_accurate_as_the_textbook(offset):
+    """Both engines in float32 against float64 on the same numbers; a tenth of slack, as both are noise."""
+    config = sizes("tiny", 10)
+    errors = []
+    for seed in range(9):
+        params, x, dlogits = problem(config, 8, 256, np.float32, seed, offset)
+        params["shared0.gamma"] = np.abs(params["shared0.gamma"]) + 0.5
+        in_float64 = {name: value.astype(float) for name, value in params.items()}
+        _, (z_exact, batch_exact, exact) = both(config, in_float64, x.astype(float), dlogits.astype(float))
+        del exact["points"]  # a sum of few terms; its error is that of which point wins
+        errors.append([
+            (worst({"z": z}, {"z": z_exact}), worst(statistics(batch), statistics(batch_exact)), worst(grads, exact))
+            for z, batch, grads in both(config, params, x, dlogits)
+        ])
+    fast, textbook = np.median(errors, axis=0)  # not the mean: one other winner of the pool outweighs all roundings
+    assert (fast <= 1.1 * textbook).all(), (fast, textbook)
+    assert fast.max() < 1e-3
+
+
+# gradients, operation by operation
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_each_pair_agrees_with_central_differences_and_with_the_textbook(pooled):
+    """One layer between what enter() takes and leave() gives; gains below zero included."""
+    rng = np.random.default_rng(3)
+    arrays = {
+        "x": rng.standard_normal((4, 9, 5)), "W": rng.standard_normal((5, 6)),
+        "gamma": rng.standard_normal(6), "beta": 0.3 * rng.standard_normal(6),
+    }
+    weights = rng.standard_normal((4, 6) if pooled else (4, 9, 6))
+
+    def textbook(a):
+        y, linear = ops.linear_forward(a["x"], a["W"])
+        y, norm, _ = ops.batch_norm_forward(y, a["gamma"], a["beta"], 1e-5)
+        y, relu = ops.relu_forward(y)
+        y, pool = ops.point_max_forward(y) if pooled else (y, None)
+        return y, (linear, norm, relu, pool)
+
+    y, (linear, norm, relu, pool) = textbook(arrays)
+    d = ops.point_max_backward(weights, pool) if pooled else weights
+    d, dgamma, dbeta = ops.batch_norm_backward(ops.relu_backward(d, relu), norm)
+    dx, dW = ops.linear_backward(d, linear)
+    wanted = {"x": dx, "W": dW, "gamma": dgamma, "beta": dbeta}
+
+    x = fused.enter(arrays["x"], () if pooled else (6,), Workspace())
+    layer = (arrays["W"], arrays["gamma"], arrays["beta"], 1e-5, "layer")
+    if pooled:
+        h, cache, _ = fused.pooled_forward(x, *layer)
+        np.testing.assert_allclose(h, y, atol=1e-13)
+        d, *found = fused.pooled_backward(weights, cache)
+    else:
+        activation, cache, _ = fused.shared_forward(x, *layer)
+        rows = activation.augmented(slice(None))[:, :-1] + activation.shift[:, None]
+        np.testing.assert_allclose(rows.swapaxes(1, 2), y, atol=1e-13)
+
+        class Given:
+            """A gradient from above that is simply there."""
+
+            def of(self, clouds):
+                return weights[clouds].swapaxes(1, 2)
+
+        d, *found = fused.shared_backward(Given(), cache)
+    grads = dict(zip(("W", "gamma", "beta"), found)) | {"x": fused.leave(d)}
+    assert worst(grads, wanted) <= 1e-12
+
+    def value(a):
+        return float((textbook(a)[0] * weights).sum())
+
+    gradcheck.require(gradcheck.check_gradients(value, arrays, grads, rng), 1e-6)
+
+
+# threads and memory
+
+
+def trained_steps(threads, config, steps=3, dtype=np.float32):
+    params, x, dlogits = problem(config, 16, 512, dtype)
+    work = Workspace(np, threads)
+    state = optim.adamw_start(params)
+    for _ in range(steps):
+        z, batch, tape = forward_train(params, x, config, None, "fused", work)
+        grads, _ = backward(dlogits, tape)
+        state = optim.adamw_in_place(params, grads, state, 1e-2, 1e-2, work)
+    return params | statistics(batch) | {"z": z}
+
+
+@pytest.mark.parametrize("name", ["tiny", "teacher"])
+def test_any_number_of_threads_gives_the_same_bits(name):
+    one, two, three = (trained_steps(threads, sizes(name, 10)) for threads in (1, 2, 3))
+    for key, value in one.items():
+        np.testing.assert_array_equal(value, two[key], err_msg=key)
+        np.testing.assert_array_equal(value, three[key], err_msg=key)
+
+
+@pytest.mark.parametrize("name", ["tiny", "student", "teacher"])
+def test_a_step_after_the_first_takes_no_new_memory(name):
+    """Of the whole step: augmentation apart, forward, backward and AdamW of a batch of 32 x 1,024 points."""
+    config, rng = sizes(name, 40), np.random.default_rng(0)
+    params = initialise(param_specs(config), rng)
+    points = rng.standard_normal((32, 1024, 3)).astype(np.float32)
+    dlogits = rng.standard_normal((32, 40)).astype(np.float32) / 32
+    work, state = Workspace(), optim.adamw_start(params)  # of each thread the same holds, once it had work
+
+    def step(state):
+        _, _, tape = forward_train(params, points, config, None, "fused", work)
+        grads, _ = backward(dlogits, tape)
+        return optim.adamw_in_place(params, grads, state, 1e-3, 1e-2, work)
+
+    state = step(state)
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        step(state)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - before < 1e6, f"{(peak - before) / 1e6:.2f} MB"
+
+
+def test_a_thread_that_fails_ends_the_map_with_its_error():
+    work = Workspace(np, 3)
+
+    def function(item):
+        if item == 2:
+            raise DataError("two")
+        return item
+
+    for _ in range(20):
+        with pytest.raises(DataError, match="two"):
+            work.map(function, range(5))
+    assert work.map(lambda item: item * item, range(7)) == [0, 1, 4, 9, 16, 25, 36]
+
+
+def test_buffers_are_kept_by_name_and_made_anew_for_another_shape():
+    work = Workspace()
+    first = work.array("a", (2, 3), np.float32, fill=1)
+    first[0] = 5
+    assert work.array("a", (2, 3), np.float32, fill=1) is first and first[0, 0] == 5
+    other = work.array("a", (4,), np.float32, fill=1)
+    assert other is not first and other.tolist() == [1, 1, 1, 1]
+    assert work.array("a", (4,), np.float64).dtype == np.float64
+    assert work.scratch("a", (4,), np.float64) is not work.array("a", (4,), np.float64)
+
+
+def test_adamw_in_place_equals_adamw_bit_for_bit():
+    config = sizes("tiny", 10)
+    params = initialise(param_specs(config), np.random.default_rng(0))
+    rng, work = np.random.default_rng(1), Workspace(np, 2)
+    work.slice = 256  # in several slices
+    state, theirs = optim.adamw_start(params), optim.adamw_start(params)
+    mine = {name: value.copy() for name, value in params.items()}
+    for _ in range(4):
+        grads = {name: rng.standard_normal(value.shape).astype(np.float32) for name, value in params.items()}
+        params, theirs = optim.adamw_step(params, grads, theirs, 1e-2, 0.1)
+        state = optim.adamw_in_place(mine, grads, state, 1e-2, 0.1, work)
+    assert state.step == theirs.step == 4
+    for name in params:
+        np.testing.assert_array_equal(mine[name], params[name], err_msg=name)
+        np.testing.assert_array_equal(state.v[name], theirs.v[name], err_msg=name)
+
+
+def test_an_engine_that_is_none_is_refused():
+    params, x, _ = problem(SMALL, 2, 4)
+    with pytest.raises(UsageError, match="engine: expected fused or textbook, got 'fast'"):
+        forward_train(params, x, SMALL, engine="fast")
+    with pytest.raises(UsageError, match="engine: expected fused or textbook"):
+        forward_eval(params, initial_stats(SMALL, np.float64), x, SMALL, "fast")
+
+
+def test_augmented_points_of_any_memory_order_give_the_same_bits():
+    config = sizes("tiny", 5)
+    params, x, _ = problem(config, 4, 64, np.float32)
+    params_of_view = Params(*draw(0, 0, 0, 4, AugmentConfig()))
+    channels_first = np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
+    a, b = apply(x, params_of_view), apply(channels_first, params_of_view)
+    np.testing.assert_array_equal(a, b)
+    for engine in ("fused", "textbook"):
+        z, z_b = (forward_train(params, each, config, None, engine)[0] for each in (a, b))
+        np.testing.assert_array_equal(z, z_b)
