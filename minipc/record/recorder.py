@@ -6,6 +6,7 @@ protocol is store.py's: this module only computes what a shard holds.
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import NamedTuple
 
@@ -168,11 +169,16 @@ def record(
             progress(done, left, "recording")
 
         start = time.perf_counter()
-        for view, first, stop in missing:
-            scale, shift, values, kl = compute_shard(
-                clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done
-            )
-            store.commit_shard(view, first, scale, shift, values, {**made_with, "max_kl": kl})
+        with ThreadPoolExecutor(1, "minipc-commit") as committer:  # the disk works while the next shard is computed
+            committing = None
+            for view, first, stop in missing:
+                *arrays, kl = compute_shard(
+                    clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done
+                )
+                if committing:
+                    committing.result()
+                committing = committer.submit(store.commit_shard, view, first, *arrays, {**made_with, "max_kl": kl})
+            committing.result()
         seconds = time.perf_counter() - start
     else:
         say(f"{out}: all {plan.views} views are recorded already" + ("" if store.complete else "; writing the file"))
