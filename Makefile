@@ -35,10 +35,17 @@ test-torch: $(VENV)/ready  ## parity with PyTorch and its example; installed if 
 test-gpu: $(VENV)/ready  ## the same tests on CuPy (pip install the extra gpu12 or gpu13); no device is a failure
 	MINIPC_REQUIRE_GPU=1 $(BIN)/python -m pytest
 
+bench: $(VENV)/ready  ## benchmark against PyTorch and JAX, installed if absent; writes docs/performance.md (15 minutes, alone)
+	$(BIN)/pip install --quiet --editable '.[bench]'
+	$(BIN)/python -m reference_tests.speed
+
+bench-gpu: $(VENV)/ready  ## the same on a CUDA device, with CuPy and PyTorch for CUDA installed; no device is a failure
+	$(BIN)/python -m reference_tests.speed_gpu
+
 lint: $(VENV)/ready  ## flake8, configured in setup.cfg
 	$(BIN)/flake8 minipc reference_tests examples
 
 check: lint test  ## what to run before a commit
 
-.PHONY: help demo test test-modelnet test-torch test-gpu lint check
+.PHONY: help demo test test-modelnet test-torch test-gpu bench bench-gpu lint check
 .DEFAULT_GOAL := help

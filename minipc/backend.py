@@ -8,6 +8,7 @@ import os
 import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 
@@ -86,13 +87,42 @@ def ordered_map(function, items, threads):
 
 
 def one_blas_thread():
-    """Return whether BLAS was told, before NumPy was loaded, to use one thread.
+    """Return whether BLAS uses one thread: told so before NumPy was loaded, or by threadpoolctl since.
 
     Bitwise repetition on one machine is promised only then: the same product differs in the last
-    place between one BLAS thread and two.  The command line sets these variables; from a notebook
-    set them before NumPy is imported.
+    place between one BLAS thread and two.  The command line sets these variables; for a notebook
+    see blas_on_one_thread().
     """
-    return all(os.environ.get(name) == "1" for name in BLAS_THREADS)
+    if all(os.environ.get(name) == "1" for name in BLAS_THREADS):
+        return True
+    try:
+        from threadpoolctl import threadpool_info
+    except ImportError:
+        return False
+    return all(library["num_threads"] == 1 for library in threadpool_info() if library["user_api"] == "blas")
+
+
+@contextmanager
+def blas_on_one_thread(say=None):
+    """Within it BLAS uses one thread, if anything can still see to that; else say(line) once.
+
+    For whoever imported NumPy before minipc's command line could set the variables: threadpoolctl
+    (the extra "threads") tells a BLAS that is already loaded.
+    """
+    with ExitStack() as limits:
+        if not one_blas_thread():
+            try:
+                from threadpoolctl import threadpool_limits
+            except ImportError:
+                if say:
+                    say(
+                        "BLAS may use several threads: results are not promised to repeat bit for bit, and steps are "
+                        "slower beside other work; pip install minipc[threads], or set OPENBLAS_NUM_THREADS, "
+                        "MKL_NUM_THREADS and OMP_NUM_THREADS to 1 before NumPy is imported"
+                    )
+            else:
+                limits.enter_context(threadpool_limits(1, "blas"))
+        yield
 
 
 def provenance(xp):

@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import softmax
 
 from minipc.augment import AugmentConfig
-from minipc.backend import default_threads
+from minipc.backend import blas_on_one_thread, default_threads
 from minipc.data.clouds import check_count, check_same_kind, read_clouds
 from minipc.data.point_files import read_prepared
 from minipc.errors import DataError
@@ -77,11 +77,12 @@ def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_cl
                  engine="fused", threads=None, say=quiet, progress=quiet):
     """Record the model in file or run folder teacher on the training clouds of file data: Recorded."""
     splits, model = _matching(data, teacher)
-    done = record(
-        splits.train, pointnet_teacher(on_module(model, xp), engine), model_id(model), out, views,
-        seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp), engine=engine,
-        data_file=os.path.basename(data), with_clouds=splits if with_clouds else None, say=say, progress=progress,
-    )
+    with blas_on_one_thread(say):
+        done = record(
+            splits.train, pointnet_teacher(on_module(model, xp), engine), model_id(model), out, views,
+            seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp), engine=engine,
+            data_file=os.path.basename(data), with_clouds=splits if with_clouds else None, say=say, progress=progress,
+        )
     trained = model.trained
     if trained.get("epochs", 0) < trained.get("of_epochs", 0):
         say(f"{teacher}: only {trained['epochs']} of its {trained['of_epochs']} epochs are done")

@@ -12,7 +12,7 @@ from typing import NamedTuple, get_type_hints
 
 from minipc import files
 from minipc.augment import AugmentConfig
-from minipc.backend import default_threads, provenance
+from minipc.backend import blas_on_one_thread, default_threads, provenance
 from minipc.data.clouds import Splits
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.jobs import find_data, find_file
@@ -123,7 +123,7 @@ def train_files(data, record_path, model, loss, config, *, labels_only=False, se
         raise UsageError("self record: --self-record FILE and --self-target record with --self-weight go together")
     config.last_epoch(running.get("stop_after"))
     out = out or free_name("run")
-    with ExitStack() as stack:
+    with blas_on_one_thread(running.get("say")), ExitStack() as stack:
         reader = record_path and stack.enter_context(RecordReader(record_path))
         data, splits = _clouds_of(data, reader, reader and reader.meta["data_file"], record_path)
         earlier = self_record and stack.enter_context(RecordReader(self_record))
@@ -155,7 +155,7 @@ def resume_files(out, *, data=None, record_path=None, self_record=None, wanted=N
     wanted: {section or None: {setting: value}} that the caller insists on.  Raises UsageError where
     one of these is not the run's own, DataError for files that are not the ones it began with.
     """
-    with RunFolder(out) as folder, ExitStack() as stack:
+    with blas_on_one_thread(running.get("say")), RunFolder(out) as folder, ExitStack() as stack:
         config, place = read_config(out), folder.file("run.json")
         _insist(folder.described, wanted or {}, out)
 

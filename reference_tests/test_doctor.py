@@ -51,6 +51,7 @@ def test_doctor_names_no_host_no_user_and_no_path(say, monkeypatch, folder):
 def test_blas_threads_are_told(say, monkeypatch):
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
         monkeypatch.setenv(name, "1")
+    monkeypatch.setitem(sys.modules, "threadpoolctl", None)  # which would ask BLAS itself
     assert report(say)["one_blas_thread"] is True
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     values = report(say)

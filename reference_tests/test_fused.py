@@ -1,11 +1,15 @@
 """The fast engine against the textbook: every gradient, every edge, any number of threads, no new memory."""
 
+import os
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
 import pytest
 
 from conftest import multiplied_out
+from fake_device import moved
 from minipc.augment import AugmentConfig, Params, apply, draw
 from minipc.errors import DataError, UsageError
 from minipc.nn import fused, gradcheck, ops, optim, products
@@ -319,3 +323,54 @@ def test_augmented_points_of_any_memory_order_give_the_same_bits():
     for engine in ("fused", "textbook"):
         z, z_b = (forward_train(params, each, config, None, engine)[0] for each in (a, b))
         np.testing.assert_array_equal(z, z_b)
+
+
+def run_python(code, **environment):
+    """Return what a fresh interpreter prints that has no variables of BLAS but these."""
+    kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=kept | environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout
+
+
+IN_A_NOTEBOOK = """
+import sys
+{before}
+import numpy
+from minipc.backend import blas_on_one_thread, one_blas_thread, provenance
+said = []
+with blas_on_one_thread(said.append):
+    inside = one_blas_thread(), provenance(numpy)["one_blas_thread"]
+print(inside, len(said), "not promised" in "".join(said))
+"""
+
+
+def test_blas_is_brought_to_one_thread_by_threadpoolctl_or_the_run_says_that_it_is_not():
+    pytest.importorskip("threadpoolctl")
+    assert run_python(IN_A_NOTEBOOK.format(before="")) == "(True, True) 0 False\n"
+    without = IN_A_NOTEBOOK.format(before='sys.modules["threadpoolctl"] = None')
+    assert run_python(without) == "(False, False) 1 True\n"
+    variables = {f"{name}_NUM_THREADS": "1" for name in ("OPENBLAS", "MKL", "OMP")}
+    assert run_python(without, **variables) == "(True, True) 0 False\n"
+
+
+def test_a_step_on_a_device_waits_for_nothing(fake_cupy, monkeypatch):
+    """No number and no array comes to the host between the batch and the new parameters."""
+    config = sizes("tiny", 5)
+    params, x, dlogits = moved(fake_cupy, problem(config, 4, 64, np.float32))
+    params = {name: value.copy() for name, value in params.items()}
+    stats = moved(fake_cupy, initial_stats(config))
+    work, state = Workspace(fake_cupy), optim.adamw_start(params)
+
+    def refused(*_):
+        raise AssertionError("a transfer to the host")
+
+    for name in ("get", "_number", "item"):
+        monkeypatch.setattr(fake_cupy.ndarray, name, refused)
+    monkeypatch.setattr(fake_cupy, "asnumpy", refused)
+    for _ in range(2):
+        _, batch, tape = forward_train(params, x, config, None, "fused", work)
+        grads, _ = backward(dlogits, tape)
+        state = optim.adamw_in_place(params, grads, state, 1e-3, 1e-2, work)
+        stats = track(stats, batch, config)

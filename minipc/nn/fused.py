@@ -17,15 +17,15 @@ a layer over its Z: a tape of this engine can be read once.
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import sparse
 
 from minipc.backend import module_of
 from minipc.errors import check_shape
 from minipc.nn.ops import BatchStats
 from minipc.nn.products import inner_product, product
+from minipc.nn.winners import add_at_winners, sum_at_winners
 from minipc.nn.workspace import Workspace
 
-SHARE = 16  # channels of one piece of work: of a triangle of moments, of what the winners gather
+SHARE = 32  # fewest channels of one piece of work
 
 
 class Activation(NamedTuple):
@@ -62,7 +62,8 @@ class Activation(NamedTuple):
 
 
 def _blocks(clouds, elements, work):
-    fit = max(work.block // elements, 1)
+    """Return slices of as many clouds as work.block allows, but at least four for threads to share."""
+    fit = max(min(work.block // elements, -(-clouds // 4)), 1)
     each = 1 << (fit.bit_length() - 1)
     return [slice(first, min(first + each, clouds)) for first in range(0, clouds, each)]
 
@@ -82,10 +83,10 @@ def _moments(z, work):
     return total
 
 
-def _sum_over_blocks(function, x, shape, dtype, name):
+def _sum_over_blocks(function, x, shape, name):
     """Return the sum of function(clouds) over all blocks, in their order, in float64."""
     blocks, work = x.blocks(), x.work
-    parts = work.array(f"{name} parts", (len(blocks), *shape), dtype)
+    parts = work.array(f"{name} parts", (len(blocks), *shape), x.tower.dtype)
 
     def keep(item):
         number, clouds = item
@@ -106,19 +107,27 @@ def enter(points, widths, work):
     that are close is exact.
     """
     clouds, count, channels = points.shape
-    shift = points[0, 0].copy()
-    rows = channels + 1 + sum(width + 1 for width in widths)
-    tower = work.array("tower", (clouds, rows, count), points.dtype, fill=1)  # the ones stay
+    rows, shift = channels + 1 + sum(width + 1 for width in widths), points[0, 0].copy()
+    tower = work.array(f"tower {widths}", (clouds, rows, count), points.dtype, fill=1)  # the ones stay
     x = Activation(tower, 0, shift, None, work)
 
-    def fill(clouds):
-        z = x.augmented(clouds)
-        work.xp.subtract(points[clouds].swapaxes(1, 2), shift[:, None], out=z[:, :-1])
-        return _moments(z, work)
+    def write(clouds):
+        work.xp.subtract(points[clouds].swapaxes(1, 2), shift[:, None], out=x.augmented(clouds)[:, :-1])
 
-    moments = _sum_over_blocks(fill, x, (channels + 1, channels), points.dtype, "enter")
-    moments /= x.rows
-    return x._replace(moments=moments)
+    return _filled(x, write, "points")
+
+
+def _filled(y, write, name):
+    """Return the Activation y with its moments, its clouds written by write(clouds) block by block."""
+    width = len(y.shift)
+
+    def block(clouds):
+        write(clouds)
+        return _moments(y.augmented(clouds), y.work)
+
+    moments = _sum_over_blocks(block, y, (width + 1, width), f"{name} moments")
+    moments /= y.rows
+    return y._replace(moments=moments)
 
 
 class LinearCache(NamedTuple):
@@ -184,17 +193,12 @@ def shared_forward(x, W, gamma, beta, eps, name):
     floor = -shift[:, None]
     y = Activation(x.tower, x.end, shift, None, work)
 
-    def layer(clouds):
-        z = y.augmented(clouds)
-        product(coefficients, x.augmented(clouds), z[:, :-1], work)
-        xp.maximum(z[:, :-1], floor, out=z[:, :-1])
-        return _moments(z, work)
+    def write(clouds):
+        z = y.augmented(clouds)[:, :-1]
+        product(coefficients, x.augmented(clouds), z, work)
+        xp.maximum(z, floor, out=z)
 
-    width = len(shift)
-    moments = _sum_over_blocks(layer, x, (width + 1, width), W.dtype, f"{name} moments")
-    moments /= x.rows
-    y = y._replace(moments=moments)
-    return y, SharedCache(x, y, affine, name), stats
+    return _filled(y, write, name), SharedCache(x, y, affine, name), stats
 
 
 class Gradient(NamedTuple):
@@ -213,44 +217,8 @@ class Gradient(NamedTuple):
         dx = x.work.scratch("dx", (len(stack), inputs, stack.shape[2]), self.K.dtype)
         product(self.K, stack, dx, x.work)
         if self.winners is not None:
-            _add_winners(dx, self.winners[clouds], self.g[clouds], self.At, x.work)
+            add_at_winners(dx, self.winners[clouds], self.g[clouds], self.At, x.work)
         return dx
-
-
-def _add_winners(dx, winners, g, At, work):
-    """dx += A S^T, S[b, n, o] = g[b, o] where point n won, else 0.  (F7)    dx (C, I, N), winners, g (C, O)"""
-    (clouds, inputs, points), channels, xp = dx.shape, len(At), work.xp
-    if xp is not np:  # a product with S written out: no atomics, no transfer
-        spread = xp.arange(points)[None, :, None] == winners[:, None, :]
-        dx += ((spread * g[:, None, :]) @ At).swapaxes(1, 2)
-        return
-    step = max(2**17 // (inputs * channels), 1)
-    for first in range(0, clouds, step):
-        some = slice(first, first + step)
-        _add_sparse(dx[some], winners[some], g[some], At, work)
-
-
-def _add_sparse(dx, winners, g, At, work):
-    """As above for a few clouds, by a sparse product over the points that won something."""
-    (clouds, inputs, points), channels = dx.shape, len(At)
-    order = winners.astype(np.min_scalar_type(points)).argsort(axis=1, kind="stable")  # two bytes: radix sort
-    order = (order + channels * np.arange(clouds)[:, None]).ravel()
-    at = (winners + points * np.arange(clouds)[:, None]).ravel()[order]
-    starts = np.flatnonzero(np.diff(at, prepend=-1))  # one for each such point
-    S = sparse.csr_array(
-        (g.ravel()[order], order % channels, np.append(starts, len(at))), shape=(len(starts), channels)
-    )
-    cloud, point = np.divmod(at[starts], points)
-    most = clouds * inputs * channels
-    flat, sums = (
-        work.scratch(name, (most,), dtype)[: inputs * len(starts)].reshape(inputs, -1)
-        for name, dtype in (("flat", np.intp), ("sums", dx.dtype))
-    )
-    np.add(cloud * inputs * points + point, points * np.arange(inputs)[:, None], out=flat)  # as memory runs
-    entries = dx.reshape(-1)
-    entries.take(flat, out=sums, mode="clip")  # all lie inside; "raise" would copy
-    sums += (S @ At).T
-    entries[flat] = sums
 
 
 def _gradients(products, x, affine, name):
@@ -290,7 +258,7 @@ def shared_backward(dy, cache):
         return inner_product(x.augmented(clouds), z, work)
 
     (width, inputs), dtype = affine.At.shape, affine.At.dtype
-    products = _sum_over_blocks(layer, x, (inputs + 1, width), dtype, f"{name} products").astype(dtype)
+    products = _sum_over_blocks(layer, x, (inputs + 1, width), f"{name} products").astype(dtype)
     dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
     return Gradient(x, xp.concatenate([K, affine.At.T], axis=1), affine.At, None, None), dW, dgamma, dbeta
 
@@ -341,26 +309,11 @@ def pooled_backward(dh, cache):
     dh (B, O) -> Gradient dx, dW (I, O), dgamma (O,), dbeta (O,)
     """
     x, affine, winners, positive, name = cache
-    xp, work = x.work.xp, x.work
-    g = dh * positive
+    work, g = x.work, dh * positive
     inputs, width = affine.W.shape
     products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
     products[-1] = g.sum(axis=0)
-    z = x.augmented(slice(None))[:, :-1]
-
-    def gather(first):
-        some = slice(first, min(first + 2 * SHARE, inputs))
-        R = products[some]
-        R[...] = 0
-        for b in range(len(g)):
-            at_winners = xp.take(z[b, some], winners[b], axis=1)
-            at_winners *= g[b]
-            R += at_winners
-
-    if xp is np:
-        work.map(gather, range(0, inputs, 2 * SHARE))
-    else:  # all at once
-        products[:-1] = (xp.take_along_axis(z, winners[:, None, :], axis=2) * g[:, None, :]).sum(axis=0)
+    sum_at_winners(x.augmented(slice(None))[:, :-1], winners, g, products[:-1], work)
     dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
     return Gradient(x, K, affine.At, winners, g), dW, dgamma, dbeta
 

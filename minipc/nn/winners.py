@@ -1,0 +1,65 @@
+"""The two sparse products of the pool's backward: with S, g at the points that won and 0 elsewhere.
+
+S[b, n, o] = g[b, o] where point n of cloud b won channel o.  It has one entry a cloud and channel,
+so on the host it is never written out.  On a device it is, for S A^T: sums into few rows by many
+threads need atomic additions, whose order is not repeatable.
+"""
+
+import numpy as np
+from scipy import sparse
+
+SHARE = 32  # channels that one thread gathers at once
+
+
+def sum_at_winners(z, winners, g, out, work):
+    """out = Z S, summed over clouds.  (F6)    z (B, I, N), winners and g (B, O) -> out (I, O)"""
+    xp = work.xp
+    if xp is not np:
+        out[...] = (xp.take_along_axis(z, winners[:, None, :], axis=2) * g[:, None, :]).sum(axis=0)
+        return
+
+    def gather(first):
+        some = slice(first, first + SHARE)
+        R = out[some]
+        R[...] = 0
+        for b in range(len(g)):  # clouds in their order, whatever the thread
+            at_winners = z[b, some].take(winners[b], axis=1)
+            at_winners *= g[b]
+            R += at_winners
+
+    work.map(gather, range(0, len(out), SHARE))
+
+
+def add_at_winners(dx, winners, g, At, work):
+    """dx += A S^T.  (F7)    dx (C, I, N), winners and g (C, O), At (O, I)"""
+    (clouds, inputs, points), channels, xp = dx.shape, len(At), work.xp
+    if xp is not np:
+        spread = xp.arange(points)[None, :, None] == winners[:, None, :]
+        dx += ((spread * g[:, None, :]) @ At).swapaxes(1, 2)
+        return
+    step = max(2**17 // (inputs * channels), 1)  # clouds at once: buffers of a megabyte
+    for first in range(0, clouds, step):
+        some = slice(first, first + step)
+        _add_sparse(dx[some], winners[some], g[some], At, work)
+
+
+def _add_sparse(dx, winners, g, At, work):
+    """As above: channels sorted by the point they chose, then one row of a sparse product for each such point."""
+    (clouds, inputs, points), channels = dx.shape, len(At)
+    order = winners.astype(np.min_scalar_type(points)).argsort(axis=1, kind="stable")  # of two bytes: radix sort
+    order = (order + channels * np.arange(clouds)[:, None]).ravel()
+    at = (winners + points * np.arange(clouds)[:, None]).ravel()[order]
+    starts = np.flatnonzero(np.diff(at, prepend=-1))
+    S = sparse.csr_array(
+        (g.ravel()[order], order % channels, np.append(starts, len(at))), shape=(len(starts), channels)
+    )
+    cloud, point = np.divmod(at[starts], points)
+    flat, sums = (
+        work.scratch(name, (clouds * inputs * channels,), dtype)[: inputs * len(starts)].reshape(inputs, -1)
+        for name, dtype in (("flat", np.intp), ("sums", dx.dtype))
+    )
+    np.add(cloud * inputs * points + point, points * np.arange(inputs)[:, None], out=flat)  # as memory runs
+    entries = dx.reshape(-1)
+    entries.take(flat, out=sums, mode="clip")  # all lie inside; "raise" would copy
+    sums += (S @ At).T
+    entries[flat] = sums
