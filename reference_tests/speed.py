@@ -18,7 +18,23 @@ from contextlib import ExitStack, suppress
 from importlib import metadata
 from statistics import median
 
-from minipc.nn.pointnet import NAMED_SIZES, count, sizes
+for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
+    os.environ[variable] = "1"  # before NumPy is loaded, for what this process measures itself
+
+import numpy as np  # noqa: E402
+
+from minipc.augment import AugmentConfig  # noqa: E402
+from minipc.data.clouds import Clouds  # noqa: E402
+from minipc.model_file import new_model  # noqa: E402
+from minipc.nn import fused  # noqa: E402
+from minipc.nn.losses import LossConfig  # noqa: E402
+from minipc.nn.pointnet import NAMED_SIZES, count, sizes  # noqa: E402
+from minipc.nn.products import product  # noqa: E402
+from minipc.nn.workspace import Workspace  # noqa: E402
+from minipc.record.reader import RecordReader  # noqa: E402
+from minipc.record.recorder import compute_shard, pointnet_teacher, record  # noqa: E402
+from minipc.train import Task, TrainConfig, recorded_views  # noqa: E402
+from reference_tests.speed_page import page  # noqa: E402
 
 THREADS = len(os.sched_getaffinity(0))
 PEERS = {"torch": "torch", "torch compile": "torch", "jax": "jax"}
@@ -184,20 +200,6 @@ def busy_neighbour(machine, values, say):
 
 def on_files(values, say):
     """What files and Python add to the arithmetic: the store, reading a record, an epoch."""
-    for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
-        os.environ[variable] = "1"
-    import numpy as np
-
-    from minipc.augment import AugmentConfig
-    from minipc.data.clouds import Clouds, Splits
-    from minipc.model_file import new_model
-    from minipc.nn.losses import LossConfig
-    from minipc.nn.workspace import Workspace
-    from minipc.record.reader import RecordReader
-    from minipc.record.recorder import compute_shard, pointnet_teacher, record
-    from minipc.record.plan import Plan  # noqa: F401
-    from minipc.train import Task, TrainConfig, recorded_views
-
     rng, clouds = np.random.default_rng(0), 1024
     points = rng.standard_normal((clouds, 1024, 3)).astype(np.float32)
     names = tuple(f"class {k}" for k in range(40))
@@ -241,19 +243,12 @@ def on_files(values, say):
     steps = median(singles) * clouds / 32
     values["reading_share"] = round(median(reads) / steps, 4)
     values["epoch_vs_steps"] = round(median(epochs) / steps, 3)
-    Splits  # the two splits of a file; the benchmark needs one
     say(f"store {values['store_share']:.2%} of the teacher, reading {values['reading_share']:.2%} of tiny's steps, "
         f"epoch {values['epoch_vs_steps']} times its steps")
 
 
 def narrow_layers(values, say):
     """What the moments cost in each layer, against passes over a stored normalised activation."""
-    import numpy as np
-
-    from minipc.nn import fused
-    from minipc.nn.products import inner_product, product
-    from minipc.nn.workspace import Workspace
-
     rng, work, whole, points = np.random.default_rng(0), Workspace(), Workspace(), 1024
     whole.group = None
     rows = []
@@ -287,7 +282,7 @@ def narrow_layers(values, say):
             "product": us(lambda: product(A, z, y, work)), "whole": us(lambda: product(A, z, y, whole)),
             "moments": us(lambda: fused._moments(z, work)), "syrk": 4 * us(lambda: flat @ flat.T),
             "Q": us(lambda: product(stacked[:, : width + 1].copy(), z, dx, work)),
-            "passes": us(passes), "inner": us(lambda: inner_product(z, d[:, :width], work)),
+            "passes": us(passes),
         })
     values["narrow_layers_us"] = [
         {key: value if key == "layer" else round(value, 1) for key, value in row.items()} for row in rows
@@ -298,8 +293,6 @@ def narrow_layers(values, say):
 
 def machine_lines():
     """Return what the figures were measured on."""
-    import numpy as np
-
     model = platform.processor() or platform.machine()
     with suppress(OSError), open("/proc/cpuinfo") as file:
         model = next(line.split(":")[1].strip() for line in file if line.startswith("model name"))
@@ -336,8 +329,6 @@ def main():
     if not options.quick:
         on_files(values, say)
         narrow_layers(values, say)
-        from reference_tests.speed_page import page
-
         with open(options.out, "w") as file:
             file.write(page(values))
         say(f"wrote {options.out}")
