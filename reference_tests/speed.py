@@ -60,6 +60,7 @@ class Worker:
         self.process.wait()
 
     def ask(self, **task):
+        time.sleep(0.3)  # until the threads of whoever computed before have come to rest
         self.process.stdin.write(json.dumps(task) + "\n")
         self.process.stdin.flush()
         return self._answer()

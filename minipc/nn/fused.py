@@ -56,14 +56,14 @@ class Activation(NamedTuple):
         return self.tower[clouds, self.first : self.end + width]
 
     def blocks(self):
-        """Return the slices of clouds computed together: by shape alone, a power of two each."""
+        """Return the slices of clouds computed together: by shape alone, whatever the threads."""
         clouds, rows, points = self.tower.shape
         return _blocks(clouds, rows * points, self.work)
 
 
 def _blocks(clouds, elements, work):
-    """Return slices of as many clouds as work.block allows, but at least four for threads to share."""
-    fit = max(min(work.block // elements, -(-clouds // 4)), 1)
+    """Return slices of as many clouds, a power of two, as have work.block elements or fewer."""
+    fit = max(work.block // elements, 1)
     each = 1 << (fit.bit_length() - 1)
     return [slice(first, min(first + each, clouds)) for first in range(0, clouds, each)]
 
@@ -74,6 +74,8 @@ def _moments(z, work):
     Symmetric: what lies right of the diagonal is copied from below it.
     """
     channels = z.shape[1] - 1
+    if channels <= SHARE:
+        return inner_product(z, z[:, :-1], work)
     step = max(channels // 4, SHARE)
     total = work.xp.empty((channels + 1, channels), z.dtype)
     for first in range(0, channels, step):

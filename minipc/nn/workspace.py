@@ -23,7 +23,9 @@ class Workspace:
     def __init__(self, xp=np, threads=1):
         self.xp, self.threads = xp, threads
         on_host = xp is np
-        self.block = 5 * 2**18 if on_host else 2**31  # elements of the clouds computed together; a device takes all
+        # Elements computed together: on the host as few as repay the interpreter, which threads take in turns;
+        # a device takes all.
+        self.block = 5 * 2**18 if on_host else 2**31
         self.slice = 2**18 if on_host else 2**27  # elements of the pooled product looked through at once
         self.group = 4 if on_host and _small_products_are_fast() else None  # see fused.product
         self._arrays, self._own = {}, threading.local()
