@@ -40,7 +40,7 @@ bench: $(VENV)/ready  ## benchmark against PyTorch and JAX, installed if absent;
 	$(BIN)/python -m reference_tests.speed
 
 bench-gpu: $(VENV)/ready  ## the same on a CUDA device, with CuPy and PyTorch for CUDA installed; no device is a failure
-	$(BIN)/python -m reference_tests.speed_gpu
+	$(BIN)/python -m reference_tests.speed --gpu --json
 
 lint: $(VENV)/ready  ## flake8, configured in setup.cfg
 	$(BIN)/flake8 minipc reference_tests examples

@@ -24,6 +24,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from minipc.augment import AugmentConfig  # noqa: E402
+from minipc.backend import load, provenance  # noqa: E402
 from minipc.data.clouds import Clouds  # noqa: E402
 from minipc.model_file import new_model  # noqa: E402
 from minipc.nn import fused  # noqa: E402
@@ -35,6 +36,7 @@ from minipc.record.reader import RecordReader  # noqa: E402
 from minipc.record.recorder import compute_shard, pointnet_teacher, record  # noqa: E402
 from minipc.train import Task, TrainConfig, recorded_views  # noqa: E402
 from reference_tests.speed_page import page  # noqa: E402
+from reference_tests.speed_workers import IN_A_ROW, RECORDED  # noqa: E402
 
 THREADS = len(os.sched_getaffinity(0))
 PEERS = {"torch": "torch", "torch compile": "torch", "jax": "jax"}
@@ -149,6 +151,26 @@ def recording(machine, values, say):
         values["recording_vs_torch_eager"] = round(theirs[0] / mine, 2)
         values["torch_recording_clouds_per_second"] = round(clouds / theirs[0])
     say(f"recording: {values['recording_clouds_per_second']} clouds a second, {gflops:.0f} of {large:.0f} GFLOP/s")
+
+
+def on_device(machine, values, say):
+    """Training steps and recording on a CUDA device, against PyTorch there, in milliseconds and clouds a second."""
+    values["device"] = provenance(load("cupy"))  # BackendError without one
+    for kind, sizes_of, per in (("step", NAMED_SIZES, 1000 / IN_A_ROW), ("record", ["teacher"], 1)):
+        for size in sizes_of:
+            task = {"task": kind, "size": size, "device": True, **STEP}
+            entries = {"minipc": ("numpy", task)}
+            if "torch" in machine.peers:
+                entries["torch_eager"] = eager = best_form(machine, task)
+                entries["torch_compile"] = ("torch compile", eager[1])
+            found = dict(zip(entries, machine.race(*entries.values())))
+            clouds = RECORDED * STEP["clouds"]
+            values[f"device_{size}_{kind}"] = {
+                name: round(clouds / value if kind == "record" else value * per, 3) for name, value in found.items()
+            }
+            for name in found.keys() - {"minipc"}:
+                values[f"device_{size}_{kind}_vs_{name}"] = round(found[name] / found["minipc"], 2)
+            say(f"{size} {kind}: {values[f'device_{size}_{kind}']}")
 
 
 def memory(machine, values, say):
@@ -307,6 +329,7 @@ def machine_lines():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="under three minutes; writes no page")
+    parser.add_argument("--gpu", action="store_true", help="on a CUDA device instead; writes no page")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     parser.add_argument("--out", default="docs/performance.md", help="the page to write")
     options = parser.parse_args()
@@ -316,6 +339,11 @@ def main():
 
     values = {"machine": machine_lines(), "quick": options.quick}
     say(values["machine"])
+    if options.gpu:
+        with ExitStack() as stack:
+            on_device(Machine(stack, False), values, say)
+        print(json.dumps(values))
+        return
     with ExitStack() as stack:
         machine = Machine(stack, options.quick)
         for absent in PEERS.keys() - machine.peers:

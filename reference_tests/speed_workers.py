@@ -1,8 +1,9 @@
 """The contenders of the benchmark, each in a process of its own: `python -m reference_tests.speed_workers NAME`.
 
 A worker reads one JSON object a line, {"task", "size", "clouds", "points", "repeat", ...}, and answers
-with {"seconds": [...]} or what the task says.  It is set up once for each distinct task; the parent
-decides who computes when, so contenders alternate and nobody computes beside another.
+with {"seconds": [...]} or {"bytes": ...}; "device": true is a task for CuPy or CUDA.  It is set up once
+for each distinct task; the parent decides who computes when, so contenders alternate and nobody
+computes beside another.
 """
 
 import json
@@ -20,6 +21,7 @@ from minipc.nn.pointnet import NAMED_SIZES  # noqa: E402
 
 CLASSES, LR, DECAY = 40, 1e-3, 1e-2
 RECORDED = 16  # batches of one repetition of a recording
+IN_A_ROW = 20  # steps of one repetition on a device
 
 
 def batch(clouds, points):
@@ -35,7 +37,7 @@ def batch(clouds, points):
 def ours(task):
     """Return a function that does the task once, on minipc."""
     from minipc.augment import Params, apply
-    from minipc.backend import ordered_map
+    from minipc.backend import load, ordered_map, tree_to
     from minipc.model_file import new_model
     from minipc.nn import optim
     from minipc.nn.losses import LABELS_ALONE, LossConfig, loss_backward, loss_forward, smooth_labels
@@ -43,19 +45,26 @@ def ours(task):
     from minipc.nn.workspace import Workspace
 
     threads = task.get("threads", int(THREADS))
+    xp = load("cupy" if task.get("device") else "numpy")
+    wait = xp.cuda.runtime.deviceSynchronize if task.get("device") else lambda: None
     config = sizes(task["size"], CLASSES)
-    params, stats = new_model(config, {}, 0)[1:3]
-    x, labels, scale, shift = batch(task["clouds"], task["points"])
-    channels_first = np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
+    params, stats = (tree_to(xp, arrays) for arrays in new_model(config, {}, 0)[1:3])
+    x, labels, scale, shift = (xp.asarray(value) for value in batch(task["clouds"], task["points"]))
+    channels_first = xp.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
     if task["task"] == "record":
         def block(_):
             return forward_eval(params, stats, apply(x, Params(scale, shift)), config)
 
-        return lambda: list(ordered_map(block, range(RECORDED), threads))
+        def record():
+            found = list(ordered_map(block, range(RECORDED), 1 if task.get("device") else threads))
+            wait()
+            return found
+
+        return record
 
     loss, rng = LossConfig(label_smoothing=0.0, **LABELS_ALONE), np.random.default_rng(0)
     engine, state = task.get("engine", "fused"), [optim.adamw_start(params), params, stats]
-    work = Workspace(np, threads)
+    work = Workspace(xp, 1 if task.get("device") else threads)
 
     def step():
         adam, params, stats = state
@@ -63,7 +72,8 @@ def ours(task):
         mask = None
         if config.dropout:
             width = (task["clouds"], config.head[-1])
-            mask = (rng.random(width) >= config.dropout).astype(np.float32) / np.float32(1 - config.dropout)
+            kept = (rng.random(width) >= config.dropout).astype(np.float32)
+            mask = xp.asarray(kept / np.float32(1 - config.dropout))
         z, moments, tape = forward_train(params, augmented, config, mask, engine, work)
         y = smooth_labels(labels, CLASSES, 0.0, np.float32)
         _, cache = loss_forward(z, y, None, None, None, loss)
@@ -74,7 +84,20 @@ def ours(task):
             params, adam = optim.adamw_step(params, grads, adam, LR, DECAY)
         state[:] = adam, params, track(stats, moments, config)
 
-    return step
+    return in_a_row(step, wait, task)
+
+
+def in_a_row(step, wait, task):
+    """Return step itself, or on a device twenty of them and the wait for the last."""
+    if not task.get("device"):
+        return step
+
+    def steps():
+        for _ in range(IN_A_ROW):
+            step()
+        wait()
+
+    return steps
 
 
 def large_product(task):
@@ -115,8 +138,10 @@ def in_torch(task, compiled=False):
             return self.head(x.amax(dim=2) if conv else x.reshape(clouds, points, -1).amax(dim=1))
 
     torch.manual_seed(0)
-    model = PointNet()
-    x, labels, scale, shift = (torch.as_tensor(value) for value in batch(task["clouds"], task["points"]))
+    device = torch.device("cuda" if task.get("device") else "cpu")
+    wait = torch.cuda.synchronize if task.get("device") else lambda: None
+    model = PointNet().to(device)
+    x, labels, scale, shift = (torch.as_tensor(v, device=device) for v in batch(task["clouds"], task["points"]))
     scale, shift = scale[:, None], shift[:, None]
     run = torch.compile(model) if compiled else model
     if task["task"] == "record":
@@ -126,6 +151,7 @@ def in_torch(task, compiled=False):
             with torch.no_grad():
                 for _ in range(RECORDED):
                     run(x * scale + shift)
+            wait()
 
         return record
     adam = torch.optim.AdamW(model.parameters(), lr=LR, weight_decay=DECAY, fused=True)
@@ -135,7 +161,7 @@ def in_torch(task, compiled=False):
         nn.functional.cross_entropy(run(x * scale + shift), labels).backward()
         adam.step()
 
-    return step
+    return in_a_row(step, wait, task)
 
 
 def in_jax(task):
