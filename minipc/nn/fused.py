@@ -25,7 +25,7 @@ from minipc.nn.products import inner_product, product
 from minipc.nn.winners import add_at_winners, sum_at_winners
 from minipc.nn.workspace import Workspace
 
-SHARE = 32  # fewest channels of one piece of work
+SHARE = 16  # fewest channels of one piece of work
 
 
 class Activation(NamedTuple):
