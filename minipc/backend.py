@@ -125,14 +125,19 @@ def blas_on_one_thread(say=None):
         yield
 
 
+def blas_build():
+    """Return name and version of the BLAS that NumPy was built with."""
+    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
+    return blas.get("name", "unknown"), blas.get("version", "")
+
+
 def provenance(xp):
     """Return what arithmetic was done with: versions, BLAS and device; no dates, hosts or paths."""
-    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     found = {
         "minipc": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
-        "blas": f"{blas.get('name', 'unknown')} {blas.get('version', '')}".strip(),
+        "blas": " ".join(blas_build()).strip(),
         "one_blas_thread": one_blas_thread(),
         "device": platform.machine(),
     }

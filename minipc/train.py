@@ -321,7 +321,7 @@ def _moments(optimiser):
 
 
 def _restored(checkpoint, fresh, xp):
-    """Return the State of a Checkpoint on xp; a fresh State says which names and shapes are expected."""
+    """Return the State of a Checkpoint on xp, in new arrays; a fresh State says which names and shapes are expected."""
     for mine, found in (
         (fresh.params, checkpoint.params), (fresh.stats, checkpoint.stats),
         (_moments(fresh.optimiser), checkpoint.optimiser),
@@ -329,11 +329,11 @@ def _restored(checkpoint, fresh, xp):
         if {name: value.shape for name, value in mine.items()} != {n: value.shape for n, value in found.items()}:
             raise DataError("checkpoint: holds other layers or moments than this run has; train again")
     moments = {
-        moment: {name: xp.asarray(checkpoint.optimiser[f"{moment}.{name}"]) for name in fresh.params}
+        moment: {name: xp.asarray(checkpoint.optimiser[f"{moment}.{name}"]).copy() for name in fresh.params}
         for moment in fresh.optimiser._fields if moment != "step"
     }
     params, stats = (  # in the order of the model, in which they are written
-        {name: xp.asarray(found[name]) for name in mine}
+        {name: xp.asarray(found[name]).copy() for name in mine}
         for mine, found in ((fresh.params, checkpoint.params), (fresh.stats, checkpoint.stats))
     )
     return State(params, stats, type(fresh.optimiser)(step=checkpoint.steps, **moments))

@@ -11,7 +11,8 @@ a row of ones below it, in one array of all layers, the tower:
     tower[b] = [Z_0, 1, Z_1, 1, ..., Z_l, 1]    (rows, N) for cloud b        Z~ = [Z, 1]
 
 so that bias, mean and constant row are rows of the products.  A backward writes the gradient D of
-a layer over its Z: a tape of this engine can be read once.
+a layer over its Z, and all large arrays are the Workspace's: a tape can be read once, before the next
+forward, and its gradients live as long.
 """
 
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipc.backend import module_of
-from minipc.errors import check_shape
+from minipc.errors import DataError, check_shape
 from minipc.nn.ops import BatchStats
 from minipc.nn.products import inner_product, product
 from minipc.nn.winners import add_at_winners, sum_at_winners
@@ -36,6 +37,7 @@ class Activation(NamedTuple):
     shift: Any  # (I,), s
     moments: Any  # (I + 1, I) float64, mean over all rows of Z~ Z^T
     work: Workspace
+    turn: int  # of work: which forward this is
 
     @property
     def rows(self):
@@ -47,13 +49,13 @@ class Activation(NamedTuple):
         """The row of the tower after Z~, where the next layer begins."""
         return self.first + len(self.shift) + 1
 
-    def augmented(self, clouds):
-        """Return Z~ (C, I + 1, N) of some clouds, a view."""
-        return self.tower[clouds, self.first : self.end]
+    def of(self, clouds):
+        """Return Z (C, I, N) of some clouds, a view."""
+        return self.tower[clouds, self.first : self.end - 1]
 
-    def stack(self, clouds, width):
-        """Return [Z, 1, D] (C, I + 1 + width, N): this activation and the rows above it."""
-        return self.tower[clouds, self.first : self.end + width]
+    def with_ones(self, clouds, above=0):
+        """Return Z~ = [Z, 1] (C, I + 1 + above, N), and rows of the layer above where asked."""
+        return self.tower[clouds, self.first : self.end + above]
 
     def blocks(self):
         """Return the slices of clouds computed together: by shape alone, whatever the threads."""
@@ -74,14 +76,14 @@ def _moments(z, work):
     Symmetric: what lies right of the diagonal is copied from below it.
     """
     channels = z.shape[1] - 1
-    if channels <= SHARE:
+    if channels <= SHARE or work.group is None:
         return inner_product(z, z[:, :-1], work)
     step = max(channels // 4, SHARE)
     total = work.xp.empty((channels + 1, channels), z.dtype)
     for first in range(0, channels, step):
         some = slice(first, min(first + step, channels))
         total[first:, some] = inner_product(z[:, first:], z[:, some], work)
-        total[some, first:] = total[first:-1, some].T
+        total[some, some.stop :] = total[some.stop : -1, some].T
     return total
 
 
@@ -103,18 +105,22 @@ def _sum_over_blocks(function, x, shape, name):
 
 
 def enter(points, widths, work):
-    """Return the Activation of points (B, N, I), shifted by the first of them, with room for layers of widths.
+    """Return the Activation of points (B, N, I), shifted by their mean, with room for layers of widths.
 
-    Shifting makes a batch far from the origin as good as one at it: the difference of two floats
-    that are close is exact.
+    Whoever enters ends the life of every tape that this Workspace served before.
     """
     clouds, count, channels = points.shape
-    rows, shift = channels + 1 + sum(width + 1 for width in widths), points[0, 0].copy()
+    rows = channels + 1 + sum(width + 1 for width in widths)
     tower = work.array(f"tower {widths}", (clouds, rows, count), points.dtype, fill=1)  # the ones stay
-    x = Activation(tower, 0, shift, None, work)
+    z = tower[:, :channels]
+    z[...] = points.swapaxes(1, 2)
+    shift = z.mean(axis=(0, 2))  # of the copy: the same bits in whatever order points lie in memory
+    work.turn += 1
+    x = Activation(tower, 0, shift, None, work, work.turn)
 
     def write(clouds):
-        work.xp.subtract(points[clouds].swapaxes(1, 2), shift[:, None], out=x.augmented(clouds)[:, :-1])
+        z = x.of(clouds)
+        z -= shift[:, None]
 
     return _filled(x, write, "points")
 
@@ -125,14 +131,14 @@ def _filled(y, write, name):
 
     def block(clouds):
         write(clouds)
-        return _moments(y.augmented(clouds), y.work)
+        return _moments(y.with_ones(clouds), y.work)
 
     moments = _sum_over_blocks(block, y, (width + 1, width), f"{name} moments")
     moments /= y.rows
     return y._replace(moments=moments)
 
 
-class LinearCache(NamedTuple):
+class HeadCache(NamedTuple):
     x: Any  # (B, I)
     W: Any  # (I, O)
     dW: Any  # (I, O), where the gradient goes
@@ -140,7 +146,7 @@ class LinearCache(NamedTuple):
 
 def linear_forward(x, W, work, name):
     """(M1) for a layer of the head, whose gradient has a buffer.    x (B, I), W (I, O) -> y (B, O)"""
-    return x @ W, LinearCache(x, W, work.array(f"{name} dW", W.shape, W.dtype))
+    return x @ W, HeadCache(x, W, work.array(f"{name} dW", W.shape, W.dtype))
 
 
 def linear_backward(dy, cache):
@@ -163,6 +169,8 @@ class Affine(NamedTuple):
 def _affine(x, W, gamma, beta, eps, name):
     """sigma^2 = w^T C w + eps, A = W gamma / sigma, c = beta - A^T m.  (F1)    -> Affine, BatchStats"""
     check_shape("W", W, (len(x.shift), None))
+    check_shape("gamma", gamma, W.shape[1:])
+    check_shape("beta", beta, W.shape[1:])
     xp, dtype, work = x.work.xp, W.dtype, x.work
     m = x.moments[-1]
     C = (x.moments[:-1] - m[:, None] * m).astype(dtype)
@@ -193,11 +201,10 @@ def shared_forward(x, W, gamma, beta, eps, name):
     shift = xp.maximum(beta, 0)
     coefficients = xp.concatenate([affine.At, (affine.c - shift)[:, None]], axis=1)  # (O, I + 1)
     floor = -shift[:, None]
-    y = Activation(x.tower, x.end, shift, None, work)
+    y = Activation(x.tower, x.end, shift, None, work, x.turn)
 
     def write(clouds):
-        z = y.augmented(clouds)[:, :-1]
-        product(coefficients, x.augmented(clouds), z, work)
+        z = product(coefficients, x.with_ones(clouds), y.of(clouds), work)
         xp.maximum(z, floor, out=z)
 
     return _filled(y, write, name), SharedCache(x, y, affine, name), stats
@@ -208,14 +215,14 @@ class Gradient(NamedTuple):
 
     x: Activation
     K: Any  # (I, I + 1 + O), or (I, I + 1) with winners
-    At: Any  # (O, I)
-    winners: Any  # (B, O), or None
-    g: Any  # (B, O)
+    At: Any = None  # (O, I), with the next two for the pool alone
+    winners: Any = None  # (B, O)
+    g: Any = None  # (B, O)
 
     def of(self, clouds):
         """Return dX (C, I, N) of some clouds, in a buffer of this thread."""
         x, (inputs, columns) = self.x, self.K.shape
-        stack = x.stack(clouds, columns - inputs - 1)
+        stack = x.with_ones(clouds, above=columns - inputs - 1)
         dx = x.work.scratch("dx", (len(stack), inputs, stack.shape[2]), self.K.dtype)
         product(self.K, stack, dx, x.work)
         if self.winners is not None:
@@ -231,7 +238,7 @@ def _gradients(products, x, affine, name):
     """
     xp = x.work.xp
     At, _, m, CW, W, gamma, inv_std = affine
-    R, dbeta = products[:-1], products[-1].copy()
+    R, dbeta = products[:-1], products[-1]
     spare = xp.multiply(m[:, None], dbeta, out=x.work.array(f"{name} spare", W.shape, W.dtype))
     R -= spare
     dgamma = xp.multiply(W, R, out=spare).sum(axis=0) * inv_std
@@ -254,15 +261,15 @@ def shared_backward(dy, cache):
     floor = -y.shift[:, None]
 
     def layer(clouds):
-        z = y.augmented(clouds)[:, :-1]
+        z = y.of(clouds)
         positive = xp.greater(z, floor, out=work.scratch("positive", z.shape, bool))
         xp.multiply(dy.of(clouds), positive, out=z)
-        return inner_product(x.augmented(clouds), z, work)
+        return inner_product(x.with_ones(clouds), z, work)
 
     (width, inputs), dtype = affine.At.shape, affine.At.dtype
     products = _sum_over_blocks(layer, x, (inputs + 1, width), f"{name} products").astype(dtype)
     dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
-    return Gradient(x, xp.concatenate([K, affine.At.T], axis=1), affine.At, None, None), dW, dgamma, dbeta
+    return Gradient(x, xp.concatenate([K, affine.At.T], axis=1)), dW, dgamma, dbeta
 
 
 class PooledCache(NamedTuple):
@@ -287,7 +294,7 @@ def pooled_forward(x, W, gamma, beta, eps, name):
     largest = work.array(f"{name} largest", (clouds, width), W.dtype)
 
     def pool(clouds):
-        z = x.augmented(clouds)[:, :-1]
+        z = x.of(clouds)
         for some in _slices(width, z, work):
             P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
             won = product(affine.At[some], z, P, work).argmax(axis=2)  # points are contiguous: as fast as memory
@@ -312,10 +319,13 @@ def pooled_backward(dh, cache):
     """
     x, affine, winners, positive, name = cache
     work, g = x.work, dh * positive
+    if work.turn != x.turn:
+        raise DataError("fast engine: this tape was read already, or a later forward wrote over it; run forward again")
+    work.turn += 1
     inputs, width = affine.W.shape
     products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
     products[-1] = g.sum(axis=0)
-    sum_at_winners(x.augmented(slice(None))[:, :-1], winners, g, products[:-1], work)
+    sum_at_winners(x.of(slice(None)), winners, g, products[:-1], work)
     dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
     return Gradient(x, K, affine.At, winners, g), dW, dgamma, dbeta
 
@@ -336,6 +346,7 @@ def shared_eval(points, layers, eps, work):
     xp, (clouds, count, channels), dtype = work.xp, points.shape, points.dtype
     maps = []
     for W, gamma, beta, mean, var in layers:
+        check_shape("W", W, (maps[-1][0].shape[0] if maps else channels, None))
         scale = gamma / xp.sqrt(var + eps)
         maps.append((xp.ascontiguousarray((W * scale).T), beta - mean * scale))
     At, c = maps.pop()

@@ -5,10 +5,12 @@ so on the host it is never written out.  On a device it is, for S A^T: sums into
 threads need atomic additions, whose order is not repeatable.
 """
 
+from math import prod
+
 import numpy as np
 from scipy import sparse
 
-SHARE = 32  # channels that one thread gathers at once
+ROWS = 32  # rows of R that one thread gathers at once
 
 
 def sum_at_winners(z, winners, g, out, work):
@@ -19,7 +21,7 @@ def sum_at_winners(z, winners, g, out, work):
         return
 
     def gather(first):
-        some = slice(first, first + SHARE)
+        some = slice(first, first + ROWS)
         R = out[some]
         R[...] = 0
         for b in range(len(g)):  # clouds in their order, whatever the thread
@@ -27,7 +29,7 @@ def sum_at_winners(z, winners, g, out, work):
             at_winners *= g[b]
             R += at_winners
 
-    work.map(gather, range(0, len(out), SHARE))
+    work.map(gather, range(0, len(out), ROWS))
 
 
 def add_at_winners(dx, winners, g, At, work):
@@ -54,10 +56,9 @@ def _add_sparse(dx, winners, g, At, work):
         (g.ravel()[order], order % channels, np.append(starts, len(at))), shape=(len(starts), channels)
     )
     cloud, point = np.divmod(at[starts], points)
-    flat, sums = (
-        work.scratch(name, (clouds * inputs * channels,), dtype)[: inputs * len(starts)].reshape(inputs, -1)
-        for name, dtype in (("flat", np.intp), ("sums", dx.dtype))
-    )
+    shape, most = (inputs, len(starts)), inputs * len(at)  # that many winning points today, and at most ever
+    flat = work.scratch("flat", (most,), np.intp)[: prod(shape)].reshape(shape)
+    sums = work.scratch("sums", (most,), dx.dtype)[: prod(shape)].reshape(shape)
     np.add(cloud * inputs * points + point, points * np.arange(inputs)[:, None], out=flat)  # as memory runs
     entries = dx.reshape(-1)
     entries.take(flat, out=sums, mode="clip")  # all lie inside; "raise" would copy

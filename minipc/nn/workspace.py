@@ -5,12 +5,15 @@ buffer is made once and asked for by name.  Work is split by the shape of the da
 results come back in that order: no number of threads changes a bit.
 """
 
-import platform
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from math import prod
+from platform import machine
 
 import numpy as np
+
+from minipc.backend import blas_build
 
 
 class Workspace:
@@ -27,7 +30,9 @@ class Workspace:
         # a device takes all.
         self.block = 5 * 2**18 if on_host else 2**31
         self.slice = 2**18 if on_host else 2**27  # elements of the pooled product looked through at once
-        self.group = 4 if on_host and _small_products_are_fast() else None  # see fused.product
+        # Rows of a product multiplied at once, None for all: OpenBLAS for x86 is faster on few (products.py).
+        self.group = 4 if on_host and "openblas" in blas_build()[0] and machine() in ("x86_64", "AMD64") else None
+        self.turn = 0  # counts forwards, and backwards that end what a forward wrote
         self._arrays, self._own = {}, threading.local()
         self._pool = ThreadPoolExecutor(threads - 1, "minipc-step") if threads > 1 else None
 
@@ -61,7 +66,8 @@ class Workspace:
             for number in left:
                 results[number] = function(items[number])
 
-        helpers = [self._pool.submit(work) for _ in range(min(self.threads, len(items)) - 1)]
+        # With a copy of the context each, in which NumPy keeps what to do about overflow.
+        helpers = [self._pool.submit(copy_context().run, work) for _ in range(min(self.threads, len(items)) - 1)]
         try:
             work()
         finally:
@@ -71,9 +77,3 @@ class Workspace:
             if error is not None:
                 raise error
         return results
-
-
-def _small_products_are_fast():
-    """Return whether NumPy's BLAS is OpenBLAS for x86, which multiplies small matrices where they lie."""
-    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
-    return "openblas" in blas.get("name", "") and platform.machine() in ("x86_64", "AMD64")
