@@ -289,6 +289,18 @@ def test_a_disk_that_is_full_at_any_file_of_an_epoch_costs_that_epoch_alone(spli
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_a_checkpoint_serves_as_often_as_one_likes(splits, tmp_path):
+    run(splits, tmp_path / "run", stop_after=2)
+    with RunFolder(str(tmp_path / "run")) as folder:
+        resume = folder.checkpoint()
+    config = TrainConfig(epochs=EPOCHS, batch_size=16, lr=1e-2, warmup_steps=4)
+    loss = LossConfig(0.9, 0.0)
+    one, other = (train(splits, MODEL, loss, config, views_of(splits), resume=resume) for _ in range(2))
+    assert without_times(one.epochs) == without_times(other.epochs)
+    for name, value in one.model.params.items():
+        np.testing.assert_array_equal(value, other.model.params[name], err_msg=name)
+
+
 def test_a_checkpoint_of_other_sizes_is_refused(splits, tmp_path):
     run(splits, tmp_path / "run", stop_after=1)
     with RunFolder(str(tmp_path / "run")) as folder:

@@ -61,7 +61,7 @@ def test_the_page_says_what_was_reached_and_what_was_not():
     assert "| teacher step vs torch eager | 5.5 | 6 | reached |" in text
     assert "| teacher memory vs torch eager | 10 | 8.6 | **not reached** |" in text
     assert "JAX jit |" not in text and "nan" not in text
-    assert "| 2 | 3.0 | 0.30 |" in text
+    assert "| 2 | 3.0 | 1.67 |" in text and "times: tiny 1.67." in text
 
 
 def test_contenders_train_the_same_model_on_the_same_batch():
