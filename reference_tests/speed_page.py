@@ -142,7 +142,9 @@ and backward together. (Measured without what surrounds them.)
 
 Counted as in section 6 of fast_engine.md, the shared layers of the teacher's step run at
 {teacher_gflops:.0f} GFLOP/s, everything else of the step included; the large product reaches
-{v["large_product_gflops"]}. Half the arithmetic of the textbook form is left; the products bound it. The students are bound by products of 16 to 64 channels, by three passes
-over activations and by the interpreter: threads meet ten times a step and take turns in Python between
-calls. All threads together are as fast as one, times: {together}.
+{v["large_product_gflops"]}. Half the arithmetic of the textbook form is left; the products bound it.
+
+The students are bound by products of 16 to 64 channels, by three passes over activations and by the
+interpreter: threads meet ten times a step and take turns in Python between calls. All threads together
+are as fast as one, times: {together}.
 """
