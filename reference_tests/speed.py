@@ -26,6 +26,7 @@ import numpy as np  # noqa: E402
 from minipc.augment import AugmentConfig  # noqa: E402
 from minipc.backend import load, provenance  # noqa: E402
 from minipc.data.clouds import Clouds  # noqa: E402
+from minipc.errors import MinipcError  # noqa: E402
 from minipc.model_file import new_model  # noqa: E402
 from minipc.nn import fused  # noqa: E402
 from minipc.nn.losses import LossConfig  # noqa: E402
@@ -366,4 +367,8 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except MinipcError as error:
+        print(f"benchmark: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
