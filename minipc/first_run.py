@@ -49,8 +49,7 @@ def record_shapes(*, xp, engine, threads, say, progress, **settings):
     if not os.path.exists(model_path(TEACHER)):
         say(f"{TEACHER}: no teacher yet, training one on {DATA}")
         run = train_files(
-            DATA, None, "teacher", LossConfig(label_smoothing=0.0, **LABELS_ALONE),
-            replace(TEACHER_TRAINING, engine=engine),
+            DATA, None, "teacher", LossConfig(**LABELS_ALONE), replace(TEACHER_TRAINING, engine=engine),
             labels_only=True, out=TEACHER, **running,
         )
         say(f"{TEACHER}: test accuracy {100 * run.values['test_accuracy']:.2f} %")

@@ -131,7 +131,8 @@ def smooth_problem():
 
     def make(shared=(5, 6), head=(7,), steps=0, initial=False, engine="fused", **loss):
         model = pointnet.ModelConfig(shared, head, classes=4, dropout=0.4)
-        config = LossConfig(**({"kd_weight": 0.7, "self_weight": 0.3} | loss))
+        usual = {"kd_weight": 0.7, "self_weight": 0.3, "temperature": 4.0, "label_smoothing": 0.1}
+        config = LossConfig(**(usual | loss))
         for seed in range(200):
             rng = np.random.default_rng(seed)
             B, N, K = 6, 5, model.classes

@@ -24,7 +24,7 @@ def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes
     assert code == 0, err
     assert [line.split()[0] for line in out.splitlines()] == ["trained", "labels", "record", "next:"]
     assert {"run", "run-labels"} <= set(os.listdir(folder))
-    assert "loss = 0.1 CE(y, s_1) + 0.9 T^2 KL(p || s_T), T = 4" in err
+    assert "loss = 0.5 CE(y, s_1) + 0.5 T^2 KL(p || s_T), T = 1" in err
     code, out, err = say("record", "--views", 2)
     assert code == 0 and "recorded already" in err
 
@@ -192,7 +192,7 @@ def test_a_run_stopped_after_two_epochs_resumes_with_its_own_settings_alone(data
     before = snapshot(folder)
     for wrong in (
         ("--epochs", 6), ("--seed", 1), ("--self-target", "history"), ("--views", "0:3"), ("--model", "tiny"),
-        ("--labels-only",), ("--ema-decay", 0.5), ("--kd-weight", 0.5), ("--val-fraction", 0.1),
+        ("--labels-only",), ("--ema-decay", 0.5), ("--kd-weight", 0.9), ("--val-fraction", 0.1),
     ):
         code, out, err = say("train", "--resume", *wrong)
         assert (code, out, err.count("\n")) == (2, "", 1) and "leave the option out" in err, (wrong, err)

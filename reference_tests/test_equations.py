@@ -195,7 +195,7 @@ def test_a_cross_entropy_plus_w_kd_converts_as_stated():
     z, v, y = np.random.default_rng(0).standard_normal((3, 5, K))
     y = softmax(y)
     a = w / (1 + w)
-    ours = loss_backward(loss_forward(z, y, v, None, None, LossConfig(kd_weight=a))[1])
+    ours = loss_backward(loss_forward(z, y, v, None, None, LossConfig(a, temperature=T))[1])
     theirs = ((softmax(z) - y) + w * T * (softmax(z / T) - softmax(v / T))) / len(z)
     np.testing.assert_allclose((1 + w) * ours, theirs, atol=1e-14)
     assert "a = w / (1 + w)" in MATH and "a = w / (1 + w)" in CONVENTIONS

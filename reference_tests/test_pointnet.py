@@ -178,7 +178,7 @@ def test_everything_keeps_the_dtype(dtype, xp, engine):
     labels = xp.asarray(np.array([0, 1, 2, 3]))
     y = smooth_labels(labels, 4, 0.1, dtype)
     has_u = xp.asarray(np.array([1, 0, 1, 1], dtype))
-    config = LossConfig(self_weight=0.3)
+    config = LossConfig(0.9, 0.3, 4.0)
     terms, cache = loss_forward(logits, y, logits * 2, logits * 3, has_u, config)
     grads, dpoints = backward(loss_backward(cache), tape)
     grads_clipped, norm = optim.clip_by_norm(grads, 1.0)
@@ -414,7 +414,7 @@ def test_training_steps_agree_between_modules(dtype, guard, device, engine):
     labels = rng.integers(0, 4, len(points))
     v, u = (2 * rng.standard_normal((2, len(points), 4))).astype(dtype)
     has_u = np.array([1, 0, 1, 1], dtype)
-    config = LossConfig(self_weight=0.3, guard=guard)
+    config = LossConfig(0.9, 0.3, 4.0, 0.1, guard)
 
     def three_steps(xp):
         p, s, x, m, t, teacher, earlier, has = moved(

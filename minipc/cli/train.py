@@ -32,10 +32,10 @@ class Views(click.ParamType):
 @click.option("--views", type=Views(), help="Only views A .. B-1 of the record; B is 0:B.  [default: all]")
 @click.option("--labels-only", is_flag=True, help="Labels alone; with --record on the views of the record.")
 @click.option("--model", default="tiny", show_default=True, help="teacher, student, tiny, or widths: 16-16-32-64:32.")
-@click.option("--kd-weight", type=float, default=0.9, show_default=True, help="a: share of distillation.")
+@click.option("--kd-weight", type=float, default=0.5, show_default=True, help="a: share of distillation.")
 @click.option("--self-weight", type=float, default=0.0, show_default=True, help="b: subtracted self-distillation.")
-@click.option("--temperature", type=float, default=4.0, show_default=True, help="T of both divergences.")
-@click.option("--label-smoothing", type=float, help="e of the label term.  [default: 0.1; 0 for teacher]")
+@click.option("--temperature", type=float, default=1.0, show_default=True, help="T of both divergences.")
+@click.option("--label-smoothing", type=float, default=0.0, show_default=True, help="e of the label term.")
 @click.option("--guard", type=click.Choice(["clip", "none"]), default="clip", show_default=True,
               help="Keeps the negative weight bounded.")
 @click.option("--self-target", type=click.Choice(["snapshot", "ema", "history", "record"]), default="snapshot",
@@ -93,7 +93,6 @@ def command(
         raise click.UsageError("--resume and --dry-run do not go together; leave one out")
     bare = data is None and record is None and not labels_only
     teacher = model == "teacher"
-    smoothing = label_smoothing if label_smoothing is not None else 0.0 if teacher else 0.1
     with Console(quiet, verbose) as console:
         running = dict(
             xp=load(backend, console.say), threads=threads, say=console.say, progress=console.progress,
@@ -108,8 +107,10 @@ def command(
             bare = read_config(out).baseline is not None
             runs = resume_both(out, **settings) if bare else [resume_files(out, **settings)]
         else:
-            labels_loss = LossConfig(label_smoothing=smoothing, **LABELS_ALONE)
-            loss = labels_loss if labels_only else LossConfig(kd_weight, self_weight, temperature, smoothing, guard)
+            weights = LABELS_ALONE if labels_only else dict(
+                kd_weight=kd_weight, self_weight=self_weight, temperature=temperature, guard=guard
+            )
+            loss = LossConfig(label_smoothing=label_smoothing, **weights)
             config = TrainConfig(
                 epochs=epochs if epochs is not None else STUDENT_EPOCHS if bare else TrainConfig.epochs,
                 batch_size=batch_size, lr=lr if lr is not None else 1e-3 if teacher else TrainConfig.lr,
