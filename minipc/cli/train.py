@@ -45,7 +45,7 @@ class Views(click.ParamType):
 @click.option("--self-record", metavar="FILE", type=FILE, help="An earlier student, for --self-target record.")
 @click.option("--val-fraction", type=float, default=0.0, show_default=True,
               help="Share of the training clouds held out to choose best.h5 by.")
-@click.option("--epochs", type=int, help="[default: 60; 20 without arguments]")
+@click.option("--epochs", type=int, help="[default: 60; 40 without arguments]")
 @click.option("--stop-after", type=int, metavar="E", help="Stop after epoch E; --resume goes on.")
 @click.option("--resume", is_flag=True, help="Go on with the run in --out, or with the last one here.")
 @click.option("--batch-size", type=int, default=32, show_default=True)
