@@ -42,10 +42,18 @@ bench: $(VENV)/ready  ## benchmark against PyTorch and JAX, installed if absent;
 bench-gpu: $(VENV)/ready  ## the same on a CUDA device, with CuPy and PyTorch for CUDA installed; no device is a failure
 	$(BIN)/python -m reference_tests.speed --gpu --json
 
+audit: $(VENV)/installed  ## hold the mathematics against itself, and break it on purpose
+	$(BIN)/minipc audit
+	$(BIN)/minipc audit --inject all
+
+figures: $(VENV)/ready  ## the figures of docs/negative_weights.md, with matplotlib
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python -m reference_tests.figures docs/figures
+
 lint: $(VENV)/ready  ## flake8, configured in setup.cfg
 	$(BIN)/flake8 minipc reference_tests examples
 
 check: lint test  ## what to run before a commit
 
-.PHONY: help demo test test-modelnet test-torch test-gpu bench bench-gpu lint check
+.PHONY: help demo test test-modelnet test-torch test-gpu bench bench-gpu audit figures lint check
 .DEFAULT_GOAL := help

@@ -5,10 +5,13 @@ runs.py).  The mathematics is elsewhere: recorder.record() and evaluate.metrics(
 """
 
 import os
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 from scipy.special import softmax
 
+from minipc.audit.bound import Rows
+from minipc.audit.teacher import audit_teacher, earlier_self, named_self
 from minipc.augment import AugmentConfig
 from minipc.backend import blas_on_one_thread, default_threads
 from minipc.data.clouds import check_count, check_same_kind, read_clouds
@@ -170,3 +173,29 @@ def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, eng
         best = [{"class": names[k], "probability": float(p[k])} for k in np.argsort(-p, kind="stable")[:top]]
         found.append({"file": file, **best[0], "top": best})
     return {"model": path, "points": count, "predictions": found}
+
+
+def audit_record(record_path, data, config, self_record=None):
+    """Return the audit.teacher.TeacherAudit of a record under a LossConfig; data as in find_data.  Raises DataError."""
+    with _recorded(record_path, data, self_record) as (reader, labels, earlier):
+        return audit_teacher(reader, labels, config, earlier)
+
+
+def recorded_rows(record_path, data, self_record=None):
+    """Return the audit.bound.Rows of the first view of a record; data as in find_data.  Raises DataError."""
+    with _recorded(record_path, data, self_record) as (reader, labels, earlier):
+        u = earlier_self(reader, earlier, 0)
+        if u is None:
+            raise DataError(f"{record_path}: one view, so nothing to take for an earlier self; pass --self-record")
+        what = f"{record_path}, view 0, {len(labels)} rows; earlier self: {named_self(reader, earlier)}"
+        return Rows(labels, reader.view(0)[2].astype(np.float64), u, what)
+
+
+@contextmanager
+def _recorded(record_path, data, self_record):
+    """Give an open record, the labels (N,) of its clouds, and the open second record or None."""
+    with RecordReader(record_path) as reader, ExitStack() as stack:
+        splits = reader.clouds() if data is None else None
+        splits = splits or find_data(data, reader.meta["data_file"], record_path)[1]
+        reader.check_belongs(splits.train)
+        yield reader, splits.train.labels, self_record and stack.enter_context(RecordReader(self_record))

@@ -12,6 +12,7 @@ import numpy as np
 from minipc.errors import CheckFailed, DataError, check_shape
 
 STEP = 1e-5  # along a unit direction; near the optimum eps^(1/3) of central differences
+ROUNDINGS = 1000  # units in the last place of f that a sum of many terms may be off
 ZERO = 1e-9  # of the largest gradient: below this a true gradient counts as zero
 
 
@@ -50,11 +51,17 @@ def check_gradients(f, inputs, grads, rng, step=STEP):
     for name, value in inputs.items():
         direction = rng.standard_normal(value.shape)
         direction /= np.linalg.norm(direction)
-        plus = f(inputs | {name: value + step * direction})
-        minus = f(inputs | {name: value - step * direction})
         analytic = float((grads[name] * direction).sum())
-        reports.append(GradientReport(name, analytic, float(plus - minus) / (2 * step), largest))
+        reports.append(GradientReport(name, analytic, central_difference(f, inputs, name, direction, step), largest))
     return reports
+
+
+def central_difference(f, inputs, name, direction, step=STEP):
+    """Return (f(x + h u) - f(x - h u)) / 2h, x the array of this name and the others fixed."""
+    value = inputs[name]
+    plus = f(inputs | {name: value + step * direction})
+    minus = f(inputs | {name: value - step * direction})
+    return float(plus - minus) / (2 * step)
 
 
 def require(reports, tolerance=1e-6):
@@ -71,11 +78,15 @@ def taylor_rates(f, x, grad, direction, steps=4, first=1e-2):
     """Return the observed orders of |f(x + h u) - f(x) - h <grad, u>| as h halves; 2 is correct.
 
     x, grad and direction are float64 arrays of one shape.  A gradient that is wrong shows order 1
-    as soon as its error dominates; no step has to be chosen.
+    as soon as its error dominates; no step has to be chosen.  NaN where the smaller rest is no more
+    than the rounding of f, as it is for a linear f.
     """
     start, slope = f(x), float((grad * direction).sum())
     rests = []
     for i in range(steps + 1):
         h = first / 2**i
         rests.append(abs(f(x + h * direction) - start - h * slope))
-    return [float(np.log2(rests[i] / rests[i + 1])) for i in range(steps)]
+    rounding = ROUNDINGS * np.finfo(np.float64).eps * max(abs(start), 1.0)
+    return [
+        float(np.log2(rests[i] / rests[i + 1])) if rests[i + 1] > rounding else float("nan") for i in range(steps)
+    ]

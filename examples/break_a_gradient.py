@@ -1,0 +1,49 @@
+"""Break a gradient, and see it caught: why the familiar p - q is wrong for this loss.
+
+softmax(z) - q is the gradient of soft cross-entropy where q sums to one.  Every test with labels or
+probabilities as targets has such a q, and passes.  With a subtracted term q does not.
+"""
+
+import numpy as np
+
+from minipc.errors import CheckFailed
+from minipc.nn.gradcheck import check_gradients, require
+from minipc.nn.losses import soft_cross_entropy_backward, soft_cross_entropy_forward
+
+
+def familiar(dloss, cache):
+    """The gradient of most texts."""
+    return dloss[:, None] * (cache.p - cache.q)
+
+
+def verdict(q, backward):
+    """Return what a gradient check says of a backward, with weights q (B, K)."""
+    z = np.random.default_rng(1).standard_normal(q.shape)
+    _, cache = soft_cross_entropy_forward(z, q)
+    dz = backward(np.ones(len(q)), cache)
+
+    def loss(arrays):
+        return soft_cross_entropy_forward(arrays["z"], q)[0].sum()
+
+    reports = check_gradients(loss, {"z": z}, {"z": dz}, np.random.default_rng(2))
+    rows = f"rows of dz sum to {np.abs(dz.sum(axis=1)).max():.0e}"
+    try:
+        require(reports)
+    except CheckFailed as reason:
+        return f"WRONG ({reason}); {rows}"
+    return f"right, to {reports[0].error:.0e}; {rows}"
+
+
+def main():
+    rng = np.random.default_rng(0)
+    labels = np.eye(5)[rng.integers(0, 5, 4)]
+    signed = 0.9 * rng.dirichlet(np.ones(5), 4) - 0.3 * rng.dirichlet(np.ones(5), 4)  # a p - b r
+    for name, q in (("labels: q sums to 1", labels), ("a p - b r: q sums to 0.6", signed)):
+        print(name)
+        print("    p - q          ", verdict(q, familiar))
+        print("    (sum q) p - q  ", verdict(q, soft_cross_entropy_backward))
+    print("The whole engine, with this mistake in it: minipc audit --inject softmax-minus-target")
+
+
+if __name__ == "__main__":
+    main()

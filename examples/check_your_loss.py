@@ -1,0 +1,22 @@
+"""Hold your own loss against the conformance vectors; here one in PyTorch, its gradient by autograd."""
+
+import torch
+
+from minipc.audit.vectors import TOLERANCE, check
+
+
+def your_loss(z, y, v, u, a, b, T):
+    """(1-a) CE(y, s_1) + a T^2 KL(p || s_T) - b T^2 KL(r || s_T) of one row; all tensors (K,)."""
+    log_s, log_p, log_r = (torch.log_softmax(logits / T, dim=0) for logits in (z, v, u))
+    kd, self_kd = (T**2 * (log_q.exp() * (log_q - log_s)).sum() for log_q in (log_p, log_r))
+    return (1 - a) * -(y * torch.log_softmax(z, dim=0)).sum() + a * kd - b * self_kd
+
+
+def yours(case):
+    z, y, v, u = (torch.tensor(array, requires_grad=array is case.z) for array in (case.z, case.y, case.v, case.u))
+    loss = your_loss(z, y, v, u, case.a, case.b, case.T)
+    return {"loss": loss.item(), "gradient": torch.autograd.grad(loss, z)[0].numpy()}
+
+
+worst, *_ = check(yours)
+print("conforms" if worst[2] <= TOLERANCE else "does NOT conform", "- worst case:", *worst)

@@ -1,0 +1,76 @@
+"""Where the raw loss is bounded below: theorem 2.1 of docs/math.md, over b and T, and in one row.
+
+The rows are those of a record, or an example of its kind: a teacher sure of the label, an earlier
+self less so, both with other opinions on the rest.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+
+from minipc.audit.teacher import largest_safe_b
+from minipc.nn.losses import LossConfig, margins, smooth_labels
+from minipc.streams import stream
+
+B = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
+T = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+
+
+class Rows(NamedTuple):
+    """Rows of any loss: labels (N,), teacher logits v and logits u of the earlier self (N, K), and what they are."""
+
+    labels: np.ndarray
+    v: np.ndarray
+    u: np.ndarray
+    what: str
+
+
+def example_rows(classes, rows=2000):
+    """Return Rows as in docs/math.md: logit 12 of the teacher, 8 of the self at the label, N(0, 1.5) elsewhere."""
+    rng = stream(0, "audit", 3)
+    labels = rng.integers(0, classes, rows)
+    v, u = 1.5 * rng.standard_normal((2, rows, classes))
+    v[np.arange(rows), labels], u[np.arange(rows), labels] = 12, 8
+    what = f"{rows} made-up rows of {classes} classes, teacher 12 and earlier self 8 at the label, N(0, 1.5) elsewhere"
+    return Rows(labels, v, u, what)
+
+
+def unbounded_shares(rows, a, smoothing):
+    """Return {(b, T): share of rows whose raw loss has no lower bound} for the grid B x T."""
+    shares = {}
+    for temperature in T:
+        safe = _safe(rows, LossConfig(a, 0.0, temperature, smoothing))
+        shares |= {(b, temperature): float((safe < b).mean()) for b in B}
+    return shares
+
+
+def _safe(rows, config):
+    y = smooth_labels(rows.labels, rows.v.shape[1], config.label_smoothing, np.float64)
+    return largest_safe_b(y, *(softmax(z / config.temperature, axis=1) for z in (rows.v, rows.u)), config)
+
+
+class WorstRow(NamedTuple):
+    """The row that bears the least b, and what pulls at each of its classes."""
+
+    row: int
+    label: int
+    safe_b: float
+    unbounded: float  # share of all rows at the config's b
+    y: np.ndarray  # (K,)
+    p: np.ndarray
+    r: np.ndarray
+    margins: np.ndarray  # (K,), M_i: the loss falls along z_i -> -infinity where it is negative
+
+
+def worst_row(rows, config):
+    """Return the WorstRow of Rows under a LossConfig."""
+    safe = _safe(rows, config)
+    row = int(np.argmin(safe))
+    one = slice(row, row + 1)
+    y = smooth_labels(rows.labels[one], rows.v.shape[1], config.label_smoothing, np.float64)
+    p, r = (softmax(z[one] / config.temperature, axis=1) for z in (rows.v, rows.u))
+    M = margins(y, p, r, config.self_weight, config)[0]
+    return WorstRow(
+        row, int(rows.labels[row]), float(safe[row]), float((safe < config.self_weight).mean()), y[0], p[0], r[0], M,
+    )

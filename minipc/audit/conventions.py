@@ -1,0 +1,79 @@
+"""What a weight means elsewhere: our a, b and T in the conventions of other libraries, and back.
+
+The libraries agree on the divergence and differ in what they divide it by, up to a factor of K or
+T^2, and in which term a letter names.  Ours is T^2 KL, summed over classes, mean over the batch.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from minipc.errors import UsageError
+
+
+class Convention(NamedTuple):
+    """Loss of a library: labels * CE + soft * factor * (T^2 KL summed over classes, mean over the batch)."""
+
+    used_by: str
+    formula: str
+    factor: Callable  # (T, K) -> their KD term in units of ours
+    weights: Callable  # their one weight -> (labels, soft)
+    weight: Callable  # (labels, soft) of any scale -> their one weight
+
+
+def _share(labels, soft):
+    return soft / (labels + soft)
+
+
+CONVENTIONS = {
+    "repdistiller": Convention(
+        "RepDistiller, with gamma = 1 - alpha", "gamma CE + alpha T^2 KL, summed over classes / batch",
+        lambda T, K: 1.0, lambda alpha: (1 - alpha, alpha), _share,
+    ),
+    "torchdistill": Convention(
+        "torchdistill KDLoss: alpha is the weight of the labels", "alpha CE + (1 - alpha) T^2 KL, batchmean",
+        lambda T, K: 1.0, lambda alpha: (alpha, 1 - alpha), lambda labels, soft: 1 - _share(labels, soft),
+    ),
+    "mmrazor": Convention(
+        "mmrazor KLDivergence beside a loss of weight 1", "CE + loss_weight tau^2 KL, batchmean",
+        lambda T, K: 1.0, lambda w: (1.0, w), lambda labels, soft: soft / labels if labels else float("inf"),
+    ),
+    "deit": Convention(
+        "DeiT, openpoints", "(1 - alpha) CE + alpha tau^2 KL / (B K)",
+        lambda T, K: 1 / K, lambda alpha: (1 - alpha, alpha), _share,
+    ),
+    "plain": Convention(
+        "scripts that forget T^2", "(1 - alpha) CE + alpha KL, batchmean",
+        lambda T, K: 1 / T**2, lambda alpha: (1 - alpha, alpha), _share,
+    ),
+}
+# Not a KL at any weight: its gradient has another direction.
+KD_LIB = "KD_Lib: (1 - w) CE + w T^2 mean squared difference of probabilities: no KL, and no weight makes it one"
+
+
+class Translated(NamedTuple):
+    weight: float  # in the other convention
+    times: float  # our loss is so many times theirs (or theirs ours, in from_theirs)
+
+
+def to_theirs(name, a, T, classes):
+    """Return Translated: the weight that gives the direction of our gradient, ours = times * theirs."""
+    convention = _named(name)
+    factor = convention.factor(T, classes)
+    weight = convention.weight(1 - a, a / factor)
+    labels, soft = convention.weights(weight) if weight != float("inf") else (0.0, 1.0)
+    return Translated(weight, 1 / (labels + soft * factor))
+
+
+def from_theirs(name, weight, T, classes):
+    """Return Translated: our a for their weight, theirs = times * ours.  Raises UsageError."""
+    labels, soft = _named(name).weights(weight)
+    soft *= _named(name).factor(T, classes)
+    if labels < 0 or soft < 0 or labels + soft == 0:
+        raise UsageError(f"{name}: weight {weight:g} makes the weight of a term negative; between 0 and 1 it does not")
+    return Translated(soft / (labels + soft), labels + soft)
+
+
+def _named(name):
+    if name not in CONVENTIONS:
+        raise UsageError(f"convention: expected {', '.join(CONVENTIONS)}, got {name!r}")
+    return CONVENTIONS[name]

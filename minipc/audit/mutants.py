@@ -1,0 +1,291 @@
+"""Mutants: one thing broken on purpose, so that the audit can be seen to catch it.
+
+Each replaces functions of one module for the time of one audit, and is the mistake that somebody has
+made or could make.  The code that it breaks does not know of it.
+"""
+
+import copy
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from difflib import get_close_matches
+from typing import NamedTuple
+from unittest import mock
+
+import numpy as np
+
+from minipc import augment, self_target
+from minipc.errors import UsageError
+from minipc.nn import fused, losses, ops, optim
+
+
+class Mutant(NamedTuple):
+    """What is broken, and how."""
+
+    says: str  # the mistake, in a line
+    breaks: tuple  # of (owner, name, function of the right one that returns the wrong one)
+
+
+@contextmanager
+def broken(mutant):
+    """Put a mutant in place of what it breaks, and the right functions back at the end."""
+    with ExitStack() as stack:
+        for owner, name, wrong in mutant.breaks:
+            stack.enter_context(mock.patch.object(owner, name, wrong(getattr(owner, name))))
+        stack.enter_context(np.errstate(all="ignore"))  # a mutant may overflow
+        yield
+
+
+def find(name):
+    """Return the Mutant of this name.  Raises UsageError for another."""
+    if name not in MUTANTS:
+        close = get_close_matches(name, MUTANTS, 1)
+        meant = f"did you mean {close[0]}? " if close else ""
+        raise UsageError(f"inject: unknown mutant {name!r}; {meant}`minipc audit --list` names them")
+    return MUTANTS[name]
+
+
+def _with_config(right, change):
+    """Return a loss_forward that computes with a changed LossConfig, which no check has to accept."""
+
+    def loss_forward(z, y, v, u, has_u, config):
+        changed = copy.copy(config)
+        for name, value in change(config).items():
+            object.__setattr__(changed, name, value)
+        return right(z, y, v, u, has_u, changed)
+
+    return loss_forward
+
+
+def _softmax_minus_target(right):
+    return lambda dloss, cache: dloss[:, None] * (cache.p - cache.q)
+
+
+def _swapped_divergence(right):
+    return lambda p, log_p, log_s, T: T**2 * (np.exp(log_s) * (log_s - log_p)).sum(axis=-1)
+
+
+def _gradient_with_temperature_squared(right):
+    def loss_backward(cache):
+        config = cache.config
+        return right(cache._replace(config=replace(config, temperature=config.temperature**2)))
+
+    return loss_backward
+
+
+def _smoothing_over_the_wrong_classes(right):
+    def smooth_labels(labels, classes, smoothing, dtype):
+        y = np.full((len(labels), classes), smoothing / (classes - 1), dtype)
+        y[np.arange(len(labels)), labels] = 1 - smoothing
+        return y
+
+    return smooth_labels
+
+
+def _softmax_without_shift(right):
+    def log_softmax_forward(z):
+        logp = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
+        return logp, ops.LogSoftmaxCache(logp)
+
+    return log_softmax_forward
+
+
+def _no_mean_term(right):
+    def batch_norm_backward(dy, cache):
+        dx, dgamma, dbeta = right(dy, cache)
+        return dx + cache.gamma * cache.inv_std * dbeta / (dy.size // dy.shape[-1]), dgamma, dbeta
+
+    return batch_norm_backward
+
+
+def _unbiased_normalisation(right):
+    def batch_norm_forward(x, gamma, beta, eps):
+        rows = x.size // x.shape[-1]
+        y, cache, stats = right(x, gamma, beta, eps)
+        shrink = np.sqrt((rows - 1) / rows)
+        cache = cache._replace(xhat=cache.xhat * shrink, inv_std=cache.inv_std * shrink)
+        return (y - beta) * shrink + beta, cache, stats
+
+    return batch_norm_forward
+
+
+def _last_of_ties(right):
+    def point_max_forward(x):
+        y, cache = right(x)
+        return y, cache._replace(first=x.shape[1] - 1 - x[:, ::-1].argmax(axis=1))
+
+    return point_max_forward
+
+
+def _winners_without_sign(right):
+    def pooled_forward(x, W, gamma, beta, eps, name):
+        winners = right(x, W, np.abs(gamma), beta, eps, name)[1].winners.copy()
+        h, cache, stats = right(x, W, gamma, beta, eps, name)
+        return h, cache._replace(winners=winners), stats
+
+    return pooled_forward
+
+
+def _no_constant_row(right):
+    def _gradients(products, x, affine, name):
+        *grads, K = right(products, x, affine, name)
+        K[:, -1] = 0
+        return *grads, K
+
+    return _gradients
+
+
+def _moments_of_a_sample(right):
+    def _filled(y, write, name):
+        y = right(y, write, name)
+        mean, rows = y.moments[-1], y.rows
+        y.moments[:-1] = (y.moments[:-1] - np.outer(mean, mean)) * rows / (rows - 1) + np.outer(mean, mean)
+        return y
+
+    return _filled
+
+
+def _no_relu_backward(right):
+    def shared_backward(dy, cache):
+        return right(dy, cache._replace(y=cache.y._replace(shift=cache.y.shift + np.inf)))
+
+    return shared_backward
+
+
+def _fused_multiply_add(right):
+    def apply(points, params):
+        scale, shift = (value[:, None, :].astype(np.float64) for value in params)
+        return (points * scale + shift).astype(points.dtype)
+
+    return apply
+
+
+def _live_parameters(right):
+    def epoch_ended(self, epoch, params):
+        if (epoch + 1) % self.every == 0:
+            self.params = params
+
+    return epoch_ended
+
+
+def _swapped_decay(right):
+    def stepped(self, rows, logits, params):
+        self.decay = 1 - self.decay
+        right(self, rows, logits, params)
+        self.decay = 1 - self.decay
+
+    return stepped
+
+
+def _clip_each(right):
+    def clip_by_norm(grads, largest):
+        clipped = {name: right({name: g}, largest)[0][name] for name, g in grads.items()}
+        return clipped, right(grads, largest)[1]
+
+    return clip_by_norm
+
+
+def _no_bias_correction(right):
+    def adamw_step(params, grads, state, lr, weight_decay, **betas):
+        new, moved = right(params, grads, state._replace(step=10**6), lr, weight_decay, **betas)
+        return new, moved._replace(step=state.step + 1)
+
+    return adamw_step
+
+
+MUTANTS = {
+    "no-temperature-squared": Mutant(
+        "KL without its factor T^2",
+        ((losses, "divergence", lambda right: lambda p, log_p, log_s, T: right(p, log_p, log_s, T) / T**2),),
+    ),
+    "temperature-squared-in-the-gradient": Mutant(
+        "T^2 where the gradient has T: the inner derivative 1 / T forgotten",
+        ((losses, "loss_backward", _gradient_with_temperature_squared),),
+    ),
+    "softmax-minus-target": Mutant(
+        "p - q where q does not sum to one, instead of (sum q) p - q",
+        ((losses, "soft_cross_entropy_backward", _softmax_minus_target),),
+    ),
+    "swapped-divergence": Mutant("KL(s || p) instead of KL(p || s)", ((losses, "divergence", _swapped_divergence),)),
+    "sign-of-b": Mutant(
+        "the self term added instead of subtracted",
+        ((losses, "loss_forward", lambda right: _with_config(right, lambda c: {"self_weight": -c.self_weight})),),
+    ),
+    "self-term-everywhere": Mutant(
+        "the self term in rows that have no target",
+        ((losses, "loss_forward",
+          lambda right: lambda z, y, v, u, has_u, c: right(z, y, v, u, None if has_u is None else has_u * 0 + 1, c)),),
+    ),
+    "guard-without-floor": Mutant(
+        "the guard raises to 0 instead of delta a p: bounded, but without a minimiser",
+        ((losses, "guarded", lambda right: lambda ap, br: np.maximum(ap - br, 0)),),
+    ),
+    "smoothing-over-wrong-classes": Mutant(
+        "label smoothing by e / (K - 1) over the wrong classes",
+        ((losses, "smooth_labels", _smoothing_over_the_wrong_classes),),
+    ),
+    "softmax-without-shift": Mutant(
+        "log-softmax without subtracting the row's maximum",
+        tuple((module, "log_softmax_forward", _softmax_without_shift) for module in (ops, losses)),
+    ),
+    "unbiased-normalisation": Mutant(
+        "batch norm normalises with divisor rows - 1", ((ops, "batch_norm_forward", _unbiased_normalisation),),
+    ),
+    "biased-tracking": Mutant(
+        "running variance tracked with divisor rows",
+        ((ops, "track", lambda right: lambda mean, var, batch, m: right(mean, var, batch._replace(rows=10**12), m)),),
+    ),
+    "swapped-momentum": Mutant(
+        "momentum as the weight of the old statistics",
+        ((ops, "track", lambda right: lambda mean, var, batch, momentum: right(mean, var, batch, 1 - momentum)),),
+    ),
+    "no-mean-term": Mutant(
+        "batch norm's backward without the mean of dy", ((ops, "batch_norm_backward", _no_mean_term),),
+    ),
+    "slope-at-zero": Mutant(
+        "derivative 1 of ReLU at 0",
+        ((ops, "relu_forward", lambda right: lambda x: (right(x)[0], ops.ReluCache(x >= 0))),),
+    ),
+    "last-of-ties": Mutant("the last of equal points wins the pool", ((ops, "point_max_forward", _last_of_ties),)),
+    "dropout-in-the-forward-only": Mutant(
+        "the gradient passes dropped units", ((ops, "dropout_backward", lambda right: lambda dy, cache: dy),),
+    ),
+    "mean-for-sum": Mutant(
+        "a bias gradient averaged over the rows",
+        ((ops, "bias_backward", lambda right: lambda dy, cache: (dy, dy.reshape(-1, dy.shape[-1]).mean(axis=0))),),
+    ),
+    "winners-without-sign": Mutant(
+        "the fused pool looks for its maxima without the sign of gamma",
+        ((fused, "pooled_forward", _winners_without_sign),),
+    ),
+    "no-constant-row": Mutant(
+        "(F4) without its constant row: the mean terms of batch norm", ((fused, "_gradients", _no_constant_row),),
+    ),
+    "moments-of-a-sample": Mutant(
+        "the fused layer's covariance with divisor M - 1", ((fused, "_filled", _moments_of_a_sample),),
+    ),
+    "no-relu-backward": Mutant(
+        "the fused layer's gradient where its ReLU is off", ((fused, "shared_backward", _no_relu_backward),),
+    ),
+    "fused-multiply-add": Mutant(
+        "replay rounded once instead of twice", ((augment, "apply", _fused_multiply_add),),
+    ),
+    "self-target-of-the-same-step": Mutant(
+        "a snapshot that keeps the live parameters: its gradient is zero, the term does nothing",
+        ((self_target.Snapshot, "epoch_ended", _live_parameters),),
+    ),
+    "swapped-decay": Mutant("a moving average that keeps 1 - m", ((self_target.Ema, "stepped", _swapped_decay),)),
+    "history-of-the-neighbour": Mutant(
+        "logits of the last visit filed under the next row",
+        ((self_target.History, "stepped",
+          lambda right: lambda self, rows, logits, params: right(self, np.roll(rows, 1), logits, params)),),
+    ),
+    "decay-on-biases": Mutant(
+        "weight decay on biases and on batch norm", ((optim, "_decay", lambda right: lambda name, decay: decay),),
+    ),
+    "no-bias-correction": Mutant(
+        "AdamW without the correction of its young moments", ((optim, "adamw_step", _no_bias_correction),),
+    ),
+    "clipping-each-array": Mutant(
+        "gradients clipped array by array: another direction", ((optim, "clip_by_norm", _clip_each),),
+    ),
+}

@@ -1,0 +1,332 @@
+"""What the audit differentiates: functions of named arrays, each with the gradients that the engine claims.
+
+Every problem lies away from the kinks of ReLU and maximum, where no derivative exists; ties are
+checked where they are differentiable, in the points that repeated points repeat.  Functions of the
+engine are looked up when a problem is made, so what is in place then is what is audited.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minipc import self_target
+from minipc.nn import fused, losses, ops, pointnet
+from minipc.nn.losses import LABELS_ALONE, LossConfig
+from minipc.nn.params import initialise
+from minipc.nn.workspace import Workspace
+
+KINK = 1e-3  # how far a small problem keeps from the nearest kink: a hundred of the largest steps
+
+
+class Problem(NamedTuple):
+    """A function of arrays and its gradients, in one dtype."""
+
+    inputs: dict  # {name: array}
+    value: Callable  # inputs -> float
+    gradients: Callable  # inputs -> {name: gradient}
+
+
+def operation(pair, inputs, constants, rng, dtype):
+    """Return the Problem of sum(dy * forward(*inputs, *constants)) for a random dy.
+
+    pair: (forward, backward) of ops.py; the backward's gradients are those of inputs, in order.
+    """
+    forward, backward = pair
+    inputs, constants = _cast(inputs, dtype), tuple(_cast(dict(enumerate(constants)), dtype).values())
+    dy = rng.standard_normal(forward(*inputs.values(), *constants)[0].shape).astype(dtype)
+
+    def value(arrays):
+        return float((forward(*arrays.values(), *constants)[0] * dy).sum())
+
+    def gradients(arrays):
+        found = backward(dy, forward(*arrays.values(), *constants)[1])
+        return dict(zip(arrays, found if isinstance(found, tuple) else (found,), strict=True))
+
+    return Problem(inputs, value, gradients)
+
+
+def _cast(arrays, dtype):
+    return {
+        name: value.astype(dtype) if getattr(value, "dtype", None) == np.float64 else value
+        for name, value in arrays.items()
+    }
+
+
+def gains(rng, width):
+    """Return gamma (width,) with entries of both signs and one that is zero."""
+    gamma = np.sign(rng.standard_normal(width)) * (0.5 + rng.random(width))
+    gamma[:3] = -0.7, 0.0, 1.3
+    return gamma
+
+
+def linear(rng, dtype):
+    x, W = rng.standard_normal((4, 5, 3)), rng.standard_normal((3, 6))
+    return [operation((ops.linear_forward, ops.linear_backward), {"x": x, "W": W}, (), rng, dtype)]
+
+
+def bias(rng, dtype):
+    x, b = rng.standard_normal((4, 5, 6)), rng.standard_normal(6)
+    return [operation((ops.bias_forward, ops.bias_backward), {"x": x, "b": b}, (), rng, dtype)]
+
+
+def batch_norm(rng, dtype):
+    pair = ops.batch_norm_forward, ops.batch_norm_backward
+    return [
+        operation(
+            pair, {"x": rng.standard_normal((*rows, 6)), "gamma": gains(rng, 6), "beta": rng.standard_normal(6)},
+            (1e-5,), rng, dtype,
+        )
+        for rows in ((4, 5), (7,))
+    ]
+
+
+def batch_norm_eval(rng, dtype):
+    inputs = {"x": rng.standard_normal((4, 5, 6)), "gamma": gains(rng, 6), "beta": rng.standard_normal(6)}
+    tracked = rng.standard_normal(6), 0.5 + rng.random(6)
+    pair = ops.batch_norm_eval_forward, ops.batch_norm_eval_backward
+    return [operation(pair, inputs, (*tracked, 1e-5), rng, dtype)]
+
+
+def relu(rng, dtype):
+    return [operation((ops.relu_forward, ops.relu_backward), {"x": off_zero(rng, (4, 5, 6))}, (), rng, dtype)]
+
+
+def off_zero(rng, shape):
+    """Return random numbers of both signs, none nearer to zero than 0.1."""
+    x = rng.standard_normal(shape)
+    return x + 0.1 * np.sign(x)
+
+
+def point_max(rng, dtype):
+    """Without ties, and of points that are repeated: then a gradient is the sum over equal points."""
+    x = apart(rng, (3, 7, 5))
+    repeated = np.array([0, 1, 2, 3, 4, 5, 6, 0, 0, 3, 6])
+
+    def forward(x):
+        return ops.point_max_forward(x[:, repeated])
+
+    def backward(dy, cache):
+        dx = np.zeros_like(x, dtype=dy.dtype)
+        np.add.at(dx, (slice(None), repeated), ops.point_max_backward(dy, cache))
+        return dx
+
+    return [
+        operation((ops.point_max_forward, ops.point_max_backward), {"x": x}, (), rng, dtype),
+        operation((forward, backward), {"x": x}, (), rng, dtype),
+    ]
+
+
+def apart(rng, shape):
+    """Return random numbers whose order along axis 1 no small step changes."""
+    return rng.permuted(np.broadcast_to(np.arange(shape[1])[:, None] / 4.0, shape), axis=1)
+
+
+def dropout(rng, dtype):
+    mask = (rng.random((4, 6)) < 0.7) / 0.7
+    pair = ops.dropout_forward, ops.dropout_backward
+    return [operation(pair, {"x": rng.standard_normal((4, 6))}, (mask,), rng, dtype)]
+
+
+def log_softmax(rng, dtype):
+    z = 3 * rng.standard_normal((5, 7))
+    return [operation((ops.log_softmax_forward, ops.log_softmax_backward), {"z": z}, (), rng, dtype)]
+
+
+def soft_cross_entropy(rng, dtype):
+    """With targets that are negative here and there and do not sum to one."""
+    z, q = 2 * rng.standard_normal((5, 7)), rng.standard_normal((5, 7))
+    pair = losses.soft_cross_entropy_forward, losses.soft_cross_entropy_backward
+    return [operation(pair, {"z": z}, (q,), rng, dtype)]
+
+
+def loss(configs):
+    """Return the maker of Problems of the whole loss, in the logits, under each of some LossConfigs."""
+
+    def make(rng, dtype):
+        return [_of_loss(config, rng, dtype) for config in configs]
+
+    return make
+
+
+def _of_loss(config, rng, dtype):
+    logits, y, v, u, has_u = (array.astype(dtype) for array in targets(rng, config))
+    v = v if config.kd_weight else None
+    u, has_u = (u, has_u) if config.self_weight else (None, None)
+
+    def value(arrays):
+        return float(losses.loss_forward(arrays["z"], y, v, u, has_u, config)[0].total)
+
+    def gradients(arrays):
+        return {"z": losses.loss_backward(losses.loss_forward(arrays["z"], y, v, u, has_u, config)[1])}
+
+    return Problem({"z": logits}, value, gradients)
+
+
+def targets(rng, config, rows=6, classes=5):
+    """Return logits, y, v, u (rows, classes) and has_u (rows,), in which one row has no self target."""
+    z, v, u = 2 * rng.standard_normal((3, rows, classes))
+    y = losses.smooth_labels(rng.integers(0, classes, rows), classes, config.label_smoothing, np.float64)
+    return z, y, v, u, (np.arange(rows) > 0).astype(np.float64)
+
+
+# The whole loss in the logits: each term alone, then the guard.
+LABELS = [LossConfig(label_smoothing=e, **LABELS_ALONE) for e in (0.0, 0.2)]
+HEAT = (1.0, 2.5, 4.0)
+DISTILLATION = [LossConfig(a, 0.0, T, 0.1, guard) for a in (0.5, 1.0) for T in HEAT for guard in ("clip", "none")]
+NEGATIVE = [LossConfig(a, b, T, 0.1, "none") for a, b in ((0.9, 0.2), (0.5, 0.8), (0.0, 0.4)) for T in HEAT]
+GUARDED = [LossConfig(a, b, T, 0.1, "clip") for a, b in ((0.9, 0.2), (1.0, 0.49)) for T in HEAT]
+
+
+class Step(NamedTuple):
+    """One training step of a PointNet: what stays fixed while its arrays vary."""
+
+    model: pointnet.ModelConfig
+    mask: Any  # (B, last width), frozen dropout
+    y: Any  # (B, K), and so are v and u
+    v: Any
+    u: Any
+    has_u: Any  # (B,), one row has no target
+    loss: LossConfig
+    engine: str
+
+    def forward(self, arrays):
+        """arrays: parameters and "points" -> logits, tape."""
+        params = {name: value for name, value in arrays.items() if name != "points"}
+        z, _, tape = pointnet.forward_train(params, arrays["points"], self.model, self.mask, self.engine)
+        return z, tape
+
+    def value(self, arrays):
+        z, _ = self.forward(arrays)
+        return float(losses.loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)[0].total)
+
+    def gradients(self, arrays):
+        z, tape = self.forward(arrays)
+        _, cache = losses.loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
+        grads, dpoints = pointnet.backward(losses.loss_backward(cache), tape)
+        return grads | {"points": multiplied_out(dpoints)}
+
+
+def multiplied_out(dpoints):
+    """Return dpoints (B, N, 3) as an array, from either engine."""
+    return fused.leave(dpoints) if isinstance(dpoints, fused.Gradient) else dpoints
+
+
+def step(model, config, engine, rng, dtype, clouds=6, points=5):
+    """Return (arrays, Step) of random data: gains of both signs and zero, frozen dropout, all three terms."""
+    _, y, v, u, has_u = (array.astype(dtype) for array in targets(rng, config, clouds, model.classes))
+    width, pooled = (model.shared + model.head)[-1], f"shared{len(model.shared) - 1}"
+    mask = ((rng.random((clouds, width)) >= model.dropout) / (1 - model.dropout)).astype(dtype)
+    arrays = initialise(pointnet.param_specs(model), rng, np.float64)
+    for name, value in arrays.items():
+        if name.endswith(".gamma"):
+            arrays[name] = gains(rng, len(value))
+        elif not name.endswith(".W"):
+            arrays[name] = value + 0.2 * rng.standard_normal(value.shape)
+    arrays[f"{pooled}.gamma"][1] = 0.9  # the maximum of gamma x has a kink at gamma = 0
+    # A pooled channel that is positive in every cloud hides its offset from the head's batch norm.
+    arrays[f"{pooled}.beta"] -= 1
+    arrays["points"] = rng.standard_normal((clouds, points, 3))
+    return _cast(arrays, dtype), Step(model, mask, y, v, u, has_u, config, engine)
+
+
+def distance_to_kinks(arrays, step):
+    """Return the distance to the nearest kink: of a ReLU from zero, of the pool's two largest."""
+    _, tape = step._replace(engine="textbook").forward(arrays)
+    nearest, y = np.inf, None
+    for op_backward, cache, names in tape:
+        if op_backward is ops.batch_norm_backward:
+            y = (cache.gamma * cache.xhat + arrays[names[1]])[..., cache.gamma != 0]
+            nearest = min(nearest, np.abs(y).min())
+        elif op_backward is ops.point_max_backward:
+            two = np.sort(np.maximum(y, 0), axis=1)[:, -2:]
+            gap = (two[:, 1] - two[:, 0])[two[:, 1] > 0]  # zero in all points: no winner to change
+            nearest = min(nearest, gap.min(initial=np.inf))
+    return nearest
+
+
+def small_step(engine, config):
+    """Return the maker of the Problem of one training step of a small PointNet, away from every kink."""
+
+    def make(rng, dtype):
+        model = pointnet.ModelConfig((5, 6), (7,), classes=4, dropout=0.4)
+        for _ in range(200):
+            arrays, fixed = step(model, config, engine, rng, np.float64)
+            if distance_to_kinks(arrays, fixed) > KINK:
+                return [_in_dtype(arrays, fixed, dtype)]
+        raise AssertionError("200 draws, and each lay on a kink")
+
+    return make
+
+
+def against_earlier_self(kind):
+    """Return the maker of the Problem of a small step whose u comes from a self target: u is a constant."""
+
+    def make(rng, dtype):
+        (problem,) = small_step("textbook", LossConfig(0.9, 0.3, 2.5, 0.1, "none"))(rng, np.float64)
+        fixed, arrays = problem.value.__self__, problem.inputs
+        params = {name: value for name, value in arrays.items() if name != "points"}
+        earlier = {name: value + 0.1 * rng.standard_normal(value.shape) for name, value in params.items()}
+        rows = np.arange(len(arrays["points"]))
+
+        def forward(params, points):
+            return pointnet.forward_train(params, points, fixed.model, engine="textbook")[0]
+
+        z = forward(earlier, arrays["points"])
+        if kind == "snapshot":
+            target = self_target.Snapshot(forward)
+            target.epoch_ended(0, earlier)
+        elif kind == "ema":
+            target = self_target.Ema(forward)
+            target.stepped(rows, z, earlier)
+            target.stepped(rows, z, params)
+        elif kind == "history":
+            target = self_target.History(len(rows) + 1, fixed.model.classes)
+            target.stepped(rows[2:], z[2:], earlier)
+        else:
+            target = self_target.SecondRecord(lambda epoch: z)
+            target.epoch_starts(0, np)
+        u, has_u = target.target(rows, arrays["points"])
+        return [_in_dtype(arrays, fixed._replace(u=u, has_u=has_u), dtype)]
+
+    return make
+
+
+def whole_step(size, engine, config):
+    """Return the maker of the Problem of one training step of a model of true width, on few points."""
+
+    def make(rng, dtype):
+        model = pointnet.sizes(size, 10)
+        return [_in_dtype(*step(model, config, engine, rng, np.float64, clouds=5, points=12), dtype)]
+
+    return make
+
+
+def _in_dtype(arrays, fixed, dtype):
+    fixed = fixed._replace(**_cast({name: getattr(fixed, name) for name in ("mask", "y", "v", "u", "has_u")}, dtype))
+    return Problem(_cast(arrays, dtype), fixed.value, fixed.gradients)
+
+
+def fused_layers(rng, dtype):
+    """A shared layer and a pooled one of the fast engine, in points, both weights and all gains."""
+    arrays = {
+        "points": rng.standard_normal((4, 9, 3)), "W0": rng.standard_normal((3, 6)), "gamma0": gains(rng, 6),
+        "beta0": rng.standard_normal(6), "W1": rng.standard_normal((6, 8)),
+        "gamma1": np.array([-1.0, 0.8, -0.6, 1.2, 0.7, -0.9, 1.1, 0.5]), "beta1": rng.standard_normal(8),
+    }
+    dh = rng.standard_normal((4, 8)).astype(dtype)
+
+    def forward(arrays):
+        points, W0, gamma0, beta0, W1, gamma1, beta1 = arrays.values()
+        x = fused.enter(points, (6,), Workspace())
+        y, below, _ = fused.shared_forward(x, W0, gamma0, beta0, 1e-5, "below")
+        h, above, _ = fused.pooled_forward(y, W1, gamma1, beta1, 1e-5, "above")
+        return h, below, above
+
+    def gradients(arrays):
+        _, below, above = forward(arrays)
+        dy, *of_above = fused.pooled_backward(dh, above)
+        dx, *of_below = fused.shared_backward(dy, below)
+        return dict(zip(arrays, (fused.leave(dx), *of_below, *of_above), strict=True))
+
+    return [Problem(_cast(arrays, dtype), lambda arrays: float((forward(arrays)[0] * dh).sum()), gradients)]

@@ -1,0 +1,111 @@
+"""What a record says of its teacher, and where it leaves the negative weight room.
+
+How sure the teacher is, how often it is right and agrees with itself across the views of a cloud,
+and row by row the largest b with which theorem 2.1 of docs/math.md keeps the raw loss bounded.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import softmax
+
+from minipc.errors import DataError
+from minipc.nn.losses import guarded, margins, smooth_labels
+from minipc.record.finished import sizes
+
+SAFE_B = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, np.inf)  # edges of the histogram
+
+
+class TeacherAudit(NamedTuple):
+    """Of a record; shares between 0 and 1, entropies in nats."""
+
+    clouds: int
+    views: int
+    classes: int
+    accuracy: list  # of each view
+    agreement: float  # mean share of a cloud's views that name its most frequent class
+    unanimous: float  # share of clouds of which all views name one class
+    confidence: float  # mean largest probability, at T = 1
+    entropy: float  # mean, at T = 1; log K is the most
+    entropy_at_T: float
+    self_target: str  # whose logits u are below
+    unbounded: float | None  # share of rows whose raw loss has no lower bound; None without a self target
+    raised: float | None  # share of rows in which the guard raises a class
+    safe_b: list | None  # rows by their largest safe b, between the edges SAFE_B
+    worst: tuple | None  # (view, cloud, largest safe b) of the row that bears least
+    safe_for_all: list  # the same histogram for the worst earlier self there could be
+
+
+def largest_safe_b(y, p, r, config):
+    """Return the largest b for which every M_i of (L6) is >= 0, row by row.    (B, K) each -> (B,)"""
+    a, T = config.kd_weight, config.temperature
+    with np.errstate(divide="ignore", invalid="ignore"):
+        bound = ((1 - a) * y + a * T * p) / (T * r)
+    return np.where(r > 0, bound, np.inf).min(axis=1)  # where r is 0 nothing is subtracted
+
+
+def audit_teacher(reader, labels, config, earlier=None):
+    """Return the TeacherAudit of an open record whose clouds have labels (N,), under a LossConfig.
+
+    earlier: a second open record of the same views, an earlier student's.  Without one, u is what the
+    teacher said of the cloud's next view: an earlier self as good as the teacher, seen under
+    another view.  Raises DataError where both do not fit.
+    """
+    clouds, classes = len(labels), reader.plan.classes
+    if earlier is not None and sizes(earlier.plan) != sizes(reader.plan):
+        raise DataError(f"{earlier.path}: other clouds, classes or views than {reader.path}; record the same views")
+    T, b = config.temperature, config.self_weight
+    y = smooth_labels(labels, classes, config.label_smoothing, np.float64)
+    named = np.zeros((clouds, classes), np.int32)  # views that name a class
+    accuracy, confidence, entropy, entropy_at_T, unbounded, raised, safe, for_all = ([] for _ in range(8))
+    for view in range(reader.views):
+        v = reader.view(view)[2].astype(np.float64)
+        u = earlier_self(reader, earlier, view)
+        p = softmax(v / T, axis=1)
+        chosen = v.argmax(axis=1)
+        named[np.arange(clouds), chosen] += 1
+        accuracy.append(float((chosen == labels).mean()))
+        confidence.append(softmax(v, axis=1).max(axis=1).mean())
+        entropy.append(_entropy(softmax(v, axis=1)))
+        entropy_at_T.append(_entropy(p))
+        for_all.append(largest_safe_b(y, p, np.ones_like(p), config))
+        if u is not None:
+            r = softmax(u / T, axis=1)
+            ap, br = config.kd_weight * p, b * r
+            unbounded.append((margins(y, p, r, b, config) < 0).any(axis=1).mean())
+            raised.append((guarded(ap, br) > ap - br).any(axis=1).mean())
+            safe.append(largest_safe_b(y, p, r, config))
+    worst = None
+    if safe:
+        view, cloud = np.unravel_index(np.argmin(safe), (reader.views, clouds))
+        worst = int(view), int(cloud), float(safe[view][cloud])
+    return TeacherAudit(
+        clouds, reader.views, classes, accuracy, float(named.max(axis=1).mean() / reader.views),
+        float((named.max(axis=1) == reader.views).mean()), float(np.mean(confidence)), float(np.mean(entropy)),
+        float(np.mean(entropy_at_T)), named_self(reader, earlier), float(np.mean(unbounded)) if safe else None,
+        float(np.mean(raised)) if safe else None, _histogram(safe) if safe else None, worst, _histogram(for_all),
+    )
+
+
+def earlier_self(reader, earlier, view):
+    """Return logits u (N, K) of one view as audit_teacher takes them, or None."""
+    if earlier is not None:
+        return earlier.view(view)[2].astype(np.float64)
+    return reader.view((view + 1) % reader.views)[2].astype(np.float64) if reader.views > 1 else None
+
+
+def named_self(reader, earlier):
+    """Return in words whose logits earlier_self() returns."""
+    if earlier is not None:
+        return earlier.path
+    return "the teacher under the next view" if reader.views > 1 else "none: one view"
+
+
+def _entropy(p):
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(-np.where(p > 0, p * np.log(p), 0).sum(axis=1).mean())
+
+
+def _histogram(rows):
+    """Return how many entries lie between neighbouring edges of SAFE_B."""
+    return np.histogram(np.minimum(np.concatenate(rows), 1e300), SAFE_B)[0].tolist()

@@ -1,0 +1,86 @@
+"""Conformance vectors of the loss: cases with every number to 30 digits, and the check of any implementation.
+
+The numbers come from a script in reference_tests/ that uses nothing of minipc and computes with 50
+digits.  docs/conformance.md says how to claim conformance.
+"""
+
+import json
+from importlib.resources import files
+from typing import NamedTuple
+
+import numpy as np
+
+from minipc.nn import losses
+from minipc.nn.losses import LossConfig
+
+TOLERANCE = 1e-12  # float64: of max(1, largest entry), for values; the same of the weights' sum, for gradients
+
+
+class Case(NamedTuple):
+    """One row of the loss, as float64: what goes in, then what comes out."""
+
+    name: str
+    z: np.ndarray  # (K,), student logits
+    v: np.ndarray  # (K,), teacher logits
+    u: np.ndarray  # (K,), logits of the earlier self
+    label: int
+    y: np.ndarray  # (K,), smoothed label
+    a: float
+    b: float
+    T: float
+    smoothing: float
+    labels: float  # CE(y, s_1)
+    distillation: float  # T^2 KL(p || s_T)
+    self_distillation: float  # T^2 KL(r || s_T)
+    loss: float  # (L5), without a guard
+    gradient: np.ndarray  # (K,), of loss in z
+    margins: np.ndarray  # (K,), M of (L6)
+    guarded_weights: np.ndarray  # (K,), q' of (L8)
+    guarded_loss: float  # (L8)
+    guarded_gradient: np.ndarray  # (K,)
+
+
+def cases():
+    """Return the list of Cases of minipc/vectors/loss.json."""
+    stored = json.loads(files("minipc").joinpath("vectors", "loss.json").read_text())
+    return [
+        Case(**{name: np.array(value, np.float64) if isinstance(value, list) else float(value)
+                if isinstance(value, str) and name != "name" else value for name, value in case.items()})
+        for case in stored["cases"]
+    ]
+
+
+def deviation(found, wanted):
+    """Return the largest difference, of max(1, largest entry) of what is wanted; infinite for another shape or NaN."""
+    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
+    if found.shape != wanted.shape or not np.isfinite(found).all():
+        return float("inf")
+    return float(np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max()))
+
+
+def ours(case):
+    """Return {name of a number: ours} of one Case."""
+    z, y, v, u, one = (row[None] for row in (case.z, case.y, case.v, case.u, np.ones(())))
+    raw = LossConfig(case.a, case.b, case.T, case.smoothing, "none")
+    terms, cache = losses.loss_forward(z, y, v, u, one, raw)
+    p, r = (np.exp(losses.log_softmax_forward(row / case.T)[0]) for row in (v, u))
+    found = {
+        "y": losses.smooth_labels(np.array([case.label]), len(case.z), case.smoothing, np.float64)[0],
+        "labels": terms.labels, "distillation": terms.distillation, "self_distillation": terms.self_distillation,
+        "loss": terms.total, "gradient": losses.loss_backward(cache)[0],
+        "margins": losses.margins(y, p, r, np.array([[case.b]]), raw)[0],
+        "guarded_weights": losses.guarded(case.a * p, case.b * r)[0],
+    }
+    if case.b == 0 or case.b < case.a / 2:  # what the guard takes
+        terms, cache = losses.loss_forward(z, y, v, u, one, LossConfig(case.a, case.b, case.T, case.smoothing, "clip"))
+        found |= {"guarded_loss": terms.total, "guarded_gradient": losses.loss_backward(cache)[0]}
+    return found
+
+
+def check(function=ours):
+    """Return [(case name, number, deviation)] of whatever numbers function(case) returns, worst first."""
+    found = [
+        (case.name, name, deviation(value, getattr(case, name)))
+        for case in cases() for name, value in function(case).items()
+    ]
+    return sorted(found, key=lambda row: -row[2])
