@@ -41,8 +41,8 @@ class OtherView(Snapshot):
         return u.reshape(-1, 2, u.shape[1])[:, ::-1].reshape(u.shape), has
 
 
-def toy(kind):
-    """Return the distance of a linear student from where distillation alone ends, after every EVERY steps.
+def toy():
+    """Return {kind: distances} of a linear student from where distillation alone ends, every EVERY steps.
 
     Eight clouds of two views each, five features, four classes; the student cannot match its teacher
     exactly.  All start near the end of distillation alone and go on with a self target of kind
@@ -51,7 +51,7 @@ def toy(kind):
     rng = np.random.default_rng(0)
     x = np.repeat(rng.standard_normal((8, 5)), 2, axis=0) + 0.3 * rng.standard_normal((16, 5))
     v = 2 * np.repeat(rng.standard_normal((8, 4)), 2, axis=0)
-    y = np.eye(4)[v.argmax(axis=1)]
+    y, rows = np.eye(4)[v.argmax(axis=1)], np.arange(len(x))
 
     def forward(params, points):
         return linear_forward(points, params["W"])[0]
@@ -62,25 +62,26 @@ def toy(kind):
         return linear_backward(loss_backward(loss_forward(z, y, v, u, np.ones(len(x)), loss)[1]), cache)[1]
 
     fixed = np.zeros((5, 4))
-    for _ in range(20000):
+    for _ in range(STEPS):
         fixed = fixed - RATE * gradient(fixed, v, 0.0)
     away = rng.standard_normal(fixed.shape)
-    W = fixed + 0.3 * (away - away.mean(axis=1, keepdims=True))  # what all logits share changes nothing
-    target = {
-        "snapshot": lambda: Snapshot(forward), "ema": lambda: Ema(forward, 0.99), "history": lambda: OtherView(forward),
-        "record": lambda: SecondRecord(lambda epoch: x @ (0.5 * fixed)),
-    }[kind]()
-    target.epoch_starts(0, np)
-    target.epoch_ended(-1, {"W": W})
-    rows, distances = np.arange(len(x)), []
-    for step in range(STEPS):
-        if kind == "ema":
-            target.stepped(rows, None, {"W": W})
-        elif kind == "history" or kind == "snapshot" and step % EVERY == 0:
-            target.epoch_ended(-1, {"W": W})
-        if step % EVERY == 0:
-            distances.append(float(np.linalg.norm(W - fixed)))
-        W = W - RATE * gradient(W, target.target(rows, x)[0], B)
+    start = fixed + 0.3 * (away - away.mean(axis=1, keepdims=True))  # what all logits share changes nothing
+    targets = {
+        "snapshot": Snapshot(forward), "ema": Ema(forward, 0.99), "history": OtherView(forward),
+        "record": SecondRecord(lambda epoch: x @ (0.5 * fixed)),
+    }
+    distances = {kind: [] for kind in targets}
+    for kind, target in targets.items():
+        target.epoch_starts(0, np)
+        W = start
+        for step in range(STEPS):
+            if kind == "ema":
+                target.stepped(rows, None, {"W": W})
+            elif kind == "history" or kind == "snapshot" and step % EVERY == 0:
+                target.epoch_ended(-1, {"W": W})
+            if step % EVERY == 0:
+                distances[kind].append(float(np.linalg.norm(W - fixed)))
+            W = W - RATE * gradient(W, target.target(rows, x)[0], B)
     return distances
 
 
@@ -113,7 +114,7 @@ def draw(folder):
             for b in (0.02, 0.1, 0.2, 0.5)])
     steps = np.arange(0, STEPS, EVERY)
     figure("self_targets", "step", "distance from where distillation alone ends",
-           [(kind, steps, toy(kind), style) for kind, style in zip(("snapshot", "ema", "history", "record"), styles)],
+           [(kind, steps, distances, style) for (kind, distances), style in zip(toy().items(), styles)],
            yscale="log")
 
 

@@ -53,7 +53,7 @@ def test_the_walk_falls_with_the_slope_of_the_negative_margin():
 
 
 def test_each_earlier_self_changes_what_the_page_says():
-    ends = {kind: figures.toy(kind)[-1] for kind in ("snapshot", "ema", "history", "record")}
+    ends = {kind: distances[-1] for kind, distances in figures.toy().items()}
     assert max(ends["snapshot"], ends["ema"]) < 1e-10
     for kind in ("history", "record"):
         stays = re.search(rf"^\| `{kind}` \| stays ([\d.]+) away", PAGE, re.MULTILINE)

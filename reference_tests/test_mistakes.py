@@ -169,6 +169,12 @@ MISTAKES = {
         (2, "record clouds.h5 --teacher good --views 1000000000 --out new.h5", "views: expected 1 to 100000"),
         (2, "record clouds.h5 --teacher good --seed -1 --out new.h5", "seed"),
         (2, "eval good clouds.h5 --votes -1", "votes"),
+        (2, "audit --inject sign-of-c", "did you mean sign-of-b?"),
+        (2, "audit --temperature 4", "has no use without --record"),
+        (3, "audit --record none.h5", "none.h5"),
+        (3, "audit other.h5 --record record.h5", "other data"),
+        (2, "loss --self-weight 0.5", "b < a / 2"),
+        (2, "loss --from deit", "NAME=WEIGHT"),
         (2, "walk", "walk"),
     ],
 }
