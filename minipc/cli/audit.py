@@ -5,7 +5,7 @@ from math import isfinite, log
 
 import click
 
-from minipc.cli.options import FILE, Verb, common_options
+from minipc.cli.options import FILE, Verb, common_options, loss_options
 from minipc.cli.show import Console, result
 from minipc.errors import CheckFailed, MinipcError
 
@@ -18,10 +18,7 @@ OF_RECORD = ("data", "kd_weight", "self_weight", "temperature", "label_smoothing
 @click.option("--list", "listed", is_flag=True, help="List the mutants.")
 @click.option("--vectors", is_flag=True, help="Hold the loss against the conformance vectors, number by number.")
 @click.option("--record", metavar="FILE", type=FILE, help="What a record says of its teacher, and of safe weights.")
-@click.option("--kd-weight", type=float, default=0.5, show_default=True, help="a, for --record.")
-@click.option("--self-weight", type=float, default=0.2, show_default=True, help="b, for --record.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="T, for --record.")
-@click.option("--label-smoothing", type=float, default=0.0, show_default=True, help="e, for --record.")
+@loss_options(self_weight=0.2)
 @click.option("--self-record", metavar="FILE", type=FILE, help="An earlier student's record, for --record.")
 @common_options
 def command(
@@ -32,7 +29,8 @@ def command(
 
     Ends with 0 if everything holds and with 4 if something does not.  With --inject a mutant is in
     place: the audit must catch it, and 4 is what it should end with; --inject all ends with 4 if
-    one survives.  With --record it looks at the teacher recorded in FILE; DATA are its clouds.
+    one survives.  With --record it looks at the teacher recorded in FILE; DATA are its clouds, and
+    a, b, T and e belong to it.
     """
     context = click.get_current_context()
     given = [name for name in OF_RECORD if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]

@@ -2,17 +2,14 @@
 
 import click
 
-from minipc.cli.options import FILE, Verb, common_options
+from minipc.cli.options import FILE, Verb, common_options, loss_options
 from minipc.cli.show import result
 from minipc.errors import UsageError
 
 
 @click.command("loss", cls=Verb, short_help="The formula in use, its conventions and its bound.")
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option("--kd-weight", type=float, default=0.5, show_default=True, help="a: share of distillation.")
-@click.option("--self-weight", type=float, default=0.0, show_default=True, help="b: subtracted self-distillation.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="T of both divergences.")
-@click.option("--label-smoothing", type=float, default=0.0, show_default=True, help="e of the label term.")
+@loss_options()
 @click.option("--guard", type=click.Choice(["clip", "none"]), default="clip", show_default=True,
               help="Keeps the negative weight bounded.")
 @click.option("--record", metavar="FILE", type=FILE, help="Take the rows of this record; DATA are its clouds.")

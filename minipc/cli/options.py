@@ -93,6 +93,26 @@ def shared_options(function):
     return function
 
 
+def loss_options(self_weight=0.0):
+    """Return a decorator that adds the weights of the loss: (kd_weight, self_weight, temperature, label_smoothing).
+
+    Defaults are those of losses.LossConfig, but for the one that is passed.
+    """
+
+    def add(function):
+        for option in (
+            click.option("--label-smoothing", type=float, default=0.0, show_default=True, help="e of the label term."),
+            click.option("--temperature", type=float, default=1.0, show_default=True, help="T of both divergences."),
+            click.option("--self-weight", type=float, default=self_weight, show_default=True,
+                         help="b: subtracted self-distillation."),
+            click.option("--kd-weight", type=float, default=0.5, show_default=True, help="a: share of distillation."),
+        ):
+            function = option(function)
+        return function
+
+    return add
+
+
 def options_of(verb):
     """Return {name as typed, without dashes in front: option} of a verb."""
     options = (parameter for parameter in verb.params if isinstance(parameter, click.Option))

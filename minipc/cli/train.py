@@ -5,7 +5,7 @@ import shlex
 
 import click
 
-from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.options import FILE, Verb, loss_options, shared_options
 from minipc.cli.show import Console, result
 
 OF_SELF = ("self_target", "self_every", "ema_decay", "self_record")
@@ -32,10 +32,7 @@ class Views(click.ParamType):
 @click.option("--views", type=Views(), help="Only views A .. B-1 of the record; B is 0:B.  [default: all]")
 @click.option("--labels-only", is_flag=True, help="Labels alone; with --record on the views of the record.")
 @click.option("--model", default="tiny", show_default=True, help="teacher, student, tiny, or widths: 16-16-32-64:32.")
-@click.option("--kd-weight", type=float, default=0.5, show_default=True, help="a: share of distillation.")
-@click.option("--self-weight", type=float, default=0.0, show_default=True, help="b: subtracted self-distillation.")
-@click.option("--temperature", type=float, default=1.0, show_default=True, help="T of both divergences.")
-@click.option("--label-smoothing", type=float, default=0.0, show_default=True, help="e of the label term.")
+@loss_options()
 @click.option("--guard", type=click.Choice(["clip", "none"]), default="clip", show_default=True,
               help="Keeps the negative weight bounded.")
 @click.option("--self-target", type=click.Choice(["snapshot", "ema", "history", "record"]), default="snapshot",
