@@ -97,8 +97,8 @@ class Machine:
             for entry, found in zip(entries, seconds):
                 name, task = entry
                 found += self.worker(name).ask(repeat=repeat, **task)["seconds"]
-            if number == 0:  # as many in a row as fill a fifth of a second
-                repeat = max(1, min(50, int(0.2 / max(min(map(min, seconds)), 1e-3))))
+            if number == 0:  # as many in a row as fill half a second
+                repeat = max(1, min(50, int(0.5 / max(min(map(min, seconds)), 1e-3))))
         return [median(found) for found in seconds]
 
 

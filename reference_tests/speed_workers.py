@@ -21,6 +21,7 @@ from minipc.nn.pointnet import NAMED_SIZES  # noqa: E402
 
 CLASSES, LR, DECAY = 40, 1e-3, 1e-2
 RECORDED = 16  # batches of one repetition of a recording
+WARM = 0.3  # seconds before each repetition: a training goes on, it does not begin
 IN_A_ROW = 20  # steps of one repetition on a device
 
 
@@ -261,7 +262,9 @@ def serve():
                 made.clear()  # one task's arrays at a time
                 made[key] = CONTENDERS[NAME](task)
                 made[key](), made[key]()
-            made[key]()  # the caches and cores are another's before: threads of other pools still spin
+            begun = time.perf_counter()
+            while time.perf_counter() - begun < WARM:  # the caches and cores were another's
+                made[key]()
             seconds = []
             for _ in range(repeat):
                 begun = time.perf_counter()
