@@ -198,4 +198,9 @@ def _recorded(record_path, data, self_record):
         splits = reader.clouds() if data is None else None
         splits = splits or find_data(data, reader.meta["data_file"], record_path)[1]
         reader.check_belongs(splits.train)
-        yield reader, splits.train.labels, self_record and stack.enter_context(RecordReader(self_record))
+        earlier = self_record and stack.enter_context(RecordReader(self_record))
+        if earlier:
+            earlier.check_beside(reader)
+            if earlier.views < reader.views:
+                raise DataError(f"{self_record}: {earlier.views} views, expected {reader.views}; record as many")
+        yield reader, splits.train.labels, earlier

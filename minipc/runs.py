@@ -217,7 +217,9 @@ class _Work:
             views = recorded_views(self.reader, config.labels_only, *config.views)
         config.training.split(splits.train.labels)
         if self.earlier:
-            _check_same_views(self.reader, self.earlier)
+            if self.reader is None:
+                raise UsageError("self record: it goes with the record that it was made beside; add --record FILE")
+            self.earlier.check_beside(self.reader)
         return splits, config.model, config.loss, config.training, views
 
     def _self_target(self, work):
@@ -301,20 +303,6 @@ def _clouds_of(data, reader, hint, near):
 def _named(reader):
     """Return the RecordName of an open record, or None."""
     return reader and RecordName(os.path.basename(reader.path), reader.plan.run_id)
-
-
-def _check_same_views(reader, earlier):
-    """Raise UsageError or DataError unless earlier differs from reader in its teacher alone."""
-    if reader is None:
-        raise UsageError("self record: it goes with the record that it was made beside; add --record FILE")
-    if earlier.plan.teacher_id == reader.plan.teacher_id:
-        raise DataError(f"{earlier.path}: holds the teacher of {reader.path} itself; record an earlier student")
-    same = replace(earlier.plan, teacher_id=reader.plan.teacher_id)
-    if not same.same_identity(reader.plan):
-        raise DataError(
-            f"{earlier.path}: differs from {reader.path} not in its teacher alone: {reader.plan.differences(same)}; "
-            "record the earlier student with the same data, seed and --logits"
-        )
 
 
 def _insist(described, wanted, out):

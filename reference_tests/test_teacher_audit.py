@@ -69,7 +69,12 @@ def test_an_earlier_students_record_is_the_earlier_self(recorded, data, say):
     assert told["safe_b"] != json.loads(say("audit", "--record", recorded, "--json")[1])["safe_b"]
     assert say(*again, "--views", 3, "--out", "few.h5")[0] == 0
     code, _, err = say("audit", "--record", recorded, "--self-record", "few.h5")
-    assert code == 3 and "record the same views" in err
+    assert code == 3 and "3 views, expected 4" in err
+    assert say(*again, "--views", 4, "--seed", 9, "--out", "elsewhere.h5")[0] == 0
+    for verb in ("audit", "loss"):
+        for other, says in (("elsewhere.h5", "not in its teacher alone"), (recorded, "holds the teacher of")):
+            code, _, err = say(verb, "--record", recorded, "--self-record", other)
+            assert code == 3 and says in err and err.count("\n") == 1
 
 
 def test_the_command_shows_a_histogram_and_refuses_other_data(recorded, say):
@@ -86,7 +91,7 @@ def test_loss_takes_the_rows_of_a_record_and_needs_two_views(recorded, data, say
     code, out, _ = say("loss", "--record", recorded, "--self-weight", 0.2)
     assert code == 0 and "record.h5, view 0, 96 rows; earlier self: the teacher under the next view" in out
     told = json.loads(say("loss", "--record", recorded, "--self-weight", 0.2, "--json")[1])
-    assert told["classes"] == 3 and 0 <= told["worst_row"] < 96
+    assert told["classes"] == 3 and 0 <= told["worst_row"]["row"] < 96
     assert say("record", data, "--teacher", "teacher", "--views", 1, "--quiet", "--force", "--out", "one.h5")[0] == 0
     code, _, err = say("loss", "--record", "one.h5")
     assert code == 3 and "one view" in err and "--self-record" in err

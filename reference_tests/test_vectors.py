@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from minipc.audit import mutants, vectors
+from minipc.errors import UsageError
 from reference_tests import make_vectors
 
 
@@ -72,7 +73,13 @@ def test_the_command_holds_every_number(say):
     code, out, _ = say("audit", "--vectors")
     assert code == 0 and "48 cases, 4" in out and "1e-12 is allowed" in out
     code, out, _ = say("audit", "--vectors", "--json")
-    assert json.loads(out)["passed"] and json.loads(out)["cases"] == len(vectors.cases())
+    told = json.loads(out)
+    assert told["passed"] and "failed" not in told and told["cases"] == len(vectors.cases())
     with mutants.broken(mutants.MUTANTS["sign-of-b"]):
         code, _, err = say("audit", "--vectors")
     assert code == 4 and err.count("\n") == 1 and "is off by" in err
+
+
+def test_a_number_that_no_case_has_is_refused():
+    with pytest.raises(UsageError, match="got 'total'"):
+        vectors.check(lambda case: {"total": 0.0})

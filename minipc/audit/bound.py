@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import softmax
 
 from minipc.audit.teacher import largest_safe_b
-from minipc.nn.losses import LossConfig, margins, smooth_labels
+from minipc.nn.losses import LossConfig, guarded, margins, smooth_labels
 from minipc.streams import stream
 
 B = (0.01, 0.02, 0.05, 0.1, 0.2, 0.3, 0.5)
@@ -60,17 +60,28 @@ class WorstRow(NamedTuple):
     y: np.ndarray  # (K,)
     p: np.ndarray
     r: np.ndarray
-    margins: np.ndarray  # (K,), M_i: the loss falls along z_i -> -infinity where it is negative
+    margins: np.ndarray  # (K,), M_i of the raw loss, which falls along z_i -> -infinity where it is negative
+    soft_target: np.ndarray | None  # (K,), q / sum q: what s_T is pulled to by the soft terms; None where sum q is 0
+    target: np.ndarray | None  # (K,), at T = 1: what s is pulled to by the whole loss; else None
 
 
 def worst_row(rows, config):
-    """Return the WorstRow of Rows under a LossConfig."""
+    """Return the WorstRow of Rows under a LossConfig, with the targets of the loss in use, guard included.
+
+    At T = 1 the loss is one signed cross-entropy with weights (1-a) y + q; by (L2) its gradient vanishes
+    where s is these weights over their sum.
+    """
     safe = _safe(rows, config)
     row = int(np.argmin(safe))
     one = slice(row, row + 1)
     y = smooth_labels(rows.labels[one], rows.v.shape[1], config.label_smoothing, np.float64)
     p, r = (softmax(z[one] / config.temperature, axis=1) for z in (rows.v, rows.u))
-    M = margins(y, p, r, config.self_weight, config)[0]
+    a, b = config.kd_weight, config.self_weight
+    M = margins(y, p, r, b, config)[0]
+    q = (guarded(a * p, b * r) if config.guard == "clip" else a * p - b * r)[0]
+    whole = (1 - a) * y[0] + q
     return WorstRow(
-        row, int(rows.labels[row]), float(safe[row]), float((safe < config.self_weight).mean()), y[0], p[0], r[0], M,
+        row, int(rows.labels[row]), float(safe[row]), float((safe < b).mean()), y[0], p[0], r[0], M,
+        q / q.sum() if abs(q.sum()) > 1e-12 else None,
+        whole / whole.sum() if config.temperature == 1 and abs(whole.sum()) > 1e-12 else None,
     )

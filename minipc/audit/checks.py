@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc.audit import facts, problems, rules
-from minipc.errors import DataError
+from minipc.errors import DataError, check_shape
 from minipc.nn.gradcheck import GradientReport, central_difference, taylor_rates
 from minipc.nn.losses import LossConfig
 from minipc.streams import stream
@@ -36,13 +36,20 @@ class Check(NamedTuple):
     """What came out of one line."""
 
     name: str
-    compared: int  # gradients along a direction, and facts
-    largest: float  # relative error in float64
-    median: float
+    gradients: int  # along a direction, of one array in one case
+    largest: float | None  # relative error of a gradient in float64; None where nothing is differentiated
+    median: float | None
     rate: float | None  # least order of a Taylor rest; None where every rest is rounding, or without gradients
     float32: float | None  # largest relative error of the gradients computed in float32
+    facts: int
+    deviation: float | None  # largest of a fact, relative; None without facts
     passed: bool
-    worst: str  # what the largest error is of, or what failed
+    worst: str  # what failed, else what the largest error is of
+
+    @property
+    def error(self):
+        """The largest gradient error, or the largest deviation where nothing is differentiated."""
+        return self.deviation if self.largest is None else self.largest
 
 
 THREE_TERMS = LossConfig(0.9, 0.3, 2.5, 0.1, "none")
@@ -58,7 +65,7 @@ LINES = (
     Line("dropout", problems.dropout, (facts.dropout,)),
     Line("log-softmax", problems.log_softmax, (facts.log_softmax,)),
     Line("soft cross-entropy", problems.soft_cross_entropy, (facts.soft_cross_entropy,)),
-    Line("fused layers", problems.fused_layers),
+    Line("fused layers", problems.fused_layers, (rules.divided_work,)),
     Line("loss: labels", problems.loss(problems.LABELS), (facts.loss(problems.LABELS), facts.labels)),
     Line("loss: distillation", problems.loss(problems.DISTILLATION), (facts.loss(problems.DISTILLATION),)),
     Line("loss: negative self term", problems.loss(problems.NEGATIVE), (facts.loss(problems.NEGATIVE), facts.negative)),
@@ -68,11 +75,13 @@ LINES = (
     Line("self target: ema", problems.against_earlier_self("ema"), (rules.ema,)),
     Line("self target: history", problems.against_earlier_self("history"), (rules.history,)),
     Line("self target: record", problems.against_earlier_self("record"), (rules.second_record,)),
-    Line("small PointNet, fused", problems.small_step("fused", THREE_TERMS)),
-    Line("small PointNet, textbook", problems.small_step("textbook", THREE_TERMS)),
+    Line("small PointNet, fused", problems.small_step("fused", THREE_TERMS), (rules.model("fused"),)),
+    Line("small PointNet, textbook", problems.small_step("textbook", THREE_TERMS), (rules.model("textbook"),)),
     Line("AdamW", None, (rules.adamw,)),
     Line("SGD and clipping", None, (rules.sgd,)),
-    Line("augmentation replay", None, (rules.replay,)),
+    Line("learning rate", None, (rules.schedule,)),
+    Line("augmentation", None, (rules.augmentation,)),
+    Line("record and replay", None, (rules.replay,)),
     Line("teacher, fused", problems.whole_step("teacher", "fused", GUARDED), (rules.engines("teacher"),)),
     Line("teacher, textbook", problems.whole_step("teacher", "textbook", GUARDED)),
     Line("student, fused", problems.whole_step("student", "fused", THREE_TERMS), (rules.engines("student"),)),
@@ -96,51 +105,77 @@ def first_failure():
 
 
 def _check(line, seed):
-    """Return the Check of a line."""
-    errors, rates, rough, failed = {}, [], [], []
-    if line.problems:
-        in_both = (line.problems(stream(seed, "audit", 0), dtype) for dtype in (np.float64, np.float32))
-        for number, (exact, single) in enumerate(zip(*in_both, strict=True), start=1):
-            for report, rate, error32 in _gradients(exact, single, stream(seed, "audit", 1)):
-                what = f"gradient of {report.name}, case {number}"
-                error = report.error if report.error == report.error else np.inf  # NaN compares with nothing
-                errors[what] = max(errors.get(what, 0.0), error)
-                rates.append(rate)
-                rough.append(error32)
-                if not rate >= RATE:
-                    failed.append(f"{what}: Taylor rate {rate:.2f}")
-    failed = [name for name, error in errors.items() if error > TOLERANCE] + failed
-    for fact in (fact for make in line.facts for fact in make(stream(seed, "audit", 2))):
-        errors[fact.what] = max(errors.get(fact.what, 0.0), fact.error)
-        if fact.error > fact.allowed:
-            failed.append(fact.what)
-    rates = [rate for rate in rates if rate < np.inf]
+    """Return the Check of a line.  Whatever the engine raises is a failure of the line."""
+    compared, held, failed = [], [], []
+    try:
+        if line.problems:
+            in_both = (line.problems(stream(seed, "audit", 0), dtype) for dtype in (np.float64, np.float32))
+            for number, (exact, single) in enumerate(zip(*in_both, strict=True), start=1):
+                compared += _gradients(exact, single, stream(seed, "audit", 1), f", case {number}")
+        held += [fact for make in line.facts for fact in make(stream(seed, "audit", 2))]
+    except Exception as reason:
+        failed.append(f"raised {type(reason).__name__}: {reason}")
+    failed += [f"gradient of {one.what}" for one in compared if not one.error <= TOLERANCE]
+    failed += [f"Taylor rate {one.rate:.2f} of {one.what}" for one in compared if not one.rate >= RATE]
+    failed += [fact.what for fact in held if not fact.error <= fact.allowed]
+    errors = [one.error if one.error == one.error else np.inf for one in compared]  # NaN compares with nothing
+    deviations = [fact.error if fact.error == fact.error else np.inf for fact in held]
+    rates = [one.rate for one in compared if one.rate < np.inf]
+    named = [f"gradient of {one.what}" for one in compared] or [fact.what for fact in held] or [""]
     return Check(
-        line.name, len(errors), max(errors.values()), float(np.median(list(errors.values()))),
-        min(rates, default=None), max(rough, default=None), not failed,
-        failed[0] if failed else max(errors, key=errors.get),
+        line.name, len(errors), max(errors, default=None), float(np.median(errors)) if errors else None,
+        min(rates, default=None), max((one.float32 for one in compared), default=None),
+        len(held), max(deviations, default=None), not failed,
+        failed[0] if failed else named[int(np.argmax(errors or deviations))],
     )
 
 
-def _gradients(exact, single, rng):
-    """Yield for each array and direction: GradientReport at the best step, least Taylor rate, error in float32."""
-    gradients = exact.gradients(exact.inputs)
-    gradients32 = {name: g.astype(np.float64) for name, g in single.gradients(single.inputs).items()}
+class Compared(NamedTuple):
+    """One gradient along one direction."""
+
+    what: str
+    error: float  # at the best of STEPS
+    rate: float  # least order of the Taylor rest; infinite where it is rounding
+    float32: float  # error of the gradient computed in float32
+
+
+def _gradients(exact, single, rng, case):
+    """Yield a Compared for each array and direction of a Problem and its twin in float32.
+
+    Raises DataError where a gradient is missing, or has not the shape and dtype of its array.
+    """
+    gradients, rounded = exact.gradients(exact.inputs), single.gradients(single.inputs)
+    for problem, found in ((exact, gradients), (single, rounded)):
+        if found.keys() != problem.inputs.keys():
+            raise DataError(f"gradients of {sorted(found)} for inputs {sorted(problem.inputs)}")
+        for name, value in problem.inputs.items():
+            check_shape(f"gradient of {name}{case}", found[name], value.shape)
+            if found[name].dtype != value.dtype:
+                raise DataError(f"gradient of {name}{case}: expected {value.dtype}, got {found[name].dtype}")
     largest = max(float(np.linalg.norm(g)) for g in gradients.values())
-    if gradients.keys() != exact.inputs.keys():
-        raise DataError(f"audit: gradients of {sorted(gradients)} for inputs {sorted(exact.inputs)}")
     for name, value in exact.inputs.items():
         for _ in range(DIRECTIONS):
-            direction = rng.standard_normal(value.shape)
-            direction /= np.linalg.norm(direction)
-            along, along32 = (float((g[name] * direction).sum()) for g in (gradients, gradients32))
+            direction = _direction(gradients[name], rng)
+            along, along32 = (float((g[name].astype(np.float64) * direction).sum()) for g in (gradients, rounded))
             best = min(
                 (GradientReport(name, along, central_difference(exact.value, exact.inputs, name, direction, h), largest)
                  for h in STEPS), key=lambda report: report.error,
             )
             function = partial(_in_one, exact, name)
             rates = taylor_rates(function, value, gradients[name], direction, steps=2, first=TAYLOR)
-            yield best, float(np.nanmin([*rates, np.inf])), best._replace(analytic=along32).error
+            rate = min((rate for rate in rates if rate == rate), default=np.inf)
+            yield Compared(name + case, best.error, rate, best._replace(analytic=along32).error)
+
+
+def _direction(gradient, rng):
+    """Return a random unit vector that is not nearly at right angles to the gradient: that would ask nothing."""
+    least = 0.1 * np.linalg.norm(gradient) / np.sqrt(gradient.size)
+    for _ in range(20):
+        direction = rng.standard_normal(gradient.shape)
+        direction /= np.linalg.norm(direction)
+        if abs((gradient * direction).sum()) >= least:
+            break
+    return direction
 
 
 def _in_one(problem, name, value):

@@ -5,6 +5,7 @@ T^2, and in which term a letter names.  Ours is T^2 KL, summed over classes, mea
 """
 
 from collections.abc import Callable
+from math import inf, isfinite
 from typing import NamedTuple
 
 from minipc.errors import UsageError
@@ -17,7 +18,7 @@ class Convention(NamedTuple):
     formula: str
     factor: Callable  # (T, K) -> their KD term in units of ours
     weights: Callable  # their one weight -> (labels, soft)
-    weight: Callable  # (labels, soft) of any scale -> their one weight
+    weight: Callable  # (labels, soft) of any scale -> their one weight, inf where there is none
 
 
 def _share(labels, soft):
@@ -30,12 +31,14 @@ CONVENTIONS = {
         lambda T, K: 1.0, lambda alpha: (1 - alpha, alpha), _share,
     ),
     "torchdistill": Convention(
-        "torchdistill KDLoss: alpha is the weight of the labels", "alpha CE + (1 - alpha) T^2 KL, batchmean",
-        lambda T, K: 1.0, lambda alpha: (alpha, 1 - alpha), lambda labels, soft: 1 - _share(labels, soft),
+        # With alpha = 0 some versions of it leave out T^2: no weight is sure to mean distillation alone.
+        "torchdistill KDLoss: alpha > 0 is the weight of the labels", "alpha CE + (1 - alpha) T^2 KL, batchmean",
+        lambda T, K: 1.0, lambda alpha: (alpha, 1 - alpha),
+        lambda labels, soft: 1 - _share(labels, soft) if labels else inf,
     ),
     "mmrazor": Convention(
         "mmrazor KLDivergence beside a loss of weight 1", "CE + loss_weight tau^2 KL, batchmean",
-        lambda T, K: 1.0, lambda w: (1.0, w), lambda labels, soft: soft / labels if labels else float("inf"),
+        lambda T, K: 1.0, lambda w: (1.0, w), lambda labels, soft: soft / labels if labels else inf,
     ),
     "deit": Convention(
         "DeiT, openpoints", "(1 - alpha) CE + alpha tau^2 KL / (B K)",
@@ -56,24 +59,37 @@ class Translated(NamedTuple):
 
 
 def to_theirs(name, a, T, classes):
-    """Return Translated: the weight that gives the direction of our gradient, ours = times * theirs."""
+    """Return Translated: the weight that gives the direction of our first two terms, ours = times * theirs.
+
+    inf where no weight of theirs does.  Raises UsageError for an unknown name.
+    """
     convention = _named(name)
     factor = convention.factor(T, classes)
     weight = convention.weight(1 - a, a / factor)
-    labels, soft = convention.weights(weight) if weight != float("inf") else (0.0, 1.0)
+    if weight == inf:
+        return Translated(inf, inf)
+    labels, soft = convention.weights(weight)
     return Translated(weight, 1 / (labels + soft * factor))
 
 
 def from_theirs(name, weight, T, classes):
     """Return Translated: our a for their weight, theirs = times * ours.  Raises UsageError."""
-    labels, soft = _named(name).weights(weight)
-    soft *= _named(name).factor(T, classes)
+    convention = _named(name)
+    if not isfinite(weight):
+        raise UsageError(f"{name}: expected a finite weight, got {weight}")
+    labels, soft = convention.weights(weight)
+    soft *= convention.factor(T, classes)
     if labels < 0 or soft < 0 or labels + soft == 0:
         raise UsageError(f"{name}: weight {weight:g} makes the weight of a term negative; between 0 and 1 it does not")
     return Translated(soft / (labels + soft), labels + soft)
 
 
-def _named(name):
+def check_name(name):
+    """Raise UsageError for a name that is not in CONVENTIONS."""
     if name not in CONVENTIONS:
         raise UsageError(f"convention: expected {', '.join(CONVENTIONS)}, got {name!r}")
+
+
+def _named(name):
+    check_name(name)
     return CONVENTIONS[name]

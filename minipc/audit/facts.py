@@ -25,18 +25,17 @@ class Fact(NamedTuple):
     allowed: float  # 0: equal bit for bit
 
 
-def near(what, found, wanted, allowed=ROUNDING):
-    """Return the Fact that found is what its definition says, up to rounding."""
+def near(what, found, wanted, allowed=ROUNDING, size=None):
+    """Return the Fact that found is what its definition says, up to rounding of size (None: its largest entry)."""
     found, wanted = np.asarray(found), np.asarray(wanted)
     if found.shape != wanted.shape:
         return Fact(what, np.inf, allowed)
-    size = np.abs(wanted).max() or 1.0
-    error = float(np.abs(found - wanted).max() / size)
+    error = float(np.abs(found - wanted).max() / (size or np.abs(wanted).max() or 1.0))
     return Fact(what, error if error == error else np.inf, allowed)
 
 
 def same(what, found, wanted):
-    """Return the Fact that found and wanted are equal bit for bit."""
+    """Return the Fact that every number of found equals its number in wanted."""
     return Fact(what, 0.0 if np.array_equal(found, wanted) else near(what, found, wanted).error or 1.0, 0.0)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 
 from minipc import augment, self_target
 from minipc.errors import UsageError
-from minipc.nn import fused, losses, ops, optim
+from minipc.nn import fused, losses, ops, optim, pointnet
+from minipc.record.reader import RecordReader
 
 
 class Mutant(NamedTuple):
@@ -101,7 +102,7 @@ def _unbiased_normalisation(right):
     def batch_norm_forward(x, gamma, beta, eps):
         rows = x.size // x.shape[-1]
         y, cache, stats = right(x, gamma, beta, eps)
-        shrink = np.sqrt((rows - 1) / rows)
+        shrink = ((rows - 1) / rows) ** 0.5
         cache = cache._replace(xhat=cache.xhat * shrink, inv_std=cache.inv_std * shrink)
         return (y - beta) * shrink + beta, cache, stats
 
@@ -182,6 +183,55 @@ def _clip_each(right):
         return clipped, right(grads, largest)[1]
 
     return clip_by_norm
+
+
+def _other_eps(right, eps):
+    def forward(params, *arguments, **settings):
+        place = next(i for i, one in enumerate(arguments) if isinstance(one, pointnet.ModelConfig))
+        return right(params, *arguments[:place], replace(arguments[place], eps=eps), *arguments[place + 1:], **settings)
+
+    return forward
+
+
+def _without_mask(right):
+    def forward_train(params, points, config, mask=None, engine="fused", work=None):
+        return right(params, points, config, None, engine, work)
+
+    return forward_train
+
+
+def _lost_where_gamma_is_zero(right):
+    def pooled_backward(dh, cache):
+        dx, dW, dgamma, dbeta = right(dh, cache)
+        dgamma[cache.affine.gamma == 0] = np.nan
+        return dx, dW, dgamma, dbeta
+
+    return pooled_backward
+
+
+def _sums_go_on(right):
+    def _sum_over_blocks(function, x, shape, name):
+        before = x.work.array(f"{name} before", shape, np.float64, fill=0)
+        before += right(function, x, shape, name)
+        return before.copy()
+
+    return _sum_over_blocks
+
+
+def _one_scale(right):
+    def draw(*arguments):
+        scale, shift = right(*arguments)
+        return augment.Params(np.repeat(scale[:, :1], 3, axis=1), shift)
+
+    return draw
+
+
+def _other_view(right):
+    def view(self, view):
+        scale, shift, _ = right(self, (view + 1) % self.views)
+        return scale, shift, right(self, view)[2]
+
+    return view
 
 
 def _no_bias_correction(right):
@@ -284,6 +334,49 @@ MUTANTS = {
     ),
     "no-bias-correction": Mutant(
         "AdamW without the correction of its young moments", ((optim, "adamw_step", _no_bias_correction),),
+    ),
+    "another-eps": Mutant(
+        "training normalises with an eps that is not the model's",
+        ((pointnet, "forward_train", lambda right: _other_eps(right, 1e-2)),),
+    ),
+    "evaluation-with-another-eps": Mutant(
+        "evaluation normalises with an eps that training did not have",
+        ((pointnet, "forward_eval", lambda right: _other_eps(right, 1e-2)),),
+    ),
+    "dropout-forgotten": Mutant("no dropout in training", ((pointnet, "forward_train", _without_mask),)),
+    "statistics-forgotten": Mutant(
+        "running statistics are never tracked",
+        ((pointnet, "track", lambda right: lambda stats, batch, config: stats),),
+    ),
+    "lost-where-gamma-is-zero": Mutant(
+        "no number where gamma is 0, as in a division by it", ((fused, "pooled_backward", _lost_where_gamma_is_zero),),
+    ),
+    "first-block-only": Mutant(
+        "the sums of a layer over its first block of clouds alone",
+        ((fused, "_blocks", lambda right: lambda clouds, elements, work: right(clouds, elements, work)[:1]),),
+    ),
+    "first-channels-only": Mutant(
+        "the pool of the first slice of channels alone",
+        ((fused, "_slices", lambda right: lambda width, z, work: right(width, z, work)[:1]),),
+    ),
+    "sums-go-on": Mutant(
+        "sums of the step before are not cleared", ((fused, "_sum_over_blocks", _sums_go_on),),
+    ),
+    "one-buffer-for-two-layers": Mutant(
+        "layers of the head write their gradients into one array",
+        ((fused, "linear_forward", lambda right: lambda x, W, work, name: right(x, W, work, "head")),),
+    ),
+    "no-schedule": Mutant(
+        "a learning rate that neither warms up nor falls",
+        ((optim, "warmup_cosine", lambda right: lambda step, steps, warmup: 1.0),),
+    ),
+    "every-view-the-first": Mutant(
+        "every view is drawn as view 0",
+        ((augment, "draw", lambda right: lambda seed, view, first, clouds, c: right(seed, 0, first, clouds, c)),),
+    ),
+    "one-scale-for-all-axes": Mutant("one scale for three axes", ((augment, "draw", _one_scale),)),
+    "another-view-replayed": Mutant(
+        "logits of one view beside the parameters of another", ((RecordReader, "view", _other_view),),
     ),
     "clipping-each-array": Mutant(
         "gradients clipped array by array: another direction", ((optim, "clip_by_norm", _clip_each),),

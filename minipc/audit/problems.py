@@ -1,6 +1,6 @@
 """What the audit differentiates: functions of named arrays, each with the gradients that the engine claims.
 
-Every problem lies away from the kinks of ReLU and maximum, where no derivative exists; ties are
+Small problems lie away from the kinks of ReLU and maximum, where no derivative exists; ties are
 checked where they are differentiable, in the points that repeated points repeat.  Functions of the
 engine are looked up when a problem is made, so what is in place then is what is audited.
 """
@@ -16,7 +16,7 @@ from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.nn.params import initialise
 from minipc.nn.workspace import Workspace
 
-KINK = 1e-3  # how far a small problem keeps from the nearest kink: a hundred of the largest steps
+KINK = 1e-3  # how far a small problem keeps from the nearest kink: ten of the largest steps
 
 
 class Problem(NamedTuple):
@@ -249,45 +249,62 @@ def small_step(engine, config):
     """Return the maker of the Problem of one training step of a small PointNet, away from every kink."""
 
     def make(rng, dtype):
-        model = pointnet.ModelConfig((5, 6), (7,), classes=4, dropout=0.4)
-        for _ in range(200):
-            arrays, fixed = step(model, config, engine, rng, np.float64)
-            if distance_to_kinks(arrays, fixed) > KINK:
-                return [_in_dtype(arrays, fixed, dtype)]
-        raise AssertionError("200 draws, and each lay on a kink")
+        return [_problem(*away_from_kinks(engine, config, rng), dtype)]
 
     return make
 
 
+def away_from_kinks(engine, config, rng):
+    """Return (arrays, Step) of a small PointNet in float64, no nearer than KINK to a kink."""
+    model = pointnet.ModelConfig((5, 6), (7,), classes=4, dropout=0.4)
+    for _ in range(200):
+        arrays, fixed = step(model, config, engine, rng, np.float64)
+        if distance_to_kinks(arrays, fixed) > KINK:
+            return arrays, fixed
+    raise AssertionError("200 draws, and each lay on a kink")
+
+
 def against_earlier_self(kind):
-    """Return the maker of the Problem of a small step whose u comes from a self target: u is a constant."""
+    """Return the maker of the Problem of a small step whose u comes from a self target.
+
+    u is a constant.  The target was given the live student, as training gives it, and the live
+    student moves with every evaluation of the loss: a target that keeps it instead of a copy moves
+    too, and the differences see a derivative that the gradient does not have.
+    """
 
     def make(rng, dtype):
-        (problem,) = small_step("textbook", LossConfig(0.9, 0.3, 2.5, 0.1, "none"))(rng, np.float64)
-        fixed, arrays = problem.value.__self__, problem.inputs
-        params = {name: value for name, value in arrays.items() if name != "points"}
-        earlier = {name: value + 0.1 * rng.standard_normal(value.shape) for name, value in params.items()}
-        rows = np.arange(len(arrays["points"]))
+        arrays, fixed = away_from_kinks("textbook", LossConfig(0.9, 0.3, 2.5, 0.1, "none"), rng)
+        live = {name: value.copy() for name, value in arrays.items() if name != "points"}
+        seen = rng.standard_normal((len(arrays["points"]), fixed.model.classes))  # logits of an earlier visit
+        rows = np.arange(len(seen))
 
         def forward(params, points):
             return pointnet.forward_train(params, points, fixed.model, engine="textbook")[0]
 
-        z = forward(earlier, arrays["points"])
         if kind == "snapshot":
             target = self_target.Snapshot(forward)
-            target.epoch_ended(0, earlier)
+            target.epoch_ended(0, live)
         elif kind == "ema":
-            target = self_target.Ema(forward)
-            target.stepped(rows, z, earlier)
-            target.stepped(rows, z, params)
+            target = self_target.Ema(forward, 0.5)
+            target.stepped(rows, seen, {name: 1.1 * value for name, value in live.items()})
+            target.stepped(rows, seen, live)
         elif kind == "history":
             target = self_target.History(len(rows) + 1, fixed.model.classes)
-            target.stepped(rows[2:], z[2:], earlier)
+            target.stepped(rows[2:], seen[2:], live)
         else:
-            target = self_target.SecondRecord(lambda epoch: z)
+            target = self_target.SecondRecord(lambda epoch: seen)
             target.epoch_starts(0, np)
-        u, has_u = target.target(rows, arrays["points"])
-        return [_in_dtype(arrays, fixed._replace(u=u, has_u=has_u), dtype)]
+
+        def with_target(inputs):
+            for name, value in live.items():
+                value[...] = inputs[name]
+            u, has_u = target.target(rows, arrays["points"])
+            return in_dtype(fixed._replace(u=u, has_u=has_u), inputs["points"].dtype)
+
+        return [Problem(
+            _cast(arrays, dtype), lambda inputs: with_target(inputs).value(inputs),
+            lambda inputs: with_target(inputs).gradients(inputs),
+        )]
 
     return make
 
@@ -297,14 +314,19 @@ def whole_step(size, engine, config):
 
     def make(rng, dtype):
         model = pointnet.sizes(size, 10)
-        return [_in_dtype(*step(model, config, engine, rng, np.float64, clouds=5, points=12), dtype)]
+        return [_problem(*step(model, config, engine, rng, np.float64, clouds=5, points=12), dtype)]
 
     return make
 
 
-def _in_dtype(arrays, fixed, dtype):
-    fixed = fixed._replace(**_cast({name: getattr(fixed, name) for name in ("mask", "y", "v", "u", "has_u")}, dtype))
+def _problem(arrays, fixed, dtype):
+    fixed = in_dtype(fixed, dtype)
     return Problem(_cast(arrays, dtype), fixed.value, fixed.gradients)
+
+
+def in_dtype(fixed, dtype):
+    """Return a Step with its arrays in dtype."""
+    return fixed._replace(**{name: getattr(fixed, name).astype(dtype) for name in ("mask", "y", "v", "u", "has_u")})
 
 
 def fused_layers(rng, dtype):

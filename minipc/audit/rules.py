@@ -1,13 +1,20 @@
-"""Facts of what stands around the loss: optimiser, replay, earlier selves, and two engines for one function."""
+"""Facts of what is made of the operations: models, both engines, optimiser, replay, earlier selves."""
+
+import os
+from math import cos, pi
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from minipc import augment, self_target
-from minipc.audit.facts import Fact, holds, near, same
-from minipc.audit.problems import step
-from minipc.nn import optim, pointnet
+from minipc.audit.facts import ROUNDING, holds, near, same
+from minipc.audit.problems import in_dtype, multiplied_out, step
+from minipc.data.clouds import Clouds
+from minipc.nn import losses, optim, pointnet
 from minipc.nn.losses import LossConfig
 from minipc.nn.workspace import Workspace
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import record
 
 DECAYED = {"out.W": 0.1, "out.b": 0.0, "shared0.gamma": 0.0, "shared0.beta": 0.0}  # weight decay of a name
 
@@ -20,22 +27,21 @@ def _walk(rng, steps=5):
 
 
 def adamw(rng):
-    """(O1) unrolled: moments as weighted sums of all gradients, decay on weights alone."""
+    """(O1) unrolled: moments as weighted sums of all gradients, decay on weights alone; in place in slices."""
     start, grads = _walk(rng)
-    lr, beta1, beta2, facts = 0.05, 0.9, 0.999, []
-    params, state = start, optim.adamw_start(start)
-    arrays = {name: value.copy() for name, value in start.items()}
-    in_place, work = optim.adamw_start(start), Workspace()
-    wanted = dict(start)
+    lr, beta1, beta2, eps, facts = 0.05, 0.8, 0.95, 1e-3, []
+    params, state, wanted = start, optim.adamw_start(start), dict(start)
+    arrays, in_place = {name: value.copy() for name, value in start.items()}, optim.adamw_start(start)
+    work = _small_work(block=1, slice=16)
     for t, g in enumerate(grads, start=1):
-        params, state = optim.adamw_step(params, g, state, lr, 0.1)
+        params, state = optim.adamw_step(params, g, state, lr, 0.1, beta1=beta1, beta2=beta2, eps=eps)
         given = {name: value.copy() for name, value in g.items()}
-        in_place = optim.adamw_in_place(arrays, given, in_place, lr, 0.1, work)
+        in_place = optim.adamw_in_place(arrays, given, in_place, lr, 0.1, work, beta1=beta1, beta2=beta2, eps=eps)
         for name in wanted:
             past = [earlier[name] for earlier in grads[:t]]
             m = sum((1 - beta1) * beta1 ** (t - i) * one for i, one in enumerate(past, start=1)) / (1 - beta1**t)
             v = sum((1 - beta2) * beta2 ** (t - i) * one**2 for i, one in enumerate(past, start=1)) / (1 - beta2**t)
-            wanted[name] = wanted[name] - lr * DECAYED[name] * wanted[name] - lr * m / (np.sqrt(v) + 1e-8)
+            wanted[name] = wanted[name] - lr * DECAYED[name] * wanted[name] - lr * m / (np.sqrt(v) + eps)
     for name in wanted:
         facts += [near(name, params[name], wanted[name]), same(f"{name} in place", arrays[name], params[name])]
     return facts
@@ -63,19 +69,61 @@ def sgd(rng):
     return facts
 
 
-def replay(rng):
-    """(A2) rounded twice, in float32: a product of two float32 is exact in float64, and a sum of two rounds alike."""
-    points = rng.standard_normal((16, 64, 3)).astype(np.float32)
-    params = augment.draw(3, 1, 0, 16, augment.AugmentConfig())
+def schedule(rng):
+    """(O3): up to 1 in equal steps, then half a cosine down; a short run warms up over its first half."""
+    facts = []
+    for steps, warmup in ((100, 10), (12, 200), (5, 0)):
+        up = min(warmup, steps // 2)
+        wanted = [(t + 1) / up if t < up else (1 + cos(pi * (t - up) / (steps - up))) / 2 for t in range(steps)]
+        found = [optim.warmup_cosine(t, steps, warmup) for t in range(steps)]
+        facts.append(near(f"{steps} steps, {warmup} of warm-up", found, wanted))
+    return facts
+
+
+def augmentation(rng):
+    """(A1) from NumPy's Philox directly, (A2) with two roundings in float32.
+
+    A product of two float32 is exact in float64, and a sum of two rounds to float32 as it does there.
+    """
+    config = augment.AugmentConfig(0.5, 2.0, 0.3)
+    params, wanted = augment.draw(3, 1, 4, 5, config), []
+    for cloud in range(4, 9):
+        key, counter = np.array([3, 1], np.uint64), np.array([2 * cloud, 0, 0, 0], np.uint64)
+        u = (np.random.Philox(key=key, counter=counter).random_raw(6) >> np.uint64(11)) / 2.0**53
+        wanted.append(np.concatenate([0.5 + 1.5 * u[:3], -0.3 + 0.6 * u[3:]]))
+    points = rng.standard_normal((5, 64, 3)).astype(np.float32)
     scaled = (points.astype(np.float64) * params.scale[:, None].astype(np.float64)).astype(np.float32)
-    wanted = (scaled.astype(np.float64) + params.shift[:, None].astype(np.float64)).astype(np.float32)
-    part = augment.draw(3, 1, 5, 4, augment.AugmentConfig())
+    moved = (scaled.astype(np.float64) + params.shift[:, None].astype(np.float64)).astype(np.float32)
     return [
-        same("points scale + shift, two roundings", augment.apply(points, params), wanted),
-        same("a cloud's draw does not depend on its neighbours", np.hstack(part), np.hstack(params)[5:9]),
-        holds("in the ranges", (np.abs(np.log(params.scale)) <= np.log(1.5) + 1e-6).all()
-              and (np.abs(params.shift) <= np.float32(0.2)).all()),
+        same("drawn from seed, view and cloud", np.hstack(params), np.array(wanted).astype(np.float32)),
+        same("points scale + shift, two roundings", augment.apply(points, params), moved),
     ]
+
+
+def replay(rng):
+    """What the teacher saw while it was recorded is what a student sees, bit for bit, view by view."""
+    clouds = Clouds(rng.standard_normal((5, 12, 3)).astype(np.float32), np.arange(5) % 3, ("a", "b", "c"), "z", "none")
+    seen = []
+
+    def teacher(points):
+        """Remember points; say a function of each cloud."""
+        seen.append(points.copy())
+        return points.reshape(len(points), -1)[:, :3]
+
+    with TemporaryDirectory() as folder:
+        path = os.path.join(folder, "record.h5")
+        record(clouds, teacher, "audit", path, views=2, seed=7, force=True, logits="float32", threads=1)
+        with RecordReader(path) as reader:
+            views = [reader.view(view) for view in range(2)]
+    facts = []
+    for view, (scale, shift, logits) in enumerate(views):
+        points = augment.apply(clouds.points, augment.Params(scale, shift))
+        blocks = [block[:5] for block in seen]
+        facts += [
+            holds(f"points of view {view}", any(np.array_equal(points, block) for block in blocks)),
+            same(f"logits of view {view}", logits, points.reshape(5, -1)[:, :3]),
+        ]
+    return [*facts, holds("views differ", not np.array_equal(views[0][0], views[1][0]))]
 
 
 def _toy(rng):
@@ -146,29 +194,115 @@ def second_record(rng):
     return facts
 
 
-def engines(size):
-    """Return the maker of Facts that both engines compute one function: gradients, logits and statistics."""
+def _plain(params, x, model, mask=1.0, moments=None):
+    """Return logits of PointNet, and {layer: (mean, variance, rows)}: (M1) to (M16) in one place.
+
+    moments: tracked {name.mean, name.var} for evaluation, None for those of the batch.
+    """
+    found = {}
+
+    def layer(x, name):
+        y = np.einsum("...i,io->...o", x, params[f"{name}.W"])
+        rows = y.reshape(-1, y.shape[-1])
+        mean, var = rows.mean(axis=0), rows.var(axis=0)
+        found[name] = mean, var, len(rows)
+        if moments:
+            mean, var = moments[f"{name}.mean"], moments[f"{name}.var"]
+        y = params[f"{name}.gamma"] * (y - mean) / np.sqrt(var + model.eps) + params[f"{name}.beta"]
+        return np.where(y > 0, y, 0)
+
+    for i in range(len(model.shared)):
+        x = layer(x, f"shared{i}")
+    x = x.max(axis=1)
+    for i in range(len(model.head)):
+        x = layer(x, f"head{i}")
+    return np.einsum("bi,io->bo", x * mask, params["out.W"]) + params["out.b"], found
+
+
+def model(engine):
+    """Return the maker of Facts of a whole PointNet: logits, batch and tracked statistics, evaluation."""
 
     def make(rng):
-        model = pointnet.sizes(size, 10)
-        arrays, fixed = step(model, LossConfig(0.9, 0.3, 2.5), "fused", rng, np.float64, clouds=5, points=24)
-        arrays[f"shared{len(model.shared) - 1}.gamma"][1] = 0  # all points tie
-        arrays["points"][:, 16:] = arrays["points"][:, :8]  # padded clouds
-        arrays["points"] += 3
-        found, wanted = (fixed._replace(engine=engine).gradients(arrays) for engine in pointnet.ENGINES)
-        for gradients in (found, wanted):  # of repeated points the sum: which of them won is a convention
-            dx = gradients["points"]
-            gradients["points"] = np.concatenate([dx[:, :8] + dx[:, 16:], dx[:, 8:16]], axis=1)
-        largest = max(np.abs(g).max() for g in wanted.values())
-        facts = [Fact(name, float(np.abs(found[name] - g).max() / largest), 1e-12) for name, g in wanted.items()]
-        params = {name: value for name, value in arrays.items() if name != "points"}
-        trained, stats = zip(*(
-            pointnet.forward_train(params, arrays["points"], model, engine=engine)[:2] for engine in pointnet.ENGINES
-        ))
-        facts += [near(f"{name}, {part}", getattr(batch, part), getattr(stats[1][name], part), 1e-11)
-                  for name, batch in stats[0].items() for part in ("mean", "var")]
-        tracked = pointnet.track(pointnet.initial_stats(model, np.float64), stats[1], model)
-        evaluated = [pointnet.forward_eval(params, tracked, arrays["points"], model, e) for e in pointnet.ENGINES]
-        return [*facts, near("logits in training", *trained), near("logits in evaluation", *evaluated)]
+        config = pointnet.ModelConfig((6, 8), (7, 7), classes=4, dropout=0.4, eps=1e-3, momentum=0.3)
+        arrays, fixed = step(config, LossConfig(), engine, rng, np.float64)
+        points = arrays.pop("points")
+        logits, batch, _ = pointnet.forward_train(arrays, points, config, fixed.mask, engine)
+        wanted, moments = _plain(arrays, points, config, fixed.mask)
+        facts = [near("logits in training, with dropout", logits, wanted)]
+        before = {name: value + 0.5 for name, value in pointnet.initial_stats(config, np.float64).items()}
+        tracked, both = pointnet.track(before, batch, config), {}
+        for name, (mean, var, rows) in moments.items():
+            facts += [near(f"{name}, mean", batch[name].mean, mean), near(f"{name}, variance", batch[name].var, var)]
+            both[f"{name}.mean"] = 0.7 * before[f"{name}.mean"] + 0.3 * mean
+            both[f"{name}.var"] = 0.7 * before[f"{name}.var"] + 0.3 * var * rows / (rows - 1)
+        facts += [near(f"tracked {name}", tracked[name], value) for name, value in both.items()]
+        evaluated = pointnet.forward_eval(arrays, both, points, config, engine)
+        return [*facts, near("logits in evaluation", evaluated, _plain(arrays, points, config, moments=both)[0])]
 
     return make
+
+
+def _small_work(block, slice):
+    """Return a Workspace of two threads that divides its work far more than it would."""
+    work = Workspace(np, 2)
+    work.block, work.slice = block, slice
+    return work
+
+
+def divided_work(rng):
+    """Blocks, slices, parts of products and threads change nothing, nor does a Workspace that was used before."""
+    config = pointnet.ModelConfig((16, 32, 48), (24, 24, 24), classes=5)
+    work, facts = _small_work(block=2**19, slice=2**17), []
+    for time in ("first", "second"):
+        arrays, fixed = step(config, LossConfig(0.9, 0.3, 2.5), "fused", rng, np.float64, clouds=3, points=8192)
+        facts += _agree(arrays, fixed, config, f", {time} step", work, allowed=1e-11)  # sums of 24,576 rows
+    return facts
+
+
+def engines(size):
+    """Return the maker of Facts that both engines compute one function: gradients and logits."""
+
+    def make(rng):
+        config = pointnet.sizes(size, 10)
+        arrays, fixed = step(config, LossConfig(0.9, 0.3, 2.5), "fused", rng, np.float64, clouds=5, points=24)
+        arrays[f"shared{len(config.shared) - 1}.gamma"][1] = 0  # all points tie
+        arrays["points"][:, 16:] = arrays["points"][:, :8]  # padded clouds
+        arrays["points"] += 3
+        facts = _agree(arrays, fixed, config, "", None, repeated=8)
+        single = {name: value.astype(np.float32) for name, value in arrays.items()}
+        found = in_dtype(fixed, np.float32).gradients(single)
+        wanted = fixed._replace(engine="textbook").gradients(arrays)
+        largest = max(np.abs(g).max() for g in wanted.values())
+        worst = max(np.abs(found[name] - g).max() for name, g in wanted.items() if name != "points") / largest
+        return [*facts, near("float32, far from the origin", worst, 0.0, allowed=1e-3)]
+
+    return make
+
+
+def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
+    """Return the Facts that the fast engine, in a Workspace, has the gradients and logits of the textbook's.
+
+    repeated: so many of the first points stand at the end again.  Of equal points gradients are added:
+    which of them won is a convention.
+    """
+    params = {name: value for name, value in arrays.items() if name != "points"}
+    found = {}
+    for engine in pointnet.ENGINES:
+        z, batch, tape = pointnet.forward_train(params, arrays["points"], config, fixed.mask, engine, work)
+        _, cache = losses.loss_forward(z, fixed.y, fixed.v, fixed.u, fixed.has_u, fixed.loss)
+        grads, dpoints = pointnet.backward(losses.loss_backward(cache), tape)
+        dx = np.array(multiplied_out(dpoints))
+        dx[:, :repeated] += dx[:, dx.shape[1] - repeated :]
+        grads = {name: np.array(g) for name, g in grads.items()} | {"points": dx[:, : dx.shape[1] - repeated]}
+        found[engine] = z, grads, pointnet.track(pointnet.initial_stats(config, np.float64), batch, config)
+    (z, ours, stats), (wanted_z, theirs, wanted_stats) = (found[engine] for engine in pointnet.ENGINES)
+    largest = max(np.abs(g).max() for g in theirs.values())
+    evaluated = [
+        pointnet.forward_eval(params, wanted_stats, arrays["points"], config, engine) for engine in pointnet.ENGINES
+    ]
+    return [
+        *(near(f"gradient of {name}{when}", ours[name], g, allowed, largest) for name, g in theirs.items()),
+        *(near(f"{name}{when}", stats[name], value, 10 * allowed) for name, value in wanted_stats.items()),
+        near(f"logits in training{when}", z, wanted_z, allowed),
+        near(f"logits in evaluation{when}", *evaluated, allowed),
+    ]

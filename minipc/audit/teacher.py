@@ -9,9 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.special import softmax
 
-from minipc.errors import DataError
 from minipc.nn.losses import guarded, margins, smooth_labels
-from minipc.record.finished import sizes
 
 SAFE_B = (0.0, 0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, np.inf)  # edges of the histogram
 
@@ -49,11 +47,9 @@ def audit_teacher(reader, labels, config, earlier=None):
 
     earlier: a second open record of the same views, an earlier student's.  Without one, u is what the
     teacher said of the cloud's next view: an earlier self as good as the teacher, seen under
-    another view.  Raises DataError where both do not fit.
+    another view.
     """
     clouds, classes = len(labels), reader.plan.classes
-    if earlier is not None and sizes(earlier.plan) != sizes(reader.plan):
-        raise DataError(f"{earlier.path}: other clouds, classes or views than {reader.path}; record the same views")
     T, b = config.temperature, config.self_weight
     y = smooth_labels(labels, classes, config.label_smoothing, np.float64)
     named = np.zeros((clouds, classes), np.int32)  # views that name a class

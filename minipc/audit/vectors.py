@@ -10,10 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minipc.errors import UsageError
 from minipc.nn import losses
 from minipc.nn.losses import LossConfig
 
-TOLERANCE = 1e-12  # float64: of max(1, largest entry), for values; the same of the weights' sum, for gradients
+TOLERANCE = 1e-12  # in float64, of max(1, largest entry)
 
 
 class Case(NamedTuple):
@@ -43,11 +44,13 @@ class Case(NamedTuple):
 def cases():
     """Return the list of Cases of minipc/vectors/loss.json."""
     stored = json.loads(files("minipc").joinpath("vectors", "loss.json").read_text())
-    return [
-        Case(**{name: np.array(value, np.float64) if isinstance(value, list) else float(value)
-                if isinstance(value, str) and name != "name" else value for name, value in case.items()})
-        for case in stored["cases"]
-    ]
+    return [Case(**{name: _number(name, value) for name, value in case.items()}) for case in stored["cases"]]
+
+
+def _number(name, value):
+    if name in ("name", "label"):
+        return value
+    return np.array(value, np.float64) if isinstance(value, list) else float(value)
 
 
 def deviation(found, wanted):
@@ -78,9 +81,14 @@ def ours(case):
 
 
 def check(function=ours):
-    """Return [(case name, number, deviation)] of whatever numbers function(case) returns, worst first."""
-    found = [
-        (case.name, name, deviation(value, getattr(case, name)))
-        for case in cases() for name, value in function(case).items()
-    ]
+    """Return [(case name, number, deviation)] of whatever numbers function(case) returns, worst first.
+
+    Raises UsageError for a number that no case has.
+    """
+    found = []
+    for case in cases():
+        for name, value in function(case).items():
+            if name not in Case._fields:
+                raise UsageError(f"vectors: expected some of {', '.join(Case._fields)}, got {name!r}")
+            found.append((case.name, name, deviation(value, getattr(case, name))))
     return sorted(found, key=lambda row: -row[2])

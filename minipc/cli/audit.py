@@ -37,7 +37,7 @@ def command(
     if record is None and given:
         what = "DATA" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
         raise click.UsageError(f"{what} has no use without --record; add it")
-    if sum(map(bool, (inject, listed, vectors, record))) > 1:
+    if sum((inject is not None, listed, vectors, record is not None)) > 1:
         raise click.UsageError("--inject, --list, --vectors and --record do not go together; leave one")
     with Console(quiet, verbose) as console:
         if listed:
@@ -59,22 +59,22 @@ def _audit(name, console):
     """Return the object and the lines of one audit, with the mutant of this name in place or without one."""
     from minipc.audit import checks, mutants
 
-    mutant = name and mutants.find(name)
+    mutant = None if name is None else mutants.find(name)
     with mutants.broken(mutant) if mutant else nullcontext():
         found = checks.audit(console.progress)
     failed = [check for check in found if not check.passed]
     values = {
         "passed": not failed, "mutant": name, "checks": [
-            {"name": check.name, "relative_error": _number(check.largest), "median_error": _number(check.median),
-             "taylor_rate": check.rate, "float32_error": _number(check.float32), "compared": check.compared,
-             "worst": check.worst, "passed": check.passed} for check in found
+            {name: _number(value) for name, value in check._asdict().items()} | {"relative_error": _number(check.error)}
+            for check in found
         ],
     }
     lines = [
-        f"{'check':26} {'compared':>8}  {'largest':>8}  {'median':>8}  {'Taylor':>6}  {'float32':>8}",
+        f"{'':26} {'gradients':>9}  {'largest':>8}  {'median':>8}  {'Taylor':>6}  {'float32':>8}  {'facts':>5}"
+        f"  {'largest':>8}",
         *map(_row, found),
-        "relative errors in float64 (it decides: gradients to 1e-6, at the best of three steps); Taylor 2 is right;",
-        "float32: the same gradients computed in single precision, beside them",
+        "Relative errors of gradients in float64, at the best of three steps: 1e-6 is allowed.  Taylor: 2 is right.",
+        "float32: the same gradients computed in single precision; it decides nothing.  Facts: values by definition.",
         f"{len(found) - len(failed)} of {len(found)} checks hold"
         + (f" with the mutant {name}: {mutant.says}" if mutant else ""),
     ]
@@ -87,14 +87,15 @@ def _audit(name, console):
 
 
 def _number(value):
-    """Return value, or None for what JSON has no number for."""
-    return value if value is not None and isfinite(value) else None
+    """Return value, or None for a float that JSON has no number for."""
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _row(check):
     return (
-        f"{check.name:26} {check.compared:8}  {check.largest:8.1e}  {check.median:8.1e}  "
-        f"{_or_dash(check.rate, '6.2f')}  {_or_dash(check.float32, '8.1e')}  "
+        f"{check.name:26} {check.gradients or '-':>9}  {_or_dash(check.largest, '8.1e')}  "
+        f"{_or_dash(check.median, '8.1e')}  {_or_dash(check.rate, '6.2f')}  {_or_dash(check.float32, '8.1e')}  "
+        f"{check.facts or '-':>5}  {_or_dash(check.deviation, '8.1e')}  "
         f"{'ok' if check.passed else 'FAILED: ' + check.worst}"
     )
 
@@ -108,13 +109,15 @@ def _all_mutants(console):
         console.progress(number, len(mutants.MUTANTS), name)
         with mutants.broken(mutant):
             check = checks.first_failure()
-        caught[name] = check and {"check": check.name, "of": check.worst, "relative_error": _number(check.largest)}
+        caught[name] = check and {"check": check.name, "of": check.worst, "relative_error": _number(check.error)}
         lines.append(f"{name:36} {f'{check.name}: {check.worst}' if check else 'NOTHING'}")
     console.progress(1, 1, "")
     survived = [name for name, check in caught.items() if check is None]
     lines.append(f"{len(caught) - len(survived)} of {len(caught)} mutants caught")
-    failed = f"mutants survived: {', '.join(survived)}; please report it"
-    return {"passed": not survived, "mutants": caught, "failed": failed}, lines
+    values = {"passed": not survived, "mutants": caught}
+    if survived:
+        values["failed"] = f"mutants survived: {', '.join(survived)}; please report it"
+    return values, lines
 
 
 def _mutants():
@@ -133,9 +136,11 @@ def _vectors():
     by_number = {name: max(error for _, other, error in found if other == name) for _, name, _ in found}
     names = {case for case, _, _ in found}
     values = {
-        "passed": worst <= TOLERANCE, "cases": len(names), "numbers": len(found), "largest": by_number,
-        "failed": f"vectors: {number} of {case!r} is off by {worst:.1e}, more than {TOLERANCE:g}",
+        "passed": worst <= TOLERANCE, "cases": len(names), "numbers": len(found),
+        "largest": {name: _number(error) for name, error in by_number.items()},
     }
+    if not values["passed"]:
+        values["failed"] = f"vectors: {number} of {case!r} is off by {worst:.1e}, more than {TOLERANCE:g}"
     return values, [
         *(f"{name:20} {error:8.1e}" for name, error in sorted(by_number.items())),
         f"{len(names)} cases, {len(found)} numbers; largest difference {worst:.1e} ({number} of {case!r}), "
@@ -167,8 +172,9 @@ def _teacher(record, data, self_record, a, b, T, smoothing):
     if found.safe_b is not None:
         lines += [
             *_histogram(f"earlier self: {found.self_target}", found.safe_b, SAFE_B),
-            f"with b = {b:g}: raw loss unbounded in {100 * found.unbounded:.2f} % of the rows, guard raises a class in "
-            f"{100 * found.raised:.2f} %",
+            f"with b = {b:g}: raw loss unbounded in {100 * found.unbounded:.2f} % of the rows; "
+            + (f"the guard raises a class in {100 * found.raised:.2f} %" if b < a / 2 else
+               f"the guard does not take it, it needs b < a / 2 = {a / 2:g}"),
             f"view {found.worst[0]} of cloud {found.worst[1]} bears least: b = {found.worst[2]:.2g}",
         ]
     return values, lines

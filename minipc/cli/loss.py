@@ -28,6 +28,7 @@ def command(
     rows are made up.
     """
     from minipc.audit import bound
+    from minipc.audit.conventions import check_name, from_theirs
     from minipc.jobs import recorded_rows
     from minipc.nn.losses import LossConfig, formula
 
@@ -35,53 +36,62 @@ def command(
         raise click.UsageError(f"{'--self-record' if self_record else 'DATA'} has no use without --record; add it")
     if record is not None and classes is not None:
         raise click.UsageError("--classes: the record says how many; leave one out")
-    LossConfig(kd_weight, self_weight, temperature, label_smoothing, guard)  # every value makes sense
-    rows = recorded_rows(record, data, self_record) if record else bound.example_rows(classes or 40)
-    K = rows.v.shape[1]
-    a, lines = kd_weight, []
+    translation = None
     if theirs:
-        a, lines = _translated(theirs, temperature, K)
+        if click.get_current_context().get_parameter_source("kd_weight") is not click.core.ParameterSource.DEFAULT:
+            raise click.UsageError("--from and --kd-weight both say what a is; leave one out")
+        name, weight = _named_weight(theirs)
+        check_name(name)
+    else:
+        LossConfig(kd_weight, self_weight, temperature, label_smoothing, guard)  # before a record is read
+    rows = recorded_rows(record, data, self_record) if record else bound.example_rows(classes or 40)
+    K, a, lines = rows.v.shape[1], kd_weight, []
+    if theirs:
+        translation = from_theirs(name, weight, temperature, K)
+        a = translation.weight
+        lines = [f"{name} {weight:g} at T = {temperature:g}, K = {K} is a = {a:.6g}; "
+                 f"their loss is {translation.times:.6g} x ours", ""]
     config = LossConfig(a, self_weight, temperature, label_smoothing, guard)
-    worst = bound.worst_row(rows, config)
-    shares = bound.unbounded_shares(rows, a, label_smoothing)
+    worst, shares = bound.worst_row(rows, config), bound.unbounded_shares(rows, a, label_smoothing)
     elsewhere = _elsewhere(a, temperature, K)
     values = {
-        "formula": formula(config), "classes": K, "rows": rows.what, "elsewhere": elsewhere,
+        "formula": formula(config), "a": a, "b": self_weight, "T": temperature, "label_smoothing": label_smoothing,
+        "guard": guard, "classes": K, "rows": rows.what, "elsewhere": elsewhere,
+        "translated": translation and {"from": name, "weight": weight, "theirs_is_times_ours": translation.times},
         "bounded": bool(guard == "clip" or self_weight == 0 or worst.unbounded == 0),
-        "unbounded_share": worst.unbounded,
-        "largest_safe_b": worst.safe_b, "worst_row": worst.row,
+        "unbounded_share": worst.unbounded, "largest_safe_b": worst.safe_b,
+        "worst_row": {name: value.tolist() if hasattr(value, "tolist") else value
+                      for name, value in worst._asdict().items() if name not in ("unbounded", "safe_b")},
         "map": [{"b": b, "T": T, "unbounded_share": share} for (b, T), share in shares.items()],
     }
+    alike = "The same gradient elsewhere" if self_weight == 0 else "The first two terms elsewhere (no third one there)"
     lines += [
-        formula(config), *_gradient(config), "", f"The same gradient elsewhere, K = {K}:", *_table(elsewhere), "",
+        formula(config), *_gradient(config), "", f"{alike}, K = {K}, labels smoothed alike:", *_table(elsewhere), "",
         *_bound(config, rows, worst), "", *_map(bound, shares, a, label_smoothing),
     ]
     result(values, as_json, lines)
 
 
-def _translated(theirs, T, K):
-    """Return our a for NAME=WEIGHT, and lines that say so."""
-    from minipc.audit.conventions import from_theirs
-
-    name, _, weight = theirs.partition("=")
+def _named_weight(text):
+    """Return name and weight of NAME=WEIGHT."""
+    name, _, weight = text.partition("=")
     try:
-        weight = float(weight)
+        return name, float(weight)
     except ValueError:
-        raise UsageError(f"from: expected NAME=WEIGHT, e.g. deit=0.5, got {theirs!r}") from None
-    found = from_theirs(name, weight, T, K)
-    what = f"{name} {weight:g} at T = {T:g}, K = {K} is a = {found.weight:.6g}"
-    return found.weight, [f"{what}; their loss is {found.times:.6g} x ours", ""]
+        raise UsageError(f"from: expected NAME=WEIGHT, e.g. deit=0.5, got {text!r}") from None
 
 
 def _gradient(config):
     """Return the gradient as lines of text."""
+    from minipc.nn.losses import GUARD_FLOOR
+
     a, b, T = config.kd_weight, config.self_weight, config.temperature
     if config.guard == "none" or b == 0:
         terms = [f"{1 - a:g} (s_1 - y)"] + [f"+ {a * T:g} (s_T - p)"] * (a > 0) + [f"- {b * T:g} (s_T - r)"] * (b > 0)
         return [f"gradient = {' '.join(terms)}, of a row, in its logits"]
     return [
         f"gradient = {1 - a:g} (s_1 - y) + {T:g} ((sum q') s_T - q'), of a row, in its logits;",
-        f"q' = max({a:g} p - {b:g} r, {0.05 * a:g} p), class by class: its sum is not one, so p - q would be wrong",
+        f"q' = max({a:g} p - {b:g} r, {GUARD_FLOOR * a:g} p), class by class; it does not sum to one: p - q is wrong",
     ]
 
 
@@ -110,26 +120,32 @@ def _table(elsewhere):
 
 
 def _bound(config, rows, worst):
-    """Return lines on the bound of the raw loss, and on the row that bears least."""
-    b, classes = config.self_weight, worst.margins.argsort()[:3]
-    at_one = config.temperature == 1 and b < 1  # the whole loss is then one cross-entropy
+    """Return lines on the bound of the loss, and on the row that bears least."""
+    b = config.self_weight
+    share = f"{100 * worst.unbounded:.2f} % of the rows"
     if b == 0:
         verdict = "bounded below: nothing is subtracted"
     elif config.guard == "clip":
-        verdict = f"bounded below by the guard; without it unbounded in {100 * worst.unbounded:.2f} % of the rows"
+        verdict = f"bounded below by the guard; without it unbounded in {share}"
     elif worst.unbounded:
-        verdict = f"NOT bounded below: in {100 * worst.unbounded:.2f} % of the rows some M_i < 0"
+        verdict = f"NOT bounded below: in {share} some M_i < 0"
     else:
         verdict = "bounded below in all of these rows"
-    return [
+    columns = {"class": range(len(worst.y)), "y": worst.y, "p": worst.p, "r": worst.r, "M, no guard": worst.margins}
+    if worst.target is not None:
+        columns["target"], pulls = worst.target, "the loss in use pulls s"
+    elif worst.soft_target is not None:
+        columns["target"], pulls = worst.soft_target, "the soft terms of the loss in use pull s_T"
+    lines = [
         f"Rows: {rows.what}.",
         f"{verdict}. Row {worst.row} (label {worst.label}) bears b up to {worst.safe_b:.3g}; its least margins:",
-        f"  {'class':>5}  {'y':>9}  {'p':>9}  {'r':>9}  {'M':>10}" + (f"  {'target':>10}" if at_one else ""),
-        *(f"  {k:5}  {worst.y[k]:9.3g}  {worst.p[k]:9.3g}  {worst.r[k]:9.3g}  {worst.margins[k]:10.3g}"
-          + (f"  {worst.margins[k] / (1 - b):10.3g}" if at_one else "")
-          + ("  falls without end along z -> -infinity" if worst.margins[k] < 0 else "") for k in classes),
-        *["  target: ((1 - a) y + a p - b r) / (1 - b), to which s is pulled; negative: no probability"] * at_one,
+        "  " + "  ".join(f"{name:>11}" for name in columns),
+        *("  " + "  ".join(f"{values[k]:11.3g}" for values in columns.values()) for k in worst.margins.argsort()[:3]),
     ]
+    if "target" in columns:
+        beyond = "; no probability is negative: it never gets there" if columns["target"].min() < 0 else ""
+        lines.append(f"  target: where {pulls}{beyond}")
+    return lines
 
 
 def _map(bound, shares, a, smoothing):

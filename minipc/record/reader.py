@@ -5,6 +5,7 @@ believed only together with the data it was made from: check_belongs().
 """
 
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 
@@ -66,4 +67,15 @@ class RecordReader:
             raise DataError(
                 f"record {self.path} was made from other data: {', '.join(differing)}; use the "
                 "data that it was made from, or record again"
+            )
+
+    def check_beside(self, record):
+        """Raise DataError unless this record differs from another in its teacher alone."""
+        if self.plan.teacher_id == record.plan.teacher_id:
+            raise DataError(f"{self.path}: holds the teacher of {record.path} itself; record an earlier student")
+        same = replace(self.plan, teacher_id=record.plan.teacher_id)
+        if not same.same_identity(record.plan):
+            raise DataError(
+                f"{self.path}: differs from {record.path} not in its teacher alone: {record.plan.differences(same)}; "
+                "record the earlier student with the same data, seed and --logits"
             )
