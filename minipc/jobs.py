@@ -23,6 +23,7 @@ from minipc.model_file import model_id, on_module, read_model
 from minipc.nn.pointnet import count
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import forecast, pointnet_teacher, quiet, record
+from minipc.record.verify import verify
 from minipc.run_folder import model_path
 
 USUAL_POINTS = 1024  # of a cloud for a model that does not say
@@ -175,6 +176,30 @@ def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, eng
     return {"model": path, "points": count, "predictions": found}
 
 
+def verify_files(record_path, data, teacher, *, sample=1024, xp, engine="fused", threads=None, say=quiet,
+                 progress=quiet):
+    """Return the record.verify.Verified of a record, its data (as in find_data) and a teacher, or None for none.
+
+    sample: rows over which the teacher runs again, None for all.  Raises DataError where record, data
+    and teacher do not belong together.
+    """
+    with RecordReader(record_path) as reader, blas_on_one_thread(say):
+        clouds = _clouds_of(reader, data)
+        logits_of = None
+        if teacher is not None:
+            model = read_model(model_path(teacher))
+            if model_id(model) != reader.plan.teacher_id:
+                raise DataError(
+                    f"{teacher}: is not the teacher of {record_path}, which is {reader.plan.teacher_id[:16]}, "
+                    f"found {model_id(model)[:16]}; pass the model that was recorded"
+                )
+            logits_of = pointnet_teacher(on_module(model, xp), engine)
+        return verify(
+            reader, clouds, logits_of, sample, xp=xp, threads=threads or default_threads(xp), engine=engine,
+            progress=progress,
+        )
+
+
 def audit_record(record_path, data, config, self_record=None):
     """Return the audit.teacher.TeacherAudit of a record under a LossConfig; data as in find_data.  Raises DataError."""
     with _recorded(record_path, data, self_record) as (reader, labels, earlier):
@@ -195,12 +220,17 @@ def recorded_rows(record_path, data, self_record=None):
 def _recorded(record_path, data, self_record):
     """Give an open record, the labels (N,) of its clouds, and the open second record or None."""
     with RecordReader(record_path) as reader, ExitStack() as stack:
-        splits = reader.clouds() if data is None else None
-        splits = splits or find_data(data, reader.meta["data_file"], record_path)[1]
-        reader.check_belongs(splits.train)
+        clouds = _clouds_of(reader, data)
+        reader.check_belongs(clouds)
         earlier = self_record and stack.enter_context(RecordReader(self_record))
         if earlier:
             earlier.check_beside(reader)
             if earlier.views < reader.views:
                 raise DataError(f"{self_record}: {earlier.views} views, expected {reader.views}; record as many")
-        yield reader, splits.train.labels, earlier
+        yield reader, clouds.labels, earlier
+
+
+def _clouds_of(reader, data):
+    """Return the training clouds in data, or those that the record carries, or those of the file it names."""
+    carried = reader.clouds() if data is None else None
+    return (carried or find_data(data, reader.meta["data_file"], reader.path)[1]).train

@@ -16,13 +16,13 @@ errors streams files hdf5 backend
 nn.params nn.ops nn.losses nn.workspace nn.products nn.winners nn.fused nn.pointnet nn.optim nn.gradcheck
 data.prepare data.clouds data.packed data.point_files data.foreign_hdf5 data.formats data.shapes
 model_file augment
-record.fields record.plan record.embedded record.finished record.store record.reader record.recorder
+record.fields record.plan record.embedded record.finished record.store record.reader record.recorder record.verify
 evaluate self_target checkpoint run_folder train
 audit.vectors audit.problems audit.facts audit.rules audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 jobs runs describe environment first_run
-cli.options cli.show cli.record cli.train cli.eval cli.predict cli.data cli.info cli.audit cli.loss cli.doctor
-cli.main __main__
+cli.options cli.show cli.record cli.verify cli.train cli.eval cli.predict cli.data cli.info cli.audit cli.loss
+cli.doctor cli.main __main__
 """.split()
 
 
@@ -156,5 +156,5 @@ def test_the_package_stays_readable_in_an_afternoon():
     """The mathematics is one afternoon; files, formats and the command line are there for reference."""
     lines = {name: len(path.read_text().splitlines()) for name, path in modules_of(PACKAGE).items()}
     assert sum(count for name, count in lines.items() if name.startswith("nn.") or name in MATHEMATICS) <= 2500
-    assert sum(lines.values()) <= 9950
+    assert sum(lines.values()) <= 10200
     assert max(lines.values()) <= 400, max(lines, key=lines.get)

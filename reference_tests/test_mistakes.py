@@ -175,6 +175,9 @@ MISTAKES = {
         (3, "audit other.h5 --record record.h5", "other data"),
         (2, "loss --self-weight 0.5", "b < a / 2"),
         (2, "loss --from deit", "NAME=WEIGHT"),
+        (2, "verify record.h5 --sample 5", "--sample has no use without --teacher"),
+        (3, "verify clouds.h5", "a record file is wanted"),
+        (3, "verify record.h5 other.h5", "other data"),
         (2, "walk", "walk"),
     ],
 }

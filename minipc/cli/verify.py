@@ -1,0 +1,63 @@
+"""minipc verify: the certificate of a record."""
+
+import click
+
+from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.show import Console, result
+from minipc.errors import CheckFailed
+
+
+class Sample(click.ParamType):
+    """A number of rows, or all."""
+
+    name = "N|all"
+
+    def convert(self, value, parameter, context):
+        if value is None or isinstance(value, int):
+            return value
+        if value == "all":
+            return 0
+        if not value.isdigit() or not int(value):
+            self.fail(f"{value!r} is neither a positive number of rows nor all", parameter, context)
+        return int(value)
+
+
+@click.command("verify", cls=Verb, short_help="Whether a record is what its data and teacher make of it.")
+@click.argument("record", metavar="RECORD", type=FILE)
+@click.argument("data", metavar="[DATA]", type=FILE, required=False)
+@click.option("--teacher", metavar="MODEL", type=FILE, help="Run this model again over a sample of the rows.")
+@click.option("--sample", type=Sample(), default="1024", show_default=True, help="Rows for --teacher, or all.")
+@shared_options
+def command(record, data, teacher, sample, backend, engine, threads, as_json, quiet, verbose):
+    """Verify RECORD: its bytes, its data, every stored parameter, and with --teacher its logits.
+
+    DATA are the clouds it was made from; without, they are taken from the record or looked for
+    beside it.  Ends with 4 if something does not hold.
+    """
+    from minipc.backend import load
+    from minipc.jobs import verify_files
+
+    context = click.get_current_context()
+    if teacher is None and context.get_parameter_source("sample") is not click.core.ParameterSource.DEFAULT:
+        raise click.UsageError("--sample has no use without --teacher; add it")
+    with Console(quiet, verbose) as console:
+        found = verify_files(
+            record, data, teacher, sample=sample or None, xp=load(backend, console.say), engine=engine, threads=threads,
+            say=console.say, progress=console.progress,
+        )
+    lines = [
+        f"{record}: whole, and made from these clouds",
+        f"parameters: {found.rows - found.parameters} of {found.rows} rows are what the seed draws, bit for bit",
+    ]
+    if found.sampled:
+        asked = "bit for bit, as this very build made them" if found.bitwise else "as closely as another build can"
+        lines.append(
+            f"teacher: {found.sampled - found.different} of {found.sampled} sampled rows come out {asked}; largest "
+            f"difference {found.largest_difference:.2g}, arg-max agrees in {100 * found.agreement:.2f} %"
+        )
+    else:
+        lines.append("teacher: not run again; pass --teacher MODEL")
+    lines.append("verified" if found.passed else f"NOT verified: {found.failed}")
+    result({"record": record, **found._asdict()}, as_json, lines)
+    if not found.passed:
+        raise CheckFailed(f"{record}: {found.failed}")

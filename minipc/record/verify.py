@@ -1,0 +1,100 @@
+"""The replay certificate: that a record is what its plan, its data and its teacher make of it.
+
+Integrity was checked when the record was opened.  Here every stored parameter is drawn again from
+the seed, and the teacher runs again over some rows.  On the same build its logits must come out bit for
+bit; on another one rounding differs, and a stated bound decides.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minipc.augment import ORDER, AugmentConfig, draw
+from minipc.backend import provenance
+from minipc.errors import DataError
+from minipc.files import from_dict
+from minipc.record.recorder import compute_shard, quiet
+from minipc.streams import stream
+
+# What another BLAS or a device may change in a logit, in units of the largest logit of its row; stored
+# as float16 it may also fall to the neighbouring number.
+ELSEWHERE, NEIGHBOUR = 1e-4, 2.0**-10
+
+
+class Verified(NamedTuple):
+    """What was found; passed is the verdict."""
+
+    rows: int  # of the record, all of whose parameters were drawn again
+    parameters: int  # rows whose stored scale or shift is not what the seed draws
+    sampled: int  # rows over which the teacher ran again; 0 without a teacher
+    bitwise: bool | None  # whether equality was asked for: the shards were made by this very build
+    different: int  # sampled rows with a logit beyond what is allowed
+    largest_difference: float  # between a stored and a computed logit
+    agreement: float | None  # share of sampled rows with the same arg-max
+    passed: bool
+    failed: str  # what did not hold, in a line; empty where all did
+
+
+def verify(reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, engine=None, progress=quiet):
+    """Return Verified of an open record made from clouds.
+
+    logits_of as in recorder.record, None to leave the teacher out; sample: rows to compute again, drawn
+    as whole blocks of the plan, None for all.  engine: which of ours computes, as it was recorded.
+    Raises DataError where the record was not made from clouds, or names augmentation that we cannot draw.
+    """
+    reader.check_belongs(clouds)
+    plan = reader.plan
+    augment = from_dict(
+        AugmentConfig, {name: value for name, value in plan.augment.items() if name != "order"}, f"{reader.path}: plan"
+    )
+    if plan.augment["order"] != ORDER:
+        raise DataError(f"{reader.path}: recorded with {plan.augment['order']!r}; this minipc draws {ORDER!r}")
+    blocks = _sample(plan, reader.views, sample) if logits_of else {}
+    made_with = provenance(xp) | ({"engine": engine} if engine else {})
+    bitwise = all(item["made_with"] == made_with for item in reader.meta["provenance"]) if logits_of else None
+    total, done, wrong, different, same, largest = sum(map(len, blocks.values())), 0, 0, 0, 0, 0.0
+    for view in range(reader.views):
+        scale, shift, logits = reader.view(view)
+        drawn = draw(plan.seed, view, 0, plan.clouds, augment)
+        wrong += int(((drawn.scale != scale) | (drawn.shift != shift)).any(axis=1).sum())
+        for first in blocks.get(view, ()):
+            stop = min(first + plan.block, plan.clouds)
+            found = compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads)[2]
+            stored = logits[first:stop]
+            difference = np.abs(found.astype(np.float64) - stored)
+            allowed = 0.0 if bitwise else _allowed(stored)
+            different += int((difference > allowed).any(axis=1).sum())
+            same += int((found.argmax(axis=1) == stored.argmax(axis=1)).sum())
+            largest = max(largest, float(difference.max()))
+            done += 1
+            progress(done, total, "teacher again")
+    rows = reader.views * plan.clouds
+    sampled = sum(min(plan.block, plan.clouds - first) for firsts in blocks.values() for first in firsts)
+    failed = []
+    if wrong:
+        failed.append(f"{wrong} of {rows} rows hold other parameters than seed {plan.seed} draws")
+    if different:
+        failed.append(f"{different} of {sampled} rows hold other logits than the teacher computes")
+    return Verified(
+        rows, wrong, sampled, bitwise, different, largest, same / sampled if sampled else None,
+        not failed, "; ".join(failed),
+    )
+
+
+def _sample(plan, views, rows):
+    """Return {view: first rows of the blocks to compute again}."""
+    firsts = range(0, plan.clouds, plan.block)
+    every = views * len(firsts)
+    count = every if rows is None else min(every, -(-rows // plan.block))
+    chosen = np.sort(stream(plan.seed, "verify").permutation(every)[:count])
+    found = {}
+    for number in chosen:
+        found.setdefault(int(number) // len(firsts), []).append(firsts[int(number) % len(firsts)])
+    return found
+
+
+def _allowed(stored):
+    """Return the largest difference that another build may make, (B, K)."""
+    exact = np.abs(stored.astype(np.float64))
+    bound = ELSEWHERE * exact.max(axis=1, keepdims=True)
+    return bound + NEIGHBOUR * exact if stored.dtype == np.float16 else np.broadcast_to(bound, exact.shape)
