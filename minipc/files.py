@@ -34,6 +34,7 @@ _MAGIC = b"\x89minipc\n"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HEADER = struct.Struct("<8s16sIIQ32s")  # magic, kind, version, zero, length, digest
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
+_BAD_DISK = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
 _BAD_PLACE = "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENAMETOOLONG ELOOP".split()
 
 
@@ -208,7 +209,8 @@ def guarded(path, kind, version, cap=CAP):
     What was hashed is what the caller reads: the same descriptor.  Raises DataError, one line.
     """
     with _Exact(path) as file:
-        _guard(file.fileno(), path, kind, version, cap)
+        with _reading(path):
+            _guard(file.fileno(), path, kind, version, cap)
         yield file
 
 
@@ -217,7 +219,7 @@ def kind_of(path):
 
     Raises DataError where path cannot be read.
     """
-    with _Exact(path) as file:
+    with _Exact(path) as file, _reading(path):
         head = os.pread(file.fileno(), _HEADER.size, 0)
     if len(head) < _HEADER.size or not head.startswith(_MAGIC):
         return None
@@ -230,14 +232,20 @@ def read_bytes(path, most):
 
     Raises DataError, also for a folder or a pipe, without waiting for a writer.
     """
-    with _Exact(path) as file:
+    with _Exact(path) as file, _reading(path):
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise DataError(f"{path}: expected at most {most} bytes, found {size}; check the name")
-        try:
-            return os.pread(file.fileno(), size, 0)
-        except OSError as reason:
-            raise DataError(f"{path}: cannot be read ({reason.strerror}); check the disk") from reason
+        return os.pread(file.fileno(), size, 0)
+
+
+@contextmanager
+def _reading(path):
+    """Turn an OSError of reading into MinipcError: a disk that fails is no evidence that the file is bad."""
+    try:
+        yield
+    except OSError as reason:
+        raise MinipcError(f"{path}: cannot be read ({reason.strerror or reason}); check the disk") from reason
 
 
 class _Exact(io.FileIO):
@@ -249,8 +257,15 @@ class _Exact(io.FileIO):
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
             why = getattr(reason, "strerror", None) or reason
-            raise DataError(f"{path}: cannot be read ({why}); check name and rights") from reason
-        mode = os.fstat(fd).st_mode
+            kind = MinipcError if getattr(reason, "errno", None) in _BAD_DISK else DataError
+            remedy = "the disk" if kind is MinipcError else "name and rights"
+            raise kind(f"{path}: cannot be read ({why}); check {remedy}") from reason
+        try:
+            with _reading(path):
+                mode = os.fstat(fd).st_mode
+        except MinipcError:
+            os.close(fd)
+            raise
         if not stat.S_ISREG(mode):
             os.close(fd)
             raise _no_file(mode, path)

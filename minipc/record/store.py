@@ -311,11 +311,18 @@ class Store:
                 fd = os.open(self.parts, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             except FileNotFoundError:
                 continue
+            except OSError as reason:
+                raise files.write_error(f"{self.parts}: cannot be locked", reason) from reason
             with suppress(OSError):  # a file system without locks
                 fcntl.flock(fd, fcntl.LOCK_EX)
-            with suppress(FileNotFoundError):
+            try:
                 if os.path.samestat(os.fstat(fd), os.stat(self.parts)):
                     break
+            except FileNotFoundError:
+                pass
+            except OSError as reason:
+                os.close(fd)
+                raise files.write_error(f"{self.parts}: cannot be locked", reason) from reason
             os.close(fd)  # another recorder removed the parts while this waited
         try:
             yield
@@ -380,4 +387,6 @@ class Store:
             if not any(name.endswith(".h5") for name in os.listdir(self.parts)):
                 os.unlink(self._plan_path())
             os.rmdir(self.parts)
-        return sorted(os.listdir(self.parts)) if os.path.isdir(self.parts) else []
+        with suppress(OSError):
+            return sorted(os.listdir(self.parts))
+        return []
