@@ -214,6 +214,7 @@ def test_audit_json_holds_the_promised_keys(say, quick):
     assert code == 0 and told["passed"] is True and len(told["checks"]) == len(SMALL)
     assert all({"name", "relative_error", "passed"} <= check.keys() for check in told["checks"])
     assert all(0 <= check["relative_error"] <= 1e-6 for check in told["checks"])
+    assert say("audit", "--json", "--quiet")[1] == out  # the same numbers, whoever asks again
 
 
 def test_an_injected_mutant_ends_in_exit_4_naming_the_check_that_caught_it(say, quick):
