@@ -6,6 +6,7 @@ runs.py).  The mathematics is elsewhere: recorder.record() and evaluate.metrics(
 
 import os
 from contextlib import ExitStack, contextmanager
+from functools import partial
 
 import numpy as np
 from scipy.special import softmax
@@ -13,7 +14,7 @@ from scipy.special import softmax
 from minipc.audit.bound import Rows
 from minipc.audit.teacher import audit_teacher, earlier_self, named_self
 from minipc.augment import AugmentConfig
-from minipc.backend import blas_on_one_thread, default_threads
+from minipc.backend import blas_on_one_thread, default_threads, load
 from minipc.data.clouds import check_count, check_same_kind, read_clouds
 from minipc.data.point_files import read_prepared
 from minipc.errors import DataError
@@ -21,9 +22,11 @@ from minipc.evaluate import metrics, predict, vote
 from minipc.files import kind_of
 from minipc.model_file import model_id, on_module, read_model
 from minipc.nn.pointnet import count
+from minipc.record.plan import MOST_ROWS
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import forecast, pointnet_teacher, quiet, record
 from minipc.record.verify import verify
+from minipc.record.workers import run_workers, use_device
 from minipc.run_folder import model_path
 
 USUAL_POINTS = 1024  # of a cloud for a model that does not say
@@ -78,14 +81,33 @@ def read_data(path):
 
 
 def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False, force=False, xp,
-                 engine="fused", threads=None, say=quiet, progress=quiet):
-    """Record the model in file or run folder teacher on the training clouds of file data: Recorded."""
+                 engine="fused", threads=None, share=None, workers=1, say=quiet, progress=quiet):
+    """Record the model in file or run folder teacher on the training clouds of file data: Recorded, or Share.
+
+    share as in recorder.record.  workers: processes that compute shares before this one does what they
+    left and finishes; each with its part of the threads, or with one device.
+    """
     splits, model = _matching(data, teacher)
+    if workers > 1:
+        on_host = xp is np
+        arguments = dict(
+            views=views, seed=seed, logits=logits, with_clouds=with_clouds, force=force, engine=engine,
+            threads=max((threads or default_threads(xp)) // workers, 1),
+        )
+        parts, total = f"{out}.parts", views * -(-len(splits.train) // MOST_ROWS)
+
+        def look():
+            found = os.listdir(parts) if os.path.isdir(parts) else []
+            progress(sum(name.startswith("view-") and name.endswith(".h5") for name in found), total, "recording")
+
+        devices = 0 if on_host else xp.cuda.runtime.getDeviceCount()
+        run_workers(partial(_record_share, data, teacher, out, devices, arguments), workers, say=say, progress=look)
     with blas_on_one_thread(say):
         done = record(
             splits.train, pointnet_teacher(on_module(model, xp), engine), model_id(model), out, views,
             seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp), engine=engine,
-            data_file=os.path.basename(data), with_clouds=splits if with_clouds else None, say=say, progress=progress,
+            data_file=os.path.basename(data), with_clouds=splits if with_clouds else None, share=share, say=say,
+            progress=progress,
         )
     trained = model.trained
     if trained.get("epochs", 0) < trained.get("of_epochs", 0):
@@ -94,6 +116,13 @@ def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_cl
         seen = min(views, trained.get("epochs", 0))
         say(f"{teacher}: learnt from {seen} of these views, so its accuracy on them flatters; --seed draws others")
     return done
+
+
+def _record_share(data, teacher, out, devices, arguments, number, count):
+    """Compute one share of a recording, in a process of its own; devices: CUDA devices to choose from, or 0."""
+    if devices:
+        use_device(number, devices)
+    record_files(data, teacher, out, xp=load("cupy" if devices else "numpy"), share=(number, count), **arguments)
 
 
 def forecast_files(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False):

@@ -17,6 +17,7 @@ nn.params nn.ops nn.losses nn.workspace nn.products nn.winners nn.fused nn.point
 data.prepare data.clouds data.packed data.point_files data.foreign_hdf5 data.formats data.shapes
 model_file augment
 record.fields record.plan record.embedded record.finished record.store record.reader record.recorder record.verify
+record.workers
 evaluate self_target checkpoint run_folder train
 audit.vectors audit.problems audit.facts audit.rules audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
@@ -156,5 +157,5 @@ def test_the_package_stays_readable_in_an_afternoon():
     """The mathematics is one afternoon; files, formats and the command line are there for reference."""
     lines = {name: len(path.read_text().splitlines()) for name, path in modules_of(PACKAGE).items()}
     assert sum(count for name, count in lines.items() if name.startswith("nn.") or name in MATHEMATICS) <= 2500
-    assert sum(lines.values()) <= 10200
+    assert sum(lines.values()) <= 10350
     assert max(lines.values()) <= 400, max(lines, key=lines.get)

@@ -8,6 +8,19 @@ from minipc.cli.options import FILE, Verb, shared_options
 from minipc.cli.show import Console, result, size
 
 
+class ShareOf(click.ParamType):
+    """i/n."""
+
+    name = "i/n"
+
+    def convert(self, value, parameter, context):
+        try:
+            number, count = (int(part) for part in value.split("/"))
+        except ValueError:
+            self.fail(f"{value!r} is not i/n, e.g. 0/4 for the first of four shares", parameter, context)
+        return number, count
+
+
 @click.command("record", cls=Verb, interrupted="what was committed is kept; the same command again continues",
                short_help="Run a teacher once over augmented views.")
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
@@ -19,11 +32,14 @@ from minipc.cli.show import Console, result, size
               help="How logits are stored.")
 @click.option("--with-clouds", is_flag=True, help="Embed training and test clouds: one file trains a student.")
 @click.option("--dry-run", is_flag=True, help="Check and say what would be done; change nothing.")
+@click.option("--workers", type=click.IntRange(1, 1000), default=1, show_default=True,
+              help="Processes, each with its share of the shards.")
+@click.option("--shards", "share", type=ShareOf(), help="Only every n-th shard from the i-th on; a later run finishes.")
 @click.option("--force", is_flag=True, help="Record a teacher that is no better than chance.")
 @shared_options
 def command(
-    data, teacher, views, out, seed, logits, with_clouds, dry_run, force, backend, engine, threads, as_json, quiet,
-    verbose,
+    data, teacher, views, out, seed, logits, with_clouds, dry_run, workers, share, force, backend, engine, threads,
+    as_json, quiet, verbose,
 ):
     """Record a teacher's logits over augmented views of each training cloud.
 
@@ -33,6 +49,7 @@ def command(
     from minipc.backend import load
     from minipc.first_run import forecast_shapes, record_shapes
     from minipc.jobs import forecast_files, record_files
+    from minipc.record.recorder import Share
 
     if (data is None) != (teacher is None):
         raise click.UsageError(
@@ -40,6 +57,10 @@ def command(
             f"a teacher is needed; train one with: minipc train {data} --labels-only --model teacher --out teacher, "
             f"then: minipc record {data} --teacher teacher"
         )
+    if share is not None and (workers > 1 or data is None):
+        raise click.UsageError("--shards goes with DATA and --teacher, and without --workers")
+    if data is None and workers > 1:
+        raise click.UsageError("--workers goes with DATA and --teacher")
     what = dict(views=views, out=out, seed=seed, logits=logits, with_clouds=with_clouds)
     with Console(quiet, verbose) as console:
         xp = load(backend, console.say)
@@ -48,7 +69,15 @@ def command(
             return result(found._asdict(), as_json, _foreseen(found))
         settings = dict(what, force=force, xp=xp, engine=engine, threads=threads)
         settings |= dict(say=console.say, progress=console.progress)
-        done = record_shapes(**settings) if data is None else record_files(data, teacher, **settings)
+        if data is None:
+            done = record_shapes(**settings)
+        else:
+            done = record_files(data, teacher, share=share, workers=workers, **settings)
+    if isinstance(done, Share):
+        return result(done._asdict(), as_json, [
+            f"{done.out}: share {done.share} is there, {done.shards_there} of {done.shards} shards in all",
+            "the other shares, or the same command without --shards, go on and finish",
+        ])
     lines = [
         f"{done.out}: {done.clouds} clouds x {done.views} views, {size(done.bytes)}, run {done.run_id[:16]}",
         f"teacher accuracy on the recorded views {100 * done.teacher_accuracy:.2f} %; "

@@ -68,6 +68,16 @@ class Forecast(NamedTuple):
     damaged: tuple = ()  # a line for each file that would be set aside
 
 
+class Share(NamedTuple):
+    """What came of computing one share of a recording that others have to finish."""
+
+    out: str
+    run_id: str
+    share: str  # i/n
+    shards: int  # of the whole recording
+    shards_there: int  # that verify now
+
+
 def check_request(out, views, seed):
     """Raise UsageError or DataError for what no teacher needs to be called to refuse."""
     if not isinstance(views, int) or not 1 <= views <= MOST_VIEWS:
@@ -109,6 +119,11 @@ def forecast(
     )
 
 
+def _check_share(share):
+    if share is not None and not 0 <= share[0] < share[1]:
+        raise UsageError(f"shards: expected i/n with 0 <= i < n, e.g. 0/4, got {share[0]}/{share[1]}")
+
+
 def _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds):
     """Return the Store of a recording, after every check that needs no teacher."""
     check_request(out, views, seed)
@@ -124,7 +139,7 @@ def _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, wit
 def record(
     clouds, logits_of, teacher_id, out, views, *,
     seed=0, augment=AugmentConfig(), logits="float16", xp=np, threads=1,
-    engine=None, data_file=None, with_clouds=None, force=False, say=quiet, progress=quiet,
+    engine=None, data_file=None, with_clouds=None, force=False, share=None, say=quiet, progress=quiet,
 ):
     """Record views 0 .. views - 1 of every cloud to the file out and return Recorded.
 
@@ -134,17 +149,24 @@ def record(
     a hint for people, a base name.  with_clouds: the Splits whose training split is clouds, for a
     record that carries both, so that it and nothing else trains a student.  engine: which of ours
     computes, for the provenance of the shards.  say(line) and progress(done, total, text) report.
+    share: (i, n) with 0 <= i < n, only every n-th shard from the i-th on; where shards are missing
+    afterwards the result is a Share, else the record is finished as ever.
 
     Run again after any interruption it continues; with more views, or with_clouds, it adds them.
     Raises UsageError for views or a seed that cannot be, DataError for a teacher near chance (unless
     force), for logits that are not finite or do not fit the chosen dtype, and where another
     recording is in the same place; MinipcError where the disk is too small.
     """
+    _check_share(share)
     store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
     for line in store.begin():
         say(line)
     plan, missing = store.plan, store.missing()  # a finished record of more views keeps them
-    present = sum(1 for _ in plan.shards()) - len(missing)
+    shards = [shard[:2] for shard in plan.shards()]
+    present = len(shards) - len(missing)
+    if share is not None:
+        mine = set(shards[share[0] :: share[1]])
+        missing = [shard for shard in missing if shard[:2] in mine]
     left = sum(stop - first for _, first, stop in missing)
     seconds = 0.0
     try:
@@ -180,8 +202,13 @@ def record(
                 committing = committer.submit(store.commit_shard, view, first, *arrays, {**made_with, "max_kl": kl})
             committing.result()
         seconds = time.perf_counter() - start
-    else:
+    elif share is None:
         say(f"{out}: all {plan.views} views are recorded already" + ("" if store.complete else "; writing the file"))
+    if share is not None:  # others may have committed meanwhile, or finished
+        store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
+        left = len(store.missing())
+        if left:
+            return Share(out, plan.run_id, f"{share[0]}/{share[1]}", len(shards), len(shards) - left)
     # Also where nothing was missing: a kill may have come between the last shard and the merge.
     for name in store.finalise(progress):
         say(f"{store.parts}: {name} is kept; look at it and remove it")

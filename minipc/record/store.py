@@ -17,7 +17,7 @@ import numpy as np
 
 from minipc import files, hdf5
 from minipc.data.clouds import check_same_kind
-from minipc.errors import DataError, MinipcError, UsageError
+from minipc.errors import CheckFailed, DataError, MinipcError, UsageError
 from minipc.record import embedded
 from minipc.record.fields import (
     check_arrays, cloud_fields, open_fields, record_fields, shard_fields, write_rows,
@@ -152,7 +152,8 @@ class Store:
 
         scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS,
         device, and max_kl, the largest KL of rounding the logits.  Raises UsageError for a shard
-        that is not in the plan, DataError for arrays that are not such, MinipcError as commit.
+        that is not in the plan, DataError for arrays that are not such, CheckFailed where another
+        recorder committed other rows, MinipcError as commit.
         """
         plan = self.plan
         if (
@@ -177,9 +178,33 @@ class Store:
                 file.create_dataset(field.name, data=arrays[field.name], dtype=dtype)
 
         self._commit_plan()  # another recorder may have finished and removed the parts
+        if self._there_already(view, first, stop, arrays, meta):
+            return
         hdf5.write_hdf5(self._path(view, first), "shard", FORMAT, fill)
         if self._present is not None:
             self._present[view, first] = meta
+
+    def _there_already(self, view, first, stop, arrays, meta):
+        """Return whether another recorder committed this very shard meanwhile; the first one stays.
+
+        Raises CheckFailed where it holds other rows, although the same build made it.
+        """
+        path = self._path(view, first)
+        if not os.path.lexists(path):
+            return False
+        try:
+            there, rows = self._read(view, first, stop)
+        except DataError:
+            return False  # a bad one: written over
+        same = all(np.array_equal(rows[name], array) for name, array in arrays.items())
+        if not same and there["provenance"] == meta["provenance"]:
+            raise CheckFailed(
+                f"{path}: another recorder computed other rows with the same build: the teacher does not repeat "
+                "itself; look for what is random in it"
+            )
+        if self._present is not None:
+            self._present[view, first] = there
+        return True
 
     def finalise(self, progress=None):
         """Make the record of all views durable in out, then remove the parts; return what is left.
