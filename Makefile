@@ -46,6 +46,9 @@ audit: $(VENV)/installed  ## hold the mathematics against itself, and break it o
 	$(BIN)/minipc audit
 	$(BIN)/minipc audit --inject all
 
+torture: $(VENV)/ready  ## kill recorder and training a hundred times each, fill the disk, and compare byte for byte (ten minutes)
+	$(BIN)/python -m reference_tests.torture
+
 figures: $(VENV)/ready  ## the figures of docs/negative_weights.md, with matplotlib
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	$(BIN)/python -m reference_tests.figures docs/figures
@@ -55,5 +58,5 @@ lint: $(VENV)/ready  ## flake8, configured in setup.cfg
 
 check: lint test  ## what to run before a commit
 
-.PHONY: help demo test test-modelnet test-torch test-gpu bench bench-gpu audit figures lint check
+.PHONY: help demo test test-modelnet test-torch test-gpu bench bench-gpu audit torture figures lint check
 .DEFAULT_GOAL := help
