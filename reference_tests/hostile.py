@@ -1,0 +1,206 @@
+"""Files that lie: for each kind of file of ours, changed copies that a reader must refuse.
+
+Every change of the HDF5 content comes with a recomputed digest, so that the structural checks are what
+refuses it; the others are changes of the bytes, which the digest is there for.  `python -m
+reference_tests.hostile FOLDER` reads every file of the corpus in FOLDER, each by the reader of its
+kind, and prints what came of it, how long it took and the memory it needed: a process of its own, so
+that the memory is that of the readers.
+"""
+
+import io
+import json
+import os
+import resource
+import sys
+import time
+
+import h5py
+import numpy as np
+
+from minipc import files
+from minipc.checkpoint import read_checkpoint
+from minipc.data.clouds import read_clouds
+from minipc.errors import MinipcError
+from minipc.model_file import read_model
+from minipc.record.reader import RecordReader
+
+VERSIONS = {"record": 1, "clouds": 2, "model": 1, "checkpoint": 1}
+
+
+def read_record(path):
+    with RecordReader(path) as reader:
+        return [reader.view(view) for view in range(reader.views)]
+
+
+READERS = {"record": read_record, "clouds": read_clouds, "model": read_model, "checkpoint": read_checkpoint}
+
+
+def arrays_of(file):
+    """Return the names of all datasets but meta, largest first."""
+    found = []
+    file.visititems(lambda name, node: found.append((-node.size, name)) if isinstance(node, h5py.Dataset) else None)
+    return [name for _, name in sorted(found) if name != "meta"]
+
+
+def instead(make):
+    """Return a change that puts what make(file, name, array) creates in place of the largest dataset."""
+
+    def change(file):
+        name = arrays_of(file)[0]
+        array = file[name][...]
+        del file[name]
+        make(file, name, array)
+
+    return change
+
+
+def linked(link_to):
+    """Return a change to a link; link_to(name) makes it."""
+
+    def make(file, name, array):
+        file[name] = link_to(name)
+
+    return instead(make)
+
+
+def stored(shape=None, data=None, dtype=None, **how):
+    """Return a change to another dataset; shape and dtype as given, data a function of the array."""
+
+    def make(file, name, array):
+        values = {"data": data(array)} if data else {"shape": (shape or array.shape)[: array.ndim]}
+        file.create_dataset(name, dtype=dtype(array.dtype) if dtype else None if data else array.dtype, **values, **how)
+
+    return instead(make)
+
+
+def _virtual(file, name, array):
+    layout = h5py.VirtualLayout(array.shape, array.dtype)
+    layout[...] = h5py.VirtualSource("elsewhere.h5", "x", array.shape)
+    file.create_virtual_dataset(name, layout)
+
+
+def _external(file, name, array):
+    file.create_dataset(name, array.shape, array.dtype, external=[("/etc/passwd", 0, array.nbytes)])
+
+
+def _nan(array):
+    """Not a number in the middle; integers, which have none, become another type."""
+    if array.dtype.kind != "f":
+        return array.astype(">i8")
+    array.flat[array.size // 2] = np.nan
+    return array
+
+
+def _loop(file):
+    file["loop"] = file["/"]
+
+
+def _huge_type(file, name, array):
+    file.create_dataset(name, (1,), np.dtype([(f"f{i}", f"({1 << 16},)f8") for i in range(32)]))
+
+
+def meta(text):
+    """Return a change of meta to some bytes, None for none at all."""
+
+    def change(file):
+        del file["meta"]
+        if text is not None:
+            file.create_dataset("meta", data=np.frombuffer(text, np.uint8))
+
+    return change
+
+
+# Of the content; the digest is made anew.
+CHANGES = {
+    "external link": linked(lambda name: h5py.ExternalLink("elsewhere.h5", "/x")),
+    "external link to a system file": linked(lambda name: h5py.ExternalLink("/etc/passwd", "/x")),
+    "soft link": linked(lambda name: h5py.SoftLink("/meta")),
+    "soft link to itself": linked(lambda name: h5py.SoftLink(f"/{name}")),
+    "external storage": instead(_external),
+    "virtual dataset": instead(_virtual),
+    "link loop": _loop,
+    "shape bomb of a gigabyte": stored((1 << 10, 1 << 10, 1 << 8)),
+    "shape bomb of a terabyte": stored((1 << 20, 1 << 10, 1 << 8)),
+    "shape bomb of 160 TiB": stored((1 << 40, 40, 1)),
+    "huge type": instead(_huge_type),
+    "stacked filters": stored(data=np.array, chunks=True, compression="gzip", shuffle=True, fletcher32=True),
+    "chunks": stored(data=np.array, chunks=True),
+    "NaN": stored(data=_nan),
+    "big endian": stored(data=np.array, dtype=lambda dtype: dtype.newbyteorder(">")),
+    "another type": stored(data=np.array, dtype=lambda dtype: np.dtype("<f8")),
+    "text": stored(data=lambda array: ["a"] * 3),
+    "another rank": stored(data=lambda array: array.reshape(1, 1, 1, 1, -1)),
+    "one row more": stored(data=lambda array: np.concatenate([array, array[-1:]])),
+    "unwritten": stored(),
+    "a group": instead(lambda file, name, array: file.create_group(name)),
+    "nothing": instead(lambda file, name, array: None),
+    "another member": lambda file: file.create_dataset("more", data=np.zeros(3)),
+    "no meta": meta(None),
+    "meta is no JSON": meta(b"{"),
+    "meta is a list": meta(b"[]"),
+    "empty meta": meta(b"{}"),
+}
+
+
+def changed(whole, kind, change):
+    """Return the bytes of a file whose content was changed, with its digest made anew."""
+    image = io.BytesIO(whole)
+    with h5py.File(image, "r+", libver=("v108", "v110")) as file:
+        change(file)
+    return sealed_again(image.getvalue(), kind)
+
+
+def sealed_again(whole, kind):
+    """Return a file with a header that fits its bytes."""
+    body = whole[files.USER_BLOCK :]
+    return files.sealed(kind, VERSIONS[kind], len(whole), [body]) + body
+
+
+def corpus(whole, kind):
+    """Yield (name, bytes) of every hostile version of a good file."""
+    for name, change in CHANGES.items():
+        yield name, changed(whole, kind, change)
+    yield "empty", b""
+    yield "HDF5 without our header", whole[files.USER_BLOCK :]
+    yield "a foreign user block", b"foreign!" + whole[8:]
+    yield "trailing bytes", whole + b"\0"
+    yield "trailing bytes, digest made anew for less", whole + whole[:100]
+    for part in (1, 7, 8, 100, 511, 512, 513, len(whole) // 2, len(whole) - 1):
+        yield f"cut after {part} bytes", whole[:part]
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        bit = int(rng.integers(0, 8 * len(whole)))
+        yield f"bit {bit} turned", whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :]
+
+
+def fuzzed(whole, kind, count, rng):
+    """Yield (name, bytes) of files with some bytes of the content changed and the digest made anew."""
+    for number in range(count):
+        data = bytearray(whole)
+        for _ in range(int(rng.integers(1, 6))):
+            data[int(rng.integers(files.USER_BLOCK, len(data)))] = int(rng.integers(0, 256))
+        yield f"fuzzed {number}", sealed_again(bytes(data), kind)
+
+
+def main(folder):
+    """Read KIND/N for every kind; print {path: [outcome, seconds]} and the memory above the start, in bytes."""
+    found = {}
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for kind in READERS:
+        for name in sorted(os.listdir(os.path.join(folder, kind))):
+            path, start = os.path.join(folder, kind, name), time.monotonic()
+            try:
+                READERS[kind](path)
+                outcome = "read"
+            except MinipcError as reason:
+                one_line = reason.exit_code == 3 and "\n" not in str(reason)
+                outcome = "refused" if one_line else f"exit {reason.exit_code}: {reason}"
+            except Exception as reason:
+                outcome = f"{type(reason).__name__}: {reason}"
+            found[f"{kind}/{name}"] = [outcome, time.monotonic() - start]
+    memory = 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    print(json.dumps({"found": found, "memory": memory}))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,85 @@
+"""Hostile files: each is refused with exit code 3 in one line, quickly and in little memory."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from reference_tests import hostile
+
+SECONDS, MEMORY = 10, 300 << 20
+
+
+@pytest.fixture
+def good(data, say, folder):
+    """{kind: bytes of a good file}."""
+    quick = ("--epochs", "2", "--model", "6-8:6", "--quiet")
+    assert say("train", data, "--labels-only", "--out", "teacher", *quick)[0] == 0
+    assert say("record", data, "--teacher", "teacher", "--views", 2, "--force", "--quiet")[0] == 0
+    places = {
+        "record": "record.h5", "clouds": data, "model": "teacher/model.h5", "checkpoint": "teacher/checkpoint.h5",
+    }
+    return {kind: (folder / place).read_bytes() for kind, place in places.items()}
+
+
+def read_all(folder, files):
+    """Read {kind: [(name, bytes)]} in a process of its own: {(kind, name): (outcome, seconds)}, and its memory."""
+    names = {}
+    for kind, members in files.items():
+        os.makedirs(folder / kind)
+        for number, (name, data) in enumerate(members):
+            (folder / kind / f"{number:05d}.h5").write_bytes(data)
+            names[f"{kind}/{number:05d}.h5"] = kind, name
+    done = subprocess.run([sys.executable, "-m", "reference_tests.hostile", folder], capture_output=True, text=True,
+                          cwd=os.path.dirname(os.path.dirname(__file__)))
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    return {names[path]: outcome for path, outcome in told["found"].items()}, told["memory"]
+
+
+def test_every_hostile_file_of_every_kind_is_refused(good, tmp_path):
+    everything = {kind: list(hostile.corpus(whole, kind)) for kind, whole in good.items()}
+    found, memory = read_all(tmp_path / "corpus", everything)
+    assert len(found) > 4 * 200 and {kind for kind, _ in found} == set(hostile.READERS)
+    accepted = {what: outcome for what, (outcome, _) in found.items() if outcome != "refused"}
+    assert accepted == {}
+    assert max(seconds for _, seconds in found.values()) < SECONDS and memory < MEMORY
+
+
+def test_the_good_files_of_the_corpus_are_read(good, tmp_path):
+    """Also after a change that changes nothing, sealed again: what refuses the others is their content."""
+    same = {kind: [("as it was", whole), ("sealed again", hostile.changed(whole, kind, lambda file: None))]
+            for kind, whole in good.items()}
+    found, _ = read_all(tmp_path / "same", same)
+    assert {outcome for outcome, _ in found.values()} == {"read"}
+
+
+def test_whatever_bytes_with_a_right_digest_are_read_or_refused_and_nothing_else(good, tmp_path):
+    """Fuzz: some bytes of the content are changed and the digest made anew."""
+    rng = np.random.default_rng(7)
+    found, memory = read_all(
+        tmp_path / "fuzz", {kind: list(hostile.fuzzed(whole, kind, 150, rng)) for kind, whole in good.items()}
+    )
+    outcomes = {outcome for outcome, _ in found.values()}
+    assert outcomes == {"read", "refused"}
+    assert max(seconds for _, seconds in found.values()) < SECONDS and memory < MEMORY
+
+
+@pytest.mark.parametrize("what", ["folder", "pipe", "link to nowhere", "device"])
+def test_what_is_no_file_is_refused_without_hanging(what, say, folder):
+    path = folder / "x.h5"
+    if what == "folder":
+        path.mkdir()
+    elif what == "pipe":
+        os.mkfifo(path)
+    elif what == "link to nowhere":
+        path.symlink_to("nowhere")
+    else:
+        path.symlink_to("/dev/zero")
+    for words in (("info", "x.h5"), ("verify", "x.h5"), ("train", "--record", "x.h5"), ("eval", "x.h5"),
+                  ("train", "x.h5", "--labels-only")):
+        code, out, err = say(*words)
+        assert (code, out, err.count("\n")) == (3, "", 1), (words, err)
