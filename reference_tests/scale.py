@@ -1,0 +1,100 @@
+"""Does the store stay linear: `python -m reference_tests.scale` measures it with made-up logits, 10,000 shards.
+
+No teacher runs: a callable returns numbers, and a shard holds the rows of one view of a few clouds, so
+that what is measured is the store.  Prints a table for docs/scale.md; every stage in a process of its
+own, so that its peak memory is its own.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+
+import numpy as np
+
+from minipc.data.clouds import Clouds
+from minipc.record.plan import read_plan
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import record
+from minipc.record.store import Store
+from minipc.record.verify import verify
+
+CLOUDS, CLASSES = 64, 40
+STAGES = ("record half", "scan", "resume and finalise", "open", "verify")
+
+
+def clouds():
+    points = np.random.default_rng(0).standard_normal((CLOUDS, 8, 3)).astype(np.float32)
+    names = tuple(f"class {k}" for k in range(CLASSES))
+    return Clouds(points, np.arange(CLOUDS) % CLASSES, names, "z", "none")
+
+
+def teacher(points):
+    """Return logits that cost nothing."""
+    return np.tile(points.reshape(len(points), -1)[:, :8], (1, CLASSES // 8))
+
+
+def stage(name, path, views):
+    """Run one stage on the record in path."""
+    if name == "record half":
+        record(clouds(), teacher, "made up", path, views, force=True, share=(0, 2))
+    elif name == "scan":
+        assert len(Store(path, read_plan(os.path.join(f"{path}.parts", "plan.json"))).missing()) == views // 2
+    elif name == "resume and finalise":
+        record(clouds(), teacher, "made up", path, views, force=True)
+    elif name == "open":
+        RecordReader(path).close()
+    else:
+        with RecordReader(path) as reader:
+            assert verify(reader, clouds(), teacher, 1024).passed
+
+
+def measured(name, path, views):
+    """Return (seconds, bytes of peak memory above the imports) of one stage in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "reference_tests.scale", "--stage", name, "--path", path, "--views", str(views)],
+        capture_output=True, text=True,
+    )
+    if done.returncode:
+        raise SystemExit(done.stderr)
+    return json.loads(done.stdout)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--shards", type=int, nargs="*", default=[1000, 10000])
+    parser.add_argument("--stage")
+    parser.add_argument("--path")
+    parser.add_argument("--views", type=int)
+    options = parser.parse_args()
+    if options.stage:
+        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+        stage(options.stage, options.path, options.views)
+        seconds = time.perf_counter() - start
+        print(json.dumps([seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)]))
+        return
+    found, sizes = {}, {}
+    for shards in options.shards:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "record.h5")
+            found[shards] = {name: measured(name, path, shards) for name in STAGES}
+            sizes[shards] = os.path.getsize(path)
+    heads = "".join(f" {shards:,} shards | MB |" for shards in options.shards)
+    print(f"| stage |{heads} times as long |\n| --- |{' ---: | ---: |' * len(options.shards)} ---: |")
+    first, last = options.shards[0], options.shards[-1]
+    for name in STAGES:
+        each = [stages[name] for stages in found.values()]
+        cells = "".join(f" {seconds:.2f} s | {memory / 1e6:.0f} |" for seconds, memory in each)
+        print(f"| {name} |{cells} {found[last][name][0] / found[first][name][0]:.1f} |")
+    for shards, size in sizes.items():
+        seconds = found[shards]["verify"][0]
+        print(f"{shards:,} shards: {size / 1e6:.1f} MB, {size / shards / CLOUDS:.2f} bytes a row, "
+              f"verified at {size / seconds / 1e6:.0f} MB/s")
+
+
+if __name__ == "__main__":
+    main()
