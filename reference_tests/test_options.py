@@ -14,7 +14,7 @@ from minipc.nn.losses import LossConfig
 from minipc.train import TrainConfig
 
 VERBS = verbs_below(minipc)
-TRIED = [("7", "8", "9"), ("0.25", "0.5", "0.75"), ("0:1", "0:2", "0:3")]  # what options take
+TRIED = [("7", "8", "9"), ("0.25", "0.5", "0.75"), ("0:1", "0:2", "0:3"), ("0/2", "0/3", "1/3")]  # what options take
 OPTIONS = [(verb, name) for verb in VERBS for name in options_of(VERBS[verb])]
 
 
