@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ def start(folder):
         started.append(subprocess.Popen(
             [*MINIPC, *map(str, words)], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=folder,
             env=environment | {"PYTHONPATH": ROOT},
+            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
         ))
         return started[-1]
 

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,8 @@ def minipc(*words, cwd, **how):
     """Start one command; return its process."""
     return subprocess.Popen(
         [sys.executable, "-m", "minipc", *words], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}, **how,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL), **how,  # a background job ignores it
     )
 
 
