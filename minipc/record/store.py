@@ -20,37 +20,13 @@ from minipc.data.clouds import check_same_kind
 from minipc.errors import CheckFailed, DataError, MinipcError, UsageError
 from minipc.record import embedded
 from minipc.record.fields import (
-    check_arrays, cloud_fields, open_fields, record_fields, shard_fields, write_rows,
+    check_arrays, cloud_fields, record_fields, shard_fields, write_rows,
 )
 from minipc.record.finished import check_kl, clouds_of, open_record, sizes
 from minipc.record.plan import FORMAT, read_plan, write_plan
+from minipc.record.shard import read_shard, shard_name
 
 SHARD_OVERHEAD = 4096  # bytes beside the rows, rounded up, and the block that a file ends in
-SHARD_META = {"run_id", "view", "first", "rows", "provenance", "max_kl"}
-
-
-def shard_name(view, first):
-    """Return the name of a shard in OUT.parts."""
-    return f"view-{view:05d}-row-{first:08d}.h5"
-
-
-def read_shard(path, plan, view, first, stop):
-    """Return (meta, {field name: array}) of one verified shard of a plan.  Raises DataError."""
-    fields = shard_fields(plan.logits)
-    with hdf5.open_hdf5(path, "shard", FORMAT, cap=1 << 31) as file:
-        datasets = open_fields(file, fields, {**sizes(plan), "N": stop - first}, path)
-        meta = hdf5.read_meta(file, path)
-        files.check_keys(meta, SHARD_META, path)
-        check_kl(meta["max_kl"], path)
-        expected = {"run_id": plan.run_id, "view": view, "first": first, "rows": stop - first}
-        for key, value in expected.items():
-            if meta[key] != value:
-                raise DataError(f"{path}: {key} is {meta[key]}, expected {value}")
-        if not isinstance(meta["provenance"], dict):
-            raise DataError(f"{path}: provenance is no mapping")
-        return meta, {
-            name: hdf5.read_rows(dataset, ..., path) for name, dataset in datasets.items()
-        }
 
 
 class Store:
