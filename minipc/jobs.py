@@ -60,6 +60,15 @@ def find_data(data, hint, near, points_hash=None):
     return path, splits
 
 
+def clouds_of(data, reader, hint, near):
+    """Return the path and Splits of data, or of what an open record holds, or of the file named hint.
+
+    reader: a RecordReader or None; hint and near as in find_file.  Raises DataError.
+    """
+    carried = reader.clouds() if data is None and reader else None
+    return find_data(data, hint, near) if carried is None else (reader.path, carried)
+
+
 def read_data(path):
     """Return the Splits of a clouds file, or of a record that carries its clouds.  Raises DataError."""
     if os.path.isdir(path):
@@ -213,7 +222,7 @@ def verify_files(record_path, data, teacher, *, sample=1024, xp, engine="fused",
     and teacher do not belong together.
     """
     with RecordReader(record_path) as reader, blas_on_one_thread(say):
-        clouds = _clouds_of(reader, data)
+        clouds = clouds_of(data, reader, reader.meta["data_file"], record_path)[1].train
         logits_of = None
         if teacher is not None:
             model = read_model(model_path(teacher))
@@ -249,7 +258,7 @@ def recorded_rows(record_path, data, self_record=None):
 def _recorded(record_path, data, self_record):
     """Give an open record, the labels (N,) of its clouds, and the open second record or None."""
     with RecordReader(record_path) as reader, ExitStack() as stack:
-        clouds = _clouds_of(reader, data)
+        clouds = clouds_of(data, reader, reader.meta["data_file"], record_path)[1].train
         reader.check_belongs(clouds)
         earlier = self_record and stack.enter_context(RecordReader(self_record))
         if earlier:
@@ -257,9 +266,3 @@ def _recorded(record_path, data, self_record):
             if earlier.views < reader.views:
                 raise DataError(f"{self_record}: {earlier.views} views, expected {reader.views}; record as many")
         yield reader, clouds.labels, earlier
-
-
-def _clouds_of(reader, data):
-    """Return the training clouds in data, or those that the record carries, or those of the file it names."""
-    carried = reader.clouds() if data is None else None
-    return (carried or find_data(data, reader.meta["data_file"], reader.path)[1]).train

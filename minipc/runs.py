@@ -15,7 +15,7 @@ from minipc.augment import AugmentConfig
 from minipc.backend import blas_on_one_thread, default_threads, provenance
 from minipc.data.clouds import Splits
 from minipc.errors import DataError, MinipcError, UsageError
-from minipc.jobs import find_data, find_file
+from minipc.jobs import clouds_of, find_file
 from minipc.nn.losses import LABELS_ALONE, LossConfig, formula
 from minipc.nn.pointnet import ModelConfig, count, forward_train, sizes
 from minipc.nn.workspace import Workspace
@@ -125,7 +125,7 @@ def train_files(data, record_path, model, loss, config, *, labels_only=False, se
     out = out or free_name("run")
     with blas_on_one_thread(running.get("say")), ExitStack() as stack:
         reader = record_path and stack.enter_context(RecordReader(record_path))
-        data, splits = _clouds_of(data, reader, reader and reader.meta["data_file"], record_path)
+        data, splits = clouds_of(data, reader, reader and reader.meta["data_file"], record_path)
         earlier = self_record and stack.enter_context(RecordReader(self_record))
         work = _Work(RunConfig(
             provenance=provenance(running["xp"]), data=os.path.basename(data), clouds=identity(splits),
@@ -172,7 +172,7 @@ def resume_files(out, *, data=None, record_path=None, self_record=None, wanted=N
 
         reader = reader_of(record_path, config.record, "--record")
         earlier = reader_of(self_record, config.self_record, "--self-record")
-        data, splits = _clouds_of(data, reader, config.data, place)
+        data, splits = clouds_of(data, reader, config.data, place)
         found = identity(splits)
         other = sorted(name for name in found if found[name] != config.clouds.get(name))
         if other:
@@ -292,12 +292,6 @@ class _Work:
                 "model": folder.file("best.h5"),
             }
         return Run(values, trained)
-
-
-def _clouds_of(data, reader, hint, near):
-    """Return the path and Splits of data, or of what the record holds, or of the file named hint."""
-    carried = reader.clouds() if data is None and reader else None
-    return find_data(data, hint, near) if carried is None else (reader.path, carried)
 
 
 def _named(reader):

@@ -17,16 +17,10 @@ import pytest
 from minipc import files
 from minipc.errors import DataError
 from minipc.record import fields, store
-from minipc.record.plan import Plan
 from minipc.record.store import Store, read_shard, shard_name
 from reference_tests import power
+from test_record_store import PLAN
 
-PLAN = Plan(
-    clouds=10, classes=3, logits="float16", block=2, rows_per_shard=4,
-    augment={"scale_low": 0.5, "order": "scale, shift"}, seed=7, points_hash="a" * 64,
-    labels_hash="b" * 64, teacher_id="teacher", class_names=("bed", "bowl", "desk"), up_axis="z",
-    normalisation="none", views=2,
-)
 SHARDS = list(PLAN.shards())
 DRAWS = 40  # of the blocks that survive, for each moment and each prefix of names
 
