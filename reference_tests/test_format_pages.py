@@ -17,7 +17,7 @@ from minipc import checkpoint, files, model_file
 from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.data import clouds
 from minipc.nn.pointnet import ModelConfig
-from minipc.record import embedded, fields as record_table, finished, plan, recorder, store
+from minipc.record import embedded, fields as record_table, finished, plan, recorder, shard, store
 from minipc.record.reader import RecordReader
 from minipc.streams import view_words
 
@@ -189,7 +189,7 @@ def golden_records_have_the_fields_of_the_page(text):
 
 def metadata_is_that_of_the_code(text):
     for heading, wanted in (
-        ("Of the record", finished.RECORD_META | {"clouds"}), ("Of the shard", store.SHARD_META),
+        ("Of the record", finished.RECORD_META | {"clouds"}), ("Of the shard", shard.SHARD_META),
         ("Of the clouds", embedded.CLOUDS_META),
     ):
         found = [row[0] for row in table(text, heading)]
