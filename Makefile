@@ -32,6 +32,10 @@ test-torch: $(VENV)/ready  ## parity with PyTorch and its example; installed if 
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
 	MINIPC_REQUIRE_TORCH=1 $(BIN)/python -m pytest $(TORCH_TESTS) -k "torch"
 
+test-dask: $(VENV)/ready  ## recording on a Dask cluster of this machine; installed if absent, a missing Dask is a failure
+	$(BIN)/pip install --quiet --editable '.[dask]'
+	MINIPC_REQUIRE_DASK=1 $(BIN)/python -m pytest reference_tests/test_scheduler.py
+
 test-gpu: $(VENV)/ready  ## the same tests on CuPy (pip install the extra gpu12 or gpu13); no device is a failure
 	MINIPC_REQUIRE_GPU=1 $(BIN)/python -m pytest
 
@@ -58,5 +62,5 @@ lint: $(VENV)/ready  ## flake8, configured in setup.cfg
 
 check: lint test  ## what to run before a commit
 
-.PHONY: help demo test test-modelnet test-torch test-gpu bench bench-gpu audit torture figures lint check
+.PHONY: help demo test test-modelnet test-torch test-dask test-gpu bench bench-gpu audit torture figures lint check
 .DEFAULT_GOAL := help

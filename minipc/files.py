@@ -34,8 +34,7 @@ _MAGIC = b"\x89minipc\n"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HEADER = struct.Struct("<8s16sIIQ32s")  # magic, kind, version, zero, length, digest
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
-_BAD_DISK = (errno.EIO, errno.ENOSPC, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
-_BAD_PLACE = "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENAMETOOLONG ELOOP".split()
+_BAD_PLACE = "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENAMETOOLONG ELOOP ENXIO".split()
 
 
 def canonical_json(value):
@@ -227,6 +226,18 @@ def kind_of(path):
     return found if found in KINDS else None
 
 
+def digest_of(path):
+    """Return the digest that the header of path claims, unverified, in hexadecimal.
+
+    Raises DataError where path cannot be read or is too short for a header.
+    """
+    with _Exact(path) as file, _reading(path):
+        head = os.pread(file.fileno(), _HEADER.size, 0)
+    if len(head) < _HEADER.size:
+        raise DataError(f"{path}: is damaged: it ends after {len(head)} bytes; restore a copy")
+    return _HEADER.unpack(head)[5].hex()
+
+
 def read_bytes(path, most):
     """Return the bytes of a small file that is not in our format, of at most most bytes.
 
@@ -257,8 +268,8 @@ class _Exact(io.FileIO):
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
             why = getattr(reason, "strerror", None) or reason
-            kind = MinipcError if getattr(reason, "errno", None) in _BAD_DISK else DataError
-            remedy = "the disk" if kind is MinipcError else "name and rights"
+            code = errno.errorcode.get(getattr(reason, "errno", None))
+            kind, remedy = (DataError, "name and rights") if code in (None, *_BAD_PLACE) else (MinipcError, "the disk")
             raise kind(f"{path}: cannot be read ({why}); check {remedy}") from reason
         try:
             with _reading(path):

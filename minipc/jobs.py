@@ -90,11 +90,12 @@ def read_data(path):
 
 
 def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False, force=False, xp,
-                 engine="fused", threads=None, share=None, workers=1, say=quiet, progress=quiet):
+                 engine="fused", threads=None, share=None, workers=1, scheduler=None, say=quiet, progress=quiet):
     """Record the model in file or run folder teacher on the training clouds of file data: Recorded, or Share.
 
     share as in recorder.record.  workers: processes that compute shares before this one does what they
-    left and finishes; each with its part of the threads, or with one device.
+    left and finishes; each with its part of the threads, or with one device.  scheduler: address of a Dask
+    scheduler whose workers compute the shards.
     """
     splits, model = _matching(data, teacher)
     if workers > 1:
@@ -116,7 +117,7 @@ def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_cl
             splits.train, pointnet_teacher(on_module(model, xp), engine), model_id(model), out, views,
             seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp), engine=engine,
             data_file=os.path.basename(data), with_clouds=splits if with_clouds else None, share=share, say=say,
-            progress=progress,
+            elsewhere=scheduler and _elsewhere(scheduler, data, teacher, xp, engine), progress=progress,
         )
     trained = model.trained
     if trained.get("epochs", 0) < trained.get("of_epochs", 0):
@@ -132,6 +133,19 @@ def _record_share(data, teacher, out, devices, arguments, number, count):
     if devices:
         use_device(number, devices)
     record_files(data, teacher, out, xp=load("cupy" if devices else "numpy"), share=(number, count), **arguments)
+
+
+def _elsewhere(scheduler, data, teacher, xp, engine):
+    """Return what recorder.record takes for elsewhere, on a Dask scheduler."""
+    from minipc.record.scheduler import on_scheduler
+
+    read = partial(_clouds_and_model, os.path.abspath(data), os.path.abspath(teacher))
+    return partial(on_scheduler, scheduler, read, xp.__name__, engine)
+
+
+def _clouds_and_model(data, teacher):
+    splits, model = _matching(data, teacher)
+    return splits.train, model
 
 
 def forecast_files(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False):

@@ -1,7 +1,8 @@
 """Files that lie: for each kind of file of ours, changed copies that a reader must refuse.
 
 Every change of the HDF5 content comes with a recomputed digest, so that the structural checks are what
-refuses it; the others are changes of the bytes, which the digest is there for.  `python -m
+refuses it; the others are changes of the bytes, which the digest is there for.  Data sets of others have no
+digest, and what is merely unusual in them is read.  `python -m
 reference_tests.hostile FOLDER` reads every file of the corpus in FOLDER, each by the reader of its
 kind, and prints what came of it, how long it took and the memory it needed: a process of its own, so
 that the memory is that of the readers.
@@ -12,7 +13,9 @@ import json
 import os
 import resource
 import sys
+import tempfile
 import time
+import zlib
 
 import h5py
 import numpy as np
@@ -20,6 +23,8 @@ import numpy as np
 from minipc import files
 from minipc.checkpoint import read_checkpoint
 from minipc.data.clouds import read_clouds
+from minipc.data.foreign_hdf5 import read_single_hdf5
+from minipc.data.formats import read_modelnet
 from minipc.errors import MinipcError
 from minipc.model_file import read_model
 from minipc.record.reader import RecordReader
@@ -32,7 +37,23 @@ def read_record(path):
         return [reader.view(view) for view in range(reader.views)]
 
 
-READERS = {"record": read_record, "clouds": read_clouds, "model": read_model, "checkpoint": read_checkpoint}
+def read_single(path):
+    return read_single_hdf5(path, 16)
+
+
+def read_folder(path):
+    """Read one file as both parts of a ModelNet folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        for name, text in (("shape_names", "a\nb"), ("train_files", "part.h5"), ("test_files", "part.h5")):
+            with open(os.path.join(folder, f"{name}.txt"), "w") as file:
+                file.write(text)
+        os.symlink(os.path.abspath(path), os.path.join(folder, "part.h5"))
+        return read_modelnet(folder, 16)
+
+
+OURS = {"record": read_record, "clouds": read_clouds, "model": read_model, "checkpoint": read_checkpoint}
+OTHERS = {"data set": read_single, "part": read_folder}
+READERS = OURS | OTHERS
 
 
 def arrays_of(file):
@@ -142,12 +163,17 @@ CHANGES = {
 }
 
 
-def changed(whole, kind, change):
-    """Return the bytes of a file whose content was changed, with its digest made anew."""
+def edited(whole, change):
+    """Return the bytes of a file whose content was changed."""
     image = io.BytesIO(whole)
     with h5py.File(image, "r+", libver=("v108", "v110")) as file:
         change(file)
-    return sealed_again(image.getvalue(), kind)
+    return image.getvalue()
+
+
+def changed(whole, kind, change):
+    """The same with its digest made anew."""
+    return sealed_again(edited(whole, change), kind)
 
 
 def sealed_again(whole, kind):
@@ -173,20 +199,60 @@ def corpus(whole, kind):
         yield f"bit {bit} turned", whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :]
 
 
+def _deflated(shape, chunks, dtype="<f4"):
+    """Return a change to a dataset of zeros, deflated a thousand times over and stored whole: no lie, but a bomb."""
+
+    def make(file, name, array):
+        found = file.create_dataset(name, shape, dtype, chunks=chunks, compression="gzip")
+        chunk = zlib.compress(bytes(found.dtype.itemsize * int(np.prod(chunks))))
+        for at in np.ndindex(*(-(-size // step) for size, step in zip(shape, chunks))):
+            found.id.write_direct_chunk(tuple(int(i * step) for i, step in zip(at, chunks)), chunk)
+
+    return instead(make)
+
+
+# In a data set of others these are unusual and no lie.
+OF_META = {"no meta", "meta is no JSON", "meta is a list", "empty meta"}  # of which it has none
+HARMLESS = {"chunks", "stacked filters", "big endian", "another type", "another member", "link loop"} | OF_META
+BOMBS = {
+    "deflated gigabytes": _deflated((60, 1 << 18, 3), (1, 1 << 18, 3)),
+    "a cloud of a gigabyte": _deflated((60, 1 << 23, 3), (1, 1 << 18, 3)),
+    "a chunk of a gigabyte": _deflated((60, 1 << 20, 3), (60, 1 << 20, 3)),
+    "clouds without number": _deflated((1 << 24, 1, 3), (1 << 20, 1, 3)),
+}
+
+
+def harmless_of_others(whole):
+    """Yield (name, bytes) of versions of a good data set that shall be read."""
+    yield "as it was", whole
+    for name in sorted(HARMLESS - OF_META):
+        yield name, edited(whole, CHANGES[name])
+
+
+def corpus_of_others(whole):
+    """Yield (name, bytes) of every hostile version of a good data set that is not ours."""
+    for name, change in {**CHANGES, **BOMBS}.items():
+        if name not in HARMLESS:
+            yield name, edited(whole, change)
+    yield "empty", b""
+    for part in (1, 7, 8, 100, 511, 512, len(whole) // 2, len(whole) - 1):
+        yield f"cut after {part} bytes", whole[:part]
+
+
 def fuzzed(whole, kind, count, rng):
     """Yield (name, bytes) of files with some bytes of the content changed and the digest made anew."""
     for number in range(count):
         data = bytearray(whole)
         for _ in range(int(rng.integers(1, 6))):
-            data[int(rng.integers(files.USER_BLOCK, len(data)))] = int(rng.integers(0, 256))
-        yield f"fuzzed {number}", sealed_again(bytes(data), kind)
+            data[int(rng.integers(files.USER_BLOCK if kind in OURS else 0, len(data)))] = int(rng.integers(0, 256))
+        yield f"fuzzed {number}", sealed_again(bytes(data), kind) if kind in OURS else bytes(data)
 
 
 def main(folder):
     """Read KIND/N for every kind; print {path: [outcome, seconds]} and the memory above the start, in bytes."""
     found = {}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for kind in READERS:
+    for kind in sorted(set(READERS) & set(os.listdir(folder))):
         for name in sorted(os.listdir(os.path.join(folder, kind))):
             path, start = os.path.join(folder, kind, name), time.monotonic()
             try:

@@ -1,8 +1,8 @@
 """Does the store stay linear: `python -m reference_tests.scale` measures it with made-up logits, 10,000 shards.
 
 No teacher runs: a callable returns numbers, and a shard holds the rows of one view of a few clouds, so
-that what is measured is the store.  Prints a table for docs/scale.md; every stage in a process of its
-own, so that its peak memory is its own.
+that what is measured is the store.  Every stage runs in a process of its own, so that its peak memory is its
+own.  Then the same for shards of several sizes: `--sizes` rows.  Prints the tables of docs/scale.md.
 """
 
 import argparse
@@ -17,7 +17,7 @@ import time
 import numpy as np
 
 from minipc.data.clouds import Clouds
-from minipc.record.plan import read_plan
+from minipc.record.plan import Plan, read_plan
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
 from minipc.record.store import Store
@@ -64,12 +64,44 @@ def measured(name, path, views):
     return json.loads(done.stdout)
 
 
+def commits(rows, many=2**17):
+    """Return (seconds, bytes, files) of committing `many` rows in shards of some rows, and seconds of finalising."""
+    rng = np.random.default_rng(0)
+    params, logits = rng.standard_normal((2, rows, 3), np.float32), rng.standard_normal((rows, CLASSES), np.float32)
+    plan = Plan(
+        clouds=many, classes=CLASSES, logits="float16", block=32, rows_per_shard=rows, augment={}, seed=0,
+        points_hash="0", labels_hash="0", teacher_id="made up", class_names=tuple(map(str, range(CLASSES))),
+        up_axis="z", normalisation="none", views=1,
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(os.path.join(folder, "record.h5"), plan)
+        start = time.perf_counter()
+        for view, first, _ in store.missing():
+            store.commit_shard(view, first, *params, logits.astype(np.float16), {})
+        committed = time.perf_counter()
+        names = [entry for entry in os.scandir(store.parts) if entry.name.endswith(".h5")]
+        size = sum(512 * entry.stat().st_blocks for entry in names)
+        store.finalise()
+        return committed - start, size, len(names), time.perf_counter() - committed, os.path.getsize(store.out)
+
+
+def print_sizes(sizes):
+    print("| rows a shard | kB a shard on disk | ms a commit | rows committed a second | finalised, MB/s | "
+          "files of a million clouds x 100 views |")
+    print("| ---: | ---: | ---: | ---: | ---: | ---: |")
+    for rows in sizes:
+        seconds, size, files, finalising, whole = commits(rows)
+        print(f"| {rows:,} | {size / files / 1e3:.0f} | {1e3 * seconds / files:.1f} | {rows * files / seconds:,.0f} | "
+              f"{whole / finalising / 1e6:.0f} | {100 * -(-10**6 // rows):,} |")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shards", type=int, nargs="*", default=[1000, 10000])
     parser.add_argument("--stage")
     parser.add_argument("--path")
     parser.add_argument("--views", type=int)
+    parser.add_argument("--sizes", type=int, nargs="*", default=[32, 256, 1024, 4096])
     options = parser.parse_args()
     if options.stage:
         before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
@@ -94,6 +126,7 @@ def main():
         seconds = found[shards]["verify"][0]
         print(f"{shards:,} shards: {size / 1e6:.1f} MB, {size / shards / CLOUDS:.2f} bytes a row, "
               f"verified at {size / seconds / 1e6:.0f} MB/s")
+    print_sizes(options.sizes)
 
 
 if __name__ == "__main__":

@@ -37,6 +37,7 @@ from minipc.record.reader import RecordReader  # noqa: E402
 from minipc.record.recorder import compute_shard, pointnet_teacher, record  # noqa: E402
 from minipc.train import Task, TrainConfig, recorded_views  # noqa: E402
 from reference_tests.speed_page import page  # noqa: E402
+from reference_tests.speed_parts import parts  # noqa: E402
 from reference_tests.speed_workers import IN_A_ROW, RECORDED  # noqa: E402
 
 THREADS = len(os.sched_getaffinity(0))
@@ -359,6 +360,7 @@ def main():
     if not options.quick:
         on_files(values, say)
         narrow_layers(values, say)
+        values["step_parts"] = {size: parts(size, STEP, THREADS) for size in NAMED_SIZES}
         with open(options.out, "w") as file:
             file.write(page(values))
         say(f"wrote {options.out}")

@@ -70,11 +70,13 @@ def page(v):
         f"reaches {v['large_product_gflops']} here, so this is {100 * v['recording_vs_large_product']:.0f} % of it: "
         "worker threads with BLAS on one thread each\nare the better division, and no product is too small."
     )
-    shared, _, _ = NAMED_SIZES["teacher"]
-    pairs = list(zip((3, *shared), shared))
-    macs = sum(i * (i + 1) + i * o for i, o in pairs) + sum((i + 1) * o for i, o in pairs[:-1])
-    macs += sum(i * (i + 1 + o) for i, o in pairs[1:-1]) + pairs[-1][0] * (pairs[-1][0] + 1)
-    teacher_gflops = 2e-6 * macs * 32 * 1024 / v["teacher_step_ms"]["numpy"]
+    parts = [
+        (size, f"{found['step']:.1f}", f"{found['products']:.1f}",
+         f"{1e-6 * found['operations'] / found['products']:.0f}",
+         *(f"{found[name]:.1f}" for name in ("elementwise", "waiting", "outside")),
+         *(f"{v[f'{size}_step_ms'][name] / found['products']:.2f}" for name in peers))
+        for size in NAMED_SIZES for found in [v["step_parts"][size]]
+    ]
     threads = {name: rows[0]["ms"] / rows[-1]["ms"] for name, rows in v["scaling"].items() if name.endswith("threads")}
     together = ", ".join(f"{name.split()[0]} {ratio:.2f}" for name, ratio in threads.items())
     views = v["recording_seconds_by_views"]
@@ -140,11 +142,18 @@ and backward together. (Measured without what surrounds them.)
 
 ## What bounds it
 
-Counted as in section 6 of fast_engine.md, the shared layers of the teacher's step run at
-{teacher_gflops:.0f} GFLOP/s, everything else of the step included; the large product reaches
-{v["large_product_gflops"]}. Half the arithmetic of the textbook form is left; the products bound it.
+Where the milliseconds of a step go, in another run of it with a clock around each piece: "products" are those
+of the shared layers and "around" is what threads do beside them, both divided among the threads; "waiting" is
+what threads need to begin and to wait for the last; "alone" is what one thread does while the others rest. The
+last columns are the ratios that would be left if a step were its products and nothing else.
 
-The students are bound by products of 16 to 64 channels, by three passes over activations and by the
-interpreter: threads meet ten times a step and take turns in Python between calls. All threads together
-are as fast as one, times: {together}.
+{table(["step", "whole", "products", "GFLOP/s", "around", "waiting", "alone",
+        *(f"products against {NAMES[name]}" for name in peers)], parts)}
+
+The large product reaches {v["large_product_gflops"]} GFLOP/s, and section 6 of fast_engine.md counts half the
+arithmetic of the textbook form, so the teacher is bound by its products; the largest is the last shared layer's,
+whose every entry is a candidate of the maximum. The students are bound by what lies around narrow products: passes
+over activations for ReLU and its mask, gathering and scattering at winners, nine meetings of the threads at what
+it takes to wake one, and hundreds of calls of NumPy on arrays of a few hundred numbers, which no thread
+shares. All threads together are as fast as one, times: {together}.
 """

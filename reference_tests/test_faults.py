@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 
 import pytest
 
@@ -51,7 +52,9 @@ def test_a_recording_makes_all_these_calls(counts):
     assert counts.keys() == set(CALLS) and sum(counts.values()) > 200
 
 
-@pytest.mark.parametrize("for_good, code", [(False, errno.EIO), (True, errno.ENOSPC)], ids=["once", "for good"])
+@pytest.mark.parametrize("for_good, code", [
+    (False, errno.EIO), (False, errno.ENOSPC), (False, errno.EINTR), (True, errno.EIO), (True, errno.ENOSPC),
+], ids=["EIO once", "ENOSPC once", "EINTR once", "EIO for good", "ENOSPC for good"])
 @pytest.mark.parametrize("name", CALLS)
 def test_whichever_call_fails_the_end_is_one_line_and_the_same_command_leads_to_the_same_bytes(
     name, for_good, code, counts, judge, tmp_path
@@ -90,3 +93,16 @@ def test_writes_of_a_few_bytes_at_a_time_make_the_same_record(judge, tmp_path):
     with on(Short()):
         record(tmp_path)
     assert (tmp_path / "record.h5").read_bytes() == judge.record
+
+
+def test_signals_that_come_all_the_time_change_no_byte(judge, tmp_path):
+    """A real EINTR, as often as the clock can: calls go on where they were."""
+    came = []
+    before = signal.signal(signal.SIGALRM, lambda *_: came.append(1))
+    signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)
+    try:
+        record(tmp_path)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(came) > 10 and (tmp_path / "record.h5").read_bytes() == judge.record

@@ -1,10 +1,12 @@
 """Hostile files: each is refused with exit code 3 in one line, quickly and in little memory."""
 
+import io
 import json
 import os
 import subprocess
 import sys
 
+import h5py
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def read_all(folder, files):
 def test_every_hostile_file_of_every_kind_is_refused(good, tmp_path):
     everything = {kind: list(hostile.corpus(whole, kind)) for kind, whole in good.items()}
     found, memory = read_all(tmp_path / "corpus", everything)
-    assert len(found) > 4 * 200 and {kind for kind, _ in found} == set(hostile.READERS)
+    assert len(found) > 4 * 200 and {kind for kind, _ in found} == set(hostile.OURS)
     accepted = {what: outcome for what, (outcome, _) in found.items() if outcome != "refused"}
     assert accepted == {}
     assert max(seconds for _, seconds in found.values()) < SECONDS and memory < MEMORY
@@ -55,6 +57,46 @@ def test_the_good_files_of_the_corpus_are_read(good, tmp_path):
             for kind, whole in good.items()}
     found, _ = read_all(tmp_path / "same", same)
     assert {outcome for outcome, _ in found.values()} == {"read"}
+
+
+@pytest.fixture
+def of_others():
+    """{kind: bytes} of good data sets that are not ours: one HDF5 file, and a part of a ModelNet folder."""
+    rng, found = np.random.default_rng(0), {}
+    points, labels = rng.standard_normal((60, 64, 3)).astype(np.float32), np.arange(60, dtype=np.uint8) % 2
+    for kind, names in (("data set", ("points", "labels")), ("part", ("data", "label"))):
+        image = io.BytesIO()
+        with h5py.File(image, "w") as file:
+            file[names[0]], file[names[1]] = points, labels[:, None]
+            if kind == "data set":
+                file["class_names"] = ["a", "b"]
+        found[kind] = image.getvalue()
+    return found
+
+
+def test_every_hostile_data_set_of_others_is_refused(of_others, tmp_path):
+    found, memory = read_all(
+        tmp_path / "corpus", {kind: list(hostile.corpus_of_others(whole)) for kind, whole in of_others.items()}
+    )
+    assert len(found) == 2 * 30
+    assert {what: outcome for what, (outcome, _) in found.items() if outcome != "refused"} == {}
+    assert max(seconds for _, seconds in found.values()) < SECONDS and memory < MEMORY
+
+
+def test_an_unusual_data_set_of_others_is_read(of_others, tmp_path):
+    found, _ = read_all(
+        tmp_path / "same", {kind: list(hostile.harmless_of_others(whole)) for kind, whole in of_others.items()}
+    )
+    assert len(found) == 14 and {what: outcome for what, (outcome, _) in found.items() if outcome != "read"} == {}
+
+
+def test_whatever_bytes_are_in_a_data_set_of_others_they_are_read_or_refused(of_others, tmp_path):
+    rng = np.random.default_rng(8)
+    found, memory = read_all(
+        tmp_path / "fuzz", {kind: list(hostile.fuzzed(whole, kind, 150, rng)) for kind, whole in of_others.items()}
+    )
+    assert {outcome for outcome, _ in found.values()} == {"read", "refused"}
+    assert max(seconds for _, seconds in found.values()) < SECONDS and memory < MEMORY
 
 
 def test_whatever_bytes_with_a_right_digest_are_read_or_refused_and_nothing_else(good, tmp_path):

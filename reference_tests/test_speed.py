@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from minipc.nn.pointnet import NAMED_SIZES
-from reference_tests import speed_workers
+from reference_tests import speed_parts, speed_workers
 from reference_tests.speed_page import linear, page
 
 ROOT = Path(__file__).parent.parent
@@ -52,6 +52,8 @@ def measured():
         values |= {f"{size}_step_ms": {"numpy": 10.0, "torch_eager": 60.0}, f"{size}_step_vs_torch_eager": 6.0,
                    f"{size}_step_vs_textbook": 7.0, f"{size}_memory_mb": {"numpy": 70.0, "torch": 600.0},
                    f"{size}_memory_vs_torch_eager": 8.6}
+    part = {"step": 10.0, "products": 6.0, "elementwise": 2.0, "waiting": 0.5, "outside": 1.5, "operations": 9e8}
+    values["step_parts"] = dict.fromkeys(NAMED_SIZES, part)
     values["narrow_layers_us"] = [dict(layer="16 to 16", whole=2, product=1, syrk=3, moments=1, Q=1, passes=9)]
     return values
 
@@ -61,7 +63,21 @@ def test_the_page_says_what_was_reached_and_what_was_not():
     assert "| teacher step vs torch eager | 5.5 | 6 | reached |" in text
     assert "| teacher memory vs torch eager | 10 | 8.6 | **not reached** |" in text
     assert "JAX jit |" not in text and "nan" not in text
+    assert "| tiny | 10.0 | 6.0 | 150 | 2.0 | 0.5 | 1.5 | 10.00 |" in text
     assert "| 2 | 3.0 | 1.67 |" in text and "times: tiny 1.67." in text
+
+
+def test_the_parts_of_a_step_are_the_whole_and_its_operations_those_of_the_layers(monkeypatch):
+    monkeypatch.setattr(speed_parts, "STEPS", 3)
+    found = speed_parts.parts("tiny", {"clouds": 4, "points": 32}, 2)
+    whole = sum(found[name] for name in ("products", "elementwise", "waiting", "outside"))
+    assert whole == pytest.approx(found["step"], rel=0.5)  # medians of each
+    layers = [(3, 16), (16, 16), (16, 32), (32, 64)]
+    exact = sum((i + 1) * o for i, o in layers[:-1]) + 32 * 64  # forward, the last without its constant
+    exact += sum((i + 1) * i for i, _ in layers[:-1]) + 33 * 16 + 17 * 16  # moments, the last by halves
+    exact += sum((i + 1) * o for i, o in layers[:-1])  # dW
+    exact += 32 * 33 + 16 * (17 + 32) + 16 * (17 + 16)  # dX, not of the first
+    assert found["operations"] == 2 * 4 * 32 * exact
 
 
 def test_contenders_train_the_same_model_on_the_same_batch():

@@ -35,11 +35,12 @@ class ShareOf(click.ParamType):
 @click.option("--workers", type=click.IntRange(1, 1000), default=1, show_default=True,
               help="Processes, each with its share of the shards.")
 @click.option("--shards", "share", type=ShareOf(), help="Only every n-th shard from the i-th on; a later run finishes.")
+@click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler whose workers compute the shards.")
 @click.option("--force", is_flag=True, help="Record a teacher that is no better than chance.")
 @shared_options
 def command(
-    data, teacher, views, out, seed, logits, with_clouds, dry_run, workers, share, force, backend, engine, threads,
-    as_json, quiet, verbose,
+    data, teacher, views, out, seed, logits, with_clouds, dry_run, workers, share, scheduler, force, backend, engine,
+    threads, as_json, quiet, verbose,
 ):
     """Record a teacher's logits over augmented views of each training cloud.
 
@@ -61,6 +62,8 @@ def command(
         raise click.UsageError("--shards goes with DATA and --teacher, and without --workers")
     if data is None and workers > 1:
         raise click.UsageError("--workers goes with DATA and --teacher")
+    if scheduler and (workers > 1 or share is not None or data is None):
+        raise click.UsageError("--scheduler goes with DATA and --teacher, and without --workers and --shards")
     what = dict(views=views, out=out, seed=seed, logits=logits, with_clouds=with_clouds)
     with Console(quiet, verbose) as console:
         xp = load(backend, console.say)
@@ -72,7 +75,7 @@ def command(
         if data is None:
             done = record_shapes(**settings)
         else:
-            done = record_files(data, teacher, share=share, workers=workers, **settings)
+            done = record_files(data, teacher, share=share, workers=workers, scheduler=scheduler, **settings)
     if isinstance(done, Share):
         return result(done._asdict(), as_json, [
             f"{done.out}: share {done.share} is there, {done.shards_there} of {done.shards} shards in all",

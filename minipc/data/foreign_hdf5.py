@@ -6,6 +6,7 @@ here are opened, and only after their link, their storage and their size are che
 
 import os
 from contextlib import contextmanager
+from math import prod
 
 import h5py
 import numpy as np
@@ -19,7 +20,9 @@ from minipc.errors import DataError, short
 
 LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 TiB
 COLUMNS = 16  # most of a point; (N, 3, P) is transposed and no clouds of three points
-BLOCK = 256  # clouds in memory beside the result
+PIECE = 16 * 2**20  # bytes of one cloud, or of one compressed chunk: what has to be in memory at once
+CLOUDS = 2**22  # most of a member
+NAMES_BYTES, TEXTS = 2**20, 256  # characters of all class names; texts read at once
 POINTS, LABELS = ("points", "data", "x"), ("labels", "label", "y")
 NAMES = ("class_names", "classes", "shape_names", "label_names")
 LAYOUT = "expected points (or data, X) and labels (or label, y), or both for train and test (train/points, X_train)"
@@ -36,7 +39,10 @@ def foreign(path):
 
 
 def member(file, name, path):
-    """Return a dataset that lies in this file itself; links and storage elsewhere are refused."""
+    """Return a dataset that lies in this file itself and can be read piece by piece.
+
+    Links, storage elsewhere, and sizes that the file cannot hold or a reader not bear are a DataError.
+    """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
         raise DataError(f"{path}: expected a data set {name!r}; found {sorted(file)[:8]}")
     found = file[name]
@@ -45,7 +51,22 @@ def member(file, name, path):
         raise DataError(
             f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it again"
         )
+    row = found.dtype.itemsize * prod(found.shape[1:])
+    chunk = found.dtype.itemsize * prod(found.chunks or ())
+    if max(row, chunk) > PIECE or found.ndim and len(found) > CLOUDS:
+        raise DataError(
+            f"{path}: {name} has {found.shape} {found.dtype} in chunks of {found.chunks}; at most {CLOUDS} rows, and "
+            f"{PIECE >> 20} MiB of a row or a chunk, are read; split it, or store it in smaller chunks"
+        )
     return found
+
+
+def blocks(dataset):
+    """Yield (first, rows) of a dataset, as many rows at once as PIECE allows."""
+    row = dataset.dtype.itemsize * prod(dataset.shape[1:])
+    step = max(PIECE // 4 // max(row, 1), 1)
+    for first in range(0, len(dataset), step):
+        yield first, dataset[first : first + step]
 
 
 def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit_sphere", test_fraction=None,
@@ -88,8 +109,8 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
         points, moved = np.empty((len(labels), num_points, 3), np.float32), np.empty(len(labels), bool)
         at = 0
         for data, scale, _ in arrays:
-            for first in range(0, len(data), BLOCK):
-                block = data[first: first + BLOCK, :, :3]
+            for first, block in blocks(data):
+                block = block[:, :, :3]
                 rows = slice(at, at := at + len(block))
                 try:
                     block = float_points(block if scale is None else block * scale)
@@ -168,30 +189,37 @@ def _scale(file, data, path):
 
 
 def _text(dataset):
-    """Return the strings of a text dataset, or None where it holds none."""
+    """Return an iterator over the strings of a text dataset, or None where it holds none."""
     if h5py.check_string_dtype(dataset.dtype) is None:
         return None
-    return [text.strip() for text in dataset.asstr()[()].reshape(-1).tolist()]
+    strings, step = dataset.asstr(), max(min(TEXTS, PIECE // 4 // dataset.dtype.itemsize), 1)
+    if not dataset.ndim:
+        return iter([strings[()].strip()])
+    parts = (strings[first : first + step] for first in range(0, len(dataset), step))
+    return (text.strip() for part in parts for text in part.reshape(-1).tolist())
 
 
 def _split(dataset, number, path):
     """Return which clouds are test clouds (number,) bool."""
-    values = _text(dataset)
-    if values is None:
-        values = dataset[()].reshape(-1).tolist()
     meaning = {0: False, 1: True, "train": False, "test": True}
-    foreign_value = next((value for value in values if value not in meaning), None)
-    if len(values) != number or foreign_value is not None:
-        found = f"{len(values)} values" if foreign_value is None else repr(foreign_value)
-        raise DataError(f"{path}: split: expected {number} times train or test, or 0 or 1; found {short(found)}")
-    return np.array([meaning[value] for value in values], bool)
+    values = _text(dataset) or dataset[()].reshape(-1).tolist()
+    found = [meaning[value] if value in meaning else short(repr(value)) for value in values]
+    told = next((value for value in found if isinstance(value, str)), f"{len(found)} values")
+    if len(found) != number or str in map(type, found):
+        raise DataError(f"{path}: split: expected {number} times train or test, or 0 or 1; found {told}; repair it")
+    return np.array(found, bool)
 
 
 def _class_names(file, name, labels, path):
     if name is not None:
-        names = _text(member(file, name, path))
-        if names is None:
+        texts, names, length = _text(member(file, name, path)), [], 0
+        if texts is None:
             raise DataError(f"{path}: {name}: expected text, one name a class, got {file[name].dtype}")
+        for text in texts:
+            names.append(text)
+            length += len(text)
+            if length > NAMES_BYTES:
+                raise DataError(f"{path}: {name}: more than {NAMES_BYTES} characters; expected one name a class")
         return tuple(names)
     classes = int(labels.max(initial=-1)) + 1
     if classes > max(len(labels), 2):

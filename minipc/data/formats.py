@@ -10,10 +10,10 @@ import stat
 import numpy as np
 
 from minipc.data.clouds import Clouds, Splits, check_count, made_from
-from minipc.data.foreign_hdf5 import foreign, member, read_single_hdf5
+from minipc.data.foreign_hdf5 import blocks, foreign, member, read_single_hdf5
 from minipc.data.packed import Packed, check_fraction, packed
 from minipc.data.point_files import read_prepared
-from minipc.data.prepare import unit_sphere
+from minipc.data.prepare import normalised
 from minipc.errors import DataError, UsageError
 
 LAYOUT = "expected ply_data_{train,test}N.h5, train_files.txt, test_files.txt and shape_names.txt"
@@ -168,8 +168,12 @@ def _read_part(path, num_points, normalisation):
                 f"{path}: holds {data.shape[1]} points a cloud, fewer than the {num_points} asked for; "
                 f"pass --num-points {data.shape[1]} or less"
             )
-        points = data[()].astype(np.float32)
-        moved = np.zeros(len(points), bool)
-        if normalisation != "none":
-            points, moved = unit_sphere(points)
-        return points[:, :num_points], label[()].reshape(-1).astype(np.int64), moved
+        points, moved = np.empty((len(data), num_points, 3), np.float32), np.zeros(len(data), bool)
+        for first, some in blocks(data):
+            some, rows = some.astype(np.float32), slice(first, first + len(some))
+            try:
+                some, moved[rows] = normalised(some, normalisation)
+            except DataError as reason:
+                raise DataError(f"{path}: data, clouds from {first} on: {reason}") from reason
+            points[rows] = some[:, :num_points]
+        return points, label[()].reshape(-1).astype(np.int64), moved

@@ -139,7 +139,7 @@ def _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, wit
 def record(
     clouds, logits_of, teacher_id, out, views, *,
     seed=0, augment=AugmentConfig(), logits="float16", xp=np, threads=1,
-    engine=None, data_file=None, with_clouds=None, force=False, share=None, say=quiet, progress=quiet,
+    engine=None, data_file=None, with_clouds=None, force=False, share=None, elsewhere=None, say=quiet, progress=quiet,
 ):
     """Record views 0 .. views - 1 of every cloud to the file out and return Recorded.
 
@@ -150,7 +150,9 @@ def record(
     record that carries both, so that it and nothing else trains a student.  engine: which of ours
     computes, for the provenance of the shards.  say(line) and progress(done, total, text) report.
     share: (i, n) with 0 <= i < n, only every n-th shard from the i-th on; where shards are missing
-    afterwards the result is a Share, else the record is finished as ever.
+    afterwards the result is a Share, else the record is finished as ever.  elsewhere: a function of (parts, plan,
+    augment, missing, block_done) that has the missing shards committed into the folder parts by others, as
+    scheduler.on_scheduler does; logits_of then only tries the teacher.
 
     Run again after any interruption it continues; with more views, or with_clouds, it adds them.
     Raises UsageError for views or a seed that cannot be, DataError for a teacher near chance (unless
@@ -183,7 +185,7 @@ def record(
             f"{out}: {plan.clouds} clouds x {plan.views} views, {plan.bytes_per_view} bytes each, "
             f"{megabytes:.1f} MB in all; {left} rows to compute, about {left / rate:.0f} s"
         )
-        made_with, done = provenance(xp) | ({"engine": engine} if engine else {}), 0
+        done = 0
 
         def block_done(rows):
             nonlocal done
@@ -191,16 +193,10 @@ def record(
             progress(done, left, "recording")
 
         start = time.perf_counter()
-        with ThreadPoolExecutor(1, "minipc-commit") as committer:  # the disk works while the next shard is computed
-            committing = None
-            for view, first, stop in missing:
-                *arrays, kl = compute_shard(
-                    clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done
-                )
-                if committing:
-                    committing.result()
-                committing = committer.submit(store.commit_shard, view, first, *arrays, {**made_with, "max_kl": kl})
-            committing.result()
+        if elsewhere is not None:
+            elsewhere(store.parts, plan, augment, missing, block_done)
+        else:
+            _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engine, block_done)
         seconds = time.perf_counter() - start
     elif share is None:
         say(f"{out}: all {plan.views} views are recorded already" + ("" if store.complete else "; writing the file"))
@@ -219,6 +215,26 @@ def record(
             _recorded_accuracy(reader, clouds.labels), round(left / seconds, 1) if seconds else 0.0,
             present, reader.meta["max_kl_of_rounding"], carried and carried["dtype"], store.clouds_bytes,
         )
+
+
+def _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engine, block_done):
+    """Compute and commit the missing shards of a Store; the disk works while the next one is computed."""
+    with ThreadPoolExecutor(1, "minipc-commit") as committer:
+        committing = None
+        for view, first, stop in missing:
+            *arrays, kl = compute_shard(
+                clouds, logits_of, store.plan, augment, view, first, stop, xp, threads, block_done
+            )
+            if committing:
+                committing.result()
+            made_with = shard_provenance(xp, engine, kl)
+            committing = committer.submit(store.commit_shard, view, first, *arrays, made_with)
+        committing.result()
+
+
+def shard_provenance(xp, engine, kl):
+    """Return the provenance of a shard: backend.provenance, the engine where it is ours, and max_kl."""
+    return provenance(xp) | ({"engine": engine} if engine else {}) | {"max_kl": kl}
 
 
 def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet):

@@ -1,8 +1,12 @@
-"""One shard of a recording: its name, and how it is read, with every check that its plan allows."""
+"""One shard of a recording: its name, its commit, and how it is read, with every check that its plan allows."""
+
+import os
+
+import numpy as np
 
 from minipc import files, hdf5
-from minipc.errors import DataError
-from minipc.record.fields import open_fields, shard_fields
+from minipc.errors import CheckFailed, DataError, UsageError
+from minipc.record.fields import check_arrays, open_fields, shard_fields
 from minipc.record.finished import check_kl, sizes
 from minipc.record.plan import FORMAT
 
@@ -31,3 +35,53 @@ def read_shard(path, plan, view, first, stop):
         return meta, {
             name: hdf5.read_rows(dataset, ..., path) for name, dataset in datasets.items()
         }
+
+
+def commit_shard(parts, plan, view, first, scale, shift, logits, provenance, *, prepare=lambda: None):
+    """Make one shard durable in the folder parts, rows first, first + 1, ... of a view; return its meta.
+
+    scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS, device,
+    and max_kl, the largest KL of rounding the logits.  prepare() is called before anything is written.  Of two
+    recorders of one shard the first stays.
+    Raises UsageError for a shard that is not in the plan, DataError for arrays that are not such, CheckFailed
+    where another recorder committed other rows, MinipcError as files.commit.
+    """
+    path = os.path.join(parts, shard_name(view, first))
+    if not (0 <= view < plan.views and 0 <= first < plan.clouds) or first % plan.rows_per_shard:
+        raise UsageError(f"{parts}: no shard of the plan begins at view {view}, row {first}")
+    stop = min(first + plan.rows_per_shard, plan.clouds)
+    made_with = dict(provenance)
+    meta = {
+        "run_id": plan.run_id, "view": view, "first": first, "rows": stop - first,
+        "max_kl": check_kl(made_with.pop("max_kl", 0.0), path), "provenance": made_with,
+    }
+    arrays = {"augment/scale": scale, "augment/shift": shift, "logits": logits}
+    fields = shard_fields(plan.logits)
+    check_arrays(arrays, fields, {**sizes(plan), "N": stop - first}, f"{path}: view {view}")
+
+    def fill(file):
+        hdf5.write_meta(file, meta)
+        for field in fields:
+            dtype = np.dtype(field.dtype).newbyteorder("<")
+            file.create_dataset(field.name, data=arrays[field.name], dtype=dtype)
+
+    prepare()
+    there = _committed(path, plan, view, first, stop)
+    if there is None:
+        hdf5.write_hdf5(path, "shard", FORMAT, fill)
+        return meta
+    same = all(np.array_equal(there[1][name], array) for name, array in arrays.items())
+    if not same and there[0]["provenance"] == made_with:
+        raise CheckFailed(
+            f"{path}: another recorder computed other rows with the same build: the teacher does not repeat "
+            "itself; look for what is random in it"
+        )
+    return there[0]
+
+
+def _committed(path, plan, view, first, stop):
+    """Return what read_shard finds, or None where nothing lies or a bad one, which is written over."""
+    try:
+        return read_shard(path, plan, view, first, stop) if os.path.lexists(path) else None
+    except DataError:
+        return None

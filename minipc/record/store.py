@@ -17,14 +17,12 @@ import numpy as np
 
 from minipc import files, hdf5
 from minipc.data.clouds import check_same_kind
-from minipc.errors import CheckFailed, DataError, MinipcError, UsageError
+from minipc.errors import DataError, MinipcError
 from minipc.record import embedded
-from minipc.record.fields import (
-    check_arrays, cloud_fields, record_fields, shard_fields, write_rows,
-)
-from minipc.record.finished import check_kl, clouds_of, open_record, sizes
+from minipc.record.fields import cloud_fields, record_fields, write_rows
+from minipc.record.finished import clouds_of, open_record, sizes
 from minipc.record.plan import FORMAT, read_plan, write_plan
-from minipc.record.shard import read_shard, shard_name
+from minipc.record.shard import commit_shard, read_shard, shard_name
 
 SHARD_OVERHEAD = 4096  # bytes beside the rows, rounded up, and the block that a file ends in
 
@@ -126,61 +124,14 @@ class Store:
     def commit_shard(self, view, first, scale, shift, logits, provenance):
         """Make one shard durable: rows first, first + 1, ... of a view.
 
-        scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS,
-        device, and max_kl, the largest KL of rounding the logits.  Raises UsageError for a shard
-        that is not in the plan, DataError for arrays that are not such, CheckFailed where another
-        recorder committed other rows, MinipcError as commit.
+        Arguments and errors as in shard.commit_shard.
         """
-        plan = self.plan
-        if (
-            not (0 <= view < plan.views and 0 <= first < plan.clouds)
-            or first % plan.rows_per_shard
-        ):
-            raise UsageError(f"{self.out}: no shard of the plan begins at view {view}, row {first}")
-        stop = min(first + plan.rows_per_shard, plan.clouds)
-        made_with = dict(provenance)
-        meta = {
-            "run_id": plan.run_id, "view": view, "first": first, "rows": stop - first,
-            "max_kl": check_kl(made_with.pop("max_kl", 0.0), self.out), "provenance": made_with,
-        }
-        arrays = {"augment/scale": scale, "augment/shift": shift, "logits": logits}
-        fields = shard_fields(plan.logits)
-        check_arrays(arrays, fields, self._sizes(first, stop), f"{self.out}: view {view}")
-
-        def fill(file):
-            hdf5.write_meta(file, meta)
-            for field in fields:
-                dtype = np.dtype(field.dtype).newbyteorder("<")
-                file.create_dataset(field.name, data=arrays[field.name], dtype=dtype)
-
-        self._commit_plan()  # another recorder may have finished and removed the parts
-        if self._there_already(view, first, stop, arrays, meta):
-            return
-        hdf5.write_hdf5(self._path(view, first), "shard", FORMAT, fill)
+        meta = commit_shard(
+            self.parts, self.plan, view, first, scale, shift, logits, provenance,
+            prepare=self._commit_plan,  # another recorder may have finished and removed the parts
+        )
         if self._present is not None:
             self._present[view, first] = meta
-
-    def _there_already(self, view, first, stop, arrays, meta):
-        """Return whether another recorder committed this very shard meanwhile; the first one stays.
-
-        Raises CheckFailed where it holds other rows, although the same build made it.
-        """
-        path = self._path(view, first)
-        if not os.path.lexists(path):
-            return False
-        try:
-            there, rows = self._read(view, first, stop)
-        except DataError:
-            return False  # a bad one: written over
-        same = all(np.array_equal(rows[name], array) for name, array in arrays.items())
-        if not same and there["provenance"] == meta["provenance"]:
-            raise CheckFailed(
-                f"{path}: another recorder computed other rows with the same build: the teacher does not repeat "
-                "itself; look for what is random in it"
-            )
-        if self._present is not None:
-            self._present[view, first] = there
-        return True
 
     def finalise(self, progress=None):
         """Make the record of all views durable in out, then remove the parts; return what is left.
@@ -281,9 +232,6 @@ class Store:
 
     def _path(self, view, first):
         return os.path.join(self.parts, shard_name(view, first))
-
-    def _sizes(self, first, stop):
-        return {**sizes(self.plan), "N": stop - first}
 
     def _read(self, view, first, stop):
         return read_shard(self._path(view, first), self.plan, view, first, stop)

@@ -1,0 +1,109 @@
+"""A recording computed by the workers of a Dask scheduler: its tasks are shards.
+
+What is lost with a worker Dask computes again; what is true lies in the store.  A worker commits its
+shards into the folder of the recording, which it must see under the same name, and returns their
+digests.  distributed is imported here alone (the extra "dask").  Whoever can connect to a scheduler can have
+any code executed by its workers: Dask needs a network of its own, or TLS.
+"""
+
+import logging
+import os
+import time
+from contextlib import contextmanager
+
+from minipc import files
+from minipc.backend import blas_on_one_thread, load
+from minipc.errors import BackendError, DataError, MinipcError
+from minipc.model_file import on_module
+from minipc.record.recorder import compute_shard, pointnet_teacher, shard_provenance
+from minipc.record.shard import commit_shard, shard_name
+
+PATIENCE = 30  # seconds in which a scheduler answers and has a worker, and a shard is seen in a shared folder
+RETRIES = 2  # of a shard that failed; one that was lost with its worker is Dask's to count
+
+
+def on_scheduler(address, read, backend, engine, parts, plan, augment, missing, block_done):
+    """Have the missing shards of a plan committed into the folder parts by the workers at address.
+
+    read: picklable, without arguments, returns (Clouds, Model); one worker runs it and hands them on.
+    backend, engine: what computes on a worker; block_done(rows) is called for each shard.  Raises
+    BackendError where distributed is missing or nobody answers, what a worker raised on purpose, DataError where a
+    shard that a worker committed is not seen here, MinipcError for any other failure there.  Whatever is raised,
+    Ctrl-C too, cancels what is left; committed shards stay.
+    """
+    with _client(address) as client:
+        from distributed import as_completed
+
+        parts = os.path.abspath(parts)
+        read = client.submit(read, key=f"minipc-read-{plan.run_id}-{time.time_ns()}", retries=RETRIES)
+        tasks = {
+            client.submit(
+                _compute, read, backend, engine, parts, plan, augment, view, first, stop, pure=False, retries=RETRIES
+            ): (view, first, stop)
+            for view, first, stop in missing
+        }
+        for task in as_completed(tasks):
+            view, first, stop = tasks[task]
+            digest = _result(task, f"{address}: view {view}, rows {first} to {stop - 1}")
+            _seen(os.path.join(parts, shard_name(view, first)), digest)
+            task.release()
+            block_done(stop - first)
+
+
+def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
+    """Compute and commit one shard, on a worker; return its digest."""
+    clouds, model = read
+    xp = load(backend)
+    with blas_on_one_thread():
+        teacher = pointnet_teacher(on_module(model, xp), engine)
+        *arrays, kl = compute_shard(clouds, teacher, plan, augment, view, first, stop, xp, 1)
+        commit_shard(parts, plan, view, first, *arrays, shard_provenance(xp, engine, kl))
+    return files.digest_of(os.path.join(parts, shard_name(view, first)))
+
+
+@contextmanager
+def _client(address):
+    """Give a client of a scheduler that answers and has a worker.  Raises BackendError."""
+    try:
+        from distributed import Client
+    except ImportError as reason:
+        raise BackendError(f"scheduler: Dask is not installed ({reason}); pip install minipc[dask]") from reason
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what went wrong is told once, in one line
+    try:
+        client = Client(address, timeout=PATIENCE)
+    except (OSError, ValueError, TypeError) as reason:
+        told = " ".join(str(reason).split())
+        raise BackendError(f"scheduler: {address} does not answer ({told}); start it: dask scheduler") from reason
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as reason:
+            raise BackendError(
+                f"scheduler: {address} has no worker; start one: dask worker {address} --nthreads 1"
+            ) from reason
+        yield client
+
+
+def _result(task, what):
+    try:
+        return task.result()
+    except MinipcError:
+        raise
+    except Exception as reason:  # of a worker that died too often, or has another minipc
+        told = " ".join(str(reason).split())
+        raise MinipcError(
+            f"{what}: {type(reason).__name__}: {told}; look at the workers, and run the same command again"
+        ) from reason
+
+
+def _seen(path, digest):
+    """Raise DataError unless the shard that a worker committed is here too; a shared folder may be late."""
+    until = time.monotonic() + PATIENCE
+    while not (here := os.path.lexists(path)) and time.monotonic() < until:
+        time.sleep(0.2)
+    found = files.digest_of(path)[:16] if here else "none"
+    if not digest.startswith(found):
+        raise DataError(
+            f"{path}: a worker committed {digest[:16]}, found {found}; start workers on a folder that they share with "
+            "this process, under the same name, and run the same command again"
+        )
