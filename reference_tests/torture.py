@@ -25,6 +25,7 @@ import numpy as np
 from minipc.data.clouds import Clouds, Splits, write_clouds
 
 CLOUDS, POINTS, VIEWS, EPOCHS = 2048, 64, 24, 24
+NO_DISK = "skipped: a tmpfs cannot be mounted here"
 RECORD = ("record", "clouds.h5", "--teacher", "teacher", "--views", str(VIEWS), "--force", "--threads", "1", "-q")
 TRAIN = ("train", "--record", "whole.h5", "--epochs", str(EPOCHS), "--model", "8-16:8", "--threads", "1", "-q")
 
@@ -194,13 +195,13 @@ def small_disk(size):
         place.rmdir()
 
 
-def full_disk(folder):
-    """Record on disks of more and more bytes: each too small one ends in one line and loses no shard."""
+def too_small_disk(folder):
+    """Record on disks of more and more bytes: each too small one is refused in one line, before anything is lost."""
     whole, stages = (folder / "whole.h5").read_bytes(), 0
     for size in range(64 << 10, 4 * len(whole), 192 << 10):
         with small_disk(size) as disk:
             if disk is None:
-                return "skipped: a tmpfs cannot be mounted here"
+                return NO_DISK
             out = disk / "record.h5"
             process = minipc(*RECORD, "--out", str(out), cwd=folder)
             _, err = process.communicate()
@@ -211,6 +212,83 @@ def full_disk(folder):
             assert not out.exists()
             stages += 1
     raise AssertionError("no disk was large enough")
+
+
+def fill(disk):
+    """Leave no byte free; return what holds them."""
+    ballast = disk / "ballast"
+    with open(ballast, "wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(1 << 12)):
+            pass
+    return ballast
+
+
+def disk_fills(folder, words, again, stages, same):
+    """Fill the disk under a running command at each of stages, which say when; then free it and go on.
+
+    words, again: the command and how it is typed again, functions of a folder on the disk; same(folder): raises
+    unless it holds what an undisturbed run left.
+    """
+    failed = 0
+    for reached in stages:
+        with small_disk(64 << 20) as disk:
+            if disk is None:
+                return NO_DISK
+            process = minipc(*words(disk), cwd=folder)
+            while process.poll() is None and not reached(disk):
+                time.sleep(0.0005)
+            process.send_signal(signal.SIGSTOP)
+            ballast = fill(disk)
+            process.send_signal(signal.SIGCONT)
+            _, err = process.communicate()
+            if process.returncode:
+                failed += 1
+                assert process.returncode == 1 and err.count("\n") == 1 and "free some space" in err, err
+            ballast.unlink()
+            if process.returncode:
+                run(*again(disk), cwd=folder)
+            same(disk)
+    assert failed, "no stage met a full disk"
+    return f"{len(stages)} stages, {failed} ended in one line and exit 1; then the same bytes"
+
+
+def disk_fills_while_recording(folder):
+    def shards(disk):
+        return len(list(disk.glob("record.h5.parts/view-*.h5")))
+
+    def record(disk):
+        return *RECORD, "--out", str(disk / "record.h5")
+
+    def same(disk):
+        assert (disk / "record.h5").read_bytes() == (folder / "whole.h5").read_bytes()
+
+    stages = [partial(lambda count, disk: shards(disk) >= count, count) for count in (0, 1, VIEWS // 2, VIEWS)]
+    stages[0] = lambda disk: (disk / "record.h5.parts").exists()
+    return disk_fills(folder, record, record, stages, same)
+
+
+def disk_fills_while_training(folder):
+    def epochs(disk):
+        with suppress(FileNotFoundError):
+            return (disk / "run" / "metrics.jsonl").read_text().count("\n")
+        return 0
+
+    def again(disk):
+        out = disk / "run"
+        if (out / "checkpoint.h5").exists():
+            return "train", "--resume", "-q", "--threads", "1", "--out", str(out)
+        shutil.rmtree(out, ignore_errors=True)
+        return train(disk)
+
+    def train(disk):
+        return *TRAIN, "--out", str(disk / "run")
+
+    def same(disk):
+        for name in ("model.h5", "predictions.csv"):
+            assert (disk / "run" / name).read_bytes() == (folder / "undisturbed" / name).read_bytes(), name
+
+    stages = [partial(lambda count, disk: epochs(disk) >= count, count) for count in (1, EPOCHS // 2, EPOCHS - 1)]
+    return disk_fills(folder, train, again, [lambda disk: (disk / "run").exists(), *stages], same)
 
 
 def main():
@@ -230,7 +308,9 @@ def main():
             ("two recorders at once", lambda: two_at_once(folder)),
             ("a damaged shard", lambda: damaged(folder, rng)),
             ("finalise killed", lambda: finalise_killed(folder)),
-            ("full disk", lambda: full_disk(folder)),
+            ("a disk too small", lambda: too_small_disk(folder)),
+            ("the disk fills while recording", lambda: disk_fills_while_recording(folder)),
+            ("the disk fills while training", lambda: disk_fills_while_training(folder)),
         ):
             start = time.monotonic()
             found[fault] = what()
