@@ -8,7 +8,6 @@ own.  Then the same for shards of several sizes: `--sizes` rows.  Prints the tab
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -22,6 +21,7 @@ from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
 from minipc.record.store import Store
 from minipc.record.verify import verify
+from reference_tests.memory import peak_of
 
 CLOUDS, CLASSES = 64, 40
 STAGES = ("record half", "scan", "resume and finalise", "open", "verify")
@@ -104,10 +104,9 @@ def main():
     parser.add_argument("--sizes", type=int, nargs="*", default=[32, 256, 1024, 4096])
     options = parser.parse_args()
     if options.stage:
-        before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
-        stage(options.stage, options.path, options.views)
-        seconds = time.perf_counter() - start
-        print(json.dumps([seconds, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)]))
+        start = time.perf_counter()
+        memory = peak_of(lambda: stage(options.stage, options.path, options.views))
+        print(json.dumps([time.perf_counter() - start, memory]))
         return
     found, sizes = {}, {}
     for shards in options.shards:

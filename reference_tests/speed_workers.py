@@ -18,6 +18,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from minipc.nn.pointnet import NAMED_SIZES  # noqa: E402
+from reference_tests.memory import peak_of  # noqa: E402
 
 CLASSES, LR, DECAY = 40, 1e-3, 1e-2
 RECORDED = 16  # batches of one repetition of a recording
@@ -230,17 +231,12 @@ CONTENDERS = {
 
 def memory(function):
     """Return the bytes that three calls of what function() makes need above the interpreter with its libraries."""
-    def status(key):
-        with open("/proc/self/status") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith(key))
+    def run():
+        once = function()
+        for _ in range(3):
+            once()
 
-    before = status("VmRSS:")
-    with open("/proc/self/clear_refs", "w") as file:
-        file.write("5")  # the peak starts anew
-    once = function()
-    for _ in range(3):
-        once()
-    return status("VmHWM:") - before
+    return peak_of(run)
 
 
 def serve():

@@ -27,7 +27,22 @@ def good(data, say, folder):
     return {kind: (folder / place).read_bytes() for kind, place in places.items()}
 
 
-def read_all(folder, files):
+@pytest.fixture
+def read_all(record_property):
+    """read_in_a_process, its numbers noted."""
+
+    def read(folder, files):
+        found, memory = read_in_a_process(folder, files)
+        record_property("files", len(found))
+        record_property("refused", sum(outcome == "refused" for outcome, _ in found.values()))
+        record_property("longest_ms", round(1000 * max(seconds for _, seconds in found.values())))
+        record_property("megabytes", round(memory / 1e6))
+        return found, memory
+
+    return read
+
+
+def read_in_a_process(folder, files):
     """Read {kind: [(name, bytes)]} in a process of its own: {(kind, name): (outcome, seconds)}, and its memory."""
     names = {}
     for kind, members in files.items():
@@ -42,7 +57,7 @@ def read_all(folder, files):
     return {names[path]: outcome for path, outcome in told["found"].items()}, told["memory"]
 
 
-def test_every_hostile_file_of_every_kind_is_refused(good, tmp_path):
+def test_every_hostile_file_of_every_kind_is_refused(good, read_all, tmp_path):
     everything = {kind: list(hostile.corpus(whole, kind)) for kind, whole in good.items()}
     found, memory = read_all(tmp_path / "corpus", everything)
     assert len(found) > 4 * 200 and {kind for kind, _ in found} == set(hostile.OURS)
@@ -51,7 +66,7 @@ def test_every_hostile_file_of_every_kind_is_refused(good, tmp_path):
     assert max(seconds for _, seconds in found.values()) < SECONDS and memory < MEMORY
 
 
-def test_the_good_files_of_the_corpus_are_read(good, tmp_path):
+def test_the_good_files_of_the_corpus_are_read(good, read_all, tmp_path):
     """Also after a change that changes nothing, sealed again: what refuses the others is their content."""
     same = {kind: [("as it was", whole), ("sealed again", hostile.changed(whole, kind, lambda file: None))]
             for kind, whole in good.items()}
@@ -74,7 +89,7 @@ def of_others():
     return found
 
 
-def test_every_hostile_data_set_of_others_is_refused(of_others, tmp_path):
+def test_every_hostile_data_set_of_others_is_refused(of_others, read_all, tmp_path):
     found, memory = read_all(
         tmp_path / "corpus", {kind: list(hostile.corpus_of_others(whole)) for kind, whole in of_others.items()}
     )
@@ -83,14 +98,14 @@ def test_every_hostile_data_set_of_others_is_refused(of_others, tmp_path):
     assert max(seconds for _, seconds in found.values()) < SECONDS and memory < MEMORY
 
 
-def test_an_unusual_data_set_of_others_is_read(of_others, tmp_path):
+def test_an_unusual_data_set_of_others_is_read(of_others, read_all, tmp_path):
     found, _ = read_all(
         tmp_path / "same", {kind: list(hostile.harmless_of_others(whole)) for kind, whole in of_others.items()}
     )
     assert len(found) == 14 and {what: outcome for what, (outcome, _) in found.items() if outcome != "read"} == {}
 
 
-def test_whatever_bytes_are_in_a_data_set_of_others_they_are_read_or_refused(of_others, tmp_path):
+def test_whatever_bytes_are_in_a_data_set_of_others_they_are_read_or_refused(of_others, read_all, tmp_path):
     rng = np.random.default_rng(8)
     found, memory = read_all(
         tmp_path / "fuzz", {kind: list(hostile.fuzzed(whole, kind, 150, rng)) for kind, whole in of_others.items()}
@@ -99,7 +114,7 @@ def test_whatever_bytes_are_in_a_data_set_of_others_they_are_read_or_refused(of_
     assert max(seconds for _, seconds in found.values()) < SECONDS and memory < MEMORY
 
 
-def test_whatever_bytes_with_a_right_digest_are_read_or_refused_and_nothing_else(good, tmp_path):
+def test_whatever_bytes_with_a_right_digest_are_read_or_refused_and_nothing_else(good, read_all, tmp_path):
     """Fuzz: some bytes of the content are changed and the digest made anew."""
     rng = np.random.default_rng(7)
     found, memory = read_all(

@@ -140,12 +140,13 @@ def faults_of_power(log, judge):
     return states, faults
 
 
-def test_a_power_failure_at_any_moment_loses_no_committed_shard(log, judge):
+def test_a_power_failure_at_any_moment_loses_no_committed_shard(log, judge, record_property):
     states, faults = faults_of_power(log, judge)
+    record_property("states", states)
     assert faults == [] and states >= 4000
 
 
-def test_a_kill_after_any_byte_loses_no_committed_shard(log, judge):
+def test_a_kill_after_any_byte_loses_no_committed_shard(log, judge, record_property):
     states = 0
     for at in range(len(log) + 1):
         last = log[at - 1] if at else None
@@ -155,6 +156,7 @@ def test_a_kill_after_any_byte_loses_no_committed_shard(log, judge):
             # while a write goes on its file has its temporary name: what differs is not looked at twice
             state = power.after_kill(log, at, bytes_of_last)
             assert judge.fault(state, promised(log, at)) is None, (at, bytes_of_last)
+    record_property("states", states)
     assert states > 10_000
 
 
@@ -194,19 +196,24 @@ class NoFolderSync(power.Journal):
 @pytest.mark.parametrize("broken, says", [
     (NoFileSync, "not whole under its name"), (NoFolderSync, "committed and lost"),
 ])
-def test_without_an_fsync_the_enumeration_fails(tmp_path, judge, broken, says):
+def test_without_an_fsync_the_enumeration_fails(tmp_path, judge, broken, says, record_property):
     states, faults = faults_of_power(journalled(tmp_path, broken), judge)
+    record_property("states", states)
+    record_property("faults", len(faults))
     assert any(says in fault for _, fault in faults) and len(faults) > 50
 
 
-def test_without_a_temporary_name_the_enumeration_fails(tmp_path, judge, monkeypatch):
+def test_without_a_temporary_name_the_enumeration_fails(tmp_path, judge, monkeypatch, record_property):
     def in_place(folder, base):
         path = os.path.join(folder, base)
         return files.os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), path
 
     monkeypatch.setattr(files, "_new_temporary", in_place)
     log = journalled(tmp_path)
-    assert faults_of_power(log, judge)[1]
+    states, faults = faults_of_power(log, judge)
+    record_property("states", states)
+    record_property("faults", len(faults))
+    assert faults
     assert any(judge.fault(power.after_kill(log, at, 600), promised(log, at)) for at in range(1, len(log)))
 
 
@@ -225,7 +232,7 @@ def shard(tmp_path):
     return (tmp_path / "record.h5.parts" / shard_name(0, 0)).read_bytes()
 
 
-def test_every_bit_flip_and_every_truncation_of_a_shard_is_refused(shard, tmp_path):
+def test_every_bit_flip_and_every_truncation_of_a_shard_is_refused(shard, tmp_path, record_property):
     """By the guard, before anybody interprets a byte; on one open file, which is quicker."""
     tried, accepted, fd = 0, 0, os.open(tmp_path / "damaged.h5", os.O_RDWR | os.O_CREAT)
     try:
@@ -242,10 +249,11 @@ def test_every_bit_flip_and_every_truncation_of_a_shard_is_refused(shard, tmp_pa
                 pass
     finally:
         os.close(fd)
+    record_property("states", tried)
     assert accepted == 0 and tried == 9 * len(shard)
 
 
-def test_without_the_digest_damage_is_accepted(shard, judge, monkeypatch):
+def test_without_the_digest_damage_is_accepted(shard, judge, monkeypatch, record_property):
     monkeypatch.setattr(files, "sealed", lambda kind, version, length, chunks: ANY)
     rng, accepted = random.Random(0), 0
     for data in rng.sample(list(damaged(shard)), 400):
@@ -255,6 +263,7 @@ def test_without_the_digest_damage_is_accepted(shard, judge, monkeypatch):
             except AssertionError:  # other rows than were written
                 accepted += 1
     judge.seen.clear()
+    record_property("accepted", accepted)
     assert accepted > 100
 
 
