@@ -97,19 +97,20 @@ def sha256_arrays(*arrays):
     return digest.hexdigest()
 
 
-def commit(path, data):
+def commit(path, data, swept=False):
     """Make path hold data (bytes-like, or a list of bytes-like), durably, or leave it as it was.
 
-    Raises DataError where path cannot be such a file, MinipcError where the machine fails.
+    swept: its folder was swept already, and is too large to be listed for each file.  Raises
+    DataError where path cannot be such a file, MinipcError where the machine fails.
     """
-    with replacing(path) as fd:
+    with replacing(path, swept) as fd:
         at = 0
         for part in data if isinstance(data, (list, tuple)) else [data]:
             at = write_at(fd, at, part)
 
 
 @contextmanager
-def replacing(path):
+def replacing(path, swept=False):
     """Yield the descriptor of a new temporary file that becomes path when the block ends well.
 
     Then fsync, rename, fsync of the folder; whatever is raised, by the block too, removes the
@@ -121,7 +122,8 @@ def replacing(path):
     try:
         if os.path.exists(place) and not os.path.isfile(place):  # a rename would destroy a pipe
             raise _no_file(os.stat(place).st_mode, path)
-        sweep(folder, base)  # what a killed writer of this very file left
+        if not swept:
+            sweep(folder, base)  # what a killed writer of this very file left
         fd, temporary = _new_temporary(folder, base)
         yield fd
         os.fsync(fd)

@@ -17,15 +17,15 @@ from minipc.errors import DataError, check_shape
 HDF5_BOUNDS = ("v108", "v110")  # checksummed metadata; any HDF5 from 1.10 on reads it
 
 
-def write_hdf5(path, kind, version, fill):
+def write_hdf5(path, kind, version, fill, swept=False):
     """Commit a file of ours whose HDF5 content fill(h5py.File) creates in memory.
 
     Equal contents created in equal order give equal bytes.  fill uses write_meta and h5py's
-    create_dataset without chunks, filters or times.  Raises as commit does.
+    create_dataset without chunks, filters or times.  swept and errors as in files.commit.
     """
     hdf5_into(image := io.BytesIO(), fill)
     body = image.getbuffer()[files.USER_BLOCK:]
-    files.commit(path, [files.sealed(kind, version, files.USER_BLOCK + len(body), [body]), body])
+    files.commit(path, [files.sealed(kind, version, files.USER_BLOCK + len(body), [body]), body], swept)
 
 
 def hdf5_into(file, fill):

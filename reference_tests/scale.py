@@ -2,7 +2,8 @@
 
 No teacher runs: a callable returns numbers, and a shard holds the rows of one view of a few clouds, so
 that what is measured is the store.  Every stage runs in a process of its own, so that its peak memory is its
-own.  Then the same for shards of several sizes: `--sizes` rows.  Prints the tables of docs/scale.md.
+own.  Then the same for shards of several sizes, `--sizes` rows, and for recordings of usual sizes, `--large`.
+Prints the tables of docs/scale.md.
 """
 
 import argparse
@@ -12,6 +13,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import contextmanager
+from unittest import mock
 
 import numpy as np
 
@@ -27,10 +30,10 @@ CLOUDS, CLASSES = 64, 40
 STAGES = ("record half", "scan", "resume and finalise", "open", "verify")
 
 
-def clouds():
-    points = np.random.default_rng(0).standard_normal((CLOUDS, 8, 3)).astype(np.float32)
+def clouds(count=CLOUDS):
+    points = np.random.default_rng(0).standard_normal((count, 8, 3)).astype(np.float32)
     names = tuple(f"class {k}" for k in range(CLASSES))
-    return Clouds(points, np.arange(CLOUDS) % CLASSES, names, "z", "none")
+    return Clouds(points, np.arange(count) % CLASSES, names, "z", "none")
 
 
 def teacher(points):
@@ -64,6 +67,26 @@ def measured(name, path, views):
     return json.loads(done.stdout)
 
 
+def print_shards(numbers):
+    found, sizes = {}, {}
+    for shards in numbers:
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "record.h5")
+            found[shards] = {name: measured(name, path, shards) for name in STAGES}
+            sizes[shards] = os.path.getsize(path)
+    heads = "".join(f" {shards:,} shards | MB |" for shards in numbers)
+    print(f"| stage |{heads} times as long |\n| --- |{' ---: | ---: |' * len(numbers)} ---: |")
+    first, last = numbers[0], numbers[-1]
+    for name in STAGES:
+        each = [stages[name] for stages in found.values()]
+        cells = "".join(f" {seconds:.2f} s | {memory / 1e6:.0f} |" for seconds, memory in each)
+        print(f"| {name} |{cells} {found[last][name][0] / found[first][name][0]:.1f} |")
+    for shards, size in sizes.items():
+        seconds = found[shards]["verify"][0]
+        print(f"{shards:,} shards: {size / 1e6:.1f} MB, {size / shards / CLOUDS:.2f} bytes a row, "
+              f"verified at {size / seconds / 1e6:.0f} MB/s")
+
+
 def commits(rows, many=2**17):
     """Return (seconds, bytes, files) of committing `many` rows in shards of some rows, and seconds of finalising."""
     rng = np.random.default_rng(0)
@@ -95,6 +118,35 @@ def print_sizes(sizes):
               f"{whole / finalising / 1e6:.0f} | {100 * -(-10**6 // rows):,} |")
 
 
+def print_large(count, views):
+    """What a recording of a usual size costs beside its teacher."""
+    data, seconds, finalise = clouds(count), {}, Store.finalise
+
+    @contextmanager
+    def timed(name):
+        start = time.perf_counter()
+        yield
+        seconds[name] = time.perf_counter() - start
+
+    def timed_finalise(*arguments):
+        with timed("finalised"):
+            return finalise(*arguments)
+
+    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Store, "finalise", timed_finalise):
+        path = os.path.join(folder, "record.h5")
+        with timed("recorded"):
+            record(data, teacher, "made up", path, views, force=True)
+        size = os.path.getsize(path)
+        with timed("opened"):
+            reader = RecordReader(path)
+        with reader, timed("verified"):
+            assert verify(reader, data).passed
+    seconds["verified"] += seconds["opened"]
+    seconds["recorded"] -= seconds["finalised"]
+    told = ", ".join(f"{name} in {value:.2f} s ({size / value / 1e6:.0f} MB/s)" for name, value in seconds.items())
+    print(f"{count:,} clouds x {views} views: {size / 1e6:.1f} MB, {size / count / views:.4f} bytes a row; {told}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--shards", type=int, nargs="*", default=[1000, 10000])
@@ -102,30 +154,20 @@ def main():
     parser.add_argument("--path")
     parser.add_argument("--views", type=int)
     parser.add_argument("--sizes", type=int, nargs="*", default=[32, 256, 1024, 4096])
+    parser.add_argument("--large", type=lambda text: tuple(map(int, text.split("x"))), nargs="*",
+                        default=[(9843, 20), (9843, 300)], help="CLOUDSxVIEWS")
     options = parser.parse_args()
     if options.stage:
         start = time.perf_counter()
         memory = peak_of(lambda: stage(options.stage, options.path, options.views))
         print(json.dumps([time.perf_counter() - start, memory]))
         return
-    found, sizes = {}, {}
-    for shards in options.shards:
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "record.h5")
-            found[shards] = {name: measured(name, path, shards) for name in STAGES}
-            sizes[shards] = os.path.getsize(path)
-    heads = "".join(f" {shards:,} shards | MB |" for shards in options.shards)
-    print(f"| stage |{heads} times as long |\n| --- |{' ---: | ---: |' * len(options.shards)} ---: |")
-    first, last = options.shards[0], options.shards[-1]
-    for name in STAGES:
-        each = [stages[name] for stages in found.values()]
-        cells = "".join(f" {seconds:.2f} s | {memory / 1e6:.0f} |" for seconds, memory in each)
-        print(f"| {name} |{cells} {found[last][name][0] / found[first][name][0]:.1f} |")
-    for shards, size in sizes.items():
-        seconds = found[shards]["verify"][0]
-        print(f"{shards:,} shards: {size / 1e6:.1f} MB, {size / shards / CLOUDS:.2f} bytes a row, "
-              f"verified at {size / seconds / 1e6:.0f} MB/s")
-    print_sizes(options.sizes)
+    if options.shards:
+        print_shards(options.shards)
+    if options.sizes:
+        print_sizes(options.sizes)
+    for count, views in options.large:
+        print_large(count, views)
 
 
 if __name__ == "__main__":

@@ -68,7 +68,7 @@ def commit_shard(parts, plan, view, first, scale, shift, logits, provenance, *, 
     prepare()
     there = _committed(path, plan, view, first, stop)
     if there is None:
-        hdf5.write_hdf5(path, "shard", FORMAT, fill)
+        hdf5.write_hdf5(path, "shard", FORMAT, fill, swept=True)  # by Store.begin
         return meta
     same = all(np.array_equal(there[1][name], array) for name, array in arrays.items())
     if not same and there[0]["provenance"] == made_with:
