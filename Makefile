@@ -28,9 +28,9 @@ test-modelnet: $(VENV)/ready  ## the whole way on ModelNet40, at MINIPC_MODELNET
 
 TORCH_TESTS := reference_tests/test_torch_parity.py reference_tests/test_docs.py
 
-test-torch: $(VENV)/ready  ## parity with PyTorch and its example; installed if absent, a missing PyTorch is a failure
+test-torch: $(VENV)/ready  ## parity with PyTorch and its examples; installed if absent, a missing PyTorch is a failure
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
-	MINIPC_REQUIRE_TORCH=1 $(BIN)/python -m pytest $(TORCH_TESTS) -k "torch"
+	MINIPC_REQUIRE_TORCH=1 $(BIN)/python -m pytest $(TORCH_TESTS) -k "torch or your_loss"
 
 test-dask: $(VENV)/ready  ## recording on a Dask cluster of this machine; installed if absent, a missing Dask is a failure
 	$(BIN)/pip install --quiet --editable '.[dask]'
