@@ -34,11 +34,15 @@ VERSIONS = {"record": 1, "clouds": 2, "model": 1, "checkpoint": 1}
 
 def read_record(path):
     with RecordReader(path) as reader:
-        return [reader.view(view) for view in range(reader.views)]
+        return [array for view in range(reader.views) for array in reader.view(view)]
+
+
+def points_of(splits):
+    return [split.points for split in splits]
 
 
 def read_single(path):
-    return read_single_hdf5(path, 16)
+    return points_of(read_single_hdf5(path, 16).splits)
 
 
 def read_folder(path):
@@ -48,10 +52,24 @@ def read_folder(path):
             with open(os.path.join(folder, f"{name}.txt"), "w") as file:
                 file.write(text)
         os.symlink(os.path.abspath(path), os.path.join(folder, "part.h5"))
-        return read_modelnet(folder, 16)
+        return points_of(read_modelnet(folder, 16)[0])
 
 
-OURS = {"record": read_record, "clouds": read_clouds, "model": read_model, "checkpoint": read_checkpoint}
+def read_parameters(path):
+    model = read_model(path)
+    return [*model.params.values(), *model.stats.values()]
+
+
+def read_state(path):
+    state = read_checkpoint(path)
+    return [*state.params.values(), *state.stats.values(), *state.optimiser.values()]
+
+
+# Each returns the arrays of numbers that the file holds.
+OURS = {
+    "record": read_record, "clouds": lambda path: points_of(read_clouds(path)), "model": read_parameters,
+    "checkpoint": read_state,
+}
 OTHERS = {"data set": read_single, "part": read_folder}
 READERS = OURS | OTHERS
 
@@ -255,8 +273,8 @@ def read_all(folder):
         for name in sorted(os.listdir(os.path.join(folder, kind))):
             path, start = os.path.join(folder, kind, name), time.monotonic()
             try:
-                READERS[kind](path)
-                outcome = "read"
+                arrays = READERS[kind](path)
+                outcome = "read" if arrays and all(np.isfinite(each).all() for each in arrays) else "read what is none"
             except MinipcError as reason:
                 one_line = reason.exit_code == 3 and "\n" not in str(reason)
                 outcome = "refused" if one_line else f"exit {reason.exit_code}: {reason}"

@@ -157,6 +157,9 @@ def test_each_worker_has_a_device_of_its_own_in_turn():
     (("clouds.h5", "--teacher", "t", "--shards", "2"), "is not i/n"),
     (("clouds.h5", "--teacher", "t", "--shards", "0/2", "--workers", "2"), "without --workers"),
     (("clouds.h5", "--teacher", "t", "--workers", "0"), "workers"),
+    (("--scheduler", "tcp://host:8786"), "--scheduler goes with DATA"),
+    (("clouds.h5", "--teacher", "t", "--scheduler", "tcp://host:8786", "--workers", "2"), "without --workers"),
+    (("clouds.h5", "--teacher", "t", "--scheduler", "tcp://host:8786", "--shards", "0/2"), "and --shards"),
 ])
 def test_wrong_words_are_one_line_and_exit_2(words, says, data, say):
     code, out, err = say("record", *words)
