@@ -217,26 +217,69 @@ def corpus(whole, kind):
         yield f"bit {bit} turned", whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :]
 
 
-def _deflated(shape, chunks, dtype="<f4"):
-    """Return a change to a dataset of zeros, deflated a thousand times over and stored whole: no lie, but a bomb."""
+def deflate(file, name, shape, chunks, dtype="<f4"):
+    """Make a dataset of zeros, deflated a thousand times over and stored whole: no lie, but a bomb."""
+    found = file.create_dataset(name, shape, dtype, chunks=chunks, compression="gzip")
+    chunk = zlib.compress(bytes(found.dtype.itemsize * int(np.prod(chunks))))
+    for at in np.ndindex(*(-(-size // step) for size, step in zip(shape, chunks))):
+        found.id.write_direct_chunk(tuple(int(i * step) for i, step in zip(at, chunks)), chunk)
 
-    def make(file, name, array):
-        found = file.create_dataset(name, shape, dtype, chunks=chunks, compression="gzip")
-        chunk = zlib.compress(bytes(found.dtype.itemsize * int(np.prod(chunks))))
-        for at in np.ndindex(*(-(-size // step) for size, step in zip(shape, chunks))):
-            found.id.write_direct_chunk(tuple(int(i * step) for i, step in zip(at, chunks)), chunk)
 
-    return instead(make)
+def deflated(shape, chunks):
+    """Return a change to such a dataset in place of the largest."""
+    return instead(lambda file, name, array: deflate(file, name, shape, chunks))
+
+
+def besides(name, shape, chunks, dtype, points=None):
+    """Return a change that adds such a dataset under a name, or puts it in the place of the one of that name.
+
+    points: another dtype for the points, which then need a scale.
+    """
+
+    def change(file):
+        for old in {name, "label" if name == "labels" else name} & set(file):
+            del file[old]
+            deflate(file, old, shape, chunks, dtype)
+            break
+        else:
+            deflate(file, name, shape, chunks, dtype)
+        if points:
+            where = arrays_of(file)
+            where = "points" if "points" in where else "data"
+            array = file[where][...]
+            del file[where]
+            file[where] = array.astype(points)
+
+    return change
+
+
+def _bad_in_a_large_chunk(file, name, array):
+    """The last of many clouds is not a number; clouds of two points, so that a chunk holds very many."""
+    many = np.tile(array[:, :2], (500, 1, 1))
+    many[-1, 0, 0] = np.nan
+    labels = next(each for each in ("labels", "label") if each in file)
+    del file[labels]
+    file.create_dataset(labels, data=np.arange(len(many), dtype=np.uint8) % 2)
+    file.create_dataset(name, data=many, chunks=many.shape, compression="gzip")
 
 
 # In a data set of others these are unusual and no lie.
 OF_META = {"no meta", "meta is no JSON", "meta is a list", "empty meta"}  # of which it has none
 HARMLESS = {"chunks", "stacked filters", "big endian", "another type", "another member", "link loop"} | OF_META
 BOMBS = {
-    "deflated gigabytes": _deflated((60, 1 << 18, 3), (1, 1 << 18, 3)),
-    "a cloud of a gigabyte": _deflated((60, 1 << 23, 3), (1, 1 << 18, 3)),
-    "a large chunk": _deflated((60, 1 << 17, 3), (60, 1 << 17, 3)),
-    "clouds without number": _deflated((1 << 24, 1, 3), (1 << 20, 1, 3)),
+    "deflated gigabytes": deflated((60, 1 << 18, 3), (1, 1 << 18, 3)),
+    "a cloud of a gigabyte": deflated((60, 1 << 23, 3), (1, 1 << 18, 3)),
+    "a large chunk": deflated((60, 1 << 17, 3), (60, 1 << 17, 3)),
+    "clouds without number": deflated((1 << 24, 1, 3), (1 << 20, 1, 3)),
+    "chunks across all clouds": deflated((60, 1 << 18, 3), (60, 1 << 10, 1)),
+    "labels of 16 MiB": besides("labels", (60,), (1,), "S16777216"),
+    "not a number in a large chunk": instead(_bad_in_a_large_chunk),
+}
+BOMBS_OF_A_DATA_SET = {  # members that a part of a folder does not have
+    "a scale of a gigabyte": besides("scale", (256, 1 << 20), (1, 1 << 20), "<f4", points="i1"),
+    "a split of a gigabyte": besides("split", (64, 1 << 24), (1, 1 << 24), "u1"),
+    "classes without number": besides("class_names", (1 << 22,), (1 << 20,), "S1"),
+    "classes of rank two": besides("class_names", (256, 1 << 20), (1, 1 << 20), "S1"),
 }
 
 
@@ -249,7 +292,8 @@ def harmless_of_others(whole):
 
 def corpus_of_others(whole):
     """Yield (name, bytes) of every hostile version of a good data set that is not ours."""
-    for name, change in {**CHANGES, **BOMBS}.items():
+    single = BOMBS_OF_A_DATA_SET if b"class_names" in whole else {}
+    for name, change in {**CHANGES, **BOMBS, **single}.items():
         if name not in HARMLESS:
             yield name, edited(whole, change)
     yield "empty", b""

@@ -93,7 +93,7 @@ def test_every_hostile_data_set_of_others_is_refused(of_others, read_all, tmp_pa
     found, memory = read_all(
         tmp_path / "corpus", {kind: list(hostile.corpus_of_others(whole)) for kind, whole in of_others.items()}
     )
-    assert len(found) == 2 * 30
+    assert len(found) == 2 * 33 + 4
     assert {what: outcome for what, (outcome, _) in found.items() if outcome != "refused"} == {}
     assert max(seconds for _, seconds in found.values()) < SECONDS and memory < MEMORY
 

@@ -21,8 +21,8 @@ from minipc.errors import DataError, short
 LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 TiB
 COLUMNS = 16  # most of a point; (N, 3, P) is transposed and no clouds of three points
 PIECE = 16 * 2**20  # bytes of one cloud, or of one compressed chunk: what has to be in memory at once
-CLOUDS = 2**22  # most of a member
-NAMES_BYTES, TEXTS = 2**20, 256  # characters of all class names; texts read at once
+CLOUDS, CLASSES = 2**22, 2**16  # most of a member
+NAMES_BYTES, TEXTS = 2**20, 16  # characters of all class names; texts read at once, which may be long
 POINTS, LABELS = ("points", "data", "x"), ("labels", "label", "y")
 NAMES = ("class_names", "classes", "shape_names", "label_names")
 LAYOUT = "expected points (or data, X) and labels (or label, y), or both for train and test (train/points, X_train)"
@@ -52,8 +52,11 @@ def member(file, name, path):
             f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it again"
         )
     row = found.dtype.itemsize * prod(found.shape[1:])
-    chunk = found.dtype.itemsize * prod(found.chunks or ())
-    if max(row, chunk) > PIECE or found.ndim and len(found) > CLOUDS:
+    chunks = found.chunks or (1,)
+    if (
+        max(row, found.dtype.itemsize * prod(chunks), chunks[0] * row // 2) > PIECE  # of chunks side by side too
+        or found.ndim and len(found) > CLOUDS
+    ):
         raise DataError(
             f"{path}: {name} has {found.shape} {found.dtype} in chunks of {found.chunks}; at most {CLOUDS} rows, and "
             f"{PIECE >> 20} MiB of a row or a chunk, are read; split it, or store it in smaller chunks"
@@ -62,11 +65,14 @@ def member(file, name, path):
 
 
 def blocks(dataset):
-    """Yield (first, rows) of a dataset, as many rows at once as PIECE allows."""
-    row = dataset.dtype.itemsize * prod(dataset.shape[1:])
-    step = max(PIECE // 4 // max(row, 1), 1)
+    """Yield (first, rows) of a dataset in small blocks; no chunk is inflated twice."""
+    small = max(PIECE // 4 // max(dataset.dtype.itemsize * prod(dataset.shape[1:]), 1), 1)
+    tall = (dataset.chunks or (1,))[0]
+    step = max(small // tall, 1) * tall
     for first in range(0, len(dataset), step):
-        yield first, dataset[first : first + step]
+        rows = dataset[first : first + step]
+        for at in range(0, len(rows), small):
+            yield first + at, rows[at : at + small]
 
 
 def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit_sphere", test_fraction=None,
@@ -116,7 +122,8 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
                     block = float_points(block if scale is None else block * scale)
                     points[rows], moved[rows] = _prepared(block, normalisation, num_points)
                 except DataError as reason:
-                    raise _bad_cloud(data, scale, first, normalisation, num_points, path) from reason
+                    where = f"{path}: {data.name[1:]}"
+                    raise _bad_cloud(block, scale, first, normalisation, num_points, where) from reason
                 progress(at, len(labels), f"reading {path}")
         counts = np.repeat([data.shape[1] for data, *_ in arrays], sizes)
     return packed(
@@ -132,15 +139,14 @@ def _prepared(block, normalisation, count):
     return np.stack([cloud for cloud, _ in both]), [changed for _, changed in both]
 
 
-def _bad_cloud(data, scale, first, normalisation, num_points, path):
-    """Return the error that names the first bad cloud of a block; slow, for a message."""
-    for i in range(first, len(data)):
+def _bad_cloud(block, scale, first, normalisation, num_points, where):
+    """Return the error that names the first bad cloud of a block, which begins at cloud first; slow, for a message."""
+    for i, one in enumerate(block, first):
         try:
-            one = data[i, :, :3]
             prepare(float_points(one if scale is None else one * scale), normalisation, num_points)
         except DataError as reason:
-            return DataError(f"{path}: {data.name[1:]}: cloud {i}: {reason}")
-    return DataError(f"{path}: {data.name[1:]}: its clouds cannot be prepared; copy the file again")
+            return DataError(f"{where}: cloud {i}: {reason}")
+    return DataError(f"{where}: its clouds cannot be prepared; copy the file again")
 
 
 def _members(file):
@@ -173,13 +179,17 @@ def _checked(file, points, labels, path):
         )
     if label.shape not in ((len(data),), (len(data), 1)):
         raise DataError(f"{path}: {labels}: expected ({len(data)},) labels of {points}, got {label.shape}")
+    if label.dtype.kind not in "iuf":
+        raise DataError(f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes from 0")
     label = whole_labels(label[()].reshape(-1), f"{path}: {labels}")
     return data, None if data.dtype.kind == "f" else _scale(file, data, path), label
 
 
 def _scale(file, data, path):
     places = [name for name in (f"{data.parent.name}/scale", "/scale") if file.get(name, getlink=True)]
-    scale = data.attrs["scale"] if "scale" in data.attrs else member(file, places[0], path)[()] if places else None
+    scale = data.attrs["scale"] if "scale" in data.attrs else member(file, places[0], path) if places else None
+    if isinstance(scale, h5py.Dataset) and scale.size == 1:
+        scale = scale[()]
     if scale is None or np.size(scale) != 1 or np.asarray(scale).dtype.kind not in "fiu" or not 0 < scale < np.inf:
         raise DataError(
             f"{path}: {data.name[1:]}: is {data.dtype}, so one positive number is expected as its attribute scale or "
@@ -202,19 +212,22 @@ def _text(dataset):
 def _split(dataset, number, path):
     """Return which clouds are test clouds (number,) bool."""
     meaning = {0: False, 1: True, "train": False, "test": True}
-    values = _text(dataset) or dataset[()].reshape(-1).tolist()
-    found = [meaning[value] if value in meaning else short(repr(value)) for value in values]
-    told = next((value for value in found if isinstance(value, str)), f"{len(found)} values")
-    if len(found) != number or str in map(type, found):
+    found, told = [], f"{dataset.size} values"
+    if dataset.shape in ((number,), (number, 1)):
+        values = _text(dataset) or dataset[()].reshape(-1).tolist()
+        found = [meaning[value] if value in meaning else short(repr(value)) for value in values]
+        told = next((value for value in found if isinstance(value, str)), None)
+    if told is not None:
         raise DataError(f"{path}: split: expected {number} times train or test, or 0 or 1; found {told}; repair it")
     return np.array(found, bool)
 
 
 def _class_names(file, name, labels, path):
     if name is not None:
-        texts, names, length = _text(member(file, name, path)), [], 0
-        if texts is None:
-            raise DataError(f"{path}: {name}: expected text, one name a class, got {file[name].dtype}")
+        dataset = member(file, name, path)
+        texts, names, length = _text(dataset), [], 0
+        if texts is None or dataset.ndim > 1 or dataset.size > CLASSES:
+            raise DataError(f"{path}: {name}: expected text, one name a class, got {dataset.shape} {dataset.dtype}")
         for text in texts:
             names.append(text)
             length += len(text)
