@@ -160,7 +160,7 @@ def test_a_scheduler_that_dies_costs_no_shard(by_hand, whole, programs, folder):
     first.kill()
     assert recorder.wait(60) == 1
     told = (folder / "record.log").read_text()
-    assert told.count("\n") == 1 and "look at the workers, and run the same command again" in told, told
+    assert told.count("\n") == 1 and "look at the workers and type the same again" in told, told
     there = len(list(place.glob("view-*.h5")))
     assert 0 < there < views
     again = programs(f"minipc record clouds.h5 --teacher teacher --views {views} --force --quiet --json")
@@ -179,7 +179,7 @@ def break_down():
 
 @pytest.mark.parametrize("read, kind, says", [
     (refuse, DataError, "^clouds.h5: is not here$"),
-    (break_down, MinipcError, r"view 0, rows \d to \d: ZeroDivisionError: by hand; look at the workers"),
+    (break_down, MinipcError, r"view 0, row \d: ZeroDivisionError: by hand; look at the workers"),
 ])
 def test_what_a_worker_says_arrives_in_one_line(read, kind, says, cluster, tmp_path):
     address = cluster(1).scheduler_address

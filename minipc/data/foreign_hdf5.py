@@ -22,7 +22,7 @@ LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 
 COLUMNS = 16  # most of a point; (N, 3, P) is transposed and no clouds of three points
 PIECE = 16 * 2**20  # bytes of one cloud, or of one compressed chunk: what has to be in memory at once
 CLOUDS, CLASSES = 2**22, 2**16  # most of a member
-NAMES_BYTES, TEXTS = 2**20, 16  # characters of all class names; texts read at once, which may be long
+TEXTS = 16  # read at once; each may be long
 POINTS, LABELS = ("points", "data", "x"), ("labels", "label", "y")
 NAMES = ("class_names", "classes", "shape_names", "label_names")
 LAYOUT = "expected points (or data, X) and labels (or label, y), or both for train and test (train/points, X_train)"
@@ -225,15 +225,10 @@ def _split(dataset, number, path):
 def _class_names(file, name, labels, path):
     if name is not None:
         dataset = member(file, name, path)
-        texts, names, length = _text(dataset), [], 0
-        if texts is None or dataset.ndim > 1 or dataset.size > CLASSES:
+        texts = _text(dataset) if dataset.ndim < 2 and dataset.size <= CLASSES else None
+        if texts is None:
             raise DataError(f"{path}: {name}: expected text, one name a class, got {dataset.shape} {dataset.dtype}")
-        for text in texts:
-            names.append(text)
-            length += len(text)
-            if length > NAMES_BYTES:
-                raise DataError(f"{path}: {name}: more than {NAMES_BYTES} characters; expected one name a class")
-        return tuple(names)
+        return tuple(short(text, 1000) for text in texts)  # bombs alone are cut
     classes = int(labels.max(initial=-1)) + 1
     if classes > max(len(labels), 2):
         raise DataError(f"{path}: has a label {classes - 1}, but {len(labels)} clouds; check it, or add class_names")

@@ -44,8 +44,13 @@ def on_scheduler(address, read, backend, engine, parts, plan, augment, missing, 
         }
         for task in as_completed(tasks):
             view, first, stop = tasks[task]
-            digest = _result(task, f"{address}: view {view}, rows {first} to {stop - 1}")
-            _seen(os.path.join(parts, shard_name(view, first)), digest)
+            try:
+                _seen(os.path.join(parts, shard_name(view, first)), task.result())
+            except MinipcError:
+                raise
+            except Exception as reason:  # of a worker that died too often, or has another minipc
+                told = f"view {view}, row {first}: {type(reason).__name__}: {' '.join(str(reason).split())}"
+                raise MinipcError(f"{address}: {told}; look at the workers and type the same again") from reason
             task.release()
             block_done(stop - first)
 
@@ -78,22 +83,9 @@ def _client(address):
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError as reason:
-            raise BackendError(
-                f"scheduler: {address} has no worker; start one: dask worker {address} --nthreads 1"
-            ) from reason
+            told = f"scheduler: {address} has no worker; start one: dask worker {address} --nthreads 1"
+            raise BackendError(told) from reason
         yield client
-
-
-def _result(task, what):
-    try:
-        return task.result()
-    except MinipcError:
-        raise
-    except Exception as reason:  # of a worker that died too often, or has another minipc
-        told = " ".join(str(reason).split())
-        raise MinipcError(
-            f"{what}: {type(reason).__name__}: {told}; look at the workers, and run the same command again"
-        ) from reason
 
 
 def _seen(path, digest):
