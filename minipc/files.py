@@ -283,11 +283,13 @@ class _Exact(io.FileIO):
             os.close(fd)
             raise _no_file(mode, path)
         super().__init__(fd)
+        self.path = path
 
     def readinto(self, buffer):
         view = memoryview(buffer)
         while view:
-            count = super().readinto(view)
+            with _reading(self.path):
+                count = super().readinto(view)
             if not count:
                 raise OSError(errno.EIO, "the file became shorter while it was read")
             view = view[count:]

@@ -117,7 +117,8 @@ def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_cl
             splits.train, pointnet_teacher(on_module(model, xp), engine), model_id(model), out, views,
             seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp), engine=engine,
             data_file=os.path.basename(data), with_clouds=splits if with_clouds else None, share=share, say=say,
-            elsewhere=scheduler and _elsewhere(scheduler, data, teacher, xp, engine), progress=progress,
+            elsewhere=None if scheduler is None else _elsewhere(scheduler, data, teacher, xp, engine),
+            progress=progress,
         )
     trained = model.trained
     if trained.get("epochs", 0) < trained.get("of_epochs", 0):

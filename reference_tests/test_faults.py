@@ -6,9 +6,10 @@ import signal
 
 import pytest
 
+from minipc import files
 from minipc.errors import MinipcError
 from minipc.record.store import Store
-from test_power import PLAN, SHARDS, Judge, on, record
+from test_power import PLAN, SHARDS, Judge, commit, on, record
 
 CALLS = "open pwrite fsync rename posix_fallocate mkdir unlink rmdir listdir fstat pread".split()
 MANY, SOME = 20, 6  # calls of one function that are made to fail, spread over the recording
@@ -84,6 +85,30 @@ def test_whichever_call_fails_the_end_is_one_line_and_the_same_command_leads_to_
 def open_and_read(path):
     with open(path, "rb") as file:
         return file.read()
+
+
+@pytest.mark.parametrize("nth", [1, 3, 6])
+def test_a_disk_that_fails_under_libhdf5_sets_no_shard_aside(nth, judge, tmp_path, monkeypatch):
+    """libhdf5 reads through a file object, which calls no function of os: here its descriptor goes bad."""
+    place = Store(tmp_path / "record.h5", PLAN)
+    for shard in place.missing():
+        commit(place, *shard)
+    guarded, guard, write_only = [], files._guard, os.open(tmp_path / "x", os.O_WRONLY | os.O_CREAT)
+
+    def then_fail(fd, *arguments):
+        guard(fd, *arguments)
+        guarded.append(1)
+        if len(guarded) == nth:
+            os.dup2(write_only, fd)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_guard", then_fail)
+        with pytest.raises(MinipcError, match="cannot be read .*check the disk") as told:
+            Store(tmp_path / "record.h5", PLAN).begin()
+    os.close(write_only)
+    assert told.value.exit_code == 1 and not list(tmp_path.glob("**/*.bad"))
+    record(tmp_path)
+    assert (tmp_path / "record.h5").read_bytes() == judge.record
 
 
 def test_writes_of_a_few_bytes_at_a_time_make_the_same_record(judge, tmp_path):

@@ -14,13 +14,17 @@ import subprocess
 import sys
 import threading
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minipc import files
-from minipc.errors import DataError, MinipcError
+from minipc.data.clouds import read_clouds
+from minipc.errors import BackendError, DataError, MinipcError
+from minipc.model_file import model_id, read_model
 from minipc.record import recorder, scheduler
 from minipc.record.reader import RecordReader
 from minipc.record.shard import commit_shard, shard_name
@@ -187,6 +191,55 @@ def test_what_a_worker_says_arrives_in_one_line(read, kind, says, cluster, tmp_p
         scheduler.on_scheduler(address, read, "numpy", "fused", str(tmp_path), PLAN, None, SHARDS[:2], print)
 
 
+def other_clouds(path):
+    """What a worker reads that sees another file under the name of the data."""
+    splits, model = read_clouds(path), read_model("teacher/model.h5")
+    return replace(splits.train, points=splits.train.points * np.float32(2)), model
+
+
+def test_a_worker_that_sees_other_files_under_the_same_names_records_nothing(data, whole, cluster, folder):
+    address, clouds = cluster(1).scheduler_address, read_clouds(data).train
+    model = read_model("teacher/model.h5")
+    for read, teacher, says in (
+        (partial(other_clouds, str(folder / data)), model_id(model), "points_hash is"),
+        (partial(_same_files, str(folder)), "0" * 64, "a worker reads teacher"),
+    ):
+        def elsewhere(*arguments):
+            scheduler.on_scheduler(address, read, "numpy", "fused", *arguments)
+
+        with pytest.raises(DataError, match=says):
+            recorder.record(
+                clouds, recorder.pointnet_teacher(model), teacher, "other.h5", 1, elsewhere=elsewhere, force=True
+            )
+        assert not Path("other.h5").exists() and not Path("other.h5.parts").exists()
+
+
+def _same_files(folder):
+    return read_clouds(f"{folder}/clouds.h5").train, read_model(f"{folder}/teacher/model.h5")
+
+
+def sleep():
+    time.sleep(60)
+
+
+def test_when_no_worker_is_left_it_is_told(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "PATIENCE", 3)
+    running = cluster(1)
+    threading.Timer(1.0, lambda: running.scale(0)).start()
+    with pytest.raises(BackendError, match="has no worker left; look at their output"):
+        scheduler.on_scheduler(
+            running.scheduler_address, sleep, "numpy", "fused", str(tmp_path), PLAN, None, SHARDS[:2], print
+        )
+
+
+def test_who_speaks_but_not_as_a_scheduler_is_not_waited_for(cluster, tmp_path, monkeypatch):
+    monkeypatch.setattr(scheduler, "PATIENCE", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        with pytest.raises(BackendError, match="does not answer"):
+            scheduler.on_scheduler(address, sleep, "numpy", "fused", str(tmp_path), PLAN, None, SHARDS[:2], print)
+
+
 def test_a_scheduler_without_workers_or_nobody_at_all_is_told(cluster, data, whole, say, monkeypatch):
     monkeypatch.setattr(scheduler, "PATIENCE", 1)
     for address, told in (
@@ -197,6 +250,7 @@ def test_a_scheduler_without_workers_or_nobody_at_all_is_told(cluster, data, who
             "record", data, "--teacher", "teacher", "--views", 2, "--force", "-q", "--scheduler", address
         )
         assert (code, out, err.count("\n")) == (5, "", 1) and told in err, err
+        assert not Path("record.h5.parts").exists()  # the place is free for another seed
 
 
 def test_without_dask_the_extra_is_named(data, whole, say, monkeypatch):
@@ -208,7 +262,7 @@ def test_without_dask_the_extra_is_named(data, whole, say, monkeypatch):
 
 
 def test_a_shard_that_a_worker_committed_elsewhere_is_noticed(tmp_path, monkeypatch):
-    monkeypatch.setattr(scheduler, "PATIENCE", 0.3)
+    monkeypatch.setattr(scheduler, "LATE", 0.3)
     path = tmp_path / shard_name(*SHARDS[0][:2])
     with pytest.raises(DataError, match="committed 00, found none; start workers on a folder that they share"):
         scheduler._seen(str(path), "00")

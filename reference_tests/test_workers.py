@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from minipc.data.clouds import read_clouds
-from minipc.errors import CheckFailed, UsageError
+from minipc.errors import CheckFailed, DataError, UsageError
 from minipc.record import recorder
 from minipc.record.recorder import Share, record
 from minipc.record.store import Store
@@ -72,6 +72,30 @@ def test_a_share_that_nobody_computed_is_made_up_for_by_a_run_without_shares(dat
     code, out, _ = say(*words, "--shards", "1/3")
     assert code == 0 and "share 1/3 is there, 1 of 4 shards in all" in out and not (folder / "record.h5").exists()
     assert say(*words)[0] == 0 and (folder / "record.h5").read_bytes() == whole
+
+
+def test_a_recorder_whose_helpers_fail_goes_on_if_another_has_finished_and_leaves_no_plan_behind(data, many_shards):
+    clouds = read_clouds(data).train
+
+    def teacher(points):
+        return points.reshape(len(points), -1)[:, :3]
+
+    one = partial(record, clouds, teacher, "by hand", views=2, force=True)
+    one(out="whole.h5")
+
+    def fail(*_):
+        raise DataError("nobody is there")
+
+    def another_finishes(*_):
+        one(out="record.h5")
+        fail()
+
+    with pytest.raises(DataError, match="nobody is there"):
+        one(out="record.h5", elsewhere=fail)
+    assert not os.path.exists("record.h5.parts")
+    assert one(out="record.h5", elsewhere=another_finishes).views == 2
+    with open("record.h5", "rb") as found, open("whole.h5", "rb") as expected:
+        assert found.read() == expected.read()
 
 
 class Sleeper:
@@ -157,6 +181,7 @@ def test_each_worker_has_a_device_of_its_own_in_turn():
     (("clouds.h5", "--teacher", "t", "--shards", "2"), "is not i/n"),
     (("clouds.h5", "--teacher", "t", "--shards", "0/2", "--workers", "2"), "without --workers"),
     (("clouds.h5", "--teacher", "t", "--workers", "0"), "workers"),
+    (("clouds.h5", "--teacher", "t", "--scheduler", ""), "the address is empty"),
     (("--scheduler", "tcp://host:8786"), "--scheduler goes with DATA"),
     (("clouds.h5", "--teacher", "t", "--scheduler", "tcp://host:8786", "--workers", "2"), "without --workers"),
     (("clouds.h5", "--teacher", "t", "--scheduler", "tcp://host:8786", "--shards", "0/2"), "and --shards"),

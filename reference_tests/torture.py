@@ -40,13 +40,13 @@ def minipc(*words, cwd, **how):
 
 
 def run(*words, cwd, expected=0):
-    """Run one command to its end; return (seconds, its last line on stderr)."""
+    """Run one command to its end; return its seconds."""
     start = time.monotonic()
     process = minipc(*words, cwd=cwd)
     _, err = process.communicate()
     if process.returncode != expected:
         raise SystemExit(f"torture: {' '.join(words)}: exit {process.returncode}, expected {expected}: {err[-500:]}")
-    return time.monotonic() - start, err.strip().splitlines()[-1:] or [""]
+    return time.monotonic() - start
 
 
 def prepare(folder):
@@ -62,8 +62,8 @@ def prepare(folder):
     write_clouds(str(folder / "clouds.h5"), Splits(clouds(CLOUDS), clouds(30)))
     teacher = ("--labels-only", "--model", "64-128:32", "--epochs", "1", "--out", "teacher", "-q")
     run("train", "clouds.h5", *teacher, cwd=folder)
-    recording, _ = run(*RECORD, "--out", "whole.h5", cwd=folder)
-    training, _ = run(*TRAIN, "--out", "undisturbed", cwd=folder)
+    recording = run(*RECORD, "--out", "whole.h5", cwd=folder)
+    training = run(*TRAIN, "--out", "undisturbed", cwd=folder)
     return recording, training
 
 
@@ -177,6 +177,7 @@ def finalise_killed(folder):
         assert not (folder / "merged.h5").exists() or (folder / "merged.h5").read_bytes() == whole
         if hits == 3:
             break
+    assert hits, "no kill met a finalise"
     run(*RECORD, "--out", "merged.h5", cwd=folder)
     assert (folder / "merged.h5").read_bytes() == whole and not list(folder.glob(".merged.h5.*.tmp"))
     return f"killed {hits} times in it, then the same bytes"
@@ -248,7 +249,7 @@ def disk_fills(folder, words, again, stages, same):
             if process.returncode:
                 run(*again(disk), cwd=folder)
             same(disk)
-    assert failed, "no stage met a full disk"
+    assert failed > len(stages) // 2, "too few stages met a full disk"
     return f"{len(stages)} stages, {failed} ended in one line and exit 1; then the same bytes"
 
 

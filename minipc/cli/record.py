@@ -62,6 +62,8 @@ def command(
         raise click.UsageError("--shards goes with DATA and --teacher, and without --workers")
     if data is None and workers > 1:
         raise click.UsageError("--workers goes with DATA and --teacher")
+    if scheduler is not None and not scheduler.strip():
+        raise click.UsageError("--scheduler: the address is empty; e.g. tcp://10.0.0.1:8786")
     if scheduler and (workers > 1 or share is not None or data is None):
         raise click.UsageError("--scheduler goes with DATA and --teacher, and without --workers and --shards")
     what = dict(views=views, out=out, seed=seed, logits=logits, with_clouds=with_clouds)

@@ -194,7 +194,13 @@ def record(
 
         start = time.perf_counter()
         if elsewhere is not None:
-            elsewhere(store.parts, plan, augment, missing, block_done)
+            try:
+                elsewhere(store.parts, plan, augment, missing, block_done)
+            except MinipcError:  # also where another recorder has finished meanwhile
+                store.abandon()
+                store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
+                if store.missing():
+                    raise
         else:
             _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engine, block_done)
         seconds = time.perf_counter() - start
