@@ -73,7 +73,7 @@ def page(v):
     parts = [
         (size, f"{found['step']:.1f}", f"{found['products']:.1f}",
          f"{1e-6 * found['operations'] / found['products']:.0f}",
-         *(f"{found[name]:.1f}" for name in ("elementwise", "waiting", "outside")),
+         *(f"{found[name]:.1f}" for name in ("around", "waiting", "alone")),
          *(f"{v[f'{size}_step_ms'][name] / found['products']:.2f}" for name in peers))
         for size in NAMED_SIZES for found in [v["step_parts"][size]]
     ]

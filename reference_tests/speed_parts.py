@@ -48,8 +48,8 @@ def timed_product(function, notes):
 def parts(size, task, threads):
     """Return {part: milliseconds} of a step of this size, medians, and "operations" of its products.
 
-    task: clouds and points of a batch.  "products" and "elementwise" are divided among the threads, "waiting"
-    is what they need to begin and to wait for the last, "outside" what one thread does alone.
+    task: clouds and points of a batch.  "products" and "around" are divided among the threads, "waiting"
+    is what they need to begin and to wait for the last, "alone" what one thread does alone.
     """
     notes = defaultdict(list)
     with (
@@ -69,7 +69,7 @@ def parts(size, task, threads):
             work, products, mapped = (sum(notes[name]) for name in ("work", "products", "mapped"))
             found["step"].append(whole)
             found["products"].append(products / threads)
-            found["elementwise"].append((work - products) / threads)
+            found["around"].append((work - products) / threads)
             found["waiting"].append(mapped - work / threads)
-            found["outside"].append(whole - mapped)
+            found["alone"].append(whole - mapped)
         return {name: 1000 * median(each) for name, each in found.items()} | {"operations": sum(notes["operations"])}

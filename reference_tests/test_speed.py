@@ -52,7 +52,7 @@ def measured():
         values |= {f"{size}_step_ms": {"numpy": 10.0, "torch_eager": 60.0}, f"{size}_step_vs_torch_eager": 6.0,
                    f"{size}_step_vs_textbook": 7.0, f"{size}_memory_mb": {"numpy": 70.0, "torch": 600.0},
                    f"{size}_memory_vs_torch_eager": 8.6}
-    part = {"step": 10.0, "products": 6.0, "elementwise": 2.0, "waiting": 0.5, "outside": 1.5, "operations": 9e8}
+    part = {"step": 10.0, "products": 6.0, "around": 2.0, "waiting": 0.5, "alone": 1.5, "operations": 9e8}
     values["step_parts"] = dict.fromkeys(NAMED_SIZES, part)
     values["narrow_layers_us"] = [dict(layer="16 to 16", whole=2, product=1, syrk=3, moments=1, Q=1, passes=9)]
     return values
@@ -70,7 +70,7 @@ def test_the_page_says_what_was_reached_and_what_was_not():
 def test_the_parts_of_a_step_are_the_whole_and_its_operations_those_of_the_layers(monkeypatch):
     monkeypatch.setattr(speed_parts, "STEPS", 3)
     found = speed_parts.parts("tiny", {"clouds": 4, "points": 32}, 2)
-    whole = sum(found[name] for name in ("products", "elementwise", "waiting", "outside"))
+    whole = sum(found[name] for name in ("products", "around", "waiting", "alone"))
     assert whole == pytest.approx(found["step"], rel=0.5)  # medians of each
     layers = [(3, 16), (16, 16), (16, 32), (32, 64)]
     exact = sum((i + 1) * o for i, o in layers[:-1]) + 32 * 64  # forward, the last without its constant

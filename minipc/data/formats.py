@@ -9,6 +9,7 @@ import stat
 
 import numpy as np
 
+from minipc import files
 from minipc.data.clouds import Clouds, Splits, check_count, made_from
 from minipc.data.foreign_hdf5 import blocks, foreign, member, read_single_hdf5
 from minipc.data.packed import Packed, check_fraction, packed
@@ -16,6 +17,7 @@ from minipc.data.point_files import read_prepared
 from minipc.data.prepare import normalised
 from minipc.errors import DataError, UsageError
 
+LIST = 2**20  # most bytes of a list of names
 LAYOUT = "expected ply_data_{train,test}N.h5, train_files.txt, test_files.txt and shape_names.txt"
 TREE = "expected class/file, class/train/file and class/test/file, or train/class/file and test/class/file"
 
@@ -138,12 +140,11 @@ def read_modelnet(folder, num_points, up_axis="y", normalisation="unit_sphere"):
 
 def _lines(folder, name):
     path = os.path.join(folder, name)
+    if not os.path.lexists(path):
+        raise DataError(f"{path}: missing; {LAYOUT}")
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = [line.strip() for line in file if line.strip()]
-    except FileNotFoundError:
-        raise DataError(f"{path}: missing; {LAYOUT}") from None
-    except (OSError, UnicodeDecodeError) as reason:
+        lines = [line.strip() for line in files.read_bytes(path, LIST).decode().splitlines() if line.strip()]
+    except UnicodeDecodeError as reason:
         raise DataError(f"{path}: cannot be read as text: {reason}; {LAYOUT}") from reason
     if not lines:
         raise DataError(f"{path}: empty; expected one name a line")
