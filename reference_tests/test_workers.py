@@ -1,19 +1,25 @@
 """Many recorders, one record: the same bytes, whoever computes what, and whoever dies."""
 
+import errno
+import fcntl
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import pytest
 
+from minipc.augment import AugmentConfig
 from minipc.data.clouds import read_clouds
 from minipc.errors import CheckFailed, DataError, UsageError
-from minipc.record import recorder
+from minipc.record import recorder, store
+from minipc.record.plan import read_plan
 from minipc.record.recorder import Share, record
 from minipc.record.store import Store
 from minipc.record.workers import device_of, run_workers
@@ -96,6 +102,41 @@ def test_a_recorder_whose_helpers_fail_goes_on_if_another_has_finished_and_leave
     assert one(out="record.h5", elsewhere=another_finishes).views == 2
     with open("record.h5", "rb") as found, open("whole.h5", "rb") as expected:
         assert found.read() == expected.read()
+
+
+@pytest.mark.parametrize("folders_lock", [True, False], ids=["here", "NFS"])
+def test_two_recorders_that_finish_at_once_both_finish(folders_lock, data, many_shards, monkeypatch):
+    """On NFS a folder cannot be locked, as it cannot be open for writing."""
+    real = fcntl.flock
+
+    def flock(fd, how):
+        number = fd if isinstance(fd, int) else fd.fileno()
+        if not folders_lock and stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        real(fd, how)
+
+    monkeypatch.setattr(store.fcntl, "flock", flock)
+    clouds = read_clouds(data).train
+
+    def teacher(points):
+        return points.reshape(len(points), -1)[:, :3]
+
+    one = partial(record, clouds, teacher, "by hand", views=8, force=True)
+    one(out="whole.h5")
+    with open("whole.h5", "rb") as file:
+        whole = file.read()
+    for number in range(4):
+        out = f"both-{number}.h5"
+        assert isinstance(one(out=out, share=(0, 2)), Share)
+        place = Store(out, read_plan(f"{out}.parts/plan.json"))
+        for view, first, stop in place.missing():
+            *arrays, _ = recorder.compute_shard(clouds, teacher, place.plan, AugmentConfig(), view, first, stop, np, 1)
+            place.commit_shard(view, first, *arrays, recorder.shard_provenance(np, None, 0.0))
+        with ThreadPoolExecutor(3) as threads:
+            ends = [threads.submit(one, out=out) for _ in range(3)]
+        assert [end.result().views for end in ends] == [8, 8, 8] and not os.path.exists(f"{out}.parts")
+        with open(out, "rb") as file:
+            assert len(file.read()) == len(whole)
 
 
 class Sleeper:

@@ -10,7 +10,7 @@ memory only.
 import fcntl
 import os
 from collections import Counter
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -256,27 +256,37 @@ class Store:
         """Hold the only lock on the parts, so that one recorder at a time merges and removes."""
         while True:
             self._commit_plan()
-            try:
-                fd = os.open(self.parts, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            except FileNotFoundError:
-                continue
-            except OSError as reason:
-                raise files.write_error(f"{self.parts}: cannot be locked", reason) from reason
-            with suppress(OSError):  # a file system without locks
-                fcntl.flock(fd, fcntl.LOCK_EX)
-            try:
-                if os.path.samestat(os.fstat(fd), os.stat(self.parts)):
-                    break
-            except FileNotFoundError:
-                pass
-            except OSError as reason:
-                os.close(fd)
-                raise files.write_error(f"{self.parts}: cannot be locked", reason) from reason
-            os.close(fd)  # another recorder removed the parts while this waited
+            with ExitStack() as held:
+                try:
+                    locked = self._lock(held)
+                except OSError as reason:
+                    raise files.write_error(f"{self.parts}: cannot be locked", reason) from reason
+                if locked:
+                    yield
+                    return
+
+    def _lock(self, held):
+        """Lock the parts until the ExitStack held ends; False where another recorder removed them meanwhile."""
+        def opened(path, flags):
+            fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+            held.callback(os.close, fd)
+            return fd
+
         try:
-            yield
-        finally:
-            os.close(fd)
+            path, fd = self.parts, opened(self.parts, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError:  # NFS locks only what is open for writing, which a folder cannot be
+                path = self._lock_path()
+                fd = opened(path, os.O_RDWR | os.O_CREAT)
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+            return os.path.samestat(os.fstat(fd), os.stat(path))
+        except FileNotFoundError:
+            return False
+
+    def _lock_path(self):
+        return os.path.join(self.parts, "lock")
 
     def _merge(self, progress):
         """Write the record of all views to out, from the finished record and the shards."""
@@ -335,6 +345,8 @@ class Store:
                     os.unlink(self._path(view, first))
             if not any(name.endswith(".h5") for name in os.listdir(self.parts)):
                 os.unlink(self._plan_path())
+            with suppress(FileNotFoundError):
+                os.unlink(self._lock_path())
             os.rmdir(self.parts)
         with suppress(OSError):
             return sorted(os.listdir(self.parts))
