@@ -1,4 +1,4 @@
-"""docs/performance.md from what the benchmark measured; every number on the page comes from here."""
+"""docs/performance.md from what the benchmark measured; every measured number on the page comes from here."""
 
 from minipc.nn.pointnet import NAMED_SIZES
 
