@@ -100,6 +100,13 @@ def test_a_recorder_whose_helpers_fail_goes_on_if_another_has_finished_and_leave
         one(out="record.h5", elsewhere=fail)
     assert not os.path.exists("record.h5.parts")
     assert one(out="record.h5", elsewhere=another_finishes).views == 2
+
+    def another_differs(*_):
+        one(out="again.h5")
+        raise CheckFailed("the teacher does not repeat itself")
+
+    with pytest.raises(CheckFailed):  # never passed over, though the record is whole
+        one(out="again.h5", elsewhere=another_differs)
     with open("record.h5", "rb") as found, open("whole.h5", "rb") as expected:
         assert found.read() == expected.read()
 

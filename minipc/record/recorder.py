@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 
 from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.backend import BLOCK, ordered_map, padded_block, provenance, to_host
-from minipc.errors import DataError, MinipcError, UsageError, check_shape
+from minipc.errors import CheckFailed, DataError, MinipcError, UsageError, check_shape
 from minipc.nn.pointnet import forward_eval
 from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
@@ -193,16 +193,16 @@ def record(
             progress(done, left, "recording")
 
         start = time.perf_counter()
-        if elsewhere is not None:
-            try:
+        try:
+            if elsewhere is not None:
                 elsewhere(store.parts, plan, augment, missing, block_done)
-            except MinipcError:  # also where another recorder has finished meanwhile
-                store.abandon()
-                store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
-                if store.missing():
-                    raise
-        else:
-            _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engine, block_done)
+            else:
+                _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engine, block_done)
+        except MinipcError as reason:  # also where another recorder has finished meanwhile, and removed the parts
+            store.abandon()
+            store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
+            if store.missing() or isinstance(reason, CheckFailed):
+                raise
         seconds = time.perf_counter() - start
     elif share is None:
         say(f"{out}: all {plan.views} views are recorded already" + ("" if store.complete else "; writing the file"))

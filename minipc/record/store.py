@@ -218,14 +218,20 @@ class Store:
         if committed is not None and committed.views >= self.plan.views:
             return []
         lines = self._set_aside(self._plan_path(), damage) if damage else []
-        try:
-            with suppress(FileExistsError):
-                os.mkdir(self.parts)  # not its parents: a mistyped folder is a mistake
-            files.sync_folder(os.path.dirname(os.path.abspath(self.parts)))
-        except OSError as reason:
-            raise files.write_error(f"{self.parts}: cannot be made", reason) from reason
-        write_plan(self._plan_path(), self.plan)
-        return lines
+        while True:
+            try:
+                with suppress(FileExistsError):
+                    os.mkdir(self.parts)  # not its parents: a mistyped folder is a mistake
+                files.sync_folder(os.path.dirname(os.path.abspath(self.parts)))
+            except OSError as reason:
+                raise files.write_error(f"{self.parts}: cannot be made", reason) from reason
+            try:
+                write_plan(self._plan_path(), self.plan)
+                return lines
+            except DataError as reason:
+                if not isinstance(reason.__cause__, FileNotFoundError):
+                    raise
+                # another recorder has finished and removed the parts in this very moment
 
     def _plan_path(self):
         return os.path.join(self.parts, "plan.json")
