@@ -80,7 +80,7 @@ def test_a_share_that_nobody_computed_is_made_up_for_by_a_run_without_shares(dat
     assert say(*words)[0] == 0 and (folder / "record.h5").read_bytes() == whole
 
 
-def test_a_recorder_whose_helpers_fail_goes_on_if_another_has_finished_and_leaves_no_plan_behind(data, many_shards):
+def test_a_recorder_whose_workers_fail_goes_on_if_another_has_finished_and_leaves_no_plan_behind(data, many_shards):
     clouds = read_clouds(data).train
 
     def teacher(points):
