@@ -220,8 +220,7 @@ def kind_of(path):
 
     Raises DataError where path cannot be read.
     """
-    with _Exact(path) as file, _reading(path):
-        head = os.pread(file.fileno(), _HEADER.size, 0)
+    head = _head(path)
     if len(head) < _HEADER.size or not head.startswith(_MAGIC):
         return None
     found = _HEADER.unpack(head)[1].rstrip(b"\0").decode("latin-1")
@@ -233,11 +232,15 @@ def digest_of(path):
 
     Raises DataError where path cannot be read or is too short for a header.
     """
-    with _Exact(path) as file, _reading(path):
-        head = os.pread(file.fileno(), _HEADER.size, 0)
+    head = _head(path)
     if len(head) < _HEADER.size:
         raise DataError(f"{path}: is damaged: it ends after {len(head)} bytes; restore a copy")
     return _HEADER.unpack(head)[5].hex()
+
+
+def _head(path):
+    with _Exact(path) as file, _reading(path):
+        return os.pread(file.fileno(), _HEADER.size, 0)
 
 
 def read_bytes(path, most):

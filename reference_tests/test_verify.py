@@ -85,7 +85,7 @@ def test_another_build_is_held_to_a_bound_and_not_to_the_bits(recorded, say, mon
     def change(array):
         array[2, 7, 1] += np.float16(0.02 * np.abs(array[2, 7]).max() + 0.01)
 
-    monkeypatch.setattr(module, "provenance", lambda xp: {"numpy": "another"})
+    monkeypatch.setattr(module, "provenance_of", lambda xp, engine: {"numpy": "another"})
     assert say("verify", recorded, "--teacher", "teacher", "--sample", "all")[0] == 0
     tampered(recorded, "logits", change)
     code, _, err = say("verify", recorded, "--teacher", "teacher", "--sample", "all")

@@ -138,7 +138,7 @@ def test_two_recorders_that_finish_at_once_both_finish(folders_lock, data, many_
         place = Store(out, read_plan(f"{out}.parts/plan.json"))
         for view, first, stop in place.missing():
             *arrays, _ = recorder.compute_shard(clouds, teacher, place.plan, AugmentConfig(), view, first, stop, np, 1)
-            place.commit_shard(view, first, *arrays, recorder.shard_provenance(np, None, 0.0))
+            place.commit_shard(view, first, *arrays, {**recorder.provenance_of(np, None), "max_kl": 0.0})
         with ThreadPoolExecutor(3) as threads:
             ends = [threads.submit(one, out=out) for _ in range(3)]
         assert [end.result().views for end in ends] == [8, 8, 8] and not os.path.exists(f"{out}.parts")

@@ -225,6 +225,7 @@ def record(
 
 def _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engine, block_done):
     """Compute and commit the missing shards of a Store; the disk works while the next one is computed."""
+    made_with = provenance_of(xp, engine)
     with ThreadPoolExecutor(1, "minipc-commit") as committer:
         committing = None
         for view, first, stop in missing:
@@ -233,14 +234,13 @@ def _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engin
             )
             if committing:
                 committing.result()
-            made_with = shard_provenance(xp, engine, kl)
-            committing = committer.submit(store.commit_shard, view, first, *arrays, made_with)
+            committing = committer.submit(store.commit_shard, view, first, *arrays, {**made_with, "max_kl": kl})
         committing.result()
 
 
-def shard_provenance(xp, engine, kl):
-    """Return the provenance of a shard: backend.provenance, the engine where it is ours, and max_kl."""
-    return provenance(xp) | ({"engine": engine} if engine else {}) | {"max_kl": kl}
+def provenance_of(xp, engine):
+    """Return what a shard is made with: backend.provenance, and the engine where it is ours."""
+    return provenance(xp) | ({"engine": engine} if engine else {})
 
 
 def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet):

@@ -18,7 +18,7 @@ from minipc.backend import blas_on_one_thread, load, one_blas_thread
 from minipc.errors import BackendError, DataError, MinipcError
 from minipc.model_file import model_id, on_module
 from minipc.record.embedded import check_recorded
-from minipc.record.recorder import compute_shard, pointnet_teacher, shard_provenance
+from minipc.record.recorder import compute_shard, pointnet_teacher, provenance_of
 from minipc.record.shard import commit_shard, shard_name
 
 PATIENCE = 30  # seconds in which a scheduler answers and has a worker
@@ -87,7 +87,7 @@ def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
     with blas_on_one_thread():
         teacher = pointnet_teacher(on_module(model, xp), engine)
         *arrays, kl = compute_shard(clouds, teacher, plan, augment, view, first, stop, xp, 1)
-        commit_shard(parts, plan, view, first, *arrays, shard_provenance(xp, engine, kl))
+        commit_shard(parts, plan, view, first, *arrays, {**provenance_of(xp, engine), "max_kl": kl})
     return files.digest_of(os.path.join(parts, shard_name(view, first)))
 
 

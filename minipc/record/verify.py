@@ -10,10 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc.augment import ORDER, AugmentConfig, draw
-from minipc.backend import provenance
 from minipc.errors import DataError
 from minipc.files import from_dict
-from minipc.record.recorder import compute_shard, quiet
+from minipc.record.recorder import compute_shard, provenance_of, quiet
 from minipc.streams import stream
 
 # What another BLAS or a device may change in a logit, in units of the largest logit of its row; stored
@@ -50,7 +49,7 @@ def verify(reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, eng
     if plan.augment["order"] != ORDER:
         raise DataError(f"{reader.path}: recorded with {plan.augment['order']!r}; this minipc draws {ORDER!r}")
     blocks = _sample(plan, reader.views, sample) if logits_of else {}
-    made_with = provenance(xp) | ({"engine": engine} if engine else {})
+    made_with = provenance_of(xp, engine)
     bitwise = all(item["made_with"] == made_with for item in reader.meta["provenance"]) if logits_of else None
     total, done, wrong, different, same, largest = sum(map(len, blocks.values())), 0, 0, 0, 0, 0.0
     for view in range(reader.views):
