@@ -15,10 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc import __version__
-from minipc.backend import BLAS_THREADS, default_threads, load, provenance
+from minipc.backend import BLAS_THREADS, cupy_distributions, default_threads, load, provenance
 from minipc.errors import BackendError, short
-
-CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")  # distributions of the module cupy
 
 
 class Environment(NamedTuple):
@@ -33,7 +31,7 @@ def versions():
     return (
         f"minipc {__version__}, Python {platform.python_version()}, NumPy {np.__version__}, "
         f"h5py {h5py.__version__} with HDF5 {h5py.version.hdf5_version}, "
-        f"CuPy {' and '.join(_cupy_distributions().values()) or 'none'}"
+        f"CuPy {' and '.join(cupy_distributions().values()) or 'none'}"
     )
 
 
@@ -50,13 +48,15 @@ def examine():
         "cpus": {"usable": default_threads(np), "present": os.cpu_count()},
         "numpy": np.__version__,
         "blas": made_with["blas"],
+        "kernel": made_with["kernel"],
+        "simd": made_with["simd"],
         "one_blas_thread": made_with["one_blas_thread"],
         "blas_variables": {name: _safe(os.environ[name]) for name in BLAS_THREADS if name in os.environ},
         "scipy": scipy.__version__,
         "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
         "click": _version("click"),
-        "cupy": {"distributions": _cupy_distributions(), **_devices()},
+        "cupy": {"distributions": cupy_distributions(), **_devices()},
         "variables": {
             name: _safe(value) for name, value in sorted(os.environ.items()) if name.startswith("MINIPC_")
         },
@@ -75,8 +75,9 @@ def _lines(values):
         f"minipc    {values['minipc']}",
         f"Python    {values['python']}, {values['platform']}",
         f"CPUs      {values['cpus']['usable']} usable of {values['cpus']['present']}",
-        f"NumPy     {values['numpy']}, BLAS {values['blas']}",
-        f"BLAS      one thread: {'yes' if values['one_blas_thread'] else 'no'} ({threads})",
+        f"NumPy     {values['numpy']}, its loops for {values['simd'] or 'any processor'}",
+        f"BLAS      {values['blas']}, kernel {values['kernel'] or 'unknown'}; one thread: "
+        f"{'yes' if values['one_blas_thread'] else 'no'} ({threads})",
         f"SciPy     {values['scipy']}",
         f"h5py      {values['h5py']}, HDF5 {values['hdf5']}",
         f"click     {values['click']}",
@@ -84,11 +85,6 @@ def _lines(values):
         f"variables {', '.join(f'{name}={value}' for name, value in values['variables'].items()) or 'none'}",
         f"folder    locks: {folder['locks']}; posix_fallocate: {folder['posix_fallocate']}",
     ]
-
-
-def _cupy_distributions():
-    """Return {name: version} of what is installed under the name cupy; more than one break each other."""
-    return {name: found for name in CUPY if (found := _version(name))}
 
 
 def _version(name):

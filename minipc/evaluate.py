@@ -8,7 +8,7 @@ from scipy.special import log_softmax, logsumexp
 from minipc.augment import apply, draw
 from minipc.backend import BLOCK, ordered_map, padded_block, to_host
 from minipc.errors import MinipcError
-from minipc.nn.pointnet import forward_eval
+from minipc.nn.pointnet import evaluator
 
 ECE_BINS = 15
 VOTE_SEED = 0  # of the views that vote: the same for every model, so that voting is comparable
@@ -17,16 +17,17 @@ VOTE_SEED = 0  # of the views that vote: the same for every model, so that votin
 def predict(model, points, xp, threads, engine="fused"):
     """Return the logits (N, K) float32, on the host, of points (N, P, 3) on the host.
 
-    model's arrays belong to xp.  Blocks of 32 clouds, the last one padded by its own last cloud:
-    predictions do not depend on how many clouds are asked for, nor on threads.  Raises MinipcError
-    for logits that are not finite: nothing below could tell them from numbers.
+    model's arrays belong to xp.  Predictions do not depend on how many clouds are asked for, on their
+    places, nor on threads (pointnet.evaluator; on a device, whose library may choose by the number of
+    clouds, also because blocks of 32 are padded).  Raises MinipcError for logits that are not finite:
+    nothing below could tell them from numbers.
     """
+    compute = evaluator(model.params, model.stats, model.config, engine)
 
     @np.errstate(over="ignore", invalid="ignore")  # what they would warn of is the error below
     def logits_of(first):
         block = xp.asarray(padded_block(points, first, BLOCK))
-        logits = forward_eval(model.params, model.stats, block, model.config, engine)
-        return to_host(logits)[: len(points) - first]
+        return to_host(compute(block))[: len(points) - first]
 
     logits = np.concatenate(list(ordered_map(logits_of, range(0, len(points), BLOCK), threads)))
     if not np.isfinite(logits).all():

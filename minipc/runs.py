@@ -12,7 +12,7 @@ from typing import NamedTuple, get_type_hints
 
 from minipc import files
 from minipc.augment import AugmentConfig
-from minipc.backend import blas_on_one_thread, default_threads, provenance
+from minipc.backend import blas_on_one_thread, default_threads, provenance, unlike
 from minipc.data.clouds import Splits
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.jobs import clouds_of, find_file
@@ -267,8 +267,9 @@ class _Work:
             over = done == config.training.epochs
             say(f"{self.out}: all {done} epochs are done" if over else f"{self.out}: continues after epoch {done}")
             now = provenance(xp)
-            if len(resume.rows) < config.training.last_epoch(stop_after) and now != config.provenance:
-                say(f"{self.out}: began on other versions or another device: not bit for bit what it would have been")
+            why = unlike(config.provenance, now)
+            if why and len(resume.rows) < config.training.last_epoch(stop_after):
+                say(f"{self.out}: bits may differ from here on from those of an uninterrupted run: {why}")
                 about["continued_with"] = now
         trained = train(
             *self.arguments, self_target=self._self_target(work), xp=xp, threads=threads, folder=folder,

@@ -106,7 +106,7 @@ def distance_to_kinks(problem):
         if op_backward is ops.batch_norm_backward:
             before_relu = cache.gamma * cache.xhat + problem.params[names[1]]
             nearest = min(nearest, np.abs(before_relu).min())
-        elif op_backward is ops.point_max_backward:
+        elif op_backward is ops.point_max_backward and cache.points > 1:
             # a channel that is zero in all points has no winner to change: its gradient is zero
             two = np.sort(np.maximum(before_relu, 0), axis=1)[:, -2:]
             gap = (two[:, 1] - two[:, 0])[two[:, 1] > 0]

@@ -197,6 +197,7 @@ def _made(name):
 
 COMPUTED = """
     add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square abs sign isfinite
+    frexp ldexp rint
     where sum mean max min argmax any all take take_along_axis broadcast_to
     zeros_like ones_like full_like empty_like ascontiguousarray
 """.split()
@@ -238,7 +239,12 @@ def fake_module():
             getDevice=lambda: 0,
             getDeviceProperties=lambda device: {"name": b"fake", "totalGlobalMem": 8 << 30},
             deviceSynchronize=lambda: None,
-        )
+            runtimeGetVersion=lambda: 13000,
+            driverGetVersion=lambda: 13000,
+        ),
+        nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 0)),
+        cublas=types.SimpleNamespace(getVersion=lambda handle: 130000),
+        Device=lambda: types.SimpleNamespace(cublas_handle=1),
     )
     return module
 

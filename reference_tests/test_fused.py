@@ -6,11 +6,12 @@ import sys
 import threading
 import time
 import tracemalloc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from conftest import multiplied_out
+from conftest import distance_to_kinks, multiplied_out
 from fake_device import moved
 from minipc.augment import AugmentConfig, Params, apply, draw
 from minipc.errors import DataError, UsageError
@@ -29,6 +30,7 @@ from minipc.nn.pointnet import (
 from minipc.nn.workspace import Workspace
 
 SMALL = ModelConfig((6, 8, 12), (10,), classes=5)
+EPSILON = np.finfo(np.float64).eps
 
 
 def problem(config, clouds, points, dtype=np.float64, seed=0, offset=0.0):
@@ -62,6 +64,32 @@ def worst(mine, theirs):
     return max(np.abs(mine[name] - theirs[name]).max() for name in theirs) / largest
 
 
+def away_from_kinks(config, clouds, points):
+    """Return problem() of the first seed whose ReLUs and pools no rounding can turn."""
+    for seed in range(100):
+        params, x, dlogits = problem(config, clouds, points, seed=seed)
+        if distance_to_kinks(SimpleNamespace(params=params, points=x, mask=None, model=config)) > 1e-8:
+            return params, x, dlogits
+    raise AssertionError("100 draws, and each lay on a kink")
+
+
+def in_long_double(config, params, points, dlogits):
+    """Return what both() returns of the textbook engine, computed in long double."""
+    params = {name: value.astype(np.longdouble) for name, value in params.items()}
+    z, batch, tape = forward_train(params, points.astype(np.longdouble), config, None, "textbook")
+    grads, d = backward(dlogits.astype(np.longdouble), tape)
+    return z, batch, grads | {"points": d}
+
+
+def distances(found, exact):
+    """Return {name: distance}: of gradients relative to the largest, of logits and each statistic to its own."""
+    (z, batch, grads), (z_e, batch_e, grads_e) = found, exact
+    own = {"z": (z, z_e)} | {
+        name: (value, statistics(batch_e)[name]) for name, value in statistics(batch).items()
+    }
+    return {"gradients": worst(grads, grads_e)} | {name: worst({0: a}, {0: b}) for name, (a, b) in own.items()}
+
+
 def statistics(batch):
     return {f"{name}.{part}": getattr(layer, part) for name, layer in batch.items() for part in ("mean", "var")}
 
@@ -83,16 +111,25 @@ def statistics(batch):
     ],
 )
 def test_both_engines_agree_to_rounding(config, clouds, points):
-    params, x, dlogits = problem(config, clouds, points)
-    (z, batch, grads), (z_t, batch_t, grads_t) = both(config, params, x, dlogits)
-    assert grads.keys() == grads_t.keys()
-    assert worst(grads, grads_t) <= 1e-12
-    assert worst({"z": z}, {"z": z_t}) <= 1e-12
-    for name, value in statistics(batch).items():
-        assert worst({"s": value}, {"s": statistics(batch_t)[name]}) <= 1e-12, name
-    assert {name: layer.rows for name, layer in batch.items()} == {n: layer.rows for n, layer in batch_t.items()}
-    tracked, tracked_t = (track(initial_stats(config, np.float64), each, config) for each in (batch, batch_t))
-    assert worst(tracked, tracked_t) <= 1e-12
+    """In float64 the fast engine is as near to the textbook form in long double as the textbook form in float64.
+
+    The latter's own error says how the problem magnifies roundings (a head's batch norm over two rows can
+    divide by next to nothing); ten times that, as both are noise, and besides 100 roundings and the random
+    walk of those of a sum over all rows.
+    """
+    params, x, dlogits = away_from_kinks(config, clouds, points)
+    mine, theirs = both(config, params, x, dlogits)
+    exact = in_long_double(config, params, x, dlogits)
+    assert mine[2].keys() == theirs[2].keys() == exact[2].keys()
+    errors = [distances(found, exact) for found in (mine, theirs)]
+    assert errors[0].keys() == errors[1].keys()
+    floor = (100 + np.sqrt(clouds * points)) * EPSILON
+    for name, error in errors[0].items():
+        assert error <= 10 * errors[1][name] + floor, name
+    assert max(errors[0].values()) < 1e-8  # and that is little
+    assert {name: layer.rows for name, layer in mine[1].items()} == {n: layer.rows for n, layer in theirs[1].items()}
+    tracked, tracked_t = (track(initial_stats(config, np.float64), each, config) for each in (mine[1], theirs[1]))
+    assert worst(tracked, tracked_t) <= 10 * max(errors[1].values()) + floor
 
 
 @pytest.mark.parametrize("block", [1, 3000, 2**20])  # 7 clouds as 1 each, as 2 + 2 + 2 + 1, as all
@@ -155,30 +192,46 @@ def test_products_that_are_not_divided_agree_too():
     assert worst(grads, grads_t) <= 1e-12
 
 
-@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 1e4])
-def test_float32_far_from_the_origin_is_at_least_as_accurate_as_the_textbook(offset):
-    """Both engines in float32 against float64 on the same numbers; a tenth of slack, as both are noise."""
-    fast, textbook = errors_in_float32(lambda x: x, offset)
-    assert (fast <= 1.1 * textbook).all(), (fast, textbook)
-    assert fast.max() < 1e-3
-
-
-@pytest.mark.parametrize("far", [10, 100])
-def test_one_point_or_one_cloud_far_from_the_others_costs_float32_little(far):
-    """The shift is a mean, not a point: which points come first does not matter."""
-
-    def one_point(x):
+def one_point_far(far):
+    def change(x):
         x[0, 0] = far
         return x
 
-    def one_cloud(x):
+    return change
+
+
+def one_cloud_far(far):
+    def change(x):
         x[0] += far
         return x
 
-    fast, textbook = errors_in_float32(one_point)
+    return change
+
+
+def drawn_out(far):
+    """Points along a line, in a direction that no axis and no weight knows of."""
+    def change(x):
+        return x + (far - 1) * (x @ np.full((3, 3), 1 / 3, x.dtype))
+
+    return change
+
+
+@pytest.mark.parametrize("change, offset", [
+    *(pytest.param(lambda x: x, offset, id=f"offset {offset}") for offset in (0.0, 1.0, 10.0, 1e4)),
+    *(pytest.param(kind(far), 0.0, id=f"{kind.__name__} {far}")
+      for kind in (one_point_far, one_cloud_far) for far in (10, 100, 1000)),
+])
+def test_float32_is_at_least_as_accurate_as_the_textbook_wherever_points_lie(change, offset):
+    """Both engines in float32 against float64 on the same numbers; a tenth of slack, as both are noise."""
+    fast, textbook = errors_in_float32(change, offset)
     assert (fast <= 1.1 * textbook).all(), (fast, textbook)
-    fast, textbook = errors_in_float32(one_cloud)
-    assert (fast <= 10 * textbook).all() and fast.max() < 1e-2, (fast, textbook)
+
+
+@pytest.mark.parametrize("far", [10, 100, 1000])
+def test_float32_gradients_of_clouds_along_a_line_lose_at_most_a_digit_and_logits_and_statistics_none(far):
+    """(F2) subtracts after its sum what the textbook subtracts before: roundings of the long direction stay."""
+    fast, textbook = errors_in_float32(drawn_out(far))
+    assert (fast <= [1.1, 1.1, 10] * textbook).all(), (fast, textbook)
 
 
 def errors_in_float32(change, offset=0.0):

@@ -22,7 +22,7 @@ import numpy as np
 from minipc.backend import module_of
 from minipc.errors import DataError, check_shape
 from minipc.nn.ops import BatchStats
-from minipc.nn.products import inner_product, product
+from minipc.nn.products import inner_product, product, second_moments
 from minipc.nn.winners import add_at_winners, sum_at_winners
 from minipc.nn.workspace import Workspace
 
@@ -35,7 +35,7 @@ class Activation(NamedTuple):
     tower: Any  # (B, rows, N)
     first: int  # row of the tower at which Z begins
     shift: Any  # (I,), s
-    moments: Any  # (I + 1, I) float64, mean over all rows of Z~ Z^T
+    moments: Any  # (I + 1, I + 1) float64, mean over all rows of Z~ Z~^T
     work: Workspace
     turn: int  # of work: which forward this is
 
@@ -70,27 +70,10 @@ def _blocks(clouds, elements, work):
     return [slice(first, min(first + each, clouds)) for first in range(0, clouds, each)]
 
 
-def _moments(z, work):
-    """Return the sum over clouds and points of Z~ Z^T (I + 1, I) of Z~ (C, I + 1, N).
-
-    Symmetric: what lies right of the diagonal is copied from below it.
-    """
-    channels = z.shape[1] - 1
-    if channels <= SHARE or work.group is None:
-        return inner_product(z, z[:, :-1], work)
-    step = max(channels // 4, SHARE)
-    total = work.xp.empty((channels + 1, channels), z.dtype)
-    for first in range(0, channels, step):
-        some = slice(first, min(first + step, channels))
-        total[first:, some] = inner_product(z[:, first:], z[:, some], work)
-        total[some, some.stop :] = total[some.stop : -1, some].T
-    return total
-
-
 def _sum_over_blocks(function, x, shape, name):
     """Return the sum of function(clouds) over all blocks, in their order, in float64."""
     blocks, work = x.blocks(), x.work
-    parts = work.array(f"{name} parts", (len(blocks), *shape), x.tower.dtype)
+    parts = work.array(f"{name} parts", (len(blocks), *shape), np.float64)
 
     def keep(item):
         number, clouds = item
@@ -127,13 +110,13 @@ def enter(points, widths, work):
 
 def _filled(y, write, name):
     """Return the Activation y with its moments, its clouds written by write(clouds) block by block."""
-    width = len(y.shift)
+    rows = len(y.shift) + 1
 
     def block(clouds):
         write(clouds)
-        return _moments(y.with_ones(clouds), y.work)
+        return second_moments(y.with_ones(clouds), y.work)
 
-    moments = _sum_over_blocks(block, y, (width + 1, width), f"{name} moments")
+    moments = _sum_over_blocks(block, y, (rows, rows), f"{name} moments")
     moments /= y.rows
     return y._replace(moments=moments)
 
@@ -172,15 +155,21 @@ def _affine(x, W, gamma, beta, eps, name):
     check_shape("gamma", gamma, W.shape[1:])
     check_shape("beta", beta, W.shape[1:])
     xp, dtype, work = x.work.xp, W.dtype, x.work
-    m = x.moments[-1]
-    C = (x.moments[:-1] - m[:, None] * m).astype(dtype)
-    m = m.astype(dtype)
-    CW = xp.matmul(C, W, out=work.array(f"{name} CW", W.shape, dtype))
-    spare = work.array(f"{name} spare", W.shape, dtype)
-    var = xp.maximum(xp.multiply(W, CW, out=spare).sum(axis=0), 0)  # rounding can put it below
+    m = x.moments[-1, :-1]
+    C = x.moments[:-1, :-1] - m[:, None] * m
+    exact = work.array(f"{name} W", W.shape, np.float64)
+    exact[...] = W
+    CW = xp.matmul(C, exact, out=work.array(f"{name} CW in float64", W.shape, np.float64))
+    narrow = work.array(f"{name} CW", W.shape, dtype)
+    narrow[...] = CW
+    var = xp.maximum(xp.multiply(exact, CW, out=CW).sum(axis=0), 0)  # rounding can put it below
     inv_std = 1 / xp.sqrt(var + eps)
-    At = xp.multiply(W.T, (gamma * inv_std)[:, None], out=work.array(f"{name} A", W.shape[::-1], dtype))
-    return Affine(At, beta - At @ m, m, CW, W, gamma, inv_std), BatchStats((m + x.shift) @ W, var, x.rows)
+    scale = gamma * inv_std
+    c = beta - scale * (m @ exact)
+    mean = (m + x.shift) @ exact
+    At = xp.multiply(W.T, scale.astype(dtype)[:, None], out=work.array(f"{name} A", W.shape[::-1], dtype))
+    affine = Affine(At, c.astype(dtype), m.astype(dtype), narrow, W, gamma, inv_std.astype(dtype))
+    return affine, BatchStats(mean.astype(dtype), var.astype(dtype), x.rows)
 
 
 class SharedCache(NamedTuple):
@@ -295,7 +284,7 @@ def pooled_forward(x, W, gamma, beta, eps, name):
 
     def pool(clouds):
         z = x.of(clouds)
-        for some in _slices(width, z, work):
+        for some in _slices(width, points, work):
             P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
             won = product(affine.At[some], z, P, work).argmax(axis=2)  # points are contiguous: as fast as memory
             winners[clouds, some] = won
@@ -306,9 +295,9 @@ def pooled_forward(x, W, gamma, beta, eps, name):
     return xp.maximum(h, 0), PooledCache(x, affine, winners, h > 0, name), stats
 
 
-def _slices(width, z, work):
-    """Return slices of the output channels whose product with z (C, I, N) fits work.slice."""
-    step = max(work.slice // (len(z) * z.shape[2]) // SHARE, 1) * SHARE
+def _slices(width, points, work):
+    """Return slices of the output channels whose product of one cloud fits work.slice: the same for any batch."""
+    step = max(work.slice // points // SHARE, 1) * SHARE
     return [slice(first, min(first + step, width)) for first in range(0, width, step)]
 
 
@@ -336,30 +325,39 @@ def leave(gradient):
     return x.work.xp.concatenate([gradient.of(clouds).swapaxes(1, 2).copy() for clouds in x.blocks()])
 
 
-def shared_eval(points, layers, eps, work):
-    """Return the pooled features h (B, O) of points (B, N, 3) with tracked statistics.  (F9)
+def eval_maps(layers, eps):
+    """Return [(A^T (O, I), c (O,)), ...] of shared layers (W, gamma, beta, mean, var) with tracked statistics.  (F9)
 
-    layers: (W, gamma, beta, mean, var) of each shared layer.  A = W gamma / sigma and
-    c = beta - mean gamma / sigma are constants, so a block of clouds goes through all layers
-    before the next one starts and only its maxima leave.
+    A = W gamma / sigma and c = beta - mean gamma / sigma.
     """
-    xp, (clouds, count, channels), dtype = work.xp, points.shape, points.dtype
     maps = []
     for W, gamma, beta, mean, var in layers:
-        check_shape("W", W, (maps[-1][0].shape[0] if maps else channels, None))
+        xp = module_of(W)
+        check_shape("W", W, (len(maps[-1][1]) if maps else 3, None))
         scale = gamma / xp.sqrt(var + eps)
         maps.append((xp.ascontiguousarray((W * scale).T), beta - mean * scale))
-    At, c = maps.pop()
+    return maps
+
+
+def shared_eval(points, maps, work):
+    """Return the pooled features h (B, O) of points (B, N, 3) under the maps of eval_maps().
+
+    A block of clouds goes through all layers before the next one starts and only its maxima leave.
+    Every product is of one cloud and of a shape that other clouds have no part in, so neither have they
+    in its bits.
+    """
+    xp, (clouds, count, channels), dtype = work.xp, points.shape, points.dtype
+    *narrow, (At, c) = maps
     h = xp.empty((clouds, len(At)), dtype)
-    widest = max([channels, *(len(A) for A, _ in maps)])
+    widest = max([channels, *(len(A) for A, _ in narrow)])
 
     for block in _blocks(clouds, 2 * (widest + 1) * count, work):
         z = xp.ascontiguousarray(points[block].swapaxes(1, 2))
-        for number, (A, b) in enumerate(maps):
+        for number, (A, b) in enumerate(narrow):
             z = product(A, z, work.scratch(f"z {number}", (len(z), len(A), count), dtype), work)
             z += b[:, None]
             xp.maximum(z, 0, out=z)
-        for some in _slices(len(At), z, work):
+        for some in _slices(len(At), count, work):
             P = work.scratch("P", (len(z), some.stop - some.start, count), dtype)
             h[block, some] = product(At[some], z, P, work).max(axis=2)
     h += c

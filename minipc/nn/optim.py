@@ -65,12 +65,12 @@ def adamw_in_place(params, grads, state, lr, weight_decay, work, beta1=0.9, beta
     xp, step = work.xp, state.step + 1
     scale1, scale2 = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
     slices = [
-        (name, first) for name, value in params.items() for first in range(0, value.size, work.slice // 4)
+        (name, first) for name, value in params.items() for first in range(0, value.size, work.slice)
     ]
 
     def update(item):
         name, first = item
-        some = slice(first, first + work.slice // 4)
+        some = slice(first, first + work.slice)
         p, g, m, v = (array[name].reshape(-1)[some] for array in (params, grads, state.m, state.v))
         t = work.scratch("adamw", g.shape, g.dtype)
         m *= beta1

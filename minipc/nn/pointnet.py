@@ -16,7 +16,7 @@ import numpy as np
 
 from minipc.backend import module_of
 from minipc.errors import UsageError, check_shape
-from minipc.nn import fused, ops
+from minipc.nn import exact, fused, ops
 from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec
 from minipc.nn.workspace import Workspace
 
@@ -210,32 +210,46 @@ def track(stats, batch, config):
     return moved
 
 
-def forward_eval(params, stats, points, config, engine="fused"):
-    """Return logits (B, K) with running statistics and no dropout: what a finished model computes."""
-    check_shape("points", points, (None, None, 3))
+def evaluator(params, stats, config, engine="fused"):
+    """Return logits_of(points), what a finished model computes: running statistics, no dropout.
+
+    logits_of takes points (B, N, 3) and returns logits (B, K), the same bits for a cloud alone and at
+    any place among any others: the layers before the pool are a product of BLAS for each cloud, and the
+    head's sums are exact.  Constants are computed here, once.  Threads may share it.
+    """
     check_engine(engine)
+    xp = module_of(*params.values(), *stats.values())
     shared, head, out = _layers(config)
 
     def constants(name):
-        return (
-            params[f"{name}.gamma"], params[f"{name}.beta"], stats[f"{name}.mean"], stats[f"{name}.var"],
-        )
+        return params[f"{name}.gamma"], params[f"{name}.beta"], stats[f"{name}.mean"], stats[f"{name}.var"]
 
-    def layer(x, name):
-        x, _ = ops.linear_forward(x, params[f"{name}.W"])
+    def norm_relu(x, name):
         x, _ = ops.batch_norm_eval_forward(x, *constants(name), config.eps)
         return ops.relu_forward(x)[0]
 
-    if engine == "textbook":
-        x = points
-        for name, _, _ in shared:
-            x = layer(x, name)
-        x = x.max(axis=1)  # (M12) without the search for who won, which only a backward needs
-    else:
-        maps = [(params[f"{name}.W"], *constants(name)) for name, _, _ in shared]
-        xp = module_of(points, *params.values(), *stats.values())
-        x = fused.shared_eval(points, maps, config.eps, Workspace(xp))
-    for name, _, _ in head:
-        x = layer(x, name)
-    x, _ = ops.linear_forward(x, params[f"{out.name}.W"])
-    return ops.bias_forward(x, params[f"{out.name}.b"])[0]
+    factors = {name: exact.factor(params[f"{name}.W"]) for name, _, _ in (*head, out)}
+    if engine == "fused":
+        maps = fused.eval_maps([(params[f"{name}.W"], *constants(name)) for name, _, _ in shared], config.eps)
+        work = Workspace(xp)
+
+    def logits_of(points):
+        module_of(points, params[f"{out.name}.b"])
+        check_shape("points", points, (None, None, 3))
+        if engine == "fused":
+            x = fused.shared_eval(points, maps, work)
+        else:
+            x = xp.ascontiguousarray(points)  # a product can round otherwise where memory is walked otherwise
+            for name, _, _ in shared:
+                x = norm_relu(ops.linear_forward(x, params[f"{name}.W"])[0], name)
+            x = x.max(axis=1)  # (M12) without the search for who won, which only a backward needs
+        for name, _, _ in head:
+            x = norm_relu(exact.product(x, factors[name]), name)
+        return ops.bias_forward(exact.product(x, factors[out.name]), params[f"{out.name}.b"])[0]
+
+    return logits_of
+
+
+def forward_eval(params, stats, points, config, engine="fused"):
+    """Return the logits (B, K) of points (B, N, 3) by an evaluator made for them alone."""
+    return evaluator(params, stats, config, engine)(points)

@@ -1,19 +1,23 @@
-"""Matrix products of narrow layers at the speed of wide ones.
+"""The products of the fast engine: one form for each kind of kernel, chosen by the kernel's name.
 
-OpenBLAS first copies both factors of a product into an order of its own, but multiplies small
-matrices where they lie.  A layer of PointNet is a short, wide product, (O, I) times (I, N), whose
-copies cost as much as its arithmetic; four rows at a time it has no copies and runs at the speed
-of a large product (docs/performance.md).  Where BLAS is another one, and on a device, the whole
-product is one call.
+OpenBLAS copies both factors of a product into an order of its own before it multiplies.  A layer of
+PointNet is a short, wide product, (O, I) times (I, N).  Most kernels are fastest on it whole.  Those of
+SMALL_MATRIX_KERNELS can multiply small matrices where they lie: four rows at a time, such a layer has
+no copies and runs at the speed of a large product (docs/performance.md).  The name decides and never
+a clock, since the two forms round differently and a choice must not change between two runs.
 """
 
-SMALL = 10**6  # multiply-adds up to which OpenBLAS multiplies without copying
+import numpy as np
+
+SMALL = 10**6  # multiply-adds up to which these kernels multiply without copying
 
 
 def product(a, z, out, work):
     """out = a z for each cloud.    a (M, K), z (C, K, N), out (C, M, N): views with contiguous points"""
     (rows, inner), (clouds, _, points) = a.shape, z.shape
     group, parts = _divided(rows, inner, points, work)
+    if group == rows and parts == 1:
+        return work.xp.matmul(a, z, out=out)
     work.xp.matmul(
         a.reshape(-1, group, inner),
         z.reshape(clouds, inner, parts, -1).swapaxes(1, 2)[:, :, None],
@@ -23,14 +27,33 @@ def product(a, z, out, work):
 
 
 def inner_product(z, d, work):
-    """Return the sum over clouds and points of z d^T.    z (C, K, N), d (C, M, N) -> (K, M)"""
+    """Return the sum over clouds and points of z d^T, over clouds in float64.    z (C, K, N), d (C, M, N) -> (K, M)"""
     (clouds, inner, points), rows = z.shape, d.shape[1]
     group, parts = _divided(rows, inner, points, work)
+    if group == rows and parts == 1:
+        return work.xp.matmul(z, d.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
     found = work.xp.matmul(
         z.reshape(clouds, inner, parts, -1).swapaxes(1, 2)[:, :, None],
         d.reshape(clouds, -1, group, parts, points // parts).transpose(0, 3, 1, 4, 2),
     )  # (C, parts, M / group, K, group)
-    return found.sum(axis=(0, 1)).swapaxes(0, 1).reshape(inner, rows)
+    return found.sum(axis=(0, 1), dtype=np.float64).swapaxes(0, 1).reshape(inner, rows)
+
+
+def second_moments(z, work):
+    """Return the sum over clouds and points of z z^T, all of it in float64.    z (C, K, N) -> (K, K)
+
+    float32 would lose the variance of a channel along which the points hardly differ beside one along
+    which they do.  NumPy sees that both factors are one and asks for half the products (syrk).
+    """
+    clouds, channels, points = z.shape
+    step = max(work.slice // (channels * points), 1)  # clouds at once: few, so that their copy stays in a cache
+    total = work.xp.zeros((channels, channels))
+    for first in range(0, clouds, step):
+        some = z[first : first + step]
+        exact = work.scratch("float64", some.shape, np.float64)
+        exact[...] = some
+        total += work.xp.matmul(exact, exact.swapaxes(1, 2)).sum(axis=0)
+    return total
 
 
 def _divided(rows, inner, points, work):

@@ -9,11 +9,13 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from math import prod
-from platform import machine
 
 import numpy as np
 
-from minipc.backend import blas_build
+from minipc.backend import blas_kernel
+
+# Kernels of OpenBLAS that multiply small matrices where they lie, without copying them first.
+SMALL_MATRIX_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 
 
 class Workspace:
@@ -29,9 +31,9 @@ class Workspace:
         # Elements computed together: on the host as few as repay the interpreter, which threads take in turns;
         # a device takes all.
         self.block = 5 * 2**18 if on_host else 2**31
-        self.slice = 2**18 if on_host else 2**27  # elements of the pooled product looked through at once
-        # Rows of a product multiplied at once, None for all: OpenBLAS for x86 is faster on few (products.py).
-        self.group = 4 if on_host and "openblas" in blas_build()[0] and machine() in ("x86_64", "AMD64") else None
+        self.slice = 2**16 if on_host else 2**22  # elements of one cloud, or of one array, that stay in a cache
+        # Rows of a product multiplied at once, None for all (products.py).
+        self.group = 4 if on_host and blas_kernel() in SMALL_MATRIX_KERNELS else None
         self.turn = 0  # counts forwards, and backwards that end what a forward wrote
         self._arrays, self._own = {}, threading.local()
         self._pool = ThreadPoolExecutor(threads - 1, "minipc-step") if threads > 1 else None

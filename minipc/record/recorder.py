@@ -16,7 +16,7 @@ from scipy.special import log_softmax
 from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.backend import BLOCK, ordered_map, padded_block, provenance, to_host
 from minipc.errors import CheckFailed, DataError, MinipcError, UsageError, check_shape
-from minipc.nn.pointnet import forward_eval
+from minipc.nn.pointnet import evaluator
 from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
@@ -90,7 +90,7 @@ def check_request(out, views, seed):
 
 def pointnet_teacher(model, engine="fused"):
     """Return logits_of for record(): our PointNet in evaluation mode, on the module of its arrays."""
-    return lambda points: forward_eval(model.params, model.stats, points, model.config, engine)
+    return evaluator(model.params, model.stats, model.config, engine)
 
 
 def quiet(*anything):

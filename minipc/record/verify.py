@@ -1,8 +1,8 @@
 """The replay certificate: that a record is what its plan, its data and its teacher make of it.
 
 Integrity was checked when the record was opened.  Here every stored parameter is drawn again from
-the seed, and the teacher runs again over some rows.  On the same build its logits must come out bit for
-bit; on another one rounding differs, and a stated bound decides.
+the seed, and the teacher runs again over some rows.  Where all that rounds is the same (versions, kernel,
+device: the provenance) its logits must come out bit for bit; elsewhere a stated bound decides.
 """
 
 from typing import NamedTuple
@@ -10,12 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc.augment import ORDER, AugmentConfig, draw
+from minipc.backend import unlike
 from minipc.errors import DataError
 from minipc.files import from_dict
 from minipc.record.recorder import compute_shard, provenance_of, quiet
 from minipc.streams import stream
 
-# What another BLAS or a device may change in a logit, in units of the largest logit of its row; stored
+# What another kernel of BLAS, another version or a device may change in a logit, in units of the largest logit of its row; stored
 # as float16 it may also fall to the neighbouring number.
 ELSEWHERE, NEIGHBOUR = 1e-4, 2.0**-10
 
@@ -26,7 +27,8 @@ class Verified(NamedTuple):
     rows: int  # of the record, all of whose parameters were drawn again
     parameters: int  # rows whose stored scale or shift is not what the seed draws
     sampled: int  # rows over which the teacher ran again; 0 without a teacher
-    bitwise: bool | None  # whether equality was asked for: the shards were made by this very build
+    bitwise: bool | None  # whether equality was asked for: all shards were made by arithmetic that repeats here
+    why: str  # where it was not, what differs there and here; else empty
     different: int  # sampled rows with a logit beyond what is allowed
     largest_difference: float  # between a stored and a computed logit
     agreement: float | None  # share of sampled rows with the same arg-max
@@ -49,8 +51,10 @@ def verify(reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, eng
     if plan.augment["order"] != ORDER:
         raise DataError(f"{reader.path}: recorded with {plan.augment['order']!r}; this minipc draws {ORDER!r}")
     blocks = _sample(plan, reader.views, sample) if logits_of else {}
-    made_with = provenance_of(xp, engine)
-    bitwise = all(item["made_with"] == made_with for item in reader.meta["provenance"]) if logits_of else None
+    here = provenance_of(xp, engine)
+    reasons = [unlike(item["made_with"], here) for item in reader.meta["provenance"]] if logits_of else []
+    why = next(filter(None, reasons), "")
+    bitwise = not why if logits_of else None
     total, done, wrong, different, same, largest = sum(map(len, blocks.values())), 0, 0, 0, 0, 0.0
     for view in range(reader.views):
         scale, shift, logits = reader.view(view)
@@ -75,7 +79,7 @@ def verify(reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, eng
     if different:
         failed.append(f"{different} of {sampled} rows hold other logits than the teacher computes")
     return Verified(
-        rows, wrong, sampled, bitwise, different, largest, same / sampled if sampled else None,
+        rows, wrong, sampled, bitwise, why, different, largest, same / sampled if sampled else None,
         not failed, "; ".join(failed),
     )
 
