@@ -26,6 +26,11 @@ test: $(VENV)/ready  ## the tests; no GPU, no PyTorch and no data set needed
 test-modelnet: $(VENV)/ready  ## the whole way on ModelNet40, at MINIPC_MODELNET; skipped where it is absent
 	$(BIN)/python -m pytest -m modelnet
 
+KERNELS :=
+
+test-kernels: $(VENV)/ready  ## the tests that touch BLAS under every kernel that runs here, or KERNELS="Haswell Nehalem"
+	$(BIN)/python -m reference_tests.kernels $(KERNELS)
+
 TORCH_TESTS := reference_tests/test_torch_parity.py reference_tests/test_docs.py
 
 test-torch: $(VENV)/ready  ## parity with PyTorch and its examples; installed if absent, a missing PyTorch is a failure
@@ -62,5 +67,5 @@ lint: $(VENV)/ready  ## flake8, configured in setup.cfg
 
 check: lint test  ## what to run before a commit
 
-.PHONY: help demo test test-modelnet test-torch test-dask test-gpu bench bench-gpu audit torture figures lint check
+.PHONY: help demo test test-kernels test-modelnet test-torch test-dask test-gpu bench bench-gpu audit torture figures lint check
 .DEFAULT_GOAL := help

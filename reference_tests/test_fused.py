@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from conftest import distance_to_kinks, multiplied_out
+from conftest import distance_to_kinks
 from fake_device import moved
 from minipc.augment import AugmentConfig, Params, apply, draw
 from minipc.errors import DataError, UsageError
@@ -28,40 +28,19 @@ from minipc.nn.pointnet import (
     track,
 )
 from minipc.nn.workspace import Workspace
+from reference_tests.accuracy import (
+    both,
+    drawn_out,
+    errors_in_float32,
+    one_cloud_far,
+    one_point_far,
+    problem,
+    statistics,
+    worst,
+)
 
 SMALL = ModelConfig((6, 8, 12), (10,), classes=5)
 EPSILON = np.finfo(np.float64).eps
-
-
-def problem(config, clouds, points, dtype=np.float64, seed=0, offset=0.0):
-    """Return params with signs and zeros in gamma, points and dlogits."""
-    rng = np.random.default_rng(seed)
-    params = initialise(param_specs(config), rng, np.float64)
-    for name, value in params.items():
-        if name.endswith(".gamma"):
-            value *= rng.standard_normal(value.shape)
-            value[1] = 0
-        elif not name.endswith(".W"):
-            value += 0.5 * rng.standard_normal(value.shape)
-    x = rng.standard_normal((clouds, points, 3)) + offset
-    dlogits = rng.standard_normal((clouds, config.classes))
-    return {name: value.astype(dtype) for name, value in params.items()}, x.astype(dtype), dlogits.astype(dtype)
-
-
-def both(config, params, points, dlogits, work=None):
-    """Return (logits, statistics, gradients with that of the points) of the fast engine, then of the textbook."""
-    found = []
-    for engine in ("fused", "textbook"):
-        z, batch, tape = forward_train(params, points, config, None, engine, work)
-        grads, d = backward(dlogits, tape)
-        found.append((z, batch, grads | {"points": multiplied_out(d)}))
-    return found
-
-
-def worst(mine, theirs):
-    """Return the largest difference, relative to the largest number of the other dict."""
-    largest = max(np.abs(value).max() for value in theirs.values())
-    return max(np.abs(mine[name] - theirs[name]).max() for name in theirs) / largest
 
 
 def away_from_kinks(config, clouds, points):
@@ -88,10 +67,6 @@ def distances(found, exact):
         name: (value, statistics(batch_e)[name]) for name, value in statistics(batch).items()
     }
     return {"gradients": worst(grads, grads_e)} | {name: worst({0: a}, {0: b}) for name, (a, b) in own.items()}
-
-
-def statistics(batch):
-    return {f"{name}.{part}": getattr(layer, part) for name, layer in batch.items() for part in ("mean", "var")}
 
 
 # exactness
@@ -192,30 +167,6 @@ def test_products_that_are_not_divided_agree_too():
     assert worst(grads, grads_t) <= 1e-12
 
 
-def one_point_far(far):
-    def change(x):
-        x[0, 0] = far
-        return x
-
-    return change
-
-
-def one_cloud_far(far):
-    def change(x):
-        x[0] += far
-        return x
-
-    return change
-
-
-def drawn_out(far):
-    """Points along a line, in a direction that no axis and no weight knows of."""
-    def change(x):
-        return x + (far - 1) * (x @ np.full((3, 3), 1 / 3, x.dtype))
-
-    return change
-
-
 @pytest.mark.parametrize("change, offset", [
     *(pytest.param(lambda x: x, offset, id=f"offset {offset}") for offset in (0.0, 1.0, 10.0, 1e4)),
     *(pytest.param(kind(far), 0.0, id=f"{kind.__name__} {far}")
@@ -232,23 +183,6 @@ def test_float32_gradients_of_clouds_along_a_line_lose_at_most_a_digit_and_logit
     """(F2) subtracts after its sum what the textbook subtracts before: roundings of the long direction stay."""
     fast, textbook = errors_in_float32(drawn_out(far))
     assert (fast <= [1.1, 1.1, 10] * textbook).all(), (fast, textbook)
-
-
-def errors_in_float32(change, offset=0.0):
-    """Return the median errors of logits, statistics and gradients of the fast engine, then of the textbook."""
-    config, errors = sizes("tiny", 10), []
-    for seed in range(9):
-        params, x, dlogits = problem(config, 8, 256, np.float32, seed, offset)
-        x = change(x)
-        params["shared0.gamma"] = np.abs(params["shared0.gamma"]) + 0.5
-        in_float64 = {name: value.astype(float) for name, value in params.items()}
-        _, (z_exact, batch_exact, exact) = both(config, in_float64, x.astype(float), dlogits.astype(float))
-        del exact["points"]  # a sum of few terms; its error is that of which point wins
-        errors.append([
-            (worst({"z": z}, {"z": z_exact}), worst(statistics(batch), statistics(batch_exact)), worst(grads, exact))
-            for z, batch, grads in both(config, params, x, dlogits)
-        ])
-    return np.median(errors, axis=0)  # not the mean: one other winner of the pool outweighs all roundings
 
 
 # gradients, operation by operation

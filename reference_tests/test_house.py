@@ -13,7 +13,7 @@ PACKAGE = ROOT / "minipc"
 
 ORDER = """
 errors streams files hdf5 backend
-nn.params nn.ops nn.losses nn.workspace nn.products nn.winners nn.fused nn.pointnet nn.optim nn.gradcheck
+nn.params nn.ops nn.losses nn.workspace nn.products nn.winners nn.fused nn.exact nn.pointnet nn.optim nn.gradcheck
 data.prepare data.clouds data.packed data.point_files data.foreign_hdf5 data.formats data.shapes
 model_file augment
 record.fields record.plan record.embedded record.finished record.shard record.store record.reader record.recorder

@@ -16,8 +16,8 @@ from minipc.files import from_dict
 from minipc.record.recorder import compute_shard, provenance_of, quiet
 from minipc.streams import stream
 
-# What another kernel of BLAS, another version or a device may change in a logit, in units of the largest logit of its row; stored
-# as float16 it may also fall to the neighbouring number.
+# What another kernel of BLAS, another version or a device may change in a logit, in units of the largest
+# logit of its row; stored as float16 it may also fall to the neighbouring number.
 ELSEWHERE, NEIGHBOUR = 1e-4, 2.0**-10
 
 
