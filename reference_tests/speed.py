@@ -24,19 +24,19 @@ for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from minipc.augment import AugmentConfig  # noqa: E402
-from minipc.backend import load, provenance  # noqa: E402
+from minipc.backend import blas_kernel, load, provenance  # noqa: E402
 from minipc.data.clouds import Clouds  # noqa: E402
 from minipc.errors import MinipcError  # noqa: E402
 from minipc.model_file import new_model  # noqa: E402
-from minipc.nn import fused  # noqa: E402
 from minipc.nn.losses import LossConfig  # noqa: E402
 from minipc.nn.pointnet import NAMED_SIZES, count, sizes  # noqa: E402
-from minipc.nn.products import product  # noqa: E402
+from minipc.nn.products import product, second_moments  # noqa: E402
 from minipc.nn.workspace import Workspace  # noqa: E402
 from minipc.record.reader import RecordReader  # noqa: E402
 from minipc.record.recorder import compute_shard, pointnet_teacher, record  # noqa: E402
 from minipc.train import Task, TrainConfig, recorded_views  # noqa: E402
-from reference_tests.speed_page import page  # noqa: E402
+from reference_tests.kernels import KERNELS, environment, runnable  # noqa: E402
+from reference_tests.speed_page import BY_KERNEL, page  # noqa: E402
 from reference_tests.speed_parts import parts  # noqa: E402
 from reference_tests.speed_workers import IN_A_ROW, RECORDED  # noqa: E402
 
@@ -273,19 +273,21 @@ def on_files(values, say):
 
 
 def narrow_layers(values, say):
-    """What the moments cost in each layer, against passes over a stored normalised activation."""
-    rng, work, whole, points = np.random.default_rng(0), Workspace(), Workspace(), 1024
-    whole.group = None
+    """What products and moments cost in each layer in the forms there are, and passes over a stored activation."""
+    rng, ours, whole, fours, points = np.random.default_rng(0), Workspace(), Workspace(), Workspace(), 1024
+    whole.group, fours.group = None, 4
     rows = []
 
-    def us(function):
-        function(), function()
-        found = []
-        for _ in range(100):
-            begun = time.perf_counter()
-            function()
-            found.append(time.perf_counter() - begun)
-        return 1e6 * median(found) / 4  # of four clouds
+    def us(**functions):
+        """Return {name: median microseconds for one of four clouds}, the functions taking turns."""
+        found = {name: [] for name in functions}
+        for number in range(102):
+            for name, function in functions.items():
+                begun = time.perf_counter()
+                function()
+                if number >= 2:
+                    found[name].append(time.perf_counter() - begun)
+        return {name: 1e6 * median(each) / 4 for name, each in found.items()}
 
     for width, above in ((16, 16), (16, 32), (32, 32), (32, 64), (64, 64), (64, 128), (128, 1024)):
         tower = rng.standard_normal((4, width + 1 + above, points)).astype(np.float32)
@@ -293,7 +295,7 @@ def narrow_layers(values, say):
         stacked = rng.standard_normal((width, width + 1 + above)).astype(np.float32)
         A = rng.standard_normal((above, width + 1)).astype(np.float32)
         dx, y = np.empty((4, width, points), np.float32), np.empty((4, above, points), np.float32)
-        column, flat = rng.standard_normal((above, 1)).astype(np.float32), z[0, :-1].copy()
+        column, Q = rng.standard_normal((above, 1)).astype(np.float32), stacked[:, : width + 1].copy()
 
         def passes():
             """Mean, variance, normalise; then dgamma and the three terms of (M6), in place."""
@@ -302,18 +304,35 @@ def narrow_layers(values, say):
                 np.einsum("ij,ij->i", a, b), np.multiply(b, column, out=b), np.add(b, a, out=b)
                 np.subtract(b, column, out=b), np.multiply(b, column, out=b)
 
-        rows.append({
-            "layer": f"{width} to {above}",
-            "product": us(lambda: product(A, z, y, work)), "whole": us(lambda: product(A, z, y, whole)),
-            "moments": us(lambda: fused._moments(z, work)), "syrk": 4 * us(lambda: flat @ flat.T),
-            "Q": us(lambda: product(stacked[:, : width + 1].copy(), z, dx, work)),
-            "passes": us(passes),
-        })
+        rows.append({"layer": f"{width} to {above}"} | us(
+            ours=lambda: product(A, z, y, ours),
+            whole=lambda: product(A, z, y, whole),
+            fours=lambda: product(A, z, y, fours),
+            moments=lambda: second_moments(z, ours),
+            float32=lambda: np.matmul(z, z.swapaxes(1, 2)).sum(axis=0),
+            Q=lambda: product(Q, z, dx, ours),
+            passes=passes,
+        ))
+    values["product_vs_whole"] = round(min(row["whole"] / row["ours"] for row in rows), 3)
     values["narrow_layers_us"] = [
         {key: value if key == "layer" else round(value, 1) for key, value in row.items()} for row in rows
     ]
     for row in values["narrow_layers_us"]:
         say(str(row))
+
+
+def other_kernels(values, say):
+    """The short form of this benchmark under every other kernel of OpenBLAS that this processor can run."""
+    values["kernels"] = {values["kernel"]: {name: values[name] for name in BY_KERNEL if name in values}}
+    for kernel, name in runnable(KERNELS, say).items():
+        if name == values["kernel"]:
+            continue
+        done = subprocess.run(
+            [sys.executable, "-m", "reference_tests.speed", "--quick", "--json"], env=environment(kernel),
+            stdout=subprocess.PIPE, text=True, check=True,
+        )
+        found = json.loads(done.stdout.splitlines()[-1])
+        values["kernels"][kernel] = {name: found[name] for name in BY_KERNEL if name in found}
 
 
 def machine_lines():
@@ -325,7 +344,10 @@ def machine_lines():
     versions = {"minipc": installed("minipc"), "NumPy": np.__version__, "SciPy": installed("scipy")}
     versions |= {name: version for name in ("torch", "jax") if (version := installed(name))}
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
-    return f"{THREADS} cores ({model}), Python {platform.python_version()}, {told}, {blas['name']} {blas['version']}"
+    return (
+        f"{THREADS} cores ({model}), Python {platform.python_version()}, {told}, {blas['name']} {blas['version']}, "
+        f"kernel {blas_kernel() or 'unknown'}"
+    )
 
 
 def main():
@@ -339,7 +361,7 @@ def main():
     def say(line):
         print(line, file=sys.stderr, flush=True)
 
-    values = {"machine": machine_lines(), "quick": options.quick}
+    values = {"machine": machine_lines(), "kernel": blas_kernel(), "quick": options.quick}
     say(values["machine"])
     if options.gpu:
         with ExitStack() as stack:
@@ -357,10 +379,11 @@ def main():
             scaling(machine, values, say)
     with ExitStack() as stack:
         memory(Machine(stack, options.quick), values, say)
+    narrow_layers(values, say)
     if not options.quick:
         on_files(values, say)
-        narrow_layers(values, say)
         values["step_parts"] = {size: parts(size, STEP, THREADS) for size in NAMED_SIZES}
+        other_kernels(values, say)
         with open(options.out, "w") as file:
             file.write(page(values))
         say(f"wrote {options.out}")

@@ -45,6 +45,12 @@ def timed_product(function, notes):
     return timed
 
 
+def timed_moments(function, notes):
+    """Return second_moments() noting the same: a product of an array with itself, half of it computed by BLAS."""
+    timed = timed_product(lambda _, z, work: function(z, work), notes)
+    return lambda z, work: timed(z, z, work)
+
+
 def parts(size, task, threads):
     """Return {part: milliseconds} of a step of this size, medians, and "operations" of its products.
 
@@ -56,6 +62,7 @@ def parts(size, task, threads):
         mock.patch.object(workspace, "Workspace", lambda xp, threads: TimedWorkspace(xp, threads, notes)),
         mock.patch.object(fused, "product", timed_product(fused.product, notes)),
         mock.patch.object(fused, "inner_product", timed_product(fused.inner_product, notes)),
+        mock.patch.object(fused, "second_moments", timed_moments(fused.second_moments, notes)),
     ):
         step = ours({"task": "step", "size": size, "threads": threads, **task})
         found = defaultdict(list)
