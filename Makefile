@@ -26,9 +26,9 @@ test: $(VENV)/ready  ## the tests; no GPU, no PyTorch and no data set needed
 test-modelnet: $(VENV)/ready  ## the whole way on ModelNet40, at MINIPC_MODELNET; skipped where it is absent
 	$(BIN)/python -m pytest -m modelnet
 
-TORCH_TESTS := reference_tests/test_torch_parity.py reference_tests/test_docs.py
+TORCH_TESTS := reference_tests/test_torch_parity.py reference_tests/test_docs.py reference_tests/test_shared_reader.py
 
-test-torch: $(VENV)/ready  ## parity with PyTorch and its examples; installed if absent, a missing PyTorch is a failure
+test-torch: $(VENV)/ready  ## parity with PyTorch, its examples, its DataLoader; installed if absent, a missing PyTorch is a failure
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
 	MINIPC_REQUIRE_TORCH=1 $(BIN)/python -m pytest $(TORCH_TESTS) -k "torch or your_loss"
 

@@ -235,6 +235,16 @@ def digest_of(path):
     head = _head(path)
     if len(head) < _HEADER.size:
         raise DataError(f"{path}: is damaged: it ends after {len(head)} bytes; restore a copy")
+    return _digest(head)
+
+
+def digest_in(file):
+    """Return the digest, in hexadecimal, of a file object that guarded yields: the one that held."""
+    with _reading(file.path):
+        return _digest(os.pread(file.fileno(), _HEADER.size, 0))
+
+
+def _digest(head):
     return _HEADER.unpack(head)[5].hex()
 
 
@@ -264,8 +274,12 @@ def _reading(path):
         raise MinipcError(f"{path}: cannot be read ({reason.strerror or reason}); check the disk") from reason
 
 
-class _Exact(io.FileIO):
-    """A regular file whose reads are whole or raise: libhdf5 takes a short one for zeros."""
+class _Exact(io.RawIOBase):
+    """A regular file whose reads are whole or raise: libhdf5 takes a short one for zeros.
+
+    The position is that of this object alone.  The kernel's belongs to the open file, which a forked process
+    shares: with that, each would read where another has just been.
+    """
 
     def __init__(self, path):
         """Open path for reading; a pipe without a writer does not hang.  Raises DataError."""
@@ -285,18 +299,55 @@ class _Exact(io.FileIO):
         if not stat.S_ISREG(mode):
             os.close(fd)
             raise _no_file(mode, path)
-        super().__init__(fd)
-        self.path = path
+        self.path, self._fd, self._position = path, fd, 0
 
-    def readinto(self, buffer):
-        view = memoryview(buffer)
+    def fileno(self):
+        if self.closed:
+            raise ValueError("the file is closed")
+        return self._fd
+
+    def close(self):
+        if not self.closed:
+            super().close()
+            os.close(self._fd)
+
+    def read_at(self, at, buffer):
+        """Fill a writable bytes-like from byte at on; any threads and forked processes may do so at once.
+
+        Raises DataError where the file ends earlier, MinipcError where it cannot be read.
+        """
+        view = memoryview(buffer).cast("B")
         while view:
             with _reading(self.path):
-                count = super().readinto(view)
-            if not count:
-                raise OSError(errno.EIO, "the file became shorter while it was read")
-            view = view[count:]
+                piece = os.pread(self.fileno(), min(len(view), CHUNK), at)
+            if not piece:
+                raise DataError(
+                    f"{self.path}: became shorter while it was read: another program writes into it, or its disk "
+                    "fails; look with minipc info, and restore a copy if it is damaged"
+                )
+            view[: len(piece)] = piece
+            view, at = view[len(piece):], at + len(piece)
+
+    def readinto(self, buffer):
+        self.read_at(self._position, buffer)
+        self._position += len(buffer)
         return len(buffer)
+
+    def seek(self, position, whence=io.SEEK_SET):
+        if whence == io.SEEK_END:
+            with _reading(self.path):
+                position += os.fstat(self.fileno()).st_size
+        self._position = position + (self._position if whence == io.SEEK_CUR else 0)
+        return self._position
+
+    def tell(self):
+        return self._position
+
+    def readable(self):
+        return True
+
+    def seekable(self):
+        return True
 
 
 def _no_file(mode, path):
