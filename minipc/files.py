@@ -232,19 +232,16 @@ def digest_of(path):
 
     Raises DataError where path cannot be read or is too short for a header.
     """
-    head = _head(path)
-    if len(head) < _HEADER.size:
-        raise DataError(f"{path}: is damaged: it ends after {len(head)} bytes; restore a copy")
-    return _digest(head)
+    with _Exact(path) as file:
+        return digest_in(file)
 
 
 def digest_in(file):
-    """Return the digest, in hexadecimal, of a file object that guarded yields: the one that held."""
+    """Return the digest in the header of a file object that guarded yields: the one that held.  Raises DataError."""
     with _reading(file.path):
-        return _digest(os.pread(file.fileno(), _HEADER.size, 0))
-
-
-def _digest(head):
+        head = os.pread(file.fileno(), _HEADER.size, 0)
+    if len(head) < _HEADER.size:
+        raise DataError(f"{file.path}: is damaged: it ends after {len(head)} bytes; restore a copy")
     return _HEADER.unpack(head)[5].hex()
 
 
@@ -342,12 +339,6 @@ class _Exact(io.RawIOBase):
 
     def tell(self):
         return self._position
-
-    def readable(self):
-        return True
-
-    def seekable(self):
-        return True
 
 
 def _no_file(mode, path):

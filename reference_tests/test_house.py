@@ -16,8 +16,8 @@ errors streams files hdf5 backend
 nn.params nn.ops nn.losses nn.workspace nn.products nn.winners nn.fused nn.pointnet nn.optim nn.gradcheck
 data.prepare data.clouds data.packed data.point_files data.foreign_hdf5 data.formats data.shapes
 model_file augment
-record.fields record.plan record.embedded record.finished record.shard record.store record.reader record.recorder
-record.verify record.workers record.scheduler
+record.fields record.plan record.embedded record.finished record.shard record.store record.reader
+record.contract record.recorder record.verify record.workers record.scheduler
 evaluate self_target checkpoint run_folder train
 audit.vectors audit.problems audit.facts audit.rules audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions

@@ -365,7 +365,7 @@ THEIRS = {
     r"(as HDF5|as TOML|plain array) \(.*\);": r"\1 (...);",
     r"\b[0-9a-f]{16}\.\.\.": "...",  # digests, sizes and counts that another machine may have otherwise
     r"it has \d+ bytes, but \d+ were": "it has ... bytes, but ... were",
-    r"\d+ of (\d+ training clouds right)": r"... of \1",
+    r"\d+ of (\d+ training clouds right, mean class accuracy) [\d.]+": r"... of \1 ...",
 }
 
 
