@@ -26,7 +26,7 @@ test: $(VENV)/ready  ## the tests; no GPU, no PyTorch and no data set needed
 test-modelnet: $(VENV)/ready  ## the whole way on ModelNet40, at MINIPC_MODELNET; skipped where it is absent
 	$(BIN)/python -m pytest -m modelnet
 
-TORCH_TESTS := reference_tests/test_torch_parity.py reference_tests/test_docs.py reference_tests/test_shared_reader.py
+TORCH_TESTS := $(addprefix reference_tests/test_,torch_parity.py docs.py shared_reader.py contract.py)
 
 test-torch: $(VENV)/ready  ## parity with PyTorch, its examples, its DataLoader; installed if absent, a missing PyTorch is a failure
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0

@@ -280,6 +280,7 @@ class _Exact(io.RawIOBase):
 
     def __init__(self, path):
         """Open path for reading; a pipe without a writer does not hang.  Raises DataError."""
+        self.path, self._fd, self._position = path, None, 0
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
@@ -296,7 +297,7 @@ class _Exact(io.RawIOBase):
         if not stat.S_ISREG(mode):
             os.close(fd)
             raise _no_file(mode, path)
-        self.path, self._fd, self._position = path, fd, 0
+        self._fd = fd
 
     def fileno(self):
         if self.closed:
@@ -304,9 +305,10 @@ class _Exact(io.RawIOBase):
         return self._fd
 
     def close(self):
-        if not self.closed:
-            super().close()
+        super().close()
+        if self._fd is not None:
             os.close(self._fd)
+            self._fd = None
 
     def read_at(self, at, buffer):
         """Fill a writable bytes-like from byte at on; any threads and forked processes may do so at once.
