@@ -31,9 +31,9 @@ KERNELS :=
 test-kernels: $(VENV)/ready  ## the tests that touch BLAS under every kernel that runs here, or KERNELS="Haswell Nehalem"
 	$(BIN)/python -m reference_tests.kernels $(KERNELS)
 
-TORCH_TESTS := reference_tests/test_torch_parity.py reference_tests/test_docs.py
+TORCH_TESTS := $(addprefix reference_tests/test_,torch_parity.py docs.py shared_reader.py contract.py)
 
-test-torch: $(VENV)/ready  ## parity with PyTorch and its examples; installed if absent, a missing PyTorch is a failure
+test-torch: $(VENV)/ready  ## parity with PyTorch, its examples, its DataLoader; installed if absent, a missing PyTorch is a failure
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
 	MINIPC_REQUIRE_TORCH=1 $(BIN)/python -m pytest $(TORCH_TESTS) -k "torch or your_loss"
 

@@ -66,6 +66,7 @@ def _model(path):
     return Description(values, [
         f"PointNet {widths}, {values['parameters']} parameters, {config.classes} classes, "
         f"up axis {values['up_axis']}, normalisation {values['normalisation']}, identity {values['model_id'][:16]}",
+        "not trained" if not trained else
         f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs on "
         f"{trained.get('data_file')}, training points {str(trained.get('points_hash'))[:16]}",
         f"made with {_made_with(trained.get('made_with'))}",
@@ -158,8 +159,8 @@ def _run(folder):
     """Return the Description of a run folder: run.json, and each file of ours in it."""
     path = os.path.join(folder, "run.json")
     settings = read_run(folder)
-    if not isinstance(settings.get("training"), dict) or "provenance" not in settings:
-        raise DataError(f"{path}: is not of a run of ours: it misses provenance or training; check the name")
+    if not all(isinstance(settings.get(name), dict) for name in ("training", "clouds", "provenance")):
+        raise DataError(f"{path}: is not of a run of ours: it misses clouds, provenance or training; check the name")
     places = {name: os.path.join(folder, name) for name in IN_A_RUN}
     inside = {name: describe(place) for name, place in places.items() if os.path.lexists(place)}
     if "checkpoint.h5" in inside and inside["checkpoint.h5"].values["run_id"] != run_id_of(settings):
@@ -176,7 +177,8 @@ def _run(folder):
         source = f"from {record.get('file')} (run {str(record.get('run_id'))[:16]})"
     lines = [
         f"{folder}: training run, {done['epochs']} of {of_epochs} epochs done",
-        f"learned {source}, data {settings.get('data')}, training points {str(settings.get('points_hash'))[:16]}",
+        f"learned {source}, data {settings.get('data')}, training points "
+        f"{str(settings['clouds'].get('train_points'))[:16]}",
         f"made with {_made_with(settings.get('provenance'))}",
     ]
     if done["last"]:

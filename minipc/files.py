@@ -232,9 +232,16 @@ def digest_of(path):
 
     Raises DataError where path cannot be read or is too short for a header.
     """
-    head = _head(path)
+    with _Exact(path) as file:
+        return digest_in(file)
+
+
+def digest_in(file):
+    """Return the digest in the header of a file object that guarded yields: the one that held.  Raises DataError."""
+    with _reading(file.path):
+        head = os.pread(file.fileno(), _HEADER.size, 0)
     if len(head) < _HEADER.size:
-        raise DataError(f"{path}: is damaged: it ends after {len(head)} bytes; restore a copy")
+        raise DataError(f"{file.path}: is damaged: it ends after {len(head)} bytes; restore a copy")
     return _HEADER.unpack(head)[5].hex()
 
 
@@ -264,11 +271,16 @@ def _reading(path):
         raise MinipcError(f"{path}: cannot be read ({reason.strerror or reason}); check the disk") from reason
 
 
-class _Exact(io.FileIO):
-    """A regular file whose reads are whole or raise: libhdf5 takes a short one for zeros."""
+class _Exact(io.RawIOBase):
+    """A regular file whose reads are whole or raise: libhdf5 takes a short one for zeros.
+
+    The position is that of this object alone.  The kernel's belongs to the open file, which a forked process
+    shares: with that, each would read where another has just been.
+    """
 
     def __init__(self, path):
         """Open path for reading; a pipe without a writer does not hang.  Raises DataError."""
+        self.path, self._fd, self._position = path, None, 0
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
@@ -285,18 +297,50 @@ class _Exact(io.FileIO):
         if not stat.S_ISREG(mode):
             os.close(fd)
             raise _no_file(mode, path)
-        super().__init__(fd)
-        self.path = path
+        self._fd = fd
 
-    def readinto(self, buffer):
-        view = memoryview(buffer)
+    def fileno(self):
+        if self.closed:
+            raise ValueError("the file is closed")
+        return self._fd
+
+    def close(self):
+        super().close()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def read_at(self, at, buffer):
+        """Fill a writable bytes-like from byte at on; any threads and forked processes may do so at once.
+
+        Raises DataError where the file ends earlier, MinipcError where it cannot be read.
+        """
+        view = memoryview(buffer).cast("B")
         while view:
             with _reading(self.path):
-                count = super().readinto(view)
-            if not count:
-                raise OSError(errno.EIO, "the file became shorter while it was read")
-            view = view[count:]
+                piece = os.pread(self.fileno(), min(len(view), CHUNK), at)
+            if not piece:
+                raise DataError(
+                    f"{self.path}: became shorter while it was read: another program writes into it, or its disk "
+                    "fails; look with minipc info, and restore a copy if it is damaged"
+                )
+            view[: len(piece)] = piece
+            view, at = view[len(piece):], at + len(piece)
+
+    def readinto(self, buffer):
+        self.read_at(self._position, buffer)
+        self._position += len(buffer)
         return len(buffer)
+
+    def seek(self, position, whence=io.SEEK_SET):
+        if whence == io.SEEK_END:
+            with _reading(self.path):
+                position += os.fstat(self.fileno()).st_size
+        self._position = position + (self._position if whence == io.SEEK_CUR else 0)
+        return self._position
+
+    def tell(self):
+        return self._position
 
 
 def _no_file(mode, path):

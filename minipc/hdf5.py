@@ -6,7 +6,9 @@ soft or external link, virtual or external storage, or a filter.
 """
 
 import io
+import math
 from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
@@ -45,11 +47,17 @@ def open_hdf5(path, kind, version, cap=files.CAP):
 
     Raises DataError, one line.
     """
-    with files.guarded(path, kind, version, cap) as whole:
-        with _believing(path):
-            file = h5py.File(whole, "r")
-        with file, _believing(path, OSError, KeyError, RuntimeError):
-            yield file
+    with files.guarded(path, kind, version, cap) as whole, hdf5_in(whole, path) as file:
+        yield file
+
+
+@contextmanager
+def hdf5_in(whole, path):
+    """Yield the h5py.File, mode r, of a file object that files.guarded yields.  Raises DataError."""
+    with _believing(path):
+        file = h5py.File(whole, "r")
+    with file, _believing(path, OSError, KeyError, RuntimeError):
+        yield file
 
 
 def check_members(group, names, path):
@@ -93,16 +101,62 @@ def checked_dataset(group, name, dtype, shape, path):
 
 def read_array(group, name, dtype, shape, path):
     """Return the dataset name as an array, checked as by checked_dataset; floats are finite."""
-    return read_rows(checked_dataset(group, name, dtype, shape, path), ..., path)
+    return read_dataset(checked_dataset(group, name, dtype, shape, path), path)
 
 
-def read_rows(dataset, selection, path):
-    """Return dataset[selection] of a checked dataset.  Raises DataError for NaN or infinity."""
+def read_dataset(dataset, path):
+    """Return a checked dataset as an array.  Raises DataError for NaN or infinity."""
     with _believing(path):
-        values = dataset[selection]
+        values = dataset[...]
+    return _finite(values, dataset.name[1:], path)
+
+
+def _finite(values, name, path):
+    """Return values, or raise DataError for NaN or infinity, which a machine may also have misread."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
-        raise DataError(f"{path}: {dataset.name[1:]} holds NaN or infinite values; make it again")
+        raise DataError(
+            f"{path}: {name} holds NaN or infinite values; run the same command once more, and make the file "
+            "again only if they are still there"
+        )
     return values
+
+
+class Stored(NamedTuple):
+    """An array in an open file of ours: plain bytes from an offset on, which are read without libhdf5.
+
+    Nothing is remembered between two reads, so any threads may read at once, and processes that were forked while
+    the file was open.
+    """
+
+    file: Any  # that files.guarded yields
+    name: str
+    dtype: np.dtype
+    shape: tuple
+    offset: int  # bytes
+
+    @classmethod
+    def of(cls, dataset, file):
+        """Return where an h5py dataset of checked_dataset lies in the file object that it was opened from."""
+        return cls(file, dataset.name[1:], dataset.dtype, dataset.shape, dataset.id.get_offset())
+
+    @property
+    def nbytes(self):
+        return self.dtype.itemsize * math.prod(self.shape)
+
+    def rows(self, first, stop):
+        """Return the part [first:stop] of it, Stored."""
+        at = self.offset + first * self.nbytes // self.shape[0]
+        return self._replace(shape=(stop - first, *self.shape[1:]), offset=at)
+
+    def row(self, index):
+        """Return the part [index] of it, Stored."""
+        return self.rows(index, index + 1)._replace(shape=self.shape[1:])
+
+    def read(self):
+        """Return it as a new array.  Raises DataError for NaN or infinity, and as files.read_at does."""
+        values = np.empty(self.shape, self.dtype)
+        self.file.read_at(self.offset, values.reshape(-1).view(np.uint8))
+        return _finite(values, self.name, self.file.path)
 
 
 def read_meta(group, path):

@@ -94,7 +94,7 @@ class RunFolder:
                 ) from reason
         elif not os.path.isdir(path):
             read_run(path)  # says what is there instead
-        self._lock = self._take()
+        self._lock, self._owner = self._take(), os.getpid()
         try:
             if self.new:
                 refuse_existing(path)  # again, now that nobody else can write into it
@@ -127,6 +127,9 @@ class RunFolder:
         return self
 
     def __exit__(self, *raised):
+        if os.getpid() == self._owner:  # a process that was forked meanwhile would hold the lock until its own end
+            with suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
 
     def file(self, name):

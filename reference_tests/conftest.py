@@ -184,6 +184,11 @@ def say(capsys):
 @pytest.fixture
 def data(folder):
     """clouds.h5: three classes that a tiny model learns in a few epochs."""
+    return write_three_classes("clouds.h5")
+
+
+def write_three_classes(path):
+    """Write the clouds of the fixture data to path and return it."""
     rng = np.random.default_rng(0)
 
     def clouds(n):
@@ -192,8 +197,8 @@ def data(folder):
         points = (rng.standard_normal((n, 16, 3)) * stretch[:, None]).astype(np.float32)
         return Clouds(points, labels, ("flat", "long", "round"), "z", "none")
 
-    write_clouds("clouds.h5", Splits(clouds(96), clouds(33)))
-    return "clouds.h5"
+    write_clouds(path, Splits(clouds(96), clouds(33)))
+    return path
 
 
 @pytest.fixture
@@ -211,6 +216,11 @@ STRETCH = {"bowl": (1, 1, 0.1), "mug": (0.1, 0.1, 1), "vase": (0.6, 0.6, 0.6)}  
 @pytest.fixture
 def vessels(folder):
     """vessels/: eighty .xyz files of 40 points in each of three class folders, as somebody might have them."""
+    return write_vessels(folder)
+
+
+def write_vessels(folder):
+    """Make the tree of the fixture vessels in folder and return its path."""
     rng = np.random.default_rng(0)
     for name, stretch in STRETCH.items():
         (folder / "vessels" / name).mkdir(parents=True)

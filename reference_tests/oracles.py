@@ -113,7 +113,7 @@ def raw_loss(z, y, v, u, has_u, a, b, T):
 
 
 def guarded_loss(z, y, v, u, has_u, a, b, T, delta=0.05):
-    """(G): (1-a) CE(y, s_1) + T^2 H(q', s_T), q' = max(a p - b r, delta a p), mean over rows."""
+    """(L9): (1-a) CE(y, s_1) + T^2 [H(q', s_T) - a H(p, p) + b H(r, r)], q' as in (L8), mean over rows."""
     total = 0.0
     for i in range(len(z)):
         p = [exp(value) for value in log_softmax([float(x) / T for x in v[i]])]
@@ -121,6 +121,8 @@ def guarded_loss(z, y, v, u, has_u, a, b, T, delta=0.05):
         q = [max(a * pk - b * float(has_u[i]) * rk, delta * a * pk) for pk, rk in zip(p, r)]
         total += (1 - a) * soft_cross_entropy([z[i]], [y[i]])[0]
         total += T * T * soft_cross_entropy([[float(x) / T for x in z[i]]], [q])[0]
+        total -= T * T * a * soft_cross_entropy([[float(x) / T for x in v[i]]], [p])[0]
+        total += T * T * b * float(has_u[i]) * soft_cross_entropy([[float(x) / T for x in u[i]]], [r])[0]
     return total / len(z)
 
 

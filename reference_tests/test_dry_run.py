@@ -39,7 +39,7 @@ def interrupted(out, splits, views, after):
 
     def dying(points):
         calls.append(1)
-        if len(calls) > 3 + 3 * after:  # the trial has three blocks and so has each shard
+        if len(calls) > 3 + 3 + 3 * after:  # it is tried with three blocks, the trial has three and so has each shard
             raise KeyboardInterrupt
         return teacher(points)
 

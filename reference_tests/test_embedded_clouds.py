@@ -137,8 +137,8 @@ def test_a_record_with_clouds_has_version_2_the_same_run_and_the_same_rows(tmp_p
     assert without.run_id == with_them.run_id and (without.clouds_as, without.clouds_bytes) == (None, 0)
     with open_record(one) as a, open_record(two) as b:
         assert a.plan == b.plan and {**b.meta, "clouds": 0} == {**a.meta, "clouds": 0} and not a.clouds
-        for name, dataset in a.datasets.items():
-            assert dataset[...].tobytes() == b.datasets[name][...].tobytes()
+        for name, stored in a.rows.items():
+            assert stored.read().tobytes() == b.rows[name].read().tobytes()
     with RecordReader(str(one)) as reader:
         assert reader.clouds() is None
 
@@ -229,7 +229,7 @@ def test_other_test_clouds_than_those_in_the_record_are_refused(out, splits):
 def rewrite(out, change):
     """Commit the record in out again after change(arrays, meta), self-consistent and with a right digest."""
     with open_record(out) as found:
-        arrays = {name: each[...] for name, each in {**found.datasets, **found.clouds}.items()}
+        arrays = {name: each.read() for name, each in {**found.rows, **found.clouds}.items()}
         meta = found.meta
     arrays, meta = change(arrays, meta)
 

@@ -230,7 +230,7 @@ def test_the_falling_loss_falls_as_stated_and_the_guarded_one_does_not():
     for t in (0, 10, 100, 1000, 10000):
         raw, held = example(t, "none")[0].total, example(t, "clip")[0].total
         assert f"| {t} | {raw:.2f} | {held:.2f} |" in MATH
-        assert held >= 0
+        assert held >= raw
     M = example(0, "none")[1]
     assert f"M_3 = {M.min():.3f}," in MATH and M.argmin() == 3
     slope = (example(20000, "none")[0].total - example(10000, "none")[0].total) / 10000
@@ -288,9 +288,7 @@ def test_without_self_weight_guard_and_no_guard_have_the_same_gradient_bit_for_b
         for guard in ("none", "clip")
     ]
     np.testing.assert_array_equal(*(loss_backward(cache) for _, cache in found))
-    log_p, _ = log_softmax_forward(v / T)
-    entropy = -(np.exp(log_p) * log_p).sum(axis=1).mean()
-    assert found[1][0].total - found[0][0].total == pytest.approx(0.9 * T**2 * entropy, rel=1e-12)
+    assert found[1][0].total.tobytes() == found[0][0].total.tobytes()
 
 
 def test_at_a_large_temperature_the_divergence_is_the_squared_distance_over_2k():

@@ -431,7 +431,7 @@ def test_a_file_that_shrinks_while_it_is_read_is_not_read_as_zeros(path):
         dataset = hdf5.checked_dataset(file, "params/a.W", np.float32, (None, 3), path)
         os.truncate(path, 100_000)
         with pytest.raises(DataError, match="became shorter"):
-            hdf5.read_rows(dataset, ..., path)
+            hdf5.read_dataset(dataset, path)
 
 
 def test_what_a_killed_writer_left_goes_with_the_next_commit_of_the_same_file(tmp_path):

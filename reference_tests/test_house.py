@@ -16,8 +16,8 @@ errors streams files hdf5 backend
 nn.params nn.ops nn.losses nn.workspace nn.products nn.winners nn.fused nn.exact nn.pointnet nn.optim nn.gradcheck
 data.prepare data.clouds data.packed data.point_files data.foreign_hdf5 data.formats data.shapes
 model_file augment
-record.fields record.plan record.embedded record.finished record.shard record.store record.reader record.recorder
-record.verify record.workers record.scheduler
+record.fields record.plan record.embedded record.finished record.shard record.store record.reader
+record.contract record.recorder record.verify record.workers record.scheduler
 evaluate self_target checkpoint run_folder train
 audit.vectors audit.problems audit.facts audit.rules audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
@@ -156,6 +156,7 @@ MATHEMATICS = "errors streams backend augment evaluate self_target train".split(
 def test_the_package_stays_readable_in_an_afternoon():
     """The mathematics is one afternoon; files, formats and the command line are there for reference."""
     lines = {name: len(path.read_text().splitlines()) for name, path in modules_of(PACKAGE).items()}
-    assert sum(count for name, count in lines.items() if name.startswith("nn.") or name in MATHEMATICS) <= 2600  # the head of exact sums is the last to come in
-    assert sum(lines.values()) <= 10600
+    mathematics = (name for name in lines if name.startswith("nn.") or name in MATHEMATICS)
+    assert sum(lines[name] for name in mathematics) <= 2600
+    assert sum(lines.values()) <= 11100
     assert max(lines.values()) <= 400, max(lines, key=lines.get)

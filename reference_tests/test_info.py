@@ -11,6 +11,8 @@ from minipc import hdf5
 from minipc.describe import describe
 from minipc.errors import DataError
 from minipc.files import KINDS, canonical_json
+from minipc.model_file import new_model, write_model
+from minipc.nn.pointnet import ModelConfig
 from minipc.record.plan import write_plan
 from minipc.record.store import Store
 from test_cli import QUICK
@@ -65,6 +67,19 @@ def test_a_record_names_its_teacher_and_its_data_by_what_they_are(whole_way):
     model, record, clouds = (describe(name).values for name in ("teacher/model.h5", "record.h5", "clouds.h5"))
     assert record["teacher_id"] == model["model_id"]
     assert record["points_hash"] == clouds["points_hash"] == model["trained"]["points_hash"]
+
+
+def test_info_names_the_training_points_of_whatever_was_made_from_them(whole_way, say):
+    points = describe("clouds.h5").values["points_hash"][:16]
+    for path in ("clouds.h5", "teacher", "run", "teacher/model.h5", "record.h5"):
+        assert f"training points {points}" in say("info", path)[1], path
+
+
+def test_a_model_that_was_never_trained_is_said_to_be_that(folder, say):
+    described = {"class_names": ["a", "b"], "up_axis": "z", "normalisation": "none"}
+    write_model("new.h5", new_model(ModelConfig((8,), (), 2), described, 0))
+    code, out, _ = say("info", "new.h5")
+    assert code == 0 and "\nnot trained\n" in out and "None" not in out
 
 
 def test_a_record_says_whether_it_carries_its_clouds(whole_way, say, data):

@@ -558,17 +558,36 @@ def test_where_nothing_is_raised_the_guarded_gradient_is_the_raw_one_bit_for_bit
         )
 
 
-def test_guarded_and_raw_loss_differ_by_the_entropies_where_nothing_is_raised():
-    z, y, v, u, has_u = draw(21, scale=0.2)
-    c = config(4.0, "clip", 0.9, 0.2)
-    terms, _ = loss_forward(z, y, v, u, has_u, c)
-    assert float(terms.raised) == 0.0
-    p, r = special.softmax(v / 4, axis=1), special.softmax(u / 4, axis=1)
-    entropies = 16 * (0.9 * special.entr(p) - 0.2 * special.entr(r)).sum(axis=1).mean()
-    raw = value(z, y, v, u, has_u, replace(c, guard="none"))
-    assert float(terms.total) - entropies == pytest.approx(
-        raw, abs=1e-13
-    )  # order-ten numbers cancel
+@TEMPERATURES
+@pytest.mark.parametrize("b", [0.0, 0.3])
+def test_the_total_is_the_formula_bit_for_bit_where_nothing_is_raised_and_more_elsewhere(T, b):
+    z, y, v, u, _ = draw(21, B=400, scale=0.7 * T)
+    has_u = (np.arange(400) % 3 > 0).astype(float)
+    clip, found = config(T, "clip", 0.9, b), {True: 0, False: 0}
+    for n in range(400):
+        row = [array[n : n + 1] for array in (z, y, v, u, has_u)]
+        terms, _ = loss_forward(*row, clip)
+        formula = 0.1 * terms.labels + 0.9 * terms.distillation - b * has_u[n] * terms.self_distillation
+        raised, raw = bool(terms.raised), value(*row, replace(clip, guard="none"))
+        assert (float(terms.total) == raw) == (not raised) and float(terms.total) >= raw
+        assert raised or float(terms.total) == pytest.approx(float(formula), abs=1e-12)  # order-ten numbers
+        found[raised] += 1
+    assert found[False] and bool(found[True]) == (b > 0)
+
+
+def test_at_the_teachers_own_logits_distillation_alone_costs_nothing():
+    """T^2 KL(p || p) is 0: what is reported is the formula's value, the entropy of the teacher with it."""
+    z, y, *_ = draw(21)
+    terms, _ = loss_forward(z, y, z, None, None, LossConfig(1.0, 0.0, 4.0))
+    assert float(terms.total) == float(terms.distillation) == 0.0
+
+
+def test_the_total_with_guard_is_that_of_the_slow_oracle():
+    for T in (1.0, 4.0):
+        z, y, v, u, _ = draw(22, scale=2.0)
+        has_u = np.array([1.0, 0, 1, 1, 0, 1])
+        found = value(z, y, v, u, has_u, config(T, "clip", 0.9, 0.4))
+        assert found == pytest.approx(oracles.guarded_loss(z, y, v, u, has_u, 0.9, 0.4, T), rel=1e-12)
 
 
 def test_loss_stays_finite_for_extreme_logits_in_float32():

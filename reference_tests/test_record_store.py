@@ -421,7 +421,7 @@ def rewrite(out, values, meta):
 def test_a_hostile_record_with_a_right_digest_is_refused(out):
     record(out)
     with open_record(out) as found:
-        good = {name: dataset[...] for name, dataset in found.datasets.items()}
+        good = {name: stored.read() for name, stored in found.rows.items()}
         meta = found.meta
     rewrite(out, good, meta)
     RecordReader(out).close()

@@ -320,6 +320,27 @@ def test_two_processes_cannot_train_in_one_folder(splits, tmp_path):
     RunFolder(str(tmp_path / "run")).__exit__()
 
 
+@pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
+def test_a_forked_process_neither_keeps_a_folder_that_its_parent_has_left_nor_gives_it_away(splits, tmp_path):
+    run(splits, tmp_path / "run", stop_after=1)
+    end = os.pipe()
+    with RunFolder(str(tmp_path / "run")) as folder:
+        if not (leaver := os.fork()):
+            folder.__exit__()
+            os._exit(0)
+        os.waitpid(leaver, 0)
+        with pytest.raises(UsageError, match="another process is training in it"):
+            RunFolder(str(tmp_path / "run"))
+        if not (stayer := os.fork()):
+            os.close(end[1])
+            os.read(end[0], 1)  # until the parent closes its end
+            os._exit(0)
+    RunFolder(str(tmp_path / "run")).__exit__()
+    os.close(end[1])
+    os.waitpid(stayer, 0)
+    os.close(end[0])
+
+
 def test_the_second_of_two_commands_in_one_folder_is_refused(folder, say):
     assert say("train", "clouds.h5", *QUICK, "--epochs", 3, "--stop-after", 1)[0] == 0
     before = {path: path.read_bytes() for path in (folder / "run").iterdir()}

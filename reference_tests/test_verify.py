@@ -29,7 +29,7 @@ def recorded(data, say):
 def tampered(path, name, change):
     """Change one dataset of a record and seal it again, so that its digest holds."""
     with open_record(path) as found:
-        arrays = {each: dataset[...] for each, dataset in found.datasets.items()}
+        arrays = {each: stored.read() for each, stored in found.rows.items()}
         meta = found.meta
     change(arrays[name])
 

@@ -134,7 +134,7 @@ def _kl(p, s):
 
 
 def _by_definition(config, z, y, v, u, has_u):
-    """Return the LossTerms that (L4) to (L8) define, row by row."""
+    """Return the LossTerms that (L4) to (L9) define, row by row."""
     a, b, T = config.kd_weight, config.self_weight, config.temperature
     rows = []
     for n in range(len(z)):
@@ -145,7 +145,7 @@ def _by_definition(config, z, y, v, u, has_u):
         ce = -fsum(y[n] * np.log(s_1))
         kd, self_kl = T**2 * _kl(p, s_T), T**2 * _kl(r, s_T)
         raw = (1 - a) * ce + a * kd - b_n * self_kl
-        total = raw if config.guard == "none" else (1 - a) * ce - T**2 * fsum(guarded * np.log(s_T))
+        total = raw if config.guard == "none" else raw - T**2 * fsum((guarded - q) * np.log(s_T))
         least = min((1 - a) * y[n] + T * (a * p - b_n * r))
         rows.append((total, ce, kd, self_kl * has_u[n], float((guarded > q).any()), float(least < 0)))
     total, ce, kd, self_kl, raised, unbounded = np.array(rows).T

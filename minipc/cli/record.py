@@ -36,7 +36,7 @@ class ShareOf(click.ParamType):
               help="Processes, each with its share of the shards.")
 @click.option("--shards", "share", type=ShareOf(), help="Only every n-th shard from the i-th on; a later run finishes.")
 @click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler whose workers compute the shards.")
-@click.option("--force", is_flag=True, help="Record a teacher that is no better than chance.")
+@click.option("--force", is_flag=True, help="Record a teacher that is no better than chance, or depends on the block.")
 @shared_options
 def command(
     data, teacher, views, out, seed, logits, with_clouds, dry_run, workers, share, scheduler, force, backend, engine,

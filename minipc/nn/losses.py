@@ -121,7 +121,7 @@ def guarded(ap, br):
 class LossTerms(NamedTuple):
     """Means over the batch, as 0-d arrays of the logits' module: transfer them once, at the edge."""
 
-    total: Any  # of the formula in use; constants of the guarded form are left out
+    total: Any  # of the formula in use: (L5), and with the guard T^2 H(q' - q, s_T) more, (L9)
     labels: Any  # CE(y, s_1)
     distillation: Any  # T^2 KL(p || s_T), without its weight
     self_distillation: Any  # T^2 KL(r || s_T), over rows that have a target, without its weight
@@ -138,7 +138,7 @@ class LossCache(NamedTuple):
 def loss_forward(z, y, v, u, has_u, config):
     """L = (1-a) CE(y, s_1) + a T^2 KL(p || s_T) - b T^2 KL(r || s_T), batch mean.  (L5)
 
-    With the guard, L_G = (1-a) CE(y, s_1) + T^2 H(q', s_T).  (L8)
+    With the guard T^2 H(q' - q, s_T) is added, which is 0 in a row where no class is raised.  (L9)
 
     z, y, v, u (B, K); has_u (B,) holds 1 where the row has a self target and 0 where not (b is 0
     there).  v is None for labels alone (a must be 0), u and has_u None while no target exists.
@@ -171,11 +171,10 @@ def loss_forward(z, y, v, u, has_u, config):
     ap, br = a * p, b * r
     q_guarded = guarded(ap, br)
     q = q_guarded if config.guard == "clip" else ap - br
-    soft, soft_cache = soft_cross_entropy_forward(z / T, q)
+    _, soft_cache = soft_cross_entropy_forward(z / T, q)
+    total = (1 - a) * labels + a * kd - b[:, 0] * self_kl
     if config.guard == "clip":
-        total = (1 - a) * labels + T**2 * soft
-    else:
-        total = (1 - a) * labels + a * kd - b[:, 0] * self_kl
+        total = total - T**2 * ((q_guarded - (ap - br)) * log_s).sum(axis=-1)
     targets = xp.maximum(has_u.sum(), 1) if u is not None else 1
     terms = LossTerms(
         total.mean(),

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc import files, hdf5
+from minipc import files
 from minipc.data.clouds import Clouds, Splits
 from minipc.errors import DataError
 
@@ -56,8 +56,8 @@ def check_meta(meta, path):
         raise DataError(f"{path}: clouds as {kind!r} * 2^{exponent!r}: make the record again")
 
 
-def decode(datasets, meta, plan, path):
-    """Return the Splits in the h5py datasets of cloud_fields, exactly as they were embedded.
+def decode(stored, meta, plan, path):
+    """Return the Splits in the hdf5.Stored arrays of cloud_fields, exactly as they were embedded.
 
     Raises DataError unless the training split is the one that the plan names by its hashes.
     """
@@ -65,9 +65,7 @@ def decode(datasets, meta, plan, path):
     described["source"] = meta["source"] or ""
     splits = []
     for name in Splits._fields:
-        points, labels = (
-            hdf5.read_rows(datasets[f"clouds/{name}/{part}"], ..., path) for part in ("points", "labels")
-        )
+        points, labels = (stored[f"clouds/{name}/{part}"].read() for part in ("points", "labels"))
         points = points if meta["exponent"] is None else _decode(points, meta["exponent"])
         splits.append(files.from_dict(
             Clouds, {"points": points, "labels": labels, **described}, f"{path}: clouds/{name}"

@@ -2,15 +2,16 @@
 
 Opening reads the whole file for its digest; after that nothing but rows is read.  A record is
 believed only together with the data it was made from: check_belongs().
+
+Any threads may read at once, and so may processes that are forked while a reader is open (the workers of a PyTorch
+DataLoader): every read has its own offset.  Where processes are spawned a reader is sent as path and digest.
 """
 
+import os
 from contextlib import ExitStack
 from dataclasses import replace
 
-import numpy as np
-
 from minipc.errors import DataError, UsageError
-from minipc.hdf5 import read_rows
 from minipc.record.finished import clouds_of, open_record
 from minipc.record.plan import told
 
@@ -19,11 +20,15 @@ class RecordReader:
     """A verified record, open for reading.  Raises DataError for a damaged or foreign file."""
 
     def __init__(self, path):
-        self.path = path
+        self.path, self._place = path, os.path.abspath(path)
         self._stack = ExitStack()
-        self._record = self._stack.enter_context(open_record(path))
+        self._record = self._stack.enter_context(open_record(path))  # None once it is closed
         self.plan, self.meta = self._record.plan, self._record.meta
         self.views = self.plan.views
+
+    def __reduce__(self):
+        """Pickle as path and digest.  Raises UsageError for a closed reader."""
+        return _reopened, (self._place, self._opened().digest)
 
     def __enter__(self):
         return self
@@ -32,8 +37,9 @@ class RecordReader:
         self.close()
 
     def close(self):
-        """Close the file; the arrays that were read stay."""
+        """Close the file, in this process; the arrays that were read stay."""
         self._stack.close()
+        self._record = None
 
     def view(self, view):
         """Return (scale (N, 3), shift (N, 3), logits (N, K) as stored) of one view, new arrays.
@@ -43,14 +49,19 @@ class RecordReader:
         """
         if not 0 <= view < self.views:
             raise UsageError(f"{self.path}: view {view}: expected 0 to {self.views - 1}")
-        return tuple(read_rows(data, np.s_[view], self.path) for data in self._record.datasets.values())
+        return tuple(stored.row(view).read() for stored in self._opened().rows.values())
 
     def clouds(self):
         """Return the Splits that the record carries, or None.
 
         Raises DataError where the training split is not the one that was recorded.
         """
-        return clouds_of(self._record, self.path)
+        return clouds_of(self._opened(), self.path)
+
+    def _opened(self):
+        if self._record is None:
+            raise UsageError(f"{self.path}: this reader was closed; open the record again")
+        return self._record
 
     def check_belongs(self, clouds):
         """Raise DataError, naming what differs, unless the record was made from these Clouds.
@@ -79,3 +90,16 @@ class RecordReader:
                 f"{self.path}: differs from {record.path} not in its teacher alone: {record.plan.differences(same)}; "
                 "record the earlier student with the same data, seed and --logits"
             )
+
+
+def _reopened(path, digest):
+    """Return the RecordReader that was pickled, verified again.  Raises DataError where path holds another record."""
+    reader = RecordReader(path)
+    found = reader._opened().digest
+    if found != digest:
+        reader.close()
+        raise DataError(
+            f"{path}: is not the record that was open in the process that sent it: digest {found[:16]}, expected "
+            f"{digest[:16]}; it was replaced or extended meanwhile: open it again"
+        )
+    return reader

@@ -1,7 +1,7 @@
 """record(): run any teacher once over augmented views of each training cloud, into shards.
 
-A teacher is any callable from (B, P, 3) float32 to (B, K) logits; ours is one of them.  The file
-protocol is store.py's: this module only computes what a shard holds.
+A teacher is any callable from (B, P, 3) float32 to (B, K) logits; ours is one of them, contract.py says what is
+asked of it.  The file protocol is store.py's: this module only computes what a shard holds.
 """
 
 import os
@@ -14,9 +14,10 @@ import numpy as np
 from scipy.special import log_softmax
 
 from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
-from minipc.backend import BLOCK, ordered_map, padded_block, provenance, to_host
-from minipc.errors import CheckFailed, DataError, MinipcError, UsageError, check_shape
+from minipc.backend import BLOCK, ordered_map, padded_block, provenance
+from minipc.errors import CheckFailed, DataError, MinipcError, UsageError
 from minipc.nn.pointnet import evaluator
+from minipc.record.contract import answer, check_chance, check_no_probabilities, check_repeats, trial
 from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
@@ -145,45 +146,44 @@ def record(
 
     clouds: data.clouds.Clouds; logits_of: (B, P, 3) float32 of module xp -> (B, K), K the number of
     class names; it is called with blocks of one fixed size, by several threads at once if threads
-    is above 1.  teacher_id names the teacher for ever: another id is another record.  data_file is
-    a hint for people, a base name.  with_clouds: the Splits whose training split is clouds, for a
-    record that carries both, so that it and nothing else trains a student.  engine: which of ours
-    computes, for the provenance of the shards.  say(line) and progress(done, total, text) report.
+    is above 1, and must repeat itself, whatever else is in the block.  teacher_id names the teacher for
+    ever: another id is another record.  data_file is a hint for people, a base name.  with_clouds: the
+    Splits whose training split is clouds, for a record that carries both, so that it and nothing else trains
+    a student.  engine: which of ours computes, for the provenance of the shards.  say(line) and
+    progress(done, total, text) report.
     share: (i, n) with 0 <= i < n, only every n-th shard from the i-th on; where shards are missing
     afterwards the result is a Share, else the record is finished as ever.  elsewhere: a function of (parts, plan,
     augment, missing, block_done) that has the missing shards committed into the folder parts by others, as
     scheduler.on_scheduler does; logits_of then only tries the teacher.
 
     Run again after any interruption it continues; with more views, or with_clouds, it adds them.
-    Raises UsageError for views or a seed that cannot be, DataError for a teacher near chance (unless
-    force), for logits that are not finite or do not fit the chosen dtype, and where another
-    recording is in the same place; MinipcError where the disk is too small.
+    Raises UsageError for views or a seed that cannot be, DataError for a teacher near chance or whose logits depend on
+    the block (unless force), for one that does not repeat itself or returns no logits, for logits that are not finite
+    or do not fit the chosen dtype, and where another recording is in the same place; MinipcError where the disk is too
+    small.  The teacher is tried before anything is written, and whatever is raised before the first shard is there,
+    by the teacher too, leaves nothing.
     """
     _check_share(share)
     store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
+    plan = store.plan  # a finished record of more views keeps them
+    shards = [shard[:2] for shard in plan.shards()]
+    mine = set(shards if share is None else shards[share[0] :: share[1]])
+    store.check_space()
+    rate = None
+    if any(shard[:2] in mine for shard in store.missing()):
+        rate = _try_teacher(clouds, logits_of, plan, augment, xp, threads, force, say)
     for line in store.begin():
         say(line)
-    plan, missing = store.plan, store.missing()  # a finished record of more views keeps them
-    shards = [shard[:2] for shard in plan.shards()]
-    present = len(shards) - len(missing)
-    if share is not None:
-        mine = set(shards[share[0] :: share[1]])
-        missing = [shard for shard in missing if shard[:2] in mine]
+    present = len(shards) - len(store.missing())
+    missing = [shard for shard in store.missing() if shard[:2] in mine]
     left = sum(stop - first for _, first, stop in missing)
     seconds = 0.0
-    try:
-        store.check_space()
-        if missing:
-            tried, rate = _try_teacher(clouds, logits_of, plan, augment, xp, threads)
-            _refuse_chance(clouds, tried, force)
-    except MinipcError:
-        store.abandon()
-        raise
     if missing:
+        takes = f", about {left / rate:.0f} s" if rate else ""  # none: it went missing in this very moment
         megabytes = (plan.estimated_bytes + store.clouds_bytes) / 1e6
         say(
             f"{out}: {plan.clouds} clouds x {plan.views} views, {plan.bytes_per_view} bytes each, "
-            f"{megabytes:.1f} MB in all; {left} rows to compute, about {left / rate:.0f} s"
+            f"{megabytes:.1f} MB in all; {left} rows to compute{takes}"
         )
         done = 0
 
@@ -198,8 +198,11 @@ def record(
                 elsewhere(store.parts, plan, augment, missing, block_done)
             else:
                 _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engine, block_done)
-        except MinipcError as reason:  # also where another recorder has finished meanwhile, and removed the parts
+        except BaseException as reason:  # whatever the teacher raises, and Ctrl-C
             store.abandon()
+            if not isinstance(reason, MinipcError):
+                raise
+            # another recorder may have finished meanwhile, and removed the parts
             store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
             if store.missing() or isinstance(reason, CheckFailed):
                 raise
@@ -255,15 +258,13 @@ def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threa
     def block_logits(start):
         points = xp.asarray(padded_block(clouds.points[:stop], start, plan.block))
         applied = Params(*(xp.asarray(padded_block(value, start - first, plan.block)) for value in params))
-        logits = to_host(logits_of(apply(points, applied)))
-        check_shape("teacher logits", logits, (plan.block, plan.classes))
-        return logits[: stop - start]
+        return answer(logits_of(apply(points, applied)), (plan.block, plan.classes))[: stop - start]
 
     blocks = []
     for logits in ordered_map(block_logits, range(first, stop, plan.block), threads):
         blocks.append(logits)
         block_done(len(logits))
-    exact = np.concatenate(blocks).astype(np.float32)
+    exact = np.concatenate(blocks)
     if not np.isfinite(exact).all():
         raise DataError(f"teacher: logits of view {view} are not finite; check the model and its input")
     with np.errstate(over="ignore"):
@@ -278,26 +279,19 @@ def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threa
     return *params, stored, float(max(kl, 0.0))
 
 
-def _try_teacher(clouds, logits_of, plan, augment, xp, threads):
-    """Return (correct, tried) on random training clouds under view 0, and rows a second."""
+def _try_teacher(clouds, logits_of, plan, augment, xp, threads, force, say):
+    """Return rows a second on random training clouds under view 0.  Raises DataError as record() does."""
     chosen = np.sort(stream(plan.seed, "trial").permutation(len(clouds))[:TRIAL])
     some = replace(clouds, points=clouds.points[chosen], labels=clouds.labels[chosen])
+    few = padded_block(some.points, 0, plan.block)
+    check_repeats(logits_of, apply(few, draw(plan.seed, 0, 0, len(few), augment)), plan.classes, xp, alone=not force)
     start = time.perf_counter()
-    _, _, logits, _ = compute_shard(some, logits_of, plan, augment, 0, 0, len(some), xp, threads)
+    logits = compute_shard(some, logits_of, plan, augment, 0, 0, len(some), xp, threads)[2]
     rate = len(some) / (time.perf_counter() - start)
-    return (int((logits.argmax(axis=1) == some.labels).sum()), len(some)), rate
-
-
-def _refuse_chance(clouds, tried, force):
-    """Raise DataError for a teacher not better than the largest class's share by 3 standard errors."""
-    correct, number = tried
-    share = np.bincount(clouds.labels).max() / len(clouds)
-    least = share + 3 * np.sqrt(share * (1 - share) / number)
-    if correct / number <= least and not force:
-        raise DataError(
-            f"teacher: {correct} of {number} training clouds right, no better than chance (more than "
-            f"{100 * least:.1f} % needed); check that it was trained on this data, or pass --force"
-        )
+    check_no_probabilities(logits)
+    largest = np.bincount(clouds.labels).max() / len(clouds)
+    check_chance(trial(some.labels, logits, largest), force, say)
+    return rate
 
 
 def _recorded_accuracy(reader, labels):

@@ -32,9 +32,7 @@ def read_shard(path, plan, view, first, stop):
                 raise DataError(f"{path}: {key} is {meta[key]}, expected {value}")
         if not isinstance(meta["provenance"], dict):
             raise DataError(f"{path}: provenance is no mapping")
-        return meta, {
-            name: hdf5.read_rows(dataset, ..., path) for name, dataset in datasets.items()
-        }
+        return meta, {name: hdf5.read_dataset(dataset, path) for name, dataset in datasets.items()}
 
 
 def commit_shard(parts, plan, view, first, scale, shift, logits, provenance, *, prepare=lambda: None):

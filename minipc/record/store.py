@@ -13,9 +13,7 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 
-import numpy as np
-
-from minipc import files, hdf5
+from minipc import files
 from minipc.data.clouds import check_same_kind
 from minipc.errors import DataError, MinipcError
 from minipc.record import embedded
@@ -299,17 +297,14 @@ class Store:
         plan, done, carried = self.plan, 0, self._embedded
         with open_record(self.out) if self._finished else nullcontext() as old:
             if self._carries:
-                arrays = {name: hdf5.read_rows(each, ..., self.out) for name, each in old.clouds.items()}
+                arrays = {name: each.read() for name, each in old.clouds.items()}
                 carried = embedded.Embedded(old.meta["clouds"], arrays)
 
             def blocks():
                 nonlocal done
                 for view, first, stop in plan.shards():
                     if view < self._finished:
-                        arrays = {
-                            name: hdf5.read_rows(dataset, np.s_[view, first:stop], self.out)
-                            for name, dataset in old.datasets.items()
-                        }
+                        arrays = {name: each.row(view).rows(first, stop).read() for name, each in old.rows.items()}
                     else:
                         arrays = self._read(view, first, stop)[1]
                     yield view, first, arrays
