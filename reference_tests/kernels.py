@@ -2,7 +2,8 @@
 
 One build of OpenBLAS holds kernels for many processors, which round differently; the variable
 OPENBLAS_CORETYPE chooses one when the library is loaded.  Each kernel has its own process.
-`python -m reference_tests.kernels Haswell Nehalem` tries these alone; what cannot run here is said.
+`python -m reference_tests.kernels Haswell Nehalem` tries these alone, with --others but for the one that is
+taken unasked, under which make test runs; what cannot run here is said.
 """
 
 import os
@@ -52,12 +53,16 @@ def runnable(wanted, say=lambda line: None):
     return found
 
 
-def main(wanted):
+def main(wanted, others=False):
     if unknown := set(wanted) - set(KERNELS):
         raise SystemExit(f"kernels: expected some of {', '.join(KERNELS)}, got {', '.join(sorted(unknown))}")
     kernels = runnable(wanted or KERNELS, lambda line: print(line, flush=True))
     if not kernels:
         raise SystemExit("kernels: none of them runs here; is NumPy's BLAS another one than OpenBLAS?")
+    if others:
+        own = answer("")
+        print(f"{own}: left out, make test runs under it", flush=True)
+        kernels = {kernel: name for kernel, name in kernels.items() if name != own}
     failed = []
     for kernel in kernels:
         print(f"== kernel {kernel}", flush=True)
@@ -70,4 +75,4 @@ def main(wanted):
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main([name for name in sys.argv[1:] if name != "--others"], "--others" in sys.argv)
