@@ -12,12 +12,10 @@ import tempfile
 from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-import numpy as np
-
 from minipc import __version__
-from minipc.backend import BLAS_THREADS, default_threads, load, provenance
 from minipc.errors import BackendError, short
 
+STANDS_ON = ("NumPy", "SciPy", "h5py", "click")
 CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")  # distributions of the module cupy
 
 
@@ -27,20 +25,20 @@ class Environment(NamedTuple):
 
 
 def versions():
-    """Return one line naming minipc, Python, NumPy, h5py with HDF5, and CuPy."""
-    import h5py  # here, so that describing data stays light
-
-    return (
-        f"minipc {__version__}, Python {platform.python_version()}, NumPy {np.__version__}, "
-        f"h5py {h5py.__version__} with HDF5 {h5py.version.hdf5_version}, "
-        f"CuPy {' and '.join(_cupy_distributions().values()) or 'none'}"
-    )
+    """Return one line naming minipc, Python, what minipc stands on, and CuPy, as installed: nothing is imported."""
+    found = {name: _version(name) or "none" for name in STANDS_ON}
+    found["CuPy"] = " and ".join(_cupy_distributions().values()) or "none"
+    told = ", ".join(f"{name} {number}" for name, number in found.items())
+    return f"minipc {__version__}, Python {platform.python_version()}, {told}"
 
 
 def examine():
     """Return the Environment of this process and of the current folder; a temporary file comes and goes."""
-    import h5py
+    import h5py  # here and in _devices, so that --version does not wait for any of these
+    import numpy as np
     import scipy
+
+    from minipc.backend import BLAS_THREADS, default_threads, provenance
 
     made_with = provenance(np)
     values = {
@@ -100,6 +98,8 @@ def _version(name):
 
 def _devices():
     """Return the devices that CuPy computes on, with their memory, or the reason why there is none."""
+    from minipc.backend import load
+
     try:
         runtime = load("cupy").cuda.runtime
     except BackendError as reason:

@@ -11,7 +11,6 @@ from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
 
 from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.backend import BLOCK, ordered_map, padded_block, provenance, to_host
@@ -250,6 +249,8 @@ def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threa
     padded at the end, so that the bytes do not depend on who computes which shard.  The KL is the
     largest KL(softmax(v) || softmax(v as stored)) at T = 1.
     """
+    from scipy.special import log_softmax  # here: slow to import, and training and evaluation read records without
+
     params = draw(plan.seed, view, first, stop - first, augment)
 
     def block_logits(start):
