@@ -6,20 +6,17 @@ nn/ look it up from the arrays they are given, and nothing here ever falls back 
 
 import ctypes
 import os
-import platform
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from functools import cache
 
 import numpy as np
 
-from minipc import __version__
 from minipc.errors import BackendError, UsageError
 
 BLOCK = 32  # clouds computed together by evaluation and recording, whatever the batch size or the threads
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")  # distributions of the module cupy
 REMEDY = "install minipc[gpu12] or minipc[gpu13] on a machine with an NVIDIA driver, or use --backend numpy"
 
 
@@ -128,12 +125,6 @@ def blas_on_one_thread(say=None):
         yield
 
 
-def blas_build():
-    """Return name and version of the BLAS that NumPy was built with."""
-    blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
-    return blas.get("name", "unknown"), blas.get("version", "")
-
-
 @cache
 def blas_kernel():
     """Return the name of the kernel that OpenBLAS chose for this processor, "" where BLAS is another one.
@@ -150,67 +141,6 @@ def blas_kernel():
             function.restype = ctypes.c_char_p
             return function().decode()
     return ""
-
-
-def provenance(xp):
-    """Return what arithmetic was done with: versions, kernels and device; no dates, hosts or paths.
-
-    Where two of these are equal and one_blas_thread holds, the same arithmetic gives the same bits.
-    """
-    simd = np.show_config(mode="dicts").get("SIMD Extensions", {})
-    found = {
-        "minipc": __version__,
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "blas": " ".join(blas_build()).strip(),
-        "kernel": blas_kernel(),
-        "simd": ["", *simd.get("baseline", []), *simd.get("found", [])][-1],  # the widest that NumPy's loops use
-        "one_blas_thread": one_blas_thread(),
-        "device": platform.machine(),
-    }
-    return found if xp is np else found | _device_provenance(xp)
-
-
-def _device_provenance(xp):
-    """Return the same of a device: its libraries, each of which may round otherwise in another version."""
-    cuda = xp.cuda
-    return {
-        "device": cuda.runtime.getDeviceProperties(cuda.runtime.getDevice())["name"].decode(),
-        "cupy": xp.__version__,
-        "cupy_distribution": " and ".join(f"{name} {number}" for name, number in cupy_distributions().items()),
-        "cuda_runtime": cuda.runtime.runtimeGetVersion(),
-        "cuda_driver": cuda.runtime.driverGetVersion(),
-        "nvrtc": ".".join(map(str, cuda.nvrtc.getVersion())),
-        "cublas": cuda.cublas.getVersion(cuda.Device().cublas_handle),
-        "accelerators": os.environ.get("CUPY_ACCELERATORS", ""),  # "" is CuPy's own choice
-        "tf32": os.environ.get("CUPY_TF32", "0"),  # CuPy's own switch: 10-bit products, off by default
-    }
-
-
-def unlike(there, here):
-    """Return why the same arithmetic may round differently under two provenances, "" where its bits repeat.
-
-    An entry that one of them lacks (files of earlier versions say less) is unknown, and so not the same.
-    """
-    other = [
-        f"{name.replace('_', ' ')} {there.get(name, 'not said')} there, {here.get(name, 'not said')} here"
-        for name in sorted(there.keys() | here.keys())
-        if (there.get(name), name in there) != (here.get(name), name in here)
-    ]
-    if not other and not here.get("one_blas_thread"):
-        other = ["BLAS has several threads, whose sums do not repeat"]
-    return "; ".join(other)
-
-
-def cupy_distributions():
-    """Return {name: version} of what is installed under the name cupy; more than one break each other."""
-    from importlib.metadata import PackageNotFoundError, version  # here, for a light start
-
-    found = {}
-    for name in CUPY:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def padded_block(rows, first, size):

@@ -9,14 +9,13 @@ import os
 import platform
 import re
 import tempfile
-from importlib.metadata import PackageNotFoundError, version
 from typing import NamedTuple
 
-import numpy as np
-
 from minipc import __version__
-from minipc.backend import BLAS_THREADS, cupy_distributions, default_threads, load, provenance
 from minipc.errors import BackendError, short
+from minipc.installed import cupy_distributions, version_of
+
+STANDS_ON = ("NumPy", "SciPy", "h5py", "click")
 
 
 class Environment(NamedTuple):
@@ -25,20 +24,21 @@ class Environment(NamedTuple):
 
 
 def versions():
-    """Return one line naming minipc, Python, NumPy, h5py with HDF5, and CuPy."""
-    import h5py  # here, so that describing data stays light
-
-    return (
-        f"minipc {__version__}, Python {platform.python_version()}, NumPy {np.__version__}, "
-        f"h5py {h5py.__version__} with HDF5 {h5py.version.hdf5_version}, "
-        f"CuPy {' and '.join(cupy_distributions().values()) or 'none'}"
-    )
+    """Return one line naming minipc, Python, what minipc stands on, and CuPy, as installed: nothing is imported."""
+    found = {name: version_of(name) or "none" for name in STANDS_ON}
+    found["CuPy"] = " and ".join(cupy_distributions().values()) or "none"
+    told = ", ".join(f"{name} {number}" for name, number in found.items())
+    return f"minipc {__version__}, Python {platform.python_version()}, {told}"
 
 
 def examine():
     """Return the Environment of this process and of the current folder; a temporary file comes and goes."""
-    import h5py
+    import h5py  # here and in _devices, so that --version does not wait for any of these
+    import numpy as np
     import scipy
+
+    from minipc.backend import BLAS_THREADS, default_threads
+    from minipc.provenance import provenance
 
     made_with = provenance(np)
     values = {
@@ -55,7 +55,7 @@ def examine():
         "scipy": scipy.__version__,
         "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
-        "click": _version("click"),
+        "click": version_of("click"),
         "cupy": {"distributions": cupy_distributions(), **_devices()},
         "variables": {
             name: _safe(value) for name, value in sorted(os.environ.items()) if name.startswith("MINIPC_")
@@ -87,15 +87,10 @@ def _lines(values):
     ]
 
 
-def _version(name):
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
-
-
 def _devices():
     """Return the devices that CuPy computes on, with their memory, or the reason why there is none."""
+    from minipc.backend import load
+
     try:
         runtime = load("cupy").cuda.runtime
     except BackendError as reason:

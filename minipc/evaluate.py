@@ -3,11 +3,11 @@
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax, logsumexp
 
 from minipc.augment import apply, draw
 from minipc.backend import BLOCK, ordered_map, padded_block, to_host
 from minipc.errors import MinipcError
+from minipc.nn.ops import log_softmax_forward
 from minipc.nn.pointnet import evaluator
 
 ECE_BINS = 15
@@ -44,11 +44,13 @@ def vote(model, points, votes, augment, xp, threads, engine="fused"):
     The views are drawn by the rule of a recording from a seed of their own, so they are fixed.
     Voting flatters: report it beside the plain number, never instead of it.
     """
+    from scipy.special import logsumexp  # here: it takes longer to import than a cloud to predict
+
     views = [
         predict(model, apply(points, draw(VOTE_SEED, view, 0, len(points), augment)), xp, threads, engine)
         for view in range(votes)
     ]
-    views = [log_softmax(logits, axis=1) for logits in views]
+    views = [log_softmax_forward(logits)[0] for logits in views]
     return logsumexp(np.array(views, np.float64), axis=0) - np.log(votes)
 
 
@@ -72,7 +74,7 @@ def metrics(labels, logits):
     occurring = confusion.sum(axis=1) > 0
     recall = np.diag(confusion)[occurring] / confusion.sum(axis=1)[occurring]
 
-    log_p = log_softmax(logits.astype(np.float64), axis=1)
+    log_p, _ = log_softmax_forward(logits.astype(np.float64))
     confidence = np.exp(log_p.max(axis=1))
     bins = np.maximum(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0)
     gap = np.bincount(bins, (predicted == labels) - confidence)  # clouds in the bin x (accuracy - confidence)

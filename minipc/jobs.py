@@ -1,7 +1,8 @@
 """The verbs on files: read, check that the files belong together, compute, write.
 
-What `minipc record`, `eval` and `predict` do, without click, for a script or a notebook (`train`:
-runs.py).  The mathematics is elsewhere: recorder.record() and evaluate.metrics() know no paths.
+What `minipc record`, `verify` and `eval` do, without click, for a script or a notebook
+(`predict`: predictions.py, `train`: runs.py).  The mathematics is elsewhere: recorder.record() and
+evaluate.metrics() know no paths.
 """
 
 import os
@@ -9,14 +10,10 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
-from scipy.special import softmax
 
-from minipc.audit.bound import Rows
-from minipc.audit.teacher import audit_teacher, earlier_self, named_self
 from minipc.augment import AugmentConfig
 from minipc.backend import blas_on_one_thread, default_threads, load
-from minipc.data.clouds import check_count, check_same_kind, read_clouds
-from minipc.data.point_files import read_prepared
+from minipc.data.clouds import check_same_kind, read_clouds
 from minipc.errors import DataError
 from minipc.evaluate import metrics, predict, vote
 from minipc.files import kind_of
@@ -28,8 +25,6 @@ from minipc.record.recorder import forecast, pointnet_teacher, quiet, record
 from minipc.record.verify import verify
 from minipc.record.workers import run_workers, use_device
 from minipc.run_folder import model_path
-
-USUAL_POINTS = 1024  # of a cloud for a model that does not say
 
 
 def find_file(given, hint, near, what):
@@ -202,33 +197,6 @@ def eval_files(model, data, *, votes=0, teacher=None, xp, engine="fused", thread
     return values
 
 
-def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, engine="fused", threads=None, say=quiet):
-    """Predict the class of the cloud in each file with the model in a file or run folder: values for JSON.
-
-    Clouds are prepared as `data pack` does; num_points None: as many points as in training.  All
-    files are read before anything is computed.  Raises DataError for one that is no cloud, and
-    where up_axis (None: unsaid) is not the model's.
-    """
-    path = model_path(model)
-    read = read_model(path)
-    described, names = read.described, read.described["class_names"]
-    if up_axis not in (None, described["up_axis"]):
-        raise DataError(
-            f"{path}: was trained with up axis {described['up_axis']}, but the files have {up_axis}; turn the clouds, "
-            "or use another model"
-        )
-    count = check_count(read.trained.get("points", USUAL_POINTS) if num_points is None else num_points)
-    points = np.stack([read_prepared(file, described["normalisation"], count)[0] for file in paths])
-    if up_axis is None and described["up_axis"] != "unknown":
-        say(f"{path}: expects up axis {described['up_axis']}; if the files have another, turn them")
-    logits = predict(on_module(read, xp), points, xp, threads or default_threads(xp), engine)
-    found = []
-    for file, p in zip(paths, softmax(logits.astype(np.float64), axis=1)):
-        best = [{"class": names[k], "probability": float(p[k])} for k in np.argsort(-p, kind="stable")[:top]]
-        found.append({"file": file, **best[0], "top": best})
-    return {"model": path, "points": count, "predictions": found}
-
-
 def verify_files(record_path, data, teacher, *, sample=1024, xp, engine="fused", threads=None, say=quiet,
                  progress=quiet):
     """Return the record.verify.Verified of a record, its data (as in find_data) and a teacher, or None for none.
@@ -255,12 +223,17 @@ def verify_files(record_path, data, teacher, *, sample=1024, xp, engine="fused",
 
 def audit_record(record_path, data, config, self_record=None):
     """Return the audit.teacher.TeacherAudit of a record under a LossConfig; data as in find_data.  Raises DataError."""
+    from minipc.audit.teacher import audit_teacher  # here and below: with scipy.special, which no other verb needs
+
     with _recorded(record_path, data, self_record) as (reader, labels, earlier):
         return audit_teacher(reader, labels, config, earlier)
 
 
 def recorded_rows(record_path, data, self_record=None):
     """Return the audit.bound.Rows of the first view of a record; data as in find_data.  Raises DataError."""
+    from minipc.audit.bound import Rows
+    from minipc.audit.teacher import earlier_self, named_self
+
     with _recorded(record_path, data, self_record) as (reader, labels, earlier):
         u = earlier_self(reader, earlier, 0)
         if u is None:

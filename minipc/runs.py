@@ -12,13 +12,14 @@ from typing import NamedTuple, get_type_hints
 
 from minipc import files
 from minipc.augment import AugmentConfig
-from minipc.backend import blas_on_one_thread, default_threads, provenance, unlike
+from minipc.backend import blas_on_one_thread, default_threads
 from minipc.data.clouds import Splits
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.jobs import clouds_of, find_file
 from minipc.nn.losses import LABELS_ALONE, LossConfig, formula
 from minipc.nn.pointnet import ModelConfig, count, forward_train, sizes
 from minipc.nn.workspace import Workspace
+from minipc.provenance import provenance, unlike
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import quiet
 from minipc.run_folder import RunFolder, free_name, read_run, refuse_existing

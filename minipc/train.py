@@ -12,10 +12,9 @@ from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import softmax
 
 from minipc.augment import Params, apply, draw
-from minipc.backend import default_threads, provenance, to_host, tree_to
+from minipc.backend import default_threads, to_host, tree_to
 from minipc.checkpoint import Checkpoint
 from minipc.data.clouds import stratified
 from minipc.errors import DataError, MinipcError, UsageError
@@ -23,8 +22,10 @@ from minipc.evaluate import metrics, predict
 from minipc.model_file import Model, new_model
 from minipc.nn import optim
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
+from minipc.nn.ops import log_softmax_forward
 from minipc.nn.pointnet import ModelConfig, backward, check_engine, forward_train, track
 from minipc.nn.workspace import Workspace
+from minipc.provenance import provenance
 from minipc.streams import check_seed, stream
 
 
@@ -298,7 +299,8 @@ def train(
     if folder:
         if test_logits is None:
             test_logits = predict(live, splits.test.points, xp, threads, config.engine)
-        folder.ended(clouds.class_names, splits.test.labels, softmax(test_logits.astype(np.float64), axis=1))
+        log_p, _ = log_softmax_forward(test_logits.astype(np.float64))
+        folder.ended(clouds.class_names, splits.test.labels, np.exp(log_p))
     return Trained(on_host, rows, time.perf_counter() - begun)
 
 

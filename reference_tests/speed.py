@@ -24,7 +24,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from minipc.augment import AugmentConfig  # noqa: E402
-from minipc.backend import blas_kernel, load, provenance  # noqa: E402
+from minipc.backend import blas_kernel, load  # noqa: E402
 from minipc.data.clouds import Clouds  # noqa: E402
 from minipc.errors import MinipcError  # noqa: E402
 from minipc.model_file import new_model  # noqa: E402
@@ -32,6 +32,7 @@ from minipc.nn.losses import LossConfig  # noqa: E402
 from minipc.nn.pointnet import NAMED_SIZES, count, sizes  # noqa: E402
 from minipc.nn.products import product, second_moments  # noqa: E402
 from minipc.nn.workspace import Workspace  # noqa: E402
+from minipc.provenance import provenance  # noqa: E402
 from minipc.record.reader import RecordReader  # noqa: E402
 from minipc.record.recorder import compute_shard, pointnet_teacher, record  # noqa: E402
 from minipc.train import Task, TrainConfig, recorded_views  # noqa: E402

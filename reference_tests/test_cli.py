@@ -352,7 +352,7 @@ def test_the_whole_way_runs_on_a_device(data, say, fake_cupy):
 def test_version_names_what_it_stands_on(say):
     code, out, _ = say("--version")
     assert code == 0
-    for name in ("minipc", "Python", "NumPy", "h5py", "HDF5", "CuPy"):
+    for name in ("minipc", "Python", "NumPy", "SciPy", "h5py", "click", "CuPy"):
         assert name in out
 
 

@@ -424,7 +424,8 @@ IN_A_NOTEBOOK = """
 import sys
 {before}
 import numpy
-from minipc.backend import blas_on_one_thread, one_blas_thread, provenance
+from minipc.backend import blas_on_one_thread, one_blas_thread
+from minipc.provenance import provenance
 said = []
 with blas_on_one_thread(said.append):
     inside = one_blas_thread(), provenance(numpy)["one_blas_thread"]

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from minipc.backend import provenance, unlike
+from minipc.provenance import provenance, unlike
 from reference_tests import kernels
 
 HERE = {"blas": "openblas 0.3", "kernel": "Haswell", "one_blas_thread": True}

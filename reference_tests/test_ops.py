@@ -469,7 +469,8 @@ def test_fake_device_computes_what_numpy_does(fake_cupy):
 
 
 def test_a_missing_device_is_told_apart_from_a_fake_one(fake_cupy):
-    from minipc.backend import load, module_of, provenance, to_host, tree_to
+    from minipc.backend import load, module_of, to_host, tree_to
+    from minipc.provenance import provenance
 
     assert load("cupy") is fake_cupy and load("auto") is fake_cupy and load("numpy") is np
     tree = tree_to(fake_cupy, {"a": np.arange(3.0)})

@@ -9,8 +9,8 @@ import pytest
 from minipc.data.clouds import read_clouds
 from minipc.data.point_files import read_prepared
 from minipc.evaluate import predict
-from minipc.jobs import predict_files
 from minipc.model_file import read_model, write_model
+from minipc.predictions import predict_files
 from test_cli import QUICK
 
 

@@ -5,7 +5,6 @@ how the table of a verb becomes click's default_map, and from which place a wron
 """
 
 import difflib
-import tomllib
 import traceback
 
 import click
@@ -133,7 +132,9 @@ def _configure(context, parameter, path):
     """Make the table of this verb in a config file the defaults of its options."""
     if path is None or context.resilient_parsing:
         return
-    from minipc.files import read_bytes  # here: it loads NumPy, which --help does without
+    import tomllib  # both here, so that --help does not wait for them: the second loads NumPy
+
+    from minipc.files import read_bytes
 
     try:
         tables = tomllib.loads(read_bytes(path, MOST_CONFIG).decode("utf-8-sig"))

@@ -20,7 +20,7 @@ def command(model, files, top, num_points, up_axis, backend, engine, threads, as
     Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
     """
     from minipc.backend import load
-    from minipc.jobs import predict_files
+    from minipc.predictions import predict_files
 
     with Console(quiet, verbose) as console:
         values = predict_files(

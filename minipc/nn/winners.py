@@ -8,7 +8,6 @@ threads need atomic additions, whose order is not repeatable.
 from math import prod
 
 import numpy as np
-from scipy import sparse
 
 ROWS = 32  # rows of R that one thread gathers at once
 
@@ -47,6 +46,8 @@ def add_at_winners(dx, winners, g, At, work):
 
 def _add_sparse(dx, winners, g, At, work):
     """As above: channels sorted by the point they chose, then one row of a sparse product for each such point."""
+    from scipy import sparse  # here: it takes as long to import as all else together, and predicting needs none
+
     (clouds, inputs, points), channels = dx.shape, len(At)
     order = winners.astype(np.min_scalar_type(points)).argsort(axis=1, kind="stable")  # of two bytes: radix sort
     order = (order + channels * np.arange(clouds)[:, None]).ravel()

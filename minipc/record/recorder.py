@@ -11,12 +11,12 @@ from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import log_softmax
 
 from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
-from minipc.backend import BLOCK, ordered_map, padded_block, provenance
+from minipc.backend import BLOCK, ordered_map, padded_block
 from minipc.errors import CheckFailed, DataError, MinipcError, UsageError
 from minipc.nn.pointnet import evaluator
+from minipc.provenance import provenance
 from minipc.record.contract import answer, check_chance, check_no_probabilities, check_repeats, trial
 from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
@@ -242,7 +242,7 @@ def _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engin
 
 
 def provenance_of(xp, engine):
-    """Return what a shard is made with: backend.provenance, and the engine where it is ours."""
+    """Return what a shard is made with: provenance(), and the engine where it is ours."""
     return provenance(xp) | ({"engine": engine} if engine else {})
 
 
@@ -253,6 +253,8 @@ def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threa
     padded at the end, so that the bytes do not depend on who computes which shard.  The KL is the
     largest KL(softmax(v) || softmax(v as stored)) at T = 1.
     """
+    from scipy.special import log_softmax  # here: slow to import, and training and evaluation read records without
+
     params = draw(plan.seed, view, first, stop - first, augment)
 
     def block_logits(start):

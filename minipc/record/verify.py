@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc.augment import ORDER, AugmentConfig, draw
-from minipc.backend import unlike
 from minipc.errors import DataError
 from minipc.files import from_dict
+from minipc.provenance import unlike
 from minipc.record.recorder import compute_shard, provenance_of, quiet
 from minipc.streams import stream
 

@@ -1,0 +1,18 @@
+"""Versions of what is installed, without importing any of it."""
+
+from importlib.metadata import PackageNotFoundError, version
+
+CUPY = ("cupy-cuda12x", "cupy-cuda13x", "cupy")  # distributions of the module cupy
+
+
+def version_of(distribution):
+    """Return the version of an installed distribution, or None."""
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def cupy_distributions():
+    """Return {name: version} of what is installed under the name cupy; more than one break each other."""
+    return {name: found for name in CUPY if (found := version_of(name))}
