@@ -73,7 +73,7 @@ def test_integers_are_coordinates_too(tmp_path):
     ("0 0 1\n1 2 -inf\n", "line 2: column 3: expected a finite"),
     ("0 0 1\n1 2 1e39\n", "line 2: column 3: expected a finite"),
     ("0 0 1\n1 2 1_000\n", "line 2: column 3: expected a number, found '1_000'"),
-    ("a,b,c\n0,0,1\n", "line 1: column 1: expected a number, found 'a'"),
+    ("a,b,c\n0,0,1\n", "line 1: column 1: expected a number, found 'a' in 'a,b,c'; repair it, or name the columns x"),
     # fields that are missing, empty or too many
     ("t\tx\ty\tz\n1\t0.1\t0.2\t0.3\n2\t\t0.5\t0.6\n", "line 3: column 2: .* found an empty field in .*; fill it"),
     ("0.1\t0.2\t0.3\n\t\t\n", "line 2: column 1: expected a number, found an empty field"),
@@ -91,6 +91,7 @@ def test_integers_are_coordinates_too(tmp_path):
     ("1 2 3\n4 5 -nan(ind)\n", r"line 2: column 3: expected a finite float32 number, found '-nan\(ind\)'"),
     ("1 2 3#a\n4 5 6\n", "line 1: column 3: expected a number, found '3#a'"),
     ("0,1;0,2;0,3\n0,4;0,5;0,6\n", "line 1: column 1: expected a number, found '0,1' .*; write decimals with a point"),
+    ("0,1, 0,2, 0,3\n0,4, 0,5, 0,6\n", "line 1: has commas with and without a blank behind them, .* with a point"),
     # headers
     ("0,1,2\n0.1,0.2,0.3\n", "line 1: expected a point, found '0,1,2', which numbers the columns; remove the line"),
     ("0 1 2 3\n10 20 30 40\n", "line 1: expected a point, found '0 1 2 3', which numbers the columns"),

@@ -123,6 +123,11 @@ def _columns(path, number, line, names, comment):
             f"{path}: line {number}: expected 3 numbers with {_between(separator)} between them, found "
             f"{short(line.strip())!r}; save x, y and z of one point a line"
         )
+    if separator == "," and "." not in line and re.search(r",\d.*, |, .*,\d", line):
+        raise DataError(
+            f"{path}: line {number}: has commas with and without a blank behind them, which may be decimal ones, in "
+            f"{short(repr(line.strip()))}; write decimals with a point, and all separators alike"
+        )
     if size > COLUMNS and named != size:
         raise DataError(
             f"{path}: line {number}: expected x, y and z and at most {COLUMNS} columns, found {size}; save one point a "
@@ -212,13 +217,13 @@ def _decimals(form, part):
 def _refusal(path, form, number, part):
     """Return the error that names the first line of a part that is no point; slow, for a message."""
     for number, line in enumerate(_lines(form, part), number):
-        if line and (fault := _fault(form, line)):
+        if line and (fault := _fault(form, line, number == form.line)):
             return DataError(f"{path}: line {number}: {fault}")
     return DataError(f"{path}: line {number}: expected lines of 3 numbers above it; save the file again")
 
 
-def _fault(form, line):
-    """Return what is wrong with a line, or None."""
+def _fault(form, line, first):
+    """Return what is wrong with a line, or None; first: whether it is where a header may be."""
     fields, told = _fields(line, form.separator), short(repr(line))
     if form.separator is None and "\t" in line:
         return f"expected blanks between numbers, as in line {form.line}, found tabs; use one separator in all lines"
@@ -236,7 +241,9 @@ def _fault(form, line):
             value = float(field.replace("_", "?"))
         except ValueError:
             if not NOT_FINITE.fullmatch(field):
-                remedy = "write decimals with a point" if DECIMAL_COMMA.fullmatch(field) else "repair it"
+                remedy = "repair it, or name the columns x, y and z in it" if first else "repair it"
+                if DECIMAL_COMMA.fullmatch(field):
+                    remedy = "write decimals with a point"
                 return f"{at} a number, found {short(repr(field))} in {told}; {remedy}"
             value = np.nan
         if not representable(np.float64(value)):
