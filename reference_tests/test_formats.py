@@ -3,6 +3,8 @@
 import json
 import os
 import shutil
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -98,7 +100,9 @@ def test_progress_is_told_for_every_file(tmp_path):
 
 @pytest.mark.parametrize("spoil, message", [
     (lambda root: (root / "mug/mesh.off").write_text("OFF"), r"mug/mesh.off: unknown suffix '.off'"),
-    (lambda root: (root / "notes.md").write_text("my notes"), r"notes.md"),
+    (lambda root: (root / "notes.md").write_text("my notes"),
+     r"notes.md: lies beside the folders of classes and is none; move it away"),
+    (lambda root: (root / "mug.xyz").write_text("0 0 1\n"), r"mug.xyz: lies beside .* or into the folder of its class"),
     (lambda root: (root / "spoon").mkdir(), "class spoon has no training cloud"),
     (lambda root: write(root / "mug/train/1.xyz", 0), "class mug holds train or test and also"),
     (lambda root: write(root / "spoon/train/1.xyz", 0), "some classes have train and test folders, some not"),
@@ -112,6 +116,52 @@ def test_a_tree_that_is_not_whole_is_refused_and_nothing_is_skipped(tmp_path, sp
     spoil(tmp_path)
     with pytest.raises(DataError, match=message):
         read_source(str(tmp_path), 10)
+
+
+def test_a_folder_of_clouds_without_classes_is_refused(tmp_path):
+    write(tmp_path / "1.npy", 0)
+    with pytest.raises(DataError, match="holds 1.npy and no folder of a class; expected class/file"):
+        read_source(str(tmp_path), 10)
+    mixed_tree(tmp_path / "set", "{split}/{name}/{number}{suffix}")
+    write(tmp_path / "set/train/1.npy", 0)
+    with pytest.raises(DataError, match="train/1.npy: lies beside the folders of classes"):
+        read_source(str(tmp_path / "set"), 10)
+
+
+@pytest.mark.parametrize("layout", ["{name}/{split}/{number}{suffix}", "{split}/{name}/{number}{suffix}"])
+def test_a_third_split_of_a_tree_is_joined_or_left_out_as_it_is_said(tmp_path, layout):
+    """Thirty clouds in train and test, and one of each class in val."""
+    folder = mixed_tree(tmp_path, layout)
+    for seed, name in enumerate(CLASSES):
+        write(tmp_path / layout.format(name=name, split="val", number=50, suffix=".npy"), 500 + seed)
+    with pytest.raises(UsageError, match="has a third split, val, beside train and test; pass --val-split train"):
+        read_source(folder, 30)
+    told = {"train": "val joined to the training clouds", "leave-out": "val left out"}
+    for val_split, train in (("train", 27), ("leave-out", 24)):
+        found = read_source(folder, 30, val_split=val_split, normalisation="none")
+        assert (len(found.splits.train), len(found.splits.test)) == (train, 6)
+        assert found.split == f"as the source has it, {told[val_split]}"
+        points = {one.tobytes() for one in found.splits.train.points}
+        assert [cloud(500 + seed).tobytes() in points for seed in range(3)] == [train == 27] * 3
+
+
+@pytest.mark.parametrize("second", ["cafe\u0301", "other"])
+def test_class_folders_that_differ_only_by_unicode_form_are_refused(tmp_path, second):
+    for name in ("caf\u00e9", second):
+        for number in range(5):
+            write(tmp_path / name / f"{number}.npy", number)
+    if second == "other":
+        assert read_tree(str(tmp_path), 10).splits.train.class_names == ("caf\u00e9", "other")
+    else:
+        with pytest.raises(DataError, match=r"'cafe\\u0301' and 'caf\\xe9' are one name in two Unicode forms; rename"):
+            read_tree(str(tmp_path), 10)
+
+
+def test_class_names_are_kept_in_one_unicode_form():
+    clouds = Clouds.from_arrays(POINTS, LABELS, ["cafe\u0301", "b", "c"])
+    assert clouds.class_names == ("caf\u00e9", "b", "c")
+    with pytest.raises(DataError, match="one name in two Unicode forms"):
+        Clouds.from_arrays(POINTS, LABELS, ["cafe\u0301", "caf\u00e9", "c"])
 
 
 def test_a_class_of_one_cloud_is_for_training(tmp_path):
@@ -162,6 +212,120 @@ def test_a_split_in_the_file_is_kept_in_its_order(tmp_path, members):
     assert found.splits.train.class_names == ("mug", "bowl", "vase") and found.split == "as the source has it"
 
 
+THREE = {
+    "groups": dict(train__data=POINTS[:6], train__label=LABELS[:6], test__data=POINTS[6:9], test__label=LABELS[6:9],
+                   val__data=POINTS[9:], val__label=LABELS[9:]),
+    "suffixes": dict(X_train=POINTS[:6], y_train=LABELS[:6], X_test=POINTS[6:9], y_test=LABELS[6:9],
+                     X_valid=POINTS[9:], y_valid=LABELS[9:]),
+    "prefixes": dict(train_points=POINTS[:6], train_labels=LABELS[:6], test_points=POINTS[6:9],
+                     test_labels=LABELS[6:9], validation_points=POINTS[9:], validation_labels=LABELS[9:]),
+    "a word of their own": dict(X_train=POINTS[:6], y_train=LABELS[:6], X_test=POINTS[6:9], y_test=LABELS[6:9],
+                                holdout__points=POINTS[9:], holdout__labels=LABELS[9:]),
+    "split": dict(points=POINTS, labels=LABELS, split=["train"] * 6 + ["test"] * 3 + ["val"] * 3),
+}
+
+
+@pytest.mark.parametrize("members", THREE.values(), ids=THREE)
+def test_a_third_split_in_the_file_is_joined_or_left_out_as_it_is_said(tmp_path, members):
+    path = hdf5(tmp_path / "a.h5", **members)
+    with pytest.raises(UsageError, match="has a third split, .*, beside train and test; pass --val-split train"):
+        read_source(path, 30)
+    for val_split, train in (("train", np.r_[0:6, 9:12]), ("leave-out", np.r_[0:6])):
+        found = read_source(path, 30, normalisation="none", val_split=val_split)
+        np.testing.assert_array_equal(found.splits.train.points, POINTS[train])
+        np.testing.assert_array_equal(found.splits.train.labels, LABELS[train])
+        np.testing.assert_array_equal(found.splits.test.points, POINTS[6:9])
+        assert ("joined" in found.split, "left out" in found.split) == (val_split == "train", val_split == "leave-out")
+
+
+def test_a_third_split_beside_clouds_without_a_split_is_asked_about_too(tmp_path):
+    path = hdf5(tmp_path / "a.h5", points=POINTS[:9], labels=LABELS[:9], val__points=POINTS[9:], val__labels=LABELS[9:])
+    with pytest.raises(UsageError, match="has a third split, val"):
+        read_source(path, 30)
+    assert len(read_source(path, 30, val_split="leave-out", test_fraction=0.3).splits.train) == 6
+    assert len(read_source(path, 30, val_split="train", test_fraction=0.3).splits.train) == 9
+
+
+def test_what_is_no_third_split_is_none(tmp_path):
+    """Statistics under such names, and an option that has no use."""
+    path = hdf5(tmp_path / "a.h5", points=POINTS, labels=LABELS, x_mean=np.zeros(3), y_mean=1.0,
+                stats__x=np.zeros((2, 3)), stats__y=np.zeros(2))
+    assert len(read_source(path, 30).splits.train) == 9
+    for val_split, message in (("train", "has no third split, so --val-split has no use"), ("test", "expected train")):
+        with pytest.raises(UsageError, match=message):
+            read_source(path, 30, val_split=val_split)
+    with pytest.raises(DataError, match="expected points"):
+        read_source(hdf5(tmp_path / "b.h5", points=POINTS, labels=LABELS, X_val=POINTS), 30)
+
+
+@pytest.mark.parametrize("kind", ["text", "bytes"])
+@pytest.mark.parametrize("where", ["/", "labels", "train", "train/label"])
+def test_class_names_in_an_attribute_are_read(tmp_path, where, kind):
+    names = ["mug", "bowl", "vas\u00e9"]
+    members = dict(points=POINTS, labels=LABELS) if where in ("/", "labels") else THREE["groups"]
+    path = hdf5(tmp_path / "a.h5", **{name: values for name, values in members.items() if "val" not in name})
+    with h5py.File(path, "a") as file:
+        file[where].attrs["Class_Names"] = names if kind == "text" else np.array([name.encode() for name in names])
+    assert read_single_hdf5(path, 30).splits.train.class_names == tuple(names)
+
+
+@pytest.mark.parametrize("value, message", [
+    ("mug,bowl,vase", r"attribute classes: expected text, one name a class, up to 1024, got \(\) object"),
+    ([1, 2, 3], "attribute classes: expected text"),
+    (["mug", "bowl", "cup"], "class names differ between class_names and attribute classes of /; remove all but one"),
+])
+def test_class_names_in_an_attribute_that_are_none_or_others_are_refused(tmp_path, value, message):
+    path = hdf5(tmp_path / "a.h5", points=POINTS, labels=LABELS, class_names=["mug", "bowl", "vase"])
+    with h5py.File(path, "a") as file:
+        file.attrs["classes"] = value
+    with pytest.raises(DataError, match=message):
+        read_single_hdf5(path, 30)
+
+
+def test_labels_that_begin_at_1_are_refused_with_what_to_do(tmp_path):
+    """With names and without; of two clouds of class 0 alone nothing is wrong."""
+    for members in (dict(), dict(class_names=["mug", "bowl", "vase"]), dict(class_names=["a", "mug", "bowl", "vase"])):
+        path = hdf5(tmp_path / "a.h5", points=POINTS, labels=(LABELS + 1)[:, None].astype(np.uint8), **members)
+        with pytest.raises(DataError, match="1.*expected .*0.*; subtract 1"):
+            read_single_hdf5(path, 30)
+
+
+def test_far_clouds_of_a_data_set_are_centred_before_they_are_rounded(tmp_path):
+    """float64, and integers with a scale, at coordinates where a step of float32 is half a unit."""
+    wanted = read_single_hdf5(hdf5(tmp_path / "near.h5", points=POINTS.astype(np.float64), labels=LABELS), 30).splits
+    moved = POINTS.astype(np.float64) + [500000, 5400000, 300]
+    found = read_single_hdf5(hdf5(tmp_path / "far.h5", points=moved, labels=LABELS), 30).splits
+    np.testing.assert_allclose(found.train.points, wanted.train.points, atol=2e-7)  # 1e-9 in a radius of 2, and float32
+    path = hdf5(tmp_path / "whole.h5", points=np.rint(moved * 2**16).astype(np.int64), labels=LABELS, scale=2.0**-16)
+    found = read_single_hdf5(path, 30).splits
+    np.testing.assert_allclose(found.train.points, wanted.train.points, atol=2**-16)  # steps of 2^-16, radius above 2
+    clouds = Clouds.from_arrays(moved, LABELS, ["a", "b", "c"])
+    alone = Clouds.from_arrays(list(moved), LABELS, ["a", "b", "c"], num_points=30)
+    np.testing.assert_array_equal(alone.points, clouds.points)
+    np.testing.assert_allclose(clouds.points[0], wanted.train.points[0], atol=2e-7)
+    with pytest.raises(DataError, match="cloud 0: steps of float32 are 0.5 at coordinates of 5.4e"):
+        read_single_hdf5(str(tmp_path / "far.h5"), 30, normalisation="none")
+    with pytest.raises(DataError, match="cloud 0: steps of float32 are 0.5"):
+        Clouds.from_arrays(moved, LABELS, ["a", "b", "c"], normalise=False)
+
+
+def test_a_file_that_is_open_for_writing_is_not_called_damaged(tmp_path):
+    """By libhdf5's lock while it is written, and by its mark in the file when the writer is dead."""
+    path = str(tmp_path / "a.h5")
+    for version, ending in (("earliest", "file.close()"), ("latest", "os._exit(1)")):
+        hold = (
+            f"import h5py, os, sys\nfile = h5py.File({path!r}, 'w', libver={version!r})\nfile['points'] = [1.0]\n"
+            f"file.flush(); print('open', flush=True); sys.stdin.read()\n{ending}"
+        )
+        with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout.readline() == b"open\n"
+            with pytest.raises(DataError, match="a.h5: another program has it open for writing; close it there"):
+                read_single_hdf5(path, 30)
+            holder.stdin.close()
+        with pytest.raises(DataError, match="expected points" if version == "earliest" else "for writing.*h5clear"):
+            read_single_hdf5(path, 30)
+
+
 @pytest.mark.parametrize("where", ["attribute", "dataset"])
 def test_int16_points_are_read_with_their_scale(tmp_path, where):
     stored = np.rint(POINTS * 4096).astype(np.int16)
@@ -195,7 +359,7 @@ def test_other_counts_are_sampled_and_padded_as_in_a_tree(tmp_path):
     (dict(points=POINTS[0], labels=LABELS), r"points: expected \(N, P, 3\) float or integer"),
     (dict(points=POINTS.transpose(0, 2, 1), labels=LABELS), r"points: expected \(N, P, 3\)"),
     (dict(points=POINTS.astype(np.int16), labels=LABELS), "one positive number is expected as its attribute scale"),
-    (dict(points=POINTS, labels=LABELS[:5]), r"labels: expected \(12,\) labels of points, got \(5,\)"),
+    (dict(points=POINTS, labels=LABELS[:5]), r"labels: expected \(12,\) labels of points, .*got \(5,\)"),
     (dict(points=POINTS, labels=LABELS + 0.5), "labels: expected whole numbers, got 0.5"),
     (dict(points=POINTS, labels=LABELS - 1), "labels: expected whole numbers from 0, got -1; number the classes"),
     (dict(points=POINTS, labels=LABELS * 10**6), "has a label 2000000, but 12 clouds"),
@@ -277,6 +441,18 @@ def test_clouds_of_different_sizes_need_a_number_of_points():
     np.testing.assert_array_equal(alone.points[0], clouds.points[5])
 
 
+def test_labels_in_a_column_are_labels():
+    clouds = Clouds.from_arrays(POINTS, LABELS[:, None], ["a", "b", "c"])
+    np.testing.assert_array_equal(clouds.labels, LABELS)
+
+
+@pytest.mark.parametrize("names", [{"a", "b", "c"}, frozenset("abc"), {"a": 0, "b": 1, "c": 2}, "abc"])
+def test_class_names_without_the_order_of_the_labels_are_refused(names):
+    with pytest.raises(DataError, match=f"expected a list in the order of the labels, got {type(names).__name__}"):
+        Clouds.from_arrays(POINTS, LABELS, names)
+    assert Clouds.from_arrays(POINTS, LABELS, np.array(["a", "b", "c"])).class_names == ("a", "b", "c")
+
+
 @pytest.mark.parametrize("points, labels, message", [
     ([], [], "expected at least one cloud"),
     (POINTS[:, :, :2], LABELS, "cloud 0: points: expected shape"),
@@ -287,7 +463,9 @@ def test_clouds_of_different_sizes_need_a_number_of_points():
     (POINTS, LABELS + 0.5, "labels: expected whole numbers, got 0.5"),
     (POINTS, [str(label) for label in LABELS], "labels: expected whole numbers, got <U1"),
     (POINTS, LABELS[:3], r"labels: expected shape \(12\), got \(3,\)"),
-    (POINTS, LABELS + 1, "expected labels from 0 to 2"),
+    (POINTS, LABELS + 2, "expected labels from 0 to 2"),
+    (POINTS, LABELS + 1, r"count from 1 to 3, expected from 0 to 2 \(3 class names\); subtract 1 from all labels"),
+    (POINTS, np.eye(3)[LABELS], r"labels: expected \(N,\) whole numbers, got \(12, 3\); of one-hot rows take argmax"),
 ])
 def test_arrays_that_are_no_clouds_are_refused(points, labels, message):
     with pytest.raises(DataError, match=message):

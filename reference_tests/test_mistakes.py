@@ -38,7 +38,7 @@ MISTAKES = {
         (3, "data pack meshes -o new.h5", ".off"),
         (3, "data pack vessels/mug/001.xyz -o new.h5", "pack the folder"),
         (3, "data pack no-class.h5 -o new.h5", "class 1 has no training cloud"),
-        (3, "data pack bad-header -o new.h5", "put # before the header"),
+        (3, "data pack bad-header -o new.h5", "or remove the line"),
         (3, "data pack bad-nan -o new.h5", "line 3"),
         (3, "data pack bad-inf -o new.h5", "line 3"),
         (3, "data pack bad-words -o new.h5", "line 3"),
@@ -54,6 +54,24 @@ MISTAKES = {
         (3, "data pack half-label.h5 -o new.h5", "label"),
         (3, "data pack two-names.h5 -o new.h5", "mug"),
         (3, "data pack flat.h5 -o new.h5", "(40, 3)"),
+        # data of others that would be wrong in silence
+        (3, "data pack bad-count -o new.h5", "says 3 points, found 2"),
+        (3, "data pack bad-empty-cell -o new.h5", "line 2: column 3"),
+        (3, "data pack bad-cut -o new.h5", "as in line 1, found 4"),
+        (3, "data pack bad-ind -o new.h5", "-1.#IND"),
+        (3, "data pack bad-numbered -o new.h5", "remove the line"),
+        (3, "data pack bad-index -o new.h5", "index=False"),
+        (3, "data pack bad-decimals -o new.h5", "write decimals with a point"),
+        (3, "data pack bad-transposed -o new.h5", "at most 16 columns"),
+        (3, "data pack bad-far -o new.h5", "subtract an offset"),
+        (3, "data pack far -o new.h5 --normalisation none", "normalise to unit_sphere"),
+        (3, "data pack two-forms -o new.h5", "Unicode"),
+        (3, "data pack beside -o new.h5", "lies beside the folders"),
+        (3, "data pack from-one.h5 -o new.h5", "subtract 1"),
+        (3, "data pack one-hot.h5 -o new.h5", "one whole number each"),
+        (3, "data pack two-lists.h5 -o new.h5", "class names differ"),
+        (2, "data pack three.h5 -o new.h5", "--val-split"),
+        (2, "data pack vessels -o new.h5 --val-split train", "no third split"),
         (2, "data pack vessels -o clouds.h5", "exists already"),
         (3, "data pack vessels -o no/where.h5", "no/where.h5"),
         (3, "data pack vessels -o folder.h5/x/y.h5", "folder.h5"),
@@ -244,9 +262,17 @@ def spoil_trees(folder):
     for name, text in {
         "nan": "0 0 1\n1 2 3\n4 nan 6\n", "inf": "0 0 1\n1 2 3\n4 inf 6\n", "words": "0 0 1\n1 2 3\nfour 5 6\n",
         "columns": "0 1\n2 3\n", "empty": "", "comments": "# nothing\n", "header": "vertex x y z i\n1 2 3 9\n4 5 6 8\n",
-        "one-point": "1 2 3\n",
+        "one-point": "1 2 3\n", "count": "3\n1 2 3 -1500\n4 5 6 -1400\n", "empty-cell": "1,2,3,9\n4,5,,9\n",
+        "cut": "1 2 3 0 0 1\n4 5 6 0", "ind": "1 2 3\n4 5 -1.#IND\n", "numbered": "0,1,2\n0.5,0.1,0.7\n",
+        "index": "0,1.5,2.5,3.5\n1,4.5,5.5,6.5\n2,7.5,8.5,9.5\n", "decimals": "1,5;2,5;3,5\n4,5;5,5;6,5\n",
+        "transposed": f"{'1 ' * 40}\n{'2 ' * 40}\n{'3 ' * 40}\n",
     }.items():
         (tree(folder, f"bad-{name}") / "mug" / "bad.xyz").write_text(text)
+    far = np.array([[500000.01, 5400000.02, 300], [500000.03, 5400000.01, 300.02]])
+    np.save(tree(folder, "bad-far") / "mug" / "bad.npy", far.astype(np.float32))
+    np.save(tree(folder, "far") / "mug" / "far.npy", far)
+    tree(folder, "two-forms", ["caf\u00e9", "cafe\u0301"])
+    (tree(folder, "beside") / "README.txt").write_text("about these clouds\n")
     np.save(tree(folder, "bad-pickle") / "mug" / "bad.npy", np.array([{"x": 1}], object), allow_pickle=True)
     np.save(tree(folder, "bad-shape") / "mug" / "bad.npy", np.zeros((2, 5, 3)))
     short = tree(folder, "bad-short") / "mug" / "bad.npy"
@@ -267,6 +293,13 @@ def spoil_hdf5(folder):
     write("no-class.h5", points=points, labels=2 * labels)
     write("half-label.h5", points=points, labels=labels + 0.5)
     write("two-names.h5", points=points, labels=labels, class_names=["mug", "mug"])
+    write("from-one.h5", data=points, label=labels[:, None] + 1)
+    write("one-hot.h5", points=points, labels=np.eye(2)[labels])
+    write("two-lists.h5", points=points, labels=labels, class_names=["mug", "vase"])
+    with h5py.File(folder / "two-lists.h5", "a") as file:
+        file.attrs["classes"] = ["vase", "mug"]
+    write("three.h5", **{f"{kind}_{split}": values for split in ("train", "val", "test")
+                         for kind, values in (("X", points), ("y", labels))})
     write("flat.h5", points=points[0], labels=labels)
 
 

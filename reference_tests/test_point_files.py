@@ -22,7 +22,16 @@ def saved(path, text):
 @pytest.mark.parametrize("name, text", [
     ("a.xyz", "0 0 1\n1.5 -2 3e-3\n4 5 6\n"),
     ("a.XYZ", "0 0 1\n1.5 -2 3e-3\n4 5 6"),
-    ("a.txt", "# a comment\n\n0\t0   1 # the first\n 1.5 -2 3e-3 9 9\n4 5 6 7 8\n"),
+    ("a.txt", "# a comment\n\n0 0   1 # the first\n 1.5 -2 3e-3\n4 5 6 #ff0000\n"),
+    ("a.txt", "0\t0\t1\t\t9\n1.5\t-2\t3e-3\tred\t9\n4\t5\t 6\t\t\n"),
+    ("a.xyz", "//X Y Z R G B\n0 0 1 255 0 0\n1.5 -2 3e-3 1 2 3\n4 5 6 1 2 3\n"),
+    ("a.xyz", "//X Y Z Scalar field\n3\n0 0 1 255\n1.5 -2 3e-3 1\n4 5 6 1\n"),
+    ("a.pts", "3\n0 0 1 -1500 10 10 10\n1.5 -2 3e-3 -1500 10 10 10\n4 5 6 -1500 10 10 10\n"),
+    ("a.txt", "# a comment\n# id z y x\n1 1 0 0\n2 3e-3 -2 1.5\n3 6 5 4\n"),
+    ("a.txt", "# columns: z y x\n1 0 0\n3e-3 -2 1.5\n6 5 4\n"),
+    ("a.csv", ",x,y,z\n0,0,0,1\n1,1.5,-2,3e-3\n2,4,5,6\n"),
+    ("a.csv", "x,y,z\n0,0,1,\n1.5,-2,3e-3,\n4,5,6,\n"),
+    ("a.csv", "x;y;z;note\n0;0;1;\n1.5;-2;3e-3;\n4;5;6;\n"),
     ("a.txt", "0,0,1,0.1,0.2,0.3\n1.5,-2,3e-3,0.1,0.2,0.3\n4,5,6,0.1,0.2,0.3\n"),
     ("a.csv", "\ufeffx,y,z\n0,0,1\n1.5,-2,3e-3\n4,5,6\n"),
     ("a.csv", 'id, "Z", X, Y\n7, 1, 0, 0\n8, 3e-3, 1.5, -2\n9, 6, 4, 5\n'),
@@ -30,7 +39,8 @@ def saved(path, text):
 ])
 def test_text_in_its_usual_spellings_is_the_same_cloud(tmp_path, name, text):
     found = read_points(saved(tmp_path / name, text))
-    np.testing.assert_array_equal(found, POINTS, strict=True)
+    assert found.dtype == np.float64
+    np.testing.assert_array_equal(found.astype(np.float32), POINTS)
 
 
 @pytest.mark.parametrize("dtype", ["f4", "f8", ">f4", "f2"])
@@ -38,7 +48,7 @@ def test_text_in_its_usual_spellings_is_the_same_cloud(tmp_path, name, text):
 def test_arrays_of_any_real_dtype_are_the_same_cloud(tmp_path, dtype, columns):
     wide = np.ones((3, columns), dtype)
     wide[:, :3] = POINTS
-    wanted = wide[:, :3].astype(np.float32)
+    wanted = wide[:, :3].astype(np.float64 if dtype == "f8" else np.float32)
     np.save(tmp_path / "a.npy", wide)
     np.savez(tmp_path / "one.npz", anything=wide)
     np.savez_compressed(tmp_path / "many.npz", points=np.asfortranarray(wide), labels=np.arange(3))
@@ -55,14 +65,49 @@ def test_integers_are_coordinates_too(tmp_path):
     ("", "is empty; put one cloud into it"),
     ("\n# nothing\n", "holds no points"),
     ("x,y,z\n", "holds no points after its header"),
-    ("0 0 1\n1 2\n3 4 5\n", "line 2: expected 3 numbers with blanks between them, found '1 2'"),
-    ("0 0 1\n\n# a comment\n1 2 three\n", "line 4: expected 3 numbers .*found '1 2 three'"),
-    ("0,0,1\n1;2;3\n", "line 2: expected 3 numbers with commas between them, found '1;2;3'"),
-    ("0 0 1\n1 2 nan\n", "line 2: expected 3 finite float32 numbers, found '1 2 nan'"),
-    ("0 0 1\n1 2 -inf\n", "line 2: expected 3 finite"),
-    ("0 0 1\n1 2 1e39\n", "line 2: expected 3 finite"),
-    ("0 0 1\n1 2 1_000\n", "line 2: expected 3 numbers"),
-    ("a,b,c\n0,0,1\n", "line 1: expected 3 numbers"),
+    ("0 1\n1 2\n", "line 1: expected 3 numbers with blanks between them, found '0 1'"),
+    ("0 0 1\n1 2\n3 4 5\n", "line 2: expected 3 fields with blanks between them, as in line 1, found 2 in '1 2'"),
+    ("0 0 1\n\n# a comment\n1 2 three\n", "line 4: column 3: expected a number, found 'three' in '1 2 three'"),
+    ("0,0,1\n1;2;3\n", "line 2: expected 3 fields with commas between them, .* found 1 in '1;2;3'"),
+    ("0 0 1\n1 2 nan\n", "line 2: column 3: expected a finite float32 number, found 'nan' in '1 2 nan'"),
+    ("0 0 1\n1 2 -inf\n", "line 2: column 3: expected a finite"),
+    ("0 0 1\n1 2 1e39\n", "line 2: column 3: expected a finite"),
+    ("0 0 1\n1 2 1_000\n", "line 2: column 3: expected a number, found '1_000'"),
+    ("a,b,c\n0,0,1\n", "line 1: column 1: expected a number, found 'a' in 'a,b,c'; repair it, or name the columns x"),
+    # fields that are missing, empty or too many
+    ("t\tx\ty\tz\n1\t0.1\t0.2\t0.3\n2\t\t0.5\t0.6\n", "line 3: column 2: .* found an empty field in .*; fill it"),
+    ("0.1\t0.2\t0.3\n\t\t\n", "line 2: column 1: expected a number, found an empty field"),
+    ("0.1,0.2,0.3,1\n0.4,0.5,,1\n", "line 2: column 3: expected a number, found an empty field"),
+    ("0.1 0.2 0.3 1 2 3\n0.5 0.6 1 2 3\n", "line 2: expected 6 fields .*found 5 in .*; complete the line, or remove"),
+    ("0.1 0.2 0.3 0 0 1\n0.7 0.8 0", "line 2: expected 6 fields .*found 3"),
+    ("0.1 0.2 0.3\n0.4 0.5 0.6 0.7 0.8 0.9\n", "line 2: expected 3 fields .*found 6"),
+    ("0.1,0.2,0.3,\n0.4,0.5,0.6\n", "line 2: expected 3 fields with commas between them and at the end"),
+    ("0.1,0.2,0.3,\n0.4,9,0.5,0.6\n", "line 2: expected 3 fields .*found 4"),
+    ("0.1 0.2 0.3\n0.4\t\t0.5 0.6\n", "line 2: expected blanks between numbers, as in line 1, found tabs"),
+    # numbers as other programs write them
+    ("1 2 3\n4 5 -1.#IND\n", "line 2: column 3: expected a finite float32 number, found '-1.#IND'"),
+    ("1 2 3\n4 1.#QNAN00 5\n", "line 2: column 2: expected a finite float32 number, found '1.#QNAN00'"),
+    ("1 2 3\n1.#INF 2 5\n", "line 2: column 1: expected a finite float32 number, found '1.#INF'"),
+    ("1 2 3\n4 5 -nan(ind)\n", r"line 2: column 3: expected a finite float32 number, found '-nan\(ind\)'"),
+    ("1 2 3#a\n4 5 6\n", "line 1: column 3: expected a number, found '3#a'"),
+    ("0,1;0,2;0,3\n0,4;0,5;0,6\n", "line 1: column 1: expected a number, found '0,1' .*; write decimals with a point"),
+    ("0,1, 0,2, 0,3\n0,4, 0,5, 0,6\n", "line 1: has commas with and without a blank behind them, .* with a point"),
+    # headers
+    ("0,1,2\n0.1,0.2,0.3\n", "line 1: expected a point, found '0,1,2', which numbers the columns; remove the line"),
+    ("0 1 2 3\n10 20 30 40\n", "line 1: expected a point, found '0 1 2 3', which numbers the columns"),
+    (",0,1,2\n0,0.1,0.2,0.3\n", "line 1: column 1: expected a number, found an empty field"),
+    ("0,.1,.2,.3\n1,.1,.2,.4\n2,.5,.1,.3\n", r"column 1 counts the lines, expected x; .*\(pandas: index=False\)"),
+    ("id x y z\n0 0 1\n", "line 1: names 4 columns, x, y and z among them, but line 2 has 3; give every column one"),
+    ("# id x y z\n0 0 1\n", "line 1: names 4 columns, x, y and z among them, but line 2 has 3"),
+    ("x y z x y z\n0 0 1 2 3 4\n", "line 1: column 1: expected a number, found 'x'"),
+    ("3\n0 0 1\n1 2 3\n", "line 1: says 3 points, found 2; the file is cut, or holds several clouds"),
+    ("2\n0 0 1\n1 2 3\n2\n0 0 1\n1 2 3\n", "line 4: expected 3 fields .*found 1 in '2'"),
+    ("2\n\nC 0 0 1\nH 1 2 3\n", "line 3: column 1: expected a number, found 'C'"),
+    ("7\n", "holds no points after its header"),
+    # a transposed cloud, and no lines at all
+    ("0.5 " * 40 + "\n" + "0.25 " * 40, "line 1: expected x, y and z and at most 16 columns, found 40"),
+    ("0 0 1 " * 20000, "line 1: has more than 65536 characters; save one point a line"),
+    ("0 0 1\n1 2 3\n" + "4 5 6 " * 20000, "line 3: has more than 65536 characters"),
 ])
 def test_a_text_that_is_no_cloud_is_refused_with_its_line(tmp_path, text, message):
     path = saved(tmp_path / "cloud.csv", text)
@@ -139,7 +184,7 @@ def test_a_path_that_is_no_such_file_is_refused_and_a_pipe_does_not_hang(tmp_pat
     (tmp_path / "mesh.off").write_text("OFF\n")
     for name, message in (
         ("none.xyz", "No such file"), ("folder.xyz", "found a folder"), ("pipe.xyz", "found a pipe"),
-        ("mesh.off", "unknown suffix '.off', expected .npy, .npz, .xyz, .txt or .csv; convert it"),
+        ("mesh.off", "unknown suffix '.off', expected .npy, .npz, .xyz, .txt, .csv or .pts; convert it"),
     ):
         with pytest.raises(DataError, match=message):
             read_points(str(tmp_path / name))
@@ -215,6 +260,97 @@ def test_one_repeated_point_has_no_radius_and_is_refused(tmp_path):
         read_prepared(path, "unit_sphere", 4)
     points, changed, stored = read_prepared(path, "none", 4)
     assert points.tolist() == [[1, 2, 3]] * 4 and (changed, stored) == (False, 2)
+
+
+def test_whole_numbers_that_begin_with_0_1_2_are_points(tmp_path):
+    assert read_points(saved(tmp_path / "a.xyz", "0 1 2\n10 20 30\n")).tolist() == [[0, 1, 2], [10, 20, 30]]
+
+
+def test_many_columns_are_read_where_a_header_names_them(tmp_path):
+    names = " ".join(f"f{i}" for i in range(40))
+    lines = "\n".join(f"{' '.join(['7'] * 40)} {i} 2 3" for i in range(5))
+    assert read_points(saved(tmp_path / "a.txt", f"{names} x y z\n{lines}\n"))[:, 0].tolist() == [0, 1, 2, 3, 4]
+
+
+def test_a_text_that_is_read_in_parts_gives_all_its_points_and_the_right_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("minipc.data.text_points.PART", 100)
+    values = np.arange(3000).reshape(1000, 3) / 8
+    lines = [" ".join(map(str, point)) for point in values.tolist()]
+    lines[500:500] = ["", "# a comment"]
+    for end in ("", "\n", "\n\n"):
+        found = read_points(saved(tmp_path / "a.xyz", "\n".join(lines) + end))
+        np.testing.assert_array_equal(found, values, strict=True)
+    lines[900] = "1 2 x"
+    with pytest.raises(DataError, match="a.xyz: line 901: column 3: expected a number, found 'x'"):
+        read_points(saved(tmp_path / "a.xyz", "\n".join(lines)))
+
+
+# Far from the origin
+
+
+def far_and_near(points=60, side=0.02):
+    """A small cloud with five decimals, as float64, and the same moved to coordinates of a map."""
+    near = np.round(side * np.random.default_rng(0).standard_normal((points, 3)), 5)
+    return near, np.round(near + [500000, 5400000, 300], 5)
+
+
+@pytest.mark.parametrize("suffix", ["xyz", "csv", "npy", "npz"])
+def test_a_small_cloud_far_from_the_origin_is_the_cloud_that_it_is_at_the_origin(tmp_path, suffix):
+    """float64 holds coordinates of 5e6 to 1e-9, which is 5e-8 of the radius; float32 to 0.5, more than the cloud."""
+    ready = []
+    for name, values in zip(("near", "far"), far_and_near()):
+        path = tmp_path / f"{name}.{suffix}"
+        if suffix == "npy":
+            np.save(path, values)
+        elif suffix == "npz":
+            np.savez(path, values)
+        else:
+            np.savetxt(path, values, fmt="%.5f", delimiter="," if suffix == "csv" else " ")
+        ready.append(read_prepared(str(path), "unit_sphere", 90)[0])
+    np.testing.assert_allclose(ready[1], ready[0], atol=2e-7)  # and a last bit of float32 at 1
+
+
+def test_float32_points_keep_the_bits_that_they_had():
+    """Centred and scaled in float64 and rounded once, whatever they come as; here with the arithmetic written out."""
+    cloud = (7 + 3 * np.random.default_rng(0).standard_normal((50, 3))).astype(np.float32)
+    centred = cloud.astype(np.float64) - cloud.astype(np.float64).mean(axis=0)
+    wanted = (centred / np.linalg.norm(centred, axis=1).max()).astype(np.float32)
+    for values in (cloud, cloud.astype(np.float64)):
+        found, _ = prepare(float_points(values), "unit_sphere", 50)
+        np.testing.assert_array_equal(found, wanted, strict=True)
+    again, changed = prepare(float_points(wanted.astype(np.float64)), "unit_sphere", 50)
+    assert not changed and again.tobytes() == wanted.tobytes()
+
+
+def test_the_same_points_are_taken_of_a_cloud_in_float32_and_in_float64():
+    cloud = np.random.default_rng(2).standard_normal((50, 3)).astype(np.float32)
+    np.testing.assert_array_equal(fit_points(cloud.astype(np.float64), 20), fit_points(cloud, 20))
+
+
+def test_a_cloud_that_stays_where_it_is_must_be_near_enough_for_float32(tmp_path):
+    near, far = far_and_near()
+    path = saved(tmp_path / "far.xyz", "\n".join(" ".join(map(repr, point)) for point in far.tolist()))
+    with pytest.raises(DataError, match="far.xyz: steps of float32 are 0.5 at coordinates of 5.4e.06, more than 0.001 "
+                                        "of the cloud's largest side, .* normalise to unit_sphere, or subtract an"):
+        read_prepared(path, "none", 60)
+    np.testing.assert_array_equal(prepare(near, "none", 60)[0], near.astype(np.float32), strict=True)
+    # The threshold: steps of 2^-20 between 8 and 16, a side of 1024 of them against one of 992.
+    for side, refused in ((1024, False), (992, True)):
+        edge = np.array([[8, 8, 8], [8 + side / 2**20, 8, 8]])
+        if refused:
+            with pytest.raises(DataError, match="steps of float32"):
+                prepare(edge, "none", 2)
+        else:
+            prepare(edge, "none", 2)
+
+
+@pytest.mark.parametrize("normalisation", ["unit_sphere", "none"])
+def test_a_cloud_that_was_saved_too_far_from_the_origin_for_its_type_is_refused(tmp_path, normalisation):
+    np.save(tmp_path / "a.npy", far_and_near()[1].astype(np.float32))
+    with pytest.raises(DataError, match="a.npy: steps of float32 are 0.5 .*its shape was lost where it was saved"):
+        read_prepared(str(tmp_path / "a.npy"), normalisation, 60)
+    with pytest.raises(DataError, match="cloud 1: steps of float64 are 2e.03 at coordinates of 1e.19"):
+        float_points(np.array([np.eye(3), np.eye(3) * 1e4 + 1e19]))
 
 
 def test_points_that_float32_does_not_hold_are_named():

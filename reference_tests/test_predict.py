@@ -61,14 +61,14 @@ def test_top_lists_classes_by_their_probability(trained, say):
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".txt", ".csv"])
 def test_every_format_of_the_same_cloud_gives_the_same_answer(trained, folder, suffix):
-    points = np.loadtxt("vessels/vase/002.xyz").astype(np.float32)
+    points = np.loadtxt("vessels/vase/002.xyz")
     path = f"cloud{suffix}"
     if suffix == ".npy":
         np.save(path, points)
     elif suffix == ".npz":
         np.savez(path, points)
     else:
-        np.savetxt(path, points, delimiter="," if suffix == ".csv" else " ", fmt="%.9g")  # all digits of a float32
+        np.savetxt(path, points, delimiter="," if suffix == ".csv" else " ", fmt="%.17g")  # all digits of a float64
     one, other = predict_files("run", ["vessels/vase/002.xyz", path], xp=np)["predictions"]
     assert one["probability"] == other["probability"]
 
@@ -82,6 +82,17 @@ def test_the_cloud_is_normalised_exactly_if_the_model_was_trained_so(trained, fo
     assert moved["probability"] == pytest.approx(one["probability"], abs=0.2)  # another draw of the points
     one, moved = predict_files("plain.h5", ["vessels/mug/003.xyz", "moved.npy"], xp=np)["predictions"]
     assert abs(moved["probability"] - one["probability"]) > 1e-6 or moved["class"] != one["class"]
+
+
+def test_a_cloud_far_from_the_origin_is_predicted_as_it_is_at_the_origin(trained, folder):
+    """Five decimals both times; the points that are taken depend on the numbers, so here all are taken."""
+    points = 0.02 * np.loadtxt("vessels/mug/003.xyz")
+    count = len(points)
+    np.savetxt("near.xyz", points, fmt="%.5f")
+    np.savetxt("far.xyz", np.loadtxt("near.xyz") + [500000, 5400000, 300], fmt="%.5f")
+    near, far = predict_files("run", ["near.xyz", "far.xyz"], num_points=count, top=3, xp=np)["predictions"]
+    assert far["class"] == near["class"]
+    assert far["probability"] == pytest.approx(near["probability"], abs=1e-5)  # points moved by 1e-7 of the radius
 
 
 def test_points_come_from_the_option_then_from_the_model_then_from_custom(trained, folder):
@@ -100,8 +111,9 @@ def test_one_bad_file_among_many_ends_without_an_answer(trained, folder, say):
 
 
 def test_the_device_answers_as_the_host_does(trained, fake_cupy):
-    host = predict_files("run", ["vessels/mug/001.xyz"], xp=np)
-    assert predict_files("run", ["vessels/mug/001.xyz"], xp=fake_cupy) == host
+    host, device = (predict_files("run", ["vessels/mug/001.xyz"], xp=xp)["predictions"][0] for xp in (np, fake_cupy))
+    assert device["class"] == host["class"]
+    assert device["probability"] == pytest.approx(host["probability"], abs=1e-6)  # float32 logits of size one
 
 
 def test_a_file_name_that_is_no_text_is_no_hindrance(trained, say):

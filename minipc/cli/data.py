@@ -38,14 +38,16 @@ def make(out, seed, as_json, quiet, verbose):
 @click.option("--normalisation", type=click.Choice(["unit_sphere", "none"]), default="unit_sphere",
               show_default=True, help="What is done to each whole cloud.")
 @click.option("--test-fraction", type=float, help="Share of each class, where SRC has no split.  [default: 0.2]")
+@click.option("--val-split", type=click.Choice(["train", "leave-out"]),
+              help="What becomes of a third split (val): joined to the training clouds, or not packed.")
 @click.option("--dry-run", is_flag=True, help="Read and check everything, write nothing.")
 @common_options
-def pack(source, out, num_points, up_axis, normalisation, test_fraction, dry_run, as_json, quiet, verbose):
+def pack(source, out, num_points, up_axis, normalisation, test_fraction, val_split, dry_run, as_json, quiet, verbose):
     """Pack SRC into one file: the HDF5 folder of ModelNet40, a tree of files, or one HDF5 file.
 
     A tree is class/file, class/train/file or train/class/file, a file one cloud: .npy, .npz, .xyz,
-    .txt or .csv.  A cloud with more points than asked for
-    is sampled, one with fewer repeated (of ModelNet40 the first are kept, as is customary).
+    .txt, .csv or .pts.  A cloud with more points than asked for is sampled, one with fewer repeated
+    (of ModelNet40 the first are kept, as is customary).
     """
     from minipc.data.clouds import check_new, repeated, write_clouds
     from minipc.data.formats import read_source
@@ -55,7 +57,7 @@ def pack(source, out, num_points, up_axis, normalisation, test_fraction, dry_run
     with Console(quiet, verbose) as console:
         packed = read_source(
             source, num_points, up_axis=up_axis, normalisation=normalisation, test_fraction=test_fraction,
-            progress=console.progress,
+            val_split=val_split, progress=console.progress,
         )
     if not dry_run:
         write_clouds(out, packed.splits)

@@ -6,6 +6,8 @@ identified by the content of their arrays, never by a file name.
 """
 
 import os
+import unicodedata
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
@@ -13,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc import __version__, files, hdf5
-from minipc.data.prepare import NORMALISATIONS, float_points, normalised, prepare
+from minipc.data.prepare import NORMALISATIONS, normalised, prepare, float_points
 from minipc.errors import DataError, UsageError, check_shape, short
 from minipc.streams import stream
 
@@ -56,6 +58,7 @@ class Clouds:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise DataError(f"clouds: expected distinct class names, got {short(repeated)} more than once; rename them")
+        composed(names)
         check_labels(self.labels, names)
         if self.up_axis not in UP_AXES:
             raise DataError(f"clouds: expected up axis {', '.join(UP_AXES)}, got {self.up_axis!r}")
@@ -68,10 +71,15 @@ class Clouds:
     def from_arrays(cls, points, labels, class_names, *, up_axis="unknown", normalise=True, num_points=None, source=""):
         """Return Clouds of arrays of any real dtype: points (N, P, 3), or N arrays (P_i, 3).
 
-        labels (N,) are whole numbers, indices into class_names.  normalise brings each cloud to the
-        unit sphere.  num_points samples or repeats the points of each cloud as fit_points does;
-        without it all clouds must have as many.  Raises DataError.
+        labels (N,) or (N, 1) are whole numbers, indices into class_names, a list.  normalise brings
+        each cloud to the unit sphere.  num_points samples or repeats the points of each cloud as
+        fit_points does; without it all clouds must have as many.  Raises DataError.
         """
+        if isinstance(class_names, (str, bytes, Set, Mapping)):
+            raise DataError(
+                f"class names: expected a list in the order of the labels, got {type(class_names).__name__}, which has "
+                "no such order; pass a list"
+            )
         normalisation = "unit_sphere" if normalise else "none"
         whole = isinstance(points, np.ndarray) and points.ndim == 3 and points.shape[1] and points.shape[2] == 3
         arrays = float_points(points) if whole else [_one_cloud(i, array) for i, array in enumerate(points)]
@@ -92,7 +100,7 @@ class Clouds:
                     fitted[i], _ = prepare(array, normalisation, num_points)
                 except DataError as reason:
                     raise DataError(f"cloud {i}: {reason}") from reason
-        return cls(fitted, whole_labels(labels), tuple(class_names), up_axis, normalisation, source)
+        return cls(fitted, whole_labels(labels), composed(class_names), up_axis, normalisation, source)
 
     def __len__(self):
         return len(self.points)
@@ -118,7 +126,7 @@ class Clouds:
 
 
 def _one_cloud(i, array):
-    """Return cloud i of somebody's arrays as (P, 3) float32.  Raises DataError."""
+    """Return cloud i of somebody's arrays as float_points does, (P, 3).  Raises DataError."""
     try:
         array = np.asarray(array)
         check_shape("points", array, (None, 3))
@@ -139,6 +147,11 @@ def check_count(num_points):
 def check_labels(labels, names):
     """Raise DataError unless labels (N,) integer, N >= 1, are indices into names."""
     low, high = int(labels.min()), int(labels.max())
+    if (low, high) == (1, len(names)):
+        raise DataError(
+            f"clouds: the labels count from 1 to {high}, expected from 0 to {high - 1} ({high} class names); subtract "
+            "1 from all labels"
+        )
     if low < 0 or high >= len(names):
         raise DataError(
             f"clouds: expected labels from 0 to {len(names) - 1} ({len(names)} class names), got {low} to {high}; "
@@ -146,14 +159,36 @@ def check_labels(labels, names):
         )
 
 
+def composed(names):
+    """Return class names as a tuple in Unicode's composed form (NFC): file systems spell one name in two ways.
+
+    Raises DataError for two names that differ in that alone.
+    """
+    known = {}
+    for name in names:
+        form = unicodedata.normalize("NFC", name) if isinstance(name, str) else name
+        if known.setdefault(form, name) != name:
+            raise DataError(
+                f"class names: {ascii(known[form])} and {ascii(name)} are one name in two Unicode forms; rename one, "
+                "or put the clouds of both together"
+            )
+    return tuple(unicodedata.normalize("NFC", name) if isinstance(name, str) else name for name in names)
+
+
 def whole_labels(labels, name="labels"):
-    """Return labels, whole numbers of any real dtype, as int64.  Raises DataError naming them."""
+    """Return labels (N,) or (N, 1), whole numbers of any real dtype, as (N,) int64.  Raises DataError naming them."""
     try:
         values = np.asarray(labels)
     except ValueError as reason:
         raise DataError(f"{name}: expected (N,) whole numbers ({reason})") from reason
     if values.size and values.dtype.kind not in "iuf":
         raise DataError(f"{name}: expected whole numbers, got {values.dtype}; number the classes from 0")
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    if values.ndim != 1:
+        raise DataError(
+            f"{name}: expected (N,) whole numbers, got {values.shape}; of one-hot rows take argmax(axis=1)"
+        )
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
     if (whole < 0).any():

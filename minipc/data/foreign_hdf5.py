@@ -13,15 +13,16 @@ import numpy as np
 
 from minipc import files
 from minipc.data.clouds import Splits, check_count, made_from, whole_labels
-from minipc.data.packed import packed
+from minipc.data.packed import VALIDATION, joins_training, packed
 from minipc.data.point_files import SUFFIXES
-from minipc.data.prepare import float_points, normalised, prepare
+from minipc.data.prepare import normalised, prepare, float_points
 from minipc.errors import DataError, short
 
 LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 TiB
 COLUMNS = 16  # most of a point; (N, 3, P) is transposed and no clouds of three points
 PIECE = 16 * 2**20  # bytes of one cloud, or of one compressed chunk: what has to be in memory at once
 CLOUDS, CLASSES = 2**22, 2**16  # most of a member
+ATTRIBUTES = 2**10  # most names in an attribute
 TEXTS = 16  # read at once; each may be long
 POINTS, LABELS = ("points", "data", "x"), ("labels", "label", "y")
 NAMES = ("class_names", "classes", "shape_names", "label_names")
@@ -30,11 +31,19 @@ LAYOUT = "expected points (or data, X) and labels (or label, y), or both for tra
 
 @contextmanager
 def foreign(path):
-    """Yield an h5py.File of somebody else's file; what h5py raises in the block is a DataError."""
+    """Yield an h5py.File of somebody else's file; what h5py raises in the block is a DataError.
+
+    So is a file that another program holds, or left, open for writing: it is not damaged.
+    """
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as reason:
+        if "lock file" in str(reason) or "open for write" in str(reason):  # by libhdf5's lock, or its mark in the file
+            raise DataError(
+                f"{path}: another program has it open for writing; close it there (left by one that died: h5clear -s "
+                "FILE; on a file system without locks: HDF5_USE_FILE_LOCKING=FALSE)"
+            ) from reason
         raise DataError(f"{path}: cannot be read as HDF5 ({reason}); copy it again, or name another") from reason
 
 
@@ -76,15 +85,16 @@ def blocks(dataset):
 
 
 def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit_sphere", test_fraction=None,
-                     progress=lambda *_: None):
+                     val_split=None, progress=lambda *_: None):
     """Return the Packed of one HDF5 file, found by names in any case: points, data or X with labels,
     label or y.
 
     points (N, P, 3 to 16) float, or integer with a scalar `scale` (attribute or dataset); labels
     (N,) or (N, 1).  Split: groups train and test, names with such a prefix or suffix, a dataset
-    `split` (0 and 1, or the words), or none, as in packed.  Names of the classes: class_names,
-    classes, shape_names or label_names, else their numbers.  Points are normalised and fitted as
-    prepare does.  Raises DataError naming the file, what was expected and found.
+    `split` (0 and 1, or the words), or none, as in packed.  What looks like a third split is one:
+    val_split as in joins_training.  Names of the classes: class_names, classes, shape_names or
+    label_names, a dataset or an attribute, else their numbers.  Points are normalised and fitted
+    as prepare does.  Raises DataError naming the file, what was expected and found, UsageError.
     """
     check_count(num_points)
     kind = files.kind_of(path)  # refuses what is missing, no file or a pipe
@@ -95,40 +105,36 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
         raise DataError(f"{path}: is one cloud; pack the folder that holds its class folder")
     with foreign(path) as file:
         names = _members(file)
-        parts = [(_find(names, _of_split(POINTS, split), path), _find(names, _of_split(LABELS, split), path))
-                 for split in Splits._fields]
-        if any(map(any, parts)):
-            if not all(map(all, parts)) or _find(names, POINTS, path) or _find(names, ("split",), path):
-                raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
-            test = [False, True]
-        else:
-            parts, test = [(_find(names, POINTS, path), _find(names, LABELS, path))], None
-            if not all(parts[0]):
-                raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
-        arrays = [_checked(file, *pair, path) for pair in parts]
+        pairs, split = _pairs(file, names, path), _find(names, ("split",), path)
+        words = _split(member(file, split, path), path) if split else None  # of each cloud
+        third = [name for name in (sorted(set(words)) if split else pairs) if name not in ("", *Splits._fields)]
+        joins, told = joins_training(path, third, val_split)
+        if not joins:
+            pairs = {name: pair for name, pair in pairs.items() if name not in third}
+        arrays = [_checked(file, *pair, path) for pair in pairs.values()]
         labels, sizes = np.concatenate([labels for *_, labels in arrays]), [len(data) for data, *_ in arrays]
-        if test:
-            test = np.repeat(test, sizes)
-        elif split := _find(names, ("split",), path):
-            test = _split(member(file, split, path), len(labels), path)
-        classes = _class_names(file, _find(names, NAMES, path), labels, path)
+        if split and len(words) != len(labels):
+            raise DataError(f"{path}: split: expected {len(labels)} times train or test, found {len(words)}; repair it")
+        if not split:
+            words = np.repeat(list(pairs), sizes)
+        classes = _class_names(file, _find(names, NAMES, path), pairs.values(), labels, path)
         points, moved = np.empty((len(labels), num_points, 3), np.float32), np.empty(len(labels), bool)
         at = 0
         for data, scale, _ in arrays:
             for first, block in blocks(data):
-                block = block[:, :, :3]
+                block = block[:, :, :3] if scale is None else block[:, :, :3] * scale
                 rows = slice(at, at := at + len(block))
                 try:
-                    block = float_points(block if scale is None else block * scale)
-                    points[rows], moved[rows] = _prepared(block, normalisation, num_points)
+                    points[rows], moved[rows] = _prepared(float_points(block), normalisation, num_points)
                 except DataError as reason:
-                    where = f"{path}: {data.name[1:]}"
-                    raise _bad_cloud(block, scale, first, normalisation, num_points, where) from reason
+                    raise bad_cloud(block, first, normalisation, num_points, f"{path}: {data.name[1:]}") from reason
                 progress(at, len(labels), f"reading {path}")
         counts = np.repeat([data.shape[1] for data, *_ in arrays], sizes)
+    kept = np.full(len(labels), True) if joins else ~np.isin(words, third)
+    test = words[kept] == "test" if "train" in words or "test" in words else None
     return packed(
-        path, points, labels, test, counts, moved, test_fraction, class_names=classes, up_axis=up_axis,
-        normalisation=normalisation, source=made_from(f"HDF5 file {os.path.basename(path)}"),
+        path, points[kept], labels[kept], test, counts[kept], moved[kept], test_fraction, told, class_names=classes,
+        up_axis=up_axis, normalisation=normalisation, source=made_from(f"HDF5 file {os.path.basename(path)}"),
     )
 
 
@@ -139,26 +145,61 @@ def _prepared(block, normalisation, count):
     return np.stack([cloud for cloud, _ in both]), [changed for _, changed in both]
 
 
-def _bad_cloud(block, scale, first, normalisation, num_points, where):
+def bad_cloud(block, first, normalisation, num_points, where):
     """Return the error that names the first bad cloud of a block, which begins at cloud first; slow, for a message."""
     for i, one in enumerate(block, first):
         try:
-            prepare(float_points(one if scale is None else one * scale), normalisation, num_points)
+            prepare(float_points(one), normalisation, num_points)
         except DataError as reason:
             return DataError(f"{where}: cloud {i}: {reason}")
     return DataError(f"{where}: its clouds cannot be prepared; copy the file again")
 
 
 def _members(file):
-    """Return the names in the file and in its own groups train and test."""
+    """Return the names in the file and in the groups of its own at the top."""
     names = sorted(file)
-    for group in [name for name in names if name.lower() in Splits._fields]:
-        if isinstance(file.get(group, getlink=True), h5py.HardLink) and isinstance(file[group], h5py.Group):
+    for group in list(names):
+        ours = isinstance(file.get(group, getlink=True), h5py.HardLink) and isinstance(file[group], h5py.Group)
+        if ours and file[group] != file["/"]:
             names += [f"{group}/{name}" for name in sorted(file[group])]
     return names
 
 
+def _pairs(file, names, path):
+    """Return {split: names of points and labels}: train and test, or "" for all clouds; then what looks like others.
+
+    Others are pairs named after another word, of which the points are no vector of statistics.
+    """
+    pairs = {}
+    for word in ("", *Splits._fields, *sorted(_words(names) - set(Splits._fields))):
+        pair = tuple(_find(names, _of_split(kind, word), path) for kind in (POINTS, LABELS))
+        ours = word in ("", *Splits._fields, *VALIDATION)
+        if all(pair) and (ours or member(file, pair[0], path).ndim == 3):
+            pairs[word] = pair
+        elif ours and (pair[0] or word and pair[1]):  # labels alone at the top can be anything
+            raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
+    if [word for word in pairs if word in ("", *Splits._fields)] not in ([""], list(Splits._fields)) or (
+        "" not in pairs and _find(names, ("split",), path)
+    ):
+        raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
+    return pairs
+
+
+def _words(names):
+    """Return the words before, behind or above the names of points or labels."""
+    found = set()
+    for name in map(str.lower, names):
+        for kind in (*POINTS, *LABELS):
+            if name.endswith((f"/{kind}", f"_{kind}")):
+                found.add(name[: -len(kind) - 1])
+            elif name.startswith(f"{kind}_"):
+                found.add(name[len(kind) + 1 :])
+    return found
+
+
 def _of_split(names, split):
+    if not split:
+        return names
     return [text for name in names for text in (f"{split}/{name}", f"{split}_{name}", f"{name}_{split}")]
 
 
@@ -178,11 +219,15 @@ def _checked(file, points, labels, path):
             f"{path}: {points}: expected (N, P, 3) float or integer with a scale, got {data.shape} {data.dtype}"
         )
     if label.shape not in ((len(data),), (len(data), 1)):
-        raise DataError(f"{path}: {labels}: expected ({len(data)},) labels of {points}, got {label.shape}")
+        raise DataError(
+            f"{path}: {labels}: expected ({len(data)},) labels of {points}, one whole number each (of one-hot rows "
+            f"argmax(axis=1)), got {label.shape}"
+        )
     if label.dtype.kind not in "iuf":
         raise DataError(f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes from 0")
-    label = whole_labels(label[()].reshape(-1), f"{path}: {labels}")
-    return data, None if data.dtype.kind == "f" else _scale(file, data, path), label
+    return data, None if data.dtype.kind == "f" else _scale(file, data, path), whole_labels(
+        label[()], f"{path}: {labels}"
+    )
 
 
 def _scale(file, data, path):
@@ -209,27 +254,53 @@ def _text(dataset):
     return (text.strip() for part in parts for text in part.reshape(-1).tolist())
 
 
-def _split(dataset, number, path):
-    """Return which clouds are test clouds (number,) bool."""
-    meaning = {0: False, 1: True, "train": False, "test": True}
-    found, told = [], f"{dataset.size} values"
-    if dataset.shape in ((number,), (number, 1)):
-        values = _text(dataset) or dataset[()].reshape(-1).tolist()
-        found = [meaning[value] if value in meaning else short(repr(value)) for value in values]
-        told = next((value for value in found if isinstance(value, str)), None)
-    if told is not None:
-        raise DataError(f"{path}: split: expected {number} times train or test, or 0 or 1; found {told}; repair it")
-    return np.array(found, bool)
+def _split(dataset, path):
+    """Return the split of each cloud, (N,) of the words train and test and those of a third."""
+    meaning = {0: "train", 1: "test", **{word: word for word in (*Splits._fields, *VALIDATION)}}
+    if dataset.ndim not in (1, 2) or dataset.size != len(dataset):
+        raise DataError(f"{path}: split: expected (N,) values, train or test, found {dataset.shape}; repair it")
+    words = []
+    for value in _text(dataset) or dataset[()].reshape(-1).tolist():
+        if value not in meaning:
+            raise DataError(
+                f"{path}: split: expected {len(dataset)} times train or test, or 0 or 1; found {short(repr(value))}; "
+                "repair it"
+            )
+        words.append(meaning[value])
+    return np.array(words)
 
 
-def _class_names(file, name, labels, path):
+def _class_names(file, name, pairs, labels, path):
+    """Return the class names of a file: a dataset, attributes of file, groups or datasets, or the labels."""
+    found = {}
     if name is not None:
         dataset = member(file, name, path)
         texts = _text(dataset) if dataset.ndim < 2 and dataset.size <= CLASSES else None
         if texts is None:
             raise DataError(f"{path}: {name}: expected text, one name a class, got {dataset.shape} {dataset.dtype}")
-        return tuple(short(text, 1000) for text in texts)  # bombs alone are cut
+        found[name] = tuple(short(text, 1000) for text in texts)  # bombs alone are cut
+    datasets = [file[name] for pair in pairs for name in pair]
+    for node in (file, *datasets, *(dataset.parent for dataset in datasets)):
+        for key in node.attrs:
+            if key.lower() in NAMES:
+                found[f"attribute {key} of {node.name}"] = _attribute(node.attrs, key, path)
+    if len(set(found.values())) > 1:
+        raise DataError(f"{path}: class names differ between {short(' and '.join(found), 200)}; remove all but one")
+    if found:
+        return next(iter(found.values()))
     classes = int(labels.max(initial=-1)) + 1
     if classes > max(len(labels), 2):
         raise DataError(f"{path}: has a label {classes - 1}, but {len(labels)} clouds; check it, or add class_names")
     return tuple(map(str, range(classes)))
+
+
+def _attribute(attributes, key, path):
+    """Return the text of an attribute, one name a class.  It is read at once, so there are fewer at most."""
+    stored = attributes.get_id(key)
+    if h5py.check_string_dtype(stored.dtype) is None or len(stored.shape) != 1 or stored.shape[0] > ATTRIBUTES:
+        raise DataError(
+            f"{path}: attribute {key}: expected text, one name a class, up to {ATTRIBUTES}, got {stored.shape} "
+            f"{stored.dtype}; store a list, or a data set {key}"
+        )
+    texts = [text.decode() if isinstance(text, bytes) else text for text in attributes[key].tolist()]
+    return tuple(short(text.strip(), 1000) for text in texts)

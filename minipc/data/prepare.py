@@ -1,7 +1,8 @@
 """One cloud as a network sees it: finite float32, in the unit sphere, of so many points.
 
 Every way in, packing and predicting, comes through here, so that the same file gives the same
-points whatever else is read beside it.
+points whatever else is read beside it.  Clouds are centred and scaled in float64 and rounded to
+float32 once, at the end: far from the origin float32 does not hold the shape of a small object.
 """
 
 import numpy as np
@@ -11,45 +12,82 @@ from minipc.files import sha256_arrays
 from minipc.streams import stream
 
 NORMALISATIONS = ("unit_sphere", "none")
+# Largest step between neighbouring numbers, as a share of a cloud's largest side.  It is the slack of the unit
+# sphere too (below), and so what counts as no change of a cloud.
+COARSEST = 1e-3
 
 
 def float_points(values):
-    """Return (..., 3) of a real dtype as a new float32 array.  Raises DataError naming the point."""
+    """Return (..., P, 3) of a real dtype as a new array: float32 of float16 and float32, else float64.
+
+    Raises DataError naming a point that is not finite in float32, or the dtype where it is too
+    coarse for a cloud so far from the origin.
+    """
     if values.dtype.kind not in "iuf":
         raise DataError(f"expected real numbers, found {values.dtype}")
-    with np.errstate(over="ignore", invalid="ignore"):
-        points = np.array(values, np.float32, order="C")  # sums differ in their last bit with the order
-    bad = np.argwhere(~np.isfinite(points).all(axis=-1))
+    small = values.dtype.kind == "f" and values.dtype.itemsize <= 4
+    points = np.array(values, np.float32 if small else np.float64, order="C")  # sums differ with the order
+    bad = np.argwhere(~representable(points).all(axis=-1))
     if len(bad):
         at = ", ".join(f"{name} {i}" for name, i in zip(("cloud", "point")[-bad.shape[1]:], bad[0]))
         found = ", ".join(map(str, values[tuple(bad[0])].tolist()))
         raise DataError(f"{at}: expected finite float32 coordinates, found {found}; remove or repair it")
+    _check_steps(points, values.dtype if small else np.float64, "so its shape was lost where it was saved; subtract "
+                 "an offset before saving, or save more digits")
     return points
+
+
+def representable(values):
+    """Return where float32 holds values finitely, a mask of their shape."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.isfinite(values.astype(np.float32))
+
+
+def _check_steps(points, dtype, remedy):
+    """Raise DataError for the first cloud of points (..., P, 3) too far from the origin for dtype."""
+    if not points.size:
+        return
+    low, high = points.min(axis=-2), points.max(axis=-2)
+    side = (high.astype(np.float64) - low).max(axis=-1)
+    far = np.maximum(abs(low), abs(high)).max(axis=-1)
+    step = np.spacing(far.astype(np.dtype(dtype).newbyteorder("="))).astype(np.float64)
+    coarse = (step > COARSEST * side) & (side > 0)  # one repeated point has no shape to lose
+    if coarse.any():
+        first = np.unravel_index(coarse.argmax(), coarse.shape)
+        where = f"cloud {first[0]}: " if coarse.size > 1 else ""
+        raise DataError(
+            f"{where}steps of {np.dtype(dtype).name} are {step[first]:.2g} at coordinates of {far[first]:.3g}, more "
+            f"than {COARSEST:g} of the cloud's largest side, {side[first]:.2g}, {remedy}"
+        )
 
 
 def unit_sphere(points):
     """Return points with each centroid at the origin and the farthest point at radius 1, and a mask.
 
-    (N, P, 3) float32 -> the same shape, (N,) bool: which clouds were changed.  A cloud within
-    1e-3 of that already is kept bit for bit, so the operation is idempotent.  A cloud of one
-    repeated point has no radius; it ends at the origin.
+    (N, P, 3) float32 or float64 -> float32 of the same shape, (N,) bool: which clouds were changed.
+    A cloud within 1e-3 of that already is kept (bit for bit in float32), so the operation is
+    idempotent.  A cloud of one repeated point has no radius; it ends at the origin.
     """
     exact = points.astype(np.float64)
     centre = exact.mean(axis=1, keepdims=True)
     radius = np.linalg.norm(exact - centre, axis=2).max(axis=1)  # (N,)
     changed = (np.abs(radius - 1) > 1e-3) | (np.linalg.norm(centre[:, 0], axis=1) > 1e-3)
     scaled = (exact - centre) / np.where(radius > 0, radius, 1)[:, None, None]
-    return np.where(changed[:, None, None], scaled.astype(np.float32), points), changed
+    return np.where(changed[:, None, None], scaled, points).astype(np.float32), changed
 
 
 def normalised(points, normalisation):
-    """Return points (N, P, 3) float32 normalised, and which of the clouds were changed (N,) bool.
+    """Return points (N, P, 3) normalised, as float32, and which of the clouds were changed (N,) bool.
 
-    Raises DataError where a cloud is one repeated point, which has no radius.
+    points are what float_points returns.  Raises DataError where a cloud is one repeated point,
+    which has no radius, and where it stays as it is and is too far from the origin for float32.
     """
     if normalisation == "none":
-        return points, np.zeros(len(points), bool)
-    single = (points == points[:, :1]).all(axis=(1, 2))
+        _check_steps(points, np.float32, "and clouds are kept in float32; normalise to unit_sphere, or subtract an "
+                     "offset")
+        return points.astype(np.float32, copy=False), np.zeros(len(points), bool)
+    with np.errstate(over="ignore"):
+        single = ((points - points[:, :1]).astype(np.float32) == 0).all(axis=(1, 2))  # nearer than 1e-45 is one, too
     if single.any():
         where = f"cloud {single.argmax()}: " if len(points) > 1 else ""
         raise DataError(
@@ -69,7 +107,7 @@ def fit_points(points, count):
 
 
 def prepare(points, normalisation, count):
-    """Return one cloud (P, 3) float32 as (count, 3), and whether normalisation changed it.
+    """Return one cloud (P, 3), as float_points returns it, as (count, 3) float32, and whether it was changed.
 
     The whole cloud is normalised; then the points are taken that fit_points takes of the cloud as
     it was stored: a last bit of the normalisation, which machines may round apart, chooses nothing.
@@ -82,5 +120,6 @@ def _rows(points, count):
     """Return the indices (count,) that fit_points takes."""
     if count >= len(points):
         return np.arange(count) % len(points)
-    words = np.frombuffer(bytes.fromhex(sha256_arrays(points)), ">u4")
+    stored = points.astype(np.float32, copy=False)  # a text and an array of the same cloud give the same draw
+    words = np.frombuffer(bytes.fromhex(sha256_arrays(stored)), ">u4")
     return np.sort(stream(0, "subset", *words.tolist()).permutation(len(points))[:count])

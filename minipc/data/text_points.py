@@ -1,0 +1,251 @@
+"""One cloud from a text file: a point a line, numbers with blanks, tabs, commas or semicolons between them.
+
+Tables are written by many programs, and a shifted column is a plausible cloud.  So every line has
+as many fields as the first, and what could mean two things is refused: nothing is guessed.  A file
+is read in parts, so that the memory needed is that of its points.
+"""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from minipc.data.prepare import representable
+from minipc.errors import DataError, short
+
+PART = 1 << 20  # characters read at a time
+LINE = 1 << 16  # most of a line
+COLUMNS = 16  # most of a point without named columns; (3, P) is a transposed cloud and no cloud of three points
+SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}  # where the first occurs in a line, it separates
+COMMENT = re.compile(r"(?:^|(?<=[\s,;]))#.*")  # not inside a number: -1.#IND
+COUNT = re.compile(r"\d{1,12}")
+NOT_FINITE = re.compile(r"[-+]?(nan.*|inf.*|\d\.#(ind|inf|qnan|snan).*)", re.IGNORECASE)  # 1.#QNAN, -1.#IND00, NaN(ind)
+DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
+
+
+class Form(NamedTuple):
+    """How the points of a file are written, as the lines above them and the first of them say."""
+
+    line: int  # number of the first line that is a point
+    separator: str | None  # None: blanks
+    fields: int  # of every line
+    trailing: bool  # whether every line ends with a separator
+    columns: list  # where x, y and z are
+    count: int | None  # points, where a line above them says how many
+    count_line: int
+    named: bool  # whether a header names the columns
+    ordinals: bool  # whether the first point is 0, 1, 2, ..., as programs number columns
+
+
+def read_text(path):
+    """Return the points (P, 3) float64 of a text file, finite in float32.
+
+    Raises DataError naming the file, the line, what was expected and found.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return _points(path, file)
+    except (OSError, UnicodeDecodeError) as reason:
+        raise DataError(f"{path}: cannot be read as text ({reason}); save it as UTF-8") from reason
+
+
+def _points(path, file):
+    form, first = _form(path, file)
+    found = []
+    for number, part in _parts(path, file, first, form.line):
+        values = _values(form, part)
+        if values is None:
+            raise _refusal(path, form, number, part)
+        if not found and form.ordinals and (form.fields > 3 or _decimals(form, part)):
+            raise DataError(
+                f"{path}: line {form.line}: expected a point, found {short(first.strip())!r}, which numbers the "
+                "columns; remove the line (pandas: header=False), or name the columns x, y and z"
+            )
+        found.append(values)
+    points = np.concatenate(found)
+    if form.count not in (None, len(points)):
+        raise DataError(
+            f"{path}: line {form.count_line}: says {form.count} points, found {len(points)}; the file is cut, or holds "
+            "several clouds: save each in a file of its own"
+        )
+    if not form.named and form.fields > 3 and len(points) > 2 and points[0, 0] in (0, 1):
+        if (np.diff(points[:, 0]) == 1).all():
+            raise DataError(
+                f"{path}: column 1 counts the lines, expected x; save the table without it (pandas: index=False), or "
+                "put a header above that names x, y and z"
+            )
+    return points
+
+
+def _form(path, file):
+    """Return the Form of a file and its first point, a line; the lines above it are read."""
+    count = names = comment = None
+    count_line = number = 0
+    while line := file.readline(LINE + 1):
+        number += 1
+        if len(line) > LINE:
+            raise _long(path, number)
+        line = line.rstrip("\n")
+        if line.lstrip().startswith(("#", "//")):
+            if axes := _axes(line.strip().lstrip("#/").rpartition(":")[2]):
+                comment = number, *axes
+        elif text := _without_comment(line).strip():
+            if COUNT.fullmatch(text) and count is None:
+                count, count_line = int(text), number
+            elif names is None and (axes := _axes(_without_comment(line))):
+                names = number, *axes
+            else:
+                break
+    else:
+        after = " after its header" if names or comment or count is not None else ""
+        raise DataError(f"{path}: holds no points{after}; put some into it, or remove the file")
+    form = _columns(path, number, _without_comment(line), names, comment)
+    return form._replace(count=count, count_line=count_line), line
+
+
+def _columns(path, number, line, names, comment):
+    """Return the Form that the first point, a line, and the names above it give."""
+    separator = _separator(line)
+    fields = _fields(line, separator)
+    trailing = separator is not None and not fields[-1]
+    size = len(fields) - trailing
+    header, named, columns = names or comment or (0, 0, [0, 1, 2])
+    if trailing and named == len(fields):  # the last column is there and empty
+        trailing, size = False, named
+    # Words in a comment that begin with x, y and z describe the first three columns, however they go on.
+    if named not in (0, size) and (names or columns != [0, 1, 2]):
+        raise DataError(
+            f"{path}: line {header}: names {named} columns, x, y and z among them, but line {number} has {size}; give "
+            "every column one name without blanks in it, or remove the line"
+        )
+    if size < 3:
+        raise DataError(
+            f"{path}: line {number}: expected 3 numbers with {_between(separator)} between them, found "
+            f"{short(line.strip())!r}; save x, y and z of one point a line"
+        )
+    if separator == "," and "." not in line and re.search(r",\d.*, |, .*,\d", line):
+        raise DataError(
+            f"{path}: line {number}: has commas with and without a blank behind them, which may be decimal ones, in "
+            f"{short(repr(line.strip()))}; write decimals with a point, and all separators alike"
+        )
+    if size > COLUMNS and named != size:
+        raise DataError(
+            f"{path}: line {number}: expected x, y and z and at most {COLUMNS} columns, found {size}; save one point a "
+            "line, or put a header above that names x, y and z"
+        )
+    ordinals = not named and fields[:size] == [str(i) for i in range(size)]
+    return Form(number, separator, size, trailing, columns, None, 0, named == size, ordinals)
+
+
+def _axes(line):
+    """Return how many columns a line names and where x, y and z are, or None where it does not name them."""
+    names = [name.strip("\"'").lower() for name in _fields(line, _separator(line))]
+    if names and not names[-1]:
+        names.pop()
+    if any(names.count(axis) != 1 for axis in "xyz"):
+        return None
+    return len(names), [names.index(axis) for axis in "xyz"]
+
+
+def _separator(line):
+    return next((mark for mark in SEPARATORS if mark in line.strip()), None)
+
+
+def _between(separator):
+    return SEPARATORS.get(separator, "blanks")
+
+
+def _fields(line, separator):
+    return line.split() if separator is None else [field.strip() for field in line.split(separator)]
+
+
+def _without_comment(line):
+    return COMMENT.sub("", line) if "#" in line else line
+
+
+def _long(path, number):
+    return DataError(f"{path}: line {number}: has more than {LINE} characters; save one point a line")
+
+
+def _parts(path, file, first, number):
+    """Yield (number of its first line, text) of the rest of a file, whole lines; first is the line before it."""
+    rest = first + "\n"
+    while read := file.read(PART):
+        part, newline, rest = (rest + read).rpartition("\n")
+        if len(rest) > LINE:
+            raise _long(path, number + part.count("\n") + bool(newline))
+        if newline:
+            yield number, part
+            number += part.count("\n") + 1
+    yield number, rest
+
+
+def _lines(form, part):
+    """Return the lines of a part without comments; one that holds nothing is empty."""
+    lines = part.split("\n")
+    if "#" in part:
+        lines = map(_without_comment, lines)
+    blank = None if form.separator is None else " "  # tabs alone are empty fields where tabs separate
+    return [line.strip(blank) for line in lines]
+
+
+def _values(form, part):
+    """Return the points (P, 3) float64 of some lines, or None where one of them is no point."""
+    lines = [line for line in _lines(form, part) if line]
+    if not lines:
+        return np.empty((0, 3))
+    if form.separator is None:
+        sizes = {len(line.split()) for line in lines}
+        mixed = "\t" in part and any("\t" in line for line in lines)
+    else:
+        sizes = {line.count(form.separator) + 1 - form.trailing for line in lines}
+        mixed = form.trailing and not all(line.endswith(form.separator) for line in lines)
+    if mixed or sizes != {form.fields}:
+        return None
+    try:
+        values = np.loadtxt(lines, delimiter=form.separator, comments=None, usecols=form.columns, ndmin=2)
+    except ValueError:
+        return None
+    return values if representable(values).all() else None
+
+
+def _decimals(form, part):
+    """Return whether lines below the first hold anything but whole numbers."""
+    return not all(re.fullmatch(r"[-+\d\s,;]*", line) for line in _lines(form, part)[1:])
+
+
+def _refusal(path, form, number, part):
+    """Return the error that names the first line of a part that is no point; slow, for a message."""
+    for number, line in enumerate(_lines(form, part), number):
+        if line and (fault := _fault(form, line, number == form.line)):
+            return DataError(f"{path}: line {number}: {fault}")
+    return DataError(f"{path}: line {number}: expected lines of 3 numbers above it; save the file again")
+
+
+def _fault(form, line, first):
+    """Return what is wrong with a line, or None; first: whether it is where a header may be."""
+    fields, told = _fields(line, form.separator), short(repr(line))
+    if form.separator is None and "\t" in line:
+        return f"expected blanks between numbers, as in line {form.line}, found tabs; use one separator in all lines"
+    if len(fields) != form.fields + form.trailing or form.trailing and fields[-1]:
+        return (
+            f"expected {form.fields} fields with {_between(form.separator)} between them"
+            f"{' and at the end' if form.trailing else ''}, as in line {form.line}, found "
+            f"{len(fields) - (not fields[-1])} in {told}; complete the line, or remove it"
+        )
+    for column in form.columns:
+        field, at = fields[column], f"column {column + 1}: expected"
+        if not field:
+            return f"{at} a number, found an empty field in {told}; fill it, or remove the line"
+        try:
+            value = float(field.replace("_", "?"))
+        except ValueError:
+            if not NOT_FINITE.fullmatch(field):
+                remedy = "repair it, or name the columns x, y and z in it" if first else "repair it"
+                if DECIMAL_COMMA.fullmatch(field):
+                    remedy = "write decimals with a point"
+                return f"{at} a number, found {short(repr(field))} in {told}; {remedy}"
+            value = np.nan
+        if not representable(np.float64(value)):
+            return f"{at} a finite float32 number, found {short(repr(field))} in {told}; repair or remove the line"
+    return None
