@@ -7,7 +7,6 @@ block; it must answer with logits, not with probabilities; and it must be better
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import bdtrc
 
 from minipc.backend import to_host
 from minipc.errors import DataError, short
@@ -126,6 +125,8 @@ def trial(labels, logits, share):
     accuracy A of C classes is the mean of independent answers with weights 1 / (C n_k), and not above 1 / C on average;
     by Hoeffding's inequality P(A >= 1 / C + d) <= exp(-2 (C d)^2 / sum_k 1 / n_k).
     """
+    from scipy.special import bdtrc  # here, for a light start of whatever tries no teacher
+
     right, number = logits.argmax(axis=1) == labels, len(labels)
     enough = np.flatnonzero(bdtrc(np.arange(number), number, share) <= LEVEL)  # P(more than k right)
     _, of, per_class = np.unique(labels, return_inverse=True, return_counts=True)
