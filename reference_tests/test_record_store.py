@@ -306,7 +306,7 @@ def test_finalising_waits_for_another_that_is_at_it(out, golden):
     thread.join(0.2)
     assert thread.is_alive() and not out.exists()
     os.close(fd)
-    thread.join(10)
+    thread.join(120)  # in seconds, for a busy machine
     assert out.read_bytes() == golden[2]
 
 
