@@ -157,5 +157,5 @@ def test_the_package_stays_readable_in_an_afternoon():
     """The mathematics is one afternoon; files, formats and the command line are there for reference."""
     lines = {name: len(path.read_text().splitlines()) for name, path in modules_of(PACKAGE).items()}
     assert sum(count for name, count in lines.items() if name.startswith("nn.") or name in MATHEMATICS) <= 2500
-    assert sum(lines.values()) <= 11000
+    assert sum(lines.values()) <= 11100
     assert max(lines.values()) <= 400, max(lines, key=lines.get)
