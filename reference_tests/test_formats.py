@@ -145,6 +145,16 @@ def test_a_third_split_of_a_tree_is_joined_or_left_out_as_it_is_said(tmp_path, l
         assert [cloud(500 + seed).tobytes() in points for seed in range(3)] == [train == 27] * 3
 
 
+def test_a_tree_of_train_and_val_alone_is_refused_and_train_can_be_a_class(tmp_path):
+    for name in ("train", "val"):
+        for number in range(5):
+            write(tmp_path / "set" / name / f"{number}.npy", number)
+    with pytest.raises(DataError, match="holds train, val, expected train and test; name both so"):
+        read_tree(str(tmp_path / "set"), 10)
+    (tmp_path / "set/val").rename(tmp_path / "set/bus")
+    assert read_tree(str(tmp_path / "set"), 10).splits.train.class_names == ("bus", "train")
+
+
 @pytest.mark.parametrize("second", ["cafe\u0301", "other"])
 def test_class_folders_that_differ_only_by_unicode_form_are_refused(tmp_path, second):
     for name in ("caf\u00e9", second):

@@ -285,6 +285,13 @@ def test_a_text_that_is_read_in_parts_gives_all_its_points_and_the_right_line(tm
         read_points(saved(tmp_path / "a.xyz", "\n".join(lines)))
 
 
+def test_the_points_are_not_looked_for_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("minipc.data.text_points.PART", 1000)
+    assert len(read_points(saved(tmp_path / "a.xyz", "\n" * 990 + "1 2 3\n4 5 6\n"))) == 2
+    with pytest.raises(DataError, match="a.xyz: holds no point in its first 1001 lines; remove what is above"):
+        read_points(saved(tmp_path / "a.xyz", "\n" * 1001 + "1 2 3\n"))
+
+
 # Far from the origin
 
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc import __version__, files, hdf5
-from minipc.data.prepare import NORMALISATIONS, normalised, prepare, float_points
+from minipc.data.prepare import NORMALISATIONS, float_points, normalised, prepare
 from minipc.errors import DataError, UsageError, check_shape, short
 from minipc.streams import stream
 

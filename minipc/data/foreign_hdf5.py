@@ -15,7 +15,7 @@ from minipc import files
 from minipc.data.clouds import Splits, check_count, made_from, whole_labels
 from minipc.data.packed import VALIDATION, joins_training, packed
 from minipc.data.point_files import SUFFIXES
-from minipc.data.prepare import normalised, prepare, float_points
+from minipc.data.prepare import float_points, normalised, prepare
 from minipc.errors import DataError, short
 
 LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 TiB
@@ -130,11 +130,13 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
                     raise bad_cloud(block, first, normalisation, num_points, f"{path}: {data.name[1:]}") from reason
                 progress(at, len(labels), f"reading {path}")
         counts = np.repeat([data.shape[1] for data, *_ in arrays], sizes)
-    kept = np.full(len(labels), True) if joins else ~np.isin(words, third)
-    test = words[kept] == "test" if "train" in words or "test" in words else None
+    if split and third and not joins:
+        kept = ~np.isin(words, third)
+        words, points, labels, counts, moved = (array[kept] for array in (words, points, labels, counts, moved))
     return packed(
-        path, points[kept], labels[kept], test, counts[kept], moved[kept], test_fraction, told, class_names=classes,
-        up_axis=up_axis, normalisation=normalisation, source=made_from(f"HDF5 file {os.path.basename(path)}"),
+        path, points, labels, None if "" in pairs and not split else words == "test", counts, moved, test_fraction,
+        told, class_names=classes, up_axis=up_axis, normalisation=normalisation,
+        source=made_from(f"HDF5 file {os.path.basename(path)}"),
     )
 
 

@@ -15,7 +15,7 @@ from minipc.data.clouds import Splits, check_count, composed, made_from, whole_l
 from minipc.data.foreign_hdf5 import bad_cloud, blocks, foreign, member, read_single_hdf5
 from minipc.data.packed import VALIDATION, check_fraction, joins_training, packed
 from minipc.data.point_files import read_prepared
-from minipc.data.prepare import normalised, float_points
+from minipc.data.prepare import float_points, normalised
 from minipc.errors import DataError, UsageError
 
 LIST = 2**20  # most bytes of a list of names
@@ -73,7 +73,9 @@ def _tree(folder):
     """Return the class names and (path, label, split) of every file, by class; split None: none."""
     entries, both = _folders(folder), set(Splits._fields)
     splits = [*Splits._fields, *VALIDATION]
-    if both <= set(entries) <= set(splits):  # train/class/file
+    if set(entries) & both and set(entries) <= set(splits):  # train/class/file; train alone can be a class, of engines
+        if not both <= set(entries):
+            raise DataError(f"{folder}: holds {', '.join(entries)}, expected train and test; name both so; {TREE}")
         names = sorted({name for split in entries for name in _folders(os.path.join(folder, split))})
         groups = [(i, split, os.path.join(folder, split, name)) for i, name in enumerate(names) for split in splits]
     else:
@@ -156,6 +158,7 @@ def read_modelnet(folder, num_points, *, up_axis="y", normalisation="unit_sphere
         progress(len(parts), len(listed), f"reading {folder}")
     points, labels, moved = (np.concatenate(arrays) for arrays in zip(*parts))
     test = np.arange(len(points)) >= sum(len(labels) for _, labels, _ in parts[: len(training)])
+    del parts  # as large as points
     return packed(
         folder, points, labels, test, np.full(len(points), num_points), moved, None, told,
         class_names=names, up_axis=up_axis, normalisation=normalisation,

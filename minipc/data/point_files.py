@@ -11,7 +11,7 @@ import zipfile
 import numpy as np
 
 from minipc import files
-from minipc.data.prepare import prepare, float_points
+from minipc.data.prepare import float_points, prepare
 from minipc.data.text_points import COLUMNS, read_text
 from minipc.errors import DataError, short
 

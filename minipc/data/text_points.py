@@ -13,7 +13,7 @@ import numpy as np
 from minipc.data.prepare import representable
 from minipc.errors import DataError, short
 
-PART = 1 << 20  # characters read at a time
+PART = 1 << 20  # characters read at a time, and most above the points
 LINE = 1 << 16  # most of a line
 COLUMNS = 16  # most of a point without named columns; (3, P) is a transposed cloud and no cloud of three points
 SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}  # where the first occurs in a line, it separates
@@ -80,11 +80,13 @@ def _points(path, file):
 def _form(path, file):
     """Return the Form of a file and its first point, a line; the lines above it are read."""
     count = names = comment = None
-    count_line = number = 0
+    count_line = number = above = 0
     while line := file.readline(LINE + 1):
-        number += 1
+        number, above = number + 1, above + len(line)
         if len(line) > LINE:
             raise _long(path, number)
+        if above > PART:
+            raise DataError(f"{path}: holds no point in its first {number} lines; remove what is above the points")
         line = line.rstrip("\n")
         if line.lstrip().startswith(("#", "//")):
             if axes := _axes(line.strip().lstrip("#/").rpartition(":")[2]):
