@@ -2,8 +2,10 @@
 
 import ast
 import configparser
+import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -165,10 +167,38 @@ def test_only_backend_names_cupy():
     assert names_cupy("from cupy import ndarray") and names_cupy("def f():\n    import cupy.cuda as c")
 
 
-def test_core_dependencies_are_the_four():
+def requirements(*extras):
+    """Return {name: lowest version} of the core dependencies in setup.cfg and of some extras."""
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
-    assert setup["options"]["install_requires"].split() == ["numpy>=2.0", "scipy", "h5py", "click"]
+    lines = setup["options"]["install_requires"].split()
+    for extra in extras:
+        lines += setup["options.extras_require"][extra].split()
+    return {name: lowest for name, _, lowest in (line.partition(">=") for line in lines)}
+
+
+TRIED = ("test", "threads", "dask")  # the extras whose lowest versions `make test-oldest` tries
+
+
+def test_core_dependencies_are_the_four():
+    assert list(requirements()) == ["numpy", "scipy", "h5py", "click"]
+
+
+def test_every_dependency_has_a_lowest_version():
+    assert all(requirements(*TRIED).values()), requirements(*TRIED)
+
+
+@pytest.mark.skipif(os.environ.get("MINIPC_OLDEST") != "1", reason="not by make test-oldest")
+def test_the_oldest_environment_holds_the_lowest_versions_that_setup_cfg_admits():
+    lowest = requirements(*TRIED)
+    assert {name: version(name) for name in lowest} == lowest
+
+
+def test_the_readme_names_the_lowest_versions():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (row,) = (line.split("|")[2:-1] for line in lines if line.startswith("| lowest "))
+    lowest = requirements(*TRIED)
+    assert [cell.strip() for cell in row[1:]] == [lowest[n] for n in "numpy scipy h5py click distributed".split()]
 
 
 def test_pyproject_holds_the_build_system_alone():
