@@ -130,6 +130,12 @@ def test_what_was_computed_before_a_teacher_failed_is_kept_and_another_teacher_i
     assert record(made(), good, "one", out, 2).resumed_shards == 1
 
 
+def test_a_place_that_cannot_be_written_is_told_before_the_teacher_is_tried(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, how: str(path) != str(tmp_path) or how != os.W_OK)  # root may all
+    with pytest.raises(DataError, match="record.h5: cannot be written; name a file in a folder that you may write to"):
+        record(made(), lambda points: pytest.fail("asked"), "t", str(tmp_path / "record.h5"), 1)
+
+
 def test_nothing_is_written_while_a_teacher_is_tried(tmp_path):
     seen = []
 

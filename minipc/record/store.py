@@ -111,8 +111,13 @@ class Store:
         return needed, place.f_bavail * place.f_frsize
 
     def check_space(self):
-        """Raise MinipcError where the disk cannot hold what is missing: now, and not after hours."""
+        """Raise DataError where nothing may be written, MinipcError where the disk cannot hold what is missing.
+
+        Now, and not after hours.
+        """
         needed, free = self.space()
+        if needed and not os.access(os.path.dirname(os.path.abspath(self.out)), os.W_OK):
+            raise DataError(f"{self.out}: cannot be written; name a file in a folder that you may write to")
         if free is not None and needed > free:
             raise MinipcError(
                 f"{self.out}: needs {needed / 1e6:.1f} MB more, but its disk has {free / 1e6:.1f} MB free; "
