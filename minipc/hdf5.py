@@ -26,8 +26,9 @@ def write_hdf5(path, kind, version, fill, swept=False):
     create_dataset without chunks, filters or times.  swept and errors as in files.commit.
     """
     hdf5_into(image := io.BytesIO(), fill)
-    body = image.getbuffer()[files.USER_BLOCK:]
-    files.commit(path, [files.sealed(kind, version, files.USER_BLOCK + len(body), [body]), body], swept)
+    whole = image.getvalue()  # no copy; with a view of image in a traceback Python 3.13 complains when both go
+    body = memoryview(whole)[files.USER_BLOCK:]
+    files.commit(path, [files.sealed(kind, version, len(whole), [body]), body], swept)
 
 
 def hdf5_into(file, fill):
