@@ -9,7 +9,6 @@ TARGETS = {  # figure: the least that was asked for, on two cores
 }
 BY_KERNEL = {  # figure: its heading in the table of kernels
     "product_vs_whole": "our product against the whole one, slowest layer",
-    "recording_vs_large_product": "recording against a large product",
     "teacher_step_vs_torch_eager": "teacher step against PyTorch eager",
     "student_step_vs_torch_eager": "student", "tiny_step_vs_torch_eager": "tiny",
 }
@@ -87,7 +86,7 @@ def page(v):
     together = ", ".join(f"{name.split()[0]} {ratio:.2f}" for name, ratio in threads.items())
     views = v["recording_seconds_by_views"]
     narrow = [
-        [row[name] for name in ("layer", "whole", "fours", "ours", "float32", "moments", "Q", "passes")]
+        [row[name] for name in ("layer", "whole", "fours", "ours", "moments", "float64", "Q", "passes")]
         for row in v["narrow_layers_us"]
     ]
     kernels = [
@@ -144,12 +143,11 @@ teacher on 512 clouds at the beginning is included.
 ## Narrow layers
 
 Microseconds for one cloud of 1,024 points on one thread. "Whole" is the product of a layer as one call to
-BLAS, "in fours" the same by four rows at a time, "ours" what is taken under this kernel; "moments" is
-Z~ Z~^T in float64, as it is computed, beside float32; Q is what the backward pays for it; "passes" is what a
-stored normalised activation would cost instead, statistics and backward together. (Measured without what
-surrounds them.)
+BLAS, "in fours" the same by four rows at a time, "ours" what is taken under this kernel; "moments" is Z~ Z~^T,
+beside it what float64 would take; Q is what the backward pays for it; "passes" is what a stored normalised
+activation would cost instead, statistics and backward together. (Measured without what surrounds them.)
 
-{table(["layer", "whole", "in fours", "ours", "moments in float32", "moments", "Q", "passes"], narrow)}
+{table(["layer", "whole", "in fours", "ours", "moments", "in float64", "Q", "passes"], narrow)}
 
 ## Kernels
 

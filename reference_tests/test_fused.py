@@ -29,6 +29,7 @@ from minipc.nn.pointnet import (
 )
 from minipc.nn.workspace import Workspace
 from reference_tests.accuracy import (
+    FAR,
     both,
     drawn_out,
     errors_in_float32,
@@ -167,22 +168,21 @@ def test_products_that_are_not_divided_agree_too():
     assert worst(grads, grads_t) <= 1e-12
 
 
-@pytest.mark.parametrize("change, offset", [
-    *(pytest.param(lambda x: x, offset, id=f"offset {offset}") for offset in (0.0, 1.0, 10.0, 1e4)),
-    *(pytest.param(kind(far), 0.0, id=f"{kind.__name__} {far}")
-      for kind in (one_point_far, one_cloud_far) for far in (10, 100, 1000)),
-])
-def test_float32_is_at_least_as_accurate_as_the_textbook_wherever_points_lie(change, offset):
+@pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 1e4])
+def test_float32_far_from_the_origin_is_at_least_as_accurate_as_the_textbook(offset):
     """Both engines in float32 against float64 on the same numbers; a tenth of slack, as both are noise."""
-    fast, textbook = errors_in_float32(change, offset)
+    fast, textbook = errors_in_float32(offset=offset)
     assert (fast <= 1.1 * textbook).all(), (fast, textbook)
+    assert fast.max() < 1e-5
 
 
-@pytest.mark.parametrize("far", [10, 100, 1000])
-def test_float32_gradients_of_clouds_along_a_line_lose_at_most_a_digit_and_logits_and_statistics_none(far):
-    """(F2) subtracts after its sum what the textbook subtracts before: roundings of the long direction stay."""
-    fast, textbook = errors_in_float32(drawn_out(far))
-    assert (fast <= [1.1, 1.1, 10] * textbook).all(), (fast, textbook)
+@pytest.mark.parametrize("far", FAR)
+@pytest.mark.parametrize("kind", [one_point_far, one_cloud_far, drawn_out])
+def test_points_far_from_the_others_and_clouds_along_a_line_cost_float32_less_than_a_digit(kind, far):
+    """A float32 sum of squares holds the short directions beside the long ones only so far: section 4 of the page."""
+    fast, textbook = errors_in_float32(kind(far))
+    assert (fast <= 10 * textbook).all(), (fast, textbook)
+    assert fast.max() < 1e-3
 
 
 # gradients, operation by operation

@@ -105,16 +105,23 @@ def enter(points, widths, work):
         z = x.of(clouds)
         z -= shift[:, None]
 
-    return _filled(x, write, "points")
+    return _filled(x, write, "points", exact=True)  # three channels: it costs nothing, and no batch norm tamed them
 
 
-def _filled(y, write, name):
-    """Return the Activation y with its moments, its clouds written by write(clouds) block by block."""
+def _filled(y, write, name, exact=False):
+    """Return the Activation y with its moments, its clouds written by write(clouds) block by block.
+
+    exact: with products in float64 too, not only sums over clouds.
+    """
     rows = len(y.shift) + 1
 
     def block(clouds):
         write(clouds)
-        return second_moments(y.with_ones(clouds), y.work)
+        z = y.with_ones(clouds)
+        if exact:
+            narrow, z = z, y.work.scratch("exact", z.shape, np.float64)
+            z[...] = narrow
+        return second_moments(z, y.work)
 
     moments = _sum_over_blocks(block, y, (rows, rows), f"{name} moments")
     moments /= y.rows

@@ -40,20 +40,11 @@ def inner_product(z, d, work):
 
 
 def second_moments(z, work):
-    """Return the sum over clouds and points of z z^T, all of it in float64.    z (C, K, N) -> (K, K)
+    """Return the sum over clouds and points of z z^T, float64.    z (C, K, N) -> (K, K)
 
-    float32 would lose the variance of a channel along which the points hardly differ beside one along
-    which they do.  NumPy sees that both factors are one and asks for half the products (syrk).
+    NumPy sees that both factors are one array and asks BLAS for half the products (syrk).
     """
-    clouds, channels, points = z.shape
-    step = max(work.slice // (channels * points), 1)  # clouds at once: few, so that their copy stays in a cache
-    total = work.xp.zeros((channels, channels))
-    for first in range(0, clouds, step):
-        some = z[first : first + step]
-        exact = work.scratch("float64", some.shape, np.float64)
-        exact[...] = some
-        total += work.xp.matmul(exact, exact.swapaxes(1, 2)).sum(axis=0)
-    return total
+    return work.xp.matmul(z, z.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
 
 
 def _divided(rows, inner, points, work):
