@@ -20,8 +20,10 @@ demo: $(VENV)/installed  ## record a teacher and train students on built-in shap
 	cd demo && $(BIN)/minipc record
 	cd demo && $(BIN)/minipc train
 
-test: $(VENV)/ready  ## the tests; no GPU, no PyTorch and no data set needed
-	$(BIN)/python -m pytest
+IN_TWO := -n 2 --dist worksteal
+
+test: $(VENV)/ready  ## the tests, in two processes; no GPU, no PyTorch and no data set needed
+	$(BIN)/python -m pytest $(IN_TWO)
 
 OLDEST := .venv-oldest
 
@@ -35,7 +37,7 @@ $(OLDEST)/ready: setup.cfg pyproject.toml
 NOT_OLDEST := audit docs figures power resume signals teacher_study
 
 test-oldest: $(OLDEST)/ready  ## the tests on the lowest versions that setup.cfg admits, Dask too; without the slowest files
-	MINIPC_OLDEST=1 MINIPC_REQUIRE_DASK=1 $(OLDEST)/bin/python -m pytest $(NOT_OLDEST:%=--ignore reference_tests/test_%.py)
+	MINIPC_OLDEST=1 MINIPC_REQUIRE_DASK=1 $(OLDEST)/bin/python -m pytest $(IN_TWO) $(NOT_OLDEST:%=--ignore reference_tests/test_%.py)
 
 test-modelnet: $(VENV)/ready  ## the whole way on ModelNet40, at MINIPC_MODELNET; skipped where it is absent
 	$(BIN)/python -m pytest -m modelnet

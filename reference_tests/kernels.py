@@ -18,6 +18,7 @@ FILES = """
     ops fused pointnet independence gradcheck optim losses trajectory evaluate train self_target resume recorder
     verify audit augment
 """.split()
+IN_TWO = ("-n", "2", "--dist", "worksteal")
 PROBE = """
 import numpy
 from minipc.backend import blas_kernel
@@ -67,7 +68,7 @@ def main(wanted, others=False):
     for kernel in kernels:
         print(f"== kernel {kernel}", flush=True)
         files = [f"reference_tests/test_{name}.py" for name in FILES]
-        if subprocess.run([sys.executable, "-m", "pytest", "-q", *files], env=environment(kernel)).returncode:
+        if subprocess.run([sys.executable, "-m", "pytest", "-q", *IN_TWO, *files], env=environment(kernel)).returncode:
             failed.append(kernel)
     if failed:
         raise SystemExit(f"kernels: tests failed under {', '.join(failed)}")

@@ -43,7 +43,7 @@ def ours(task):
     from minipc.model_file import new_model
     from minipc.nn import optim
     from minipc.nn.losses import LABELS_ALONE, LossConfig, loss_backward, loss_forward, smooth_labels
-    from minipc.nn.pointnet import backward, forward_eval, forward_train, sizes, track
+    from minipc.nn.pointnet import backward, evaluator, forward_train, sizes, track
     from minipc.nn.workspace import Workspace
 
     threads = task.get("threads", int(THREADS))
@@ -54,8 +54,10 @@ def ours(task):
     x, labels, scale, shift = (xp.asarray(value) for value in batch(task["clouds"], task["points"]))
     channels_first = xp.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
     if task["task"] == "record":
+        logits_of = evaluator(params, stats, config)
+
         def block(_):
-            return forward_eval(params, stats, apply(x, Params(scale, shift)), config)
+            return logits_of(apply(x, Params(scale, shift)))
 
         def record():
             found = list(ordered_map(block, range(RECORDED), 1 if task.get("device") else threads))

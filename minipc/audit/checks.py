@@ -57,6 +57,7 @@ GUARDED = LossConfig(0.9, 0.3, 2.5, 0.1, "clip")
 
 LINES = (
     Line("linear", problems.linear, (facts.linear,)),
+    Line("head in evaluation", None, (facts.exact_product,)),
     Line("bias", problems.bias, (facts.bias,)),
     Line("batch norm, training", problems.batch_norm, (facts.batch_norm,)),
     Line("batch norm, evaluation", problems.batch_norm_eval, (facts.batch_norm_eval,)),

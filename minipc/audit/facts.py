@@ -13,7 +13,7 @@ from scipy import special
 
 from minipc.audit import vectors
 from minipc.audit.problems import apart, gains, off_zero, targets
-from minipc.nn import losses, ops
+from minipc.nn import exact, losses, ops
 from minipc.nn.losses import LossConfig
 
 ROUNDING = 1e-12  # of the largest entry: what the order of a few thousand additions explains
@@ -48,6 +48,17 @@ def linear(rng):
     x, W = rng.standard_normal((2, 3, 4)), rng.standard_normal((4, 5))
     sums = [[[fsum(x[b, n, i] * W[i, o] for i in range(4)) for o in range(5)] for n in range(3)] for b in range(2)]
     return [near("sums of products", ops.linear_forward(x, W)[0], sums)]
+
+
+def exact_product(rng):
+    """The head in evaluation: sums of products, and each row the same bits alone."""
+    x, W = rng.standard_normal((5, 40)), rng.standard_normal((40, 6))
+    x[1] *= 1e3
+    right = exact.factor(W)
+    found = exact.product(x, right)
+    sums = [[fsum(x[b, i] * W[i, o] for i in range(40)) for o in range(6)] for b in range(5)]
+    alone = np.concatenate([exact.product(row[None], right) for row in x])
+    return [near("sums of products", found, sums), same("each row as it is alone", found, alone)]
 
 
 def bias(rng):
