@@ -214,5 +214,5 @@ def test_the_package_stays_readable_in_an_afternoon():
     lines = {name: len(path.read_text().splitlines()) for name, path in modules_of(PACKAGE).items()}
     mathematics = (name for name in lines if name.startswith("nn.") or name in MATHEMATICS)
     assert sum(lines[name] for name in mathematics) <= 2600
-    assert sum(lines.values()) <= 11500
+    assert sum(lines.values()) <= 11600
     assert max(lines.values()) <= 400, max(lines, key=lines.get)
