@@ -3,6 +3,7 @@ whose gradients can be checked."""
 
 import os
 import sys
+import warnings
 from typing import Any, NamedTuple
 
 from minipc.cli.main import main  # one BLAS thread, as the commands do, before NumPy is loaded
@@ -56,6 +57,20 @@ def xp(request):
 def device(request):
     """Every array module that is not NumPy."""
     return _module(request)
+
+
+@pytest.fixture
+def torch():
+    """PyTorch; a test that asks for it is skipped where it is not installed, or fails where it must be."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's own, at import; ours stay errors
+            import torch.utils.data
+    except ImportError:
+        if os.environ.get("MINIPC_REQUIRE_TORCH") == "1":
+            raise
+        pytest.skip("torch is not installed (MINIPC_REQUIRE_TORCH=1 makes this a failure)")
+    return torch
 
 
 class Problem(NamedTuple):

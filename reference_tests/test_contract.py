@@ -1,7 +1,6 @@
 """What a teacher must be: whoever breaks its contract is told what to do, and stands in nobody's way afterwards."""
 
 import os
-import warnings
 from functools import partial
 
 import numpy as np
@@ -206,25 +205,12 @@ def test_the_sum_of_float16_probabilities_is_within_the_bound():
         assert np.abs(p.sum(axis=1, dtype=np.float64) - 1).max() < SUMS_TO_ONE
 
 
-def test_a_torch_tensor_is_an_answer_unless_it_carries_gradients():
-    torch = torch_or_skip()
+def test_a_torch_tensor_is_an_answer_unless_it_carries_gradients(torch):
     logits = torch.arange(6.0).reshape(2, 3)
     np.testing.assert_array_equal(answer(logits, (2, 3)), np.arange(6, dtype=np.float32).reshape(2, 3))
     for wrong in (logits.requires_grad_(), logits.detach().bfloat16()):
         with pytest.raises(DataError, match=r"returned a Tensor that is no array of numbers .*logits.detach\(\).cpu"):
             answer(wrong, (2, 3))
-
-
-def torch_or_skip():
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, at import; ours stay errors
-            import torch
-    except ImportError:
-        if os.environ.get("MINIPC_REQUIRE_TORCH") == "1":
-            raise
-        pytest.skip("torch is not installed: no tensors (MINIPC_REQUIRE_TORCH=1 makes this a failure)")
-    return torch
 
 
 def of(right, number, classes=2):

@@ -8,7 +8,6 @@ import os
 import pickle
 import shutil
 import threading
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -205,19 +204,6 @@ class Rows:
         view, cloud = divmod(item, len(POINTS))
         scale, shift, logits = self.reader.view(view)
         return item, scale[cloud], shift[cloud], logits[cloud]
-
-
-@pytest.fixture
-def torch():
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's own, at import; ours stay errors
-            import torch.utils.data
-    except ImportError:
-        if os.environ.get("MINIPC_REQUIRE_TORCH") == "1":
-            raise
-        pytest.skip("torch is not installed: no DataLoader (MINIPC_REQUIRE_TORCH=1 makes this a failure)")
-    return torch
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
