@@ -71,6 +71,9 @@ audit: $(VENV)/installed  ## hold the mathematics against itself, and break it o
 	$(BIN)/minipc audit
 	$(BIN)/minipc audit --inject all
 
+frozen: $(VENV)/ready  ## what a redesign must not change, as digests: arrays, files, help, messages
+	$(BIN)/python -m reference_tests.frozen
+
 torture: $(VENV)/ready  ## kill recorder and training a hundred times each, fill the disk, and compare byte for byte (ten minutes)
 	$(BIN)/python -m reference_tests.torture
 
@@ -83,5 +86,5 @@ lint: $(VENV)/ready  ## flake8, configured in setup.cfg
 
 check: lint test  ## what to run before a commit
 
-.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit torture figures lint check
+.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures lint check
 .DEFAULT_GOAL := help
