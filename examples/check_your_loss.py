@@ -13,7 +13,10 @@ def your_loss(z, y, v, u, a, b, T):
 
 
 def yours(case):
-    z, y, v, u = (torch.tensor(array, requires_grad=array is case.z) for array in (case.z, case.y, case.v, case.u))
+    z, y, v, u = (
+        torch.tensor(array, requires_grad=array is case.z)
+        for array in (case.z, case.y, case.v, case.u)
+    )
     loss = your_loss(z, y, v, u, case.a, case.b, case.T)
     return {"loss": loss.item(), "gradient": torch.autograd.grad(loss, z)[0].numpy()}
 

@@ -22,23 +22,35 @@ def softmax(z):
 
 def loss(z, b, guard):
     """Return the total of one row."""
-    return float(loss_forward(z, LABEL, TEACHER, EARLIER, np.ones(1), LossConfig(A, b, T, 0.0, guard))[0].total)
+    return float(
+        loss_forward(z, LABEL, TEACHER, EARLIER, np.ones(1), LossConfig(A, b, T, 0.0, guard))[
+            0
+        ].total
+    )
 
 
 def main():
     p, r = softmax(TEACHER / T), softmax(EARLIER / T)
     safe = float(largest_safe_b(LABEL, p, r, LossConfig(A, 0.0, T))[0])
-    print(f"teacher p {np.round(p[0], 3)}, earlier self r {np.round(r[0], 3)}: b up to {safe:.3f} is safe here")
+    print(
+        f"teacher p {np.round(p[0], 3)}, earlier self r {np.round(r[0], 3)}: b up to {safe:.3f} is safe here"
+    )
     for b in (0.9 * safe, 0.2):
         M = margins(LABEL, p, r, b, LossConfig(A, b, T, 0.0, "none"))[0]
         verdict = "bounded" if M.min() >= 0 else f"NOT bounded along class {M.argmin()}"
         print(f"b = {b:.3f}: margins {np.round(M, 3)}, {verdict}")
     print("walk z = (2, 1, 0, -t):")
-    print(f"{'t':>8} {f'raw, b = {0.9 * safe:.3f}':>14} {'raw, b = 0.2':>14} {'guarded, b = 0.2':>17}")
+    print(
+        f"{'t':>8} {f'raw, b = {0.9 * safe:.3f}':>14} {'raw, b = 0.2':>14} {'guarded, b = 0.2':>17}"
+    )
     for t in (0.0, 10.0, 100.0, 1000.0, 10000.0):
         z = np.array([[2.0, 1, 0, -t]])
-        print(f"{t:8g} {loss(z, 0.9 * safe, 'none'):14.2f} {loss(z, 0.2, 'none'):14.2f} {loss(z, 0.2, 'clip'):17.2f}")
-    print("The column b = 0.2, raw falls for ever while nothing is learnt: a falling loss is no evidence.")
+        print(
+            f"{t:8g} {loss(z, 0.9 * safe, 'none'):14.2f} {loss(z, 0.2, 'none'):14.2f} {loss(z, 0.2, 'clip'):17.2f}"
+        )
+    print(
+        "The column b = 0.2, raw falls for ever while nothing is learnt: a falling loss is no evidence."
+    )
 
 
 if __name__ == "__main__":

@@ -29,7 +29,10 @@ def read_record(path):
         yield (meta := json.loads(file["meta"][()].tobytes()))
         grid = 2.0 ** (meta.get("clouds", {}).get("exponent") or 0)  # points in float32 have none
         clouds = file["clouds"].items() if "clouds" in file else ()
-        yield {name: ((split["points"][()] * grid).astype("f4"), split["labels"][()]) for name, split in clouds}
+        yield {
+            name: ((split["points"][()] * grid).astype("f4"), split["labels"][()])
+            for name, split in clouds
+        }
         for view in range(meta["plan"]["views"]):
             yield tuple(file[name][view] for name in ("augment/scale", "augment/shift", "logits"))
 

@@ -24,7 +24,9 @@ class Teacher(nn.Module):
         self.shared = nn.Sequential(
             nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU()
         )
-        self.head = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, classes))
+        self.head = nn.Sequential(
+            nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, classes)
+        )
 
     def forward(self, points):
         return self.head(self.shared(points).amax(dim=1))
@@ -64,7 +66,9 @@ def main(out="torch_teacher.h5", steps=250):
         return model(torch.from_numpy(points)).numpy()
 
     done = record(clouds, logits_of, weights_id(model), out, views=2)
-    print(f"{out}: {done.views} views, teacher accuracy {100 * done.teacher_accuracy:.1f} %, {done.bytes} bytes")
+    print(
+        f"{out}: {done.views} views, teacher accuracy {100 * done.teacher_accuracy:.1f} %, {done.bytes} bytes"
+    )
 
 
 if __name__ == "__main__":

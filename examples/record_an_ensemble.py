@@ -25,16 +25,23 @@ def main(out="ensemble.h5", epochs=4):
         loss = LossConfig(label_smoothing=0.0, **LABELS_ALONE)
         done = train(splits, sizes(widths, len(splits.train.class_names)), loss, config, views)
         teachers.append(done.model)
-        print(f"teacher {widths}, seed {seed}: {100 * done.epochs[-1]['test_accuracy']:.1f} % on the test split")
+        print(
+            f"teacher {widths}, seed {seed}: {100 * done.epochs[-1]['test_accuracy']:.1f} % on the test split"
+        )
 
     members = [pointnet_teacher(model) for model in teachers]
 
     def logits_of(points):
         return sum(member(points) for member in members) / len(members)
 
-    both = "mean-logits-" + hashlib.sha256(" ".join(sorted(map(model_id, teachers))).encode()).hexdigest()
+    both = (
+        "mean-logits-"
+        + hashlib.sha256(" ".join(sorted(map(model_id, teachers))).encode()).hexdigest()
+    )
     done = record(splits.train, logits_of, both, out, views=2, with_clouds=splits)
-    print(f"{out}: {100 * done.teacher_accuracy:.1f} % of {done.views} recorded views, {done.bytes} bytes with clouds")
+    print(
+        f"{out}: {100 * done.teacher_accuracy:.1f} % of {done.views} recorded views, {done.bytes} bytes with clouds"
+    )
 
 
 if __name__ == "__main__":

@@ -14,7 +14,13 @@ from minipc.record.recorder import record
 
 def main(out="replay.h5", clouds=64):
     train = built_in_shapes(0).train
-    train = type(train)(train.points[:clouds], train.labels[:clouds], train.class_names, train.up_axis, "unit_sphere")
+    train = type(train)(
+        train.points[:clouds],
+        train.labels[:clouds],
+        train.class_names,
+        train.up_axis,
+        "unit_sphere",
+    )
     seen = []
 
     def teacher(points):
@@ -29,12 +35,21 @@ def main(out="replay.h5", clouds=64):
         scale, shift, logits = reader.view(1)
     replayed = augment.apply(train.points, augment.Params(scale, shift))
     drawn_again = augment.draw(7, 1, 0, clouds, augment.AugmentConfig())
-    print("parameters drawn again from seed 7:", "equal" if np.array_equal(drawn_again.scale, scale) else "DIFFERENT")
+    print(
+        "parameters drawn again from seed 7:",
+        "equal" if np.array_equal(drawn_again.scale, scale) else "DIFFERENT",
+    )
     last = np.concatenate(seen)[-clouds:]
-    print("replayed points:", "equal bit for bit" if np.array_equal(last, replayed) else "DIFFERENT")
+    print(
+        "replayed points:", "equal bit for bit" if np.array_equal(last, replayed) else "DIFFERENT"
+    )
     once = (train.points.astype(np.float64) * scale[:, None] + shift[:, None]).astype(np.float32)
-    print(f"rounded once instead of twice: {100 * (once != replayed).mean():.0f} % of the coordinates differ")
-    print("teacher right on its recorded logits:", bool((logits.argmax(axis=1) == train.labels).all()))
+    print(
+        f"rounded once instead of twice: {100 * (once != replayed).mean():.0f} % of the coordinates differ"
+    )
+    print(
+        "teacher right on its recorded logits:", bool((logits.argmax(axis=1) == train.labels).all())
+    )
 
 
 if __name__ == "__main__":

@@ -27,7 +27,12 @@ def main(out="any_teacher.h5", epochs=2):
     splits = built_in_shapes(0)
     features = moments(splits.train.points)
     spread = features.std(axis=0)
-    means = np.stack([features[splits.train.labels == k].mean(axis=0) for k in range(len(splits.train.class_names))])
+    means = np.stack(
+        [
+            features[splits.train.labels == k].mean(axis=0)
+            for k in range(len(splits.train.class_names))
+        ]
+    )
 
     def teacher(points):
         distance = ((moments(points)[:, None] - means) / spread) ** 2  # (B, K, 18)
@@ -37,7 +42,13 @@ def main(out="any_teacher.h5", epochs=2):
     print(f"teacher on the recorded views: {100 * done.teacher_accuracy:.1f} %, {done.bytes} bytes")
     with RecordReader(out) as reader:
         model = sizes("tiny", len(splits.train.class_names))
-        trained = train(splits, model, LossConfig(kd_weight=0.5), TrainConfig(epochs=epochs), recorded_views(reader))
+        trained = train(
+            splits,
+            model,
+            LossConfig(kd_weight=0.5),
+            TrainConfig(epochs=epochs),
+            recorded_views(reader),
+        )
     print(f"student on the test split: {100 * trained.epochs[-1]['test_accuracy']:.1f} %")
 
 

@@ -12,7 +12,9 @@ def main():
     sys.unraisablehook = _interrupt_again
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.reconfigure(errors="backslashreplace")  # a class name may not be in the terminal's letters
+            stream.reconfigure(
+                errors="backslashreplace"
+            )  # a class name may not be in the terminal's letters
     try:
         from minipc.cli.main import main as command_line
 
@@ -26,7 +28,9 @@ def _interrupt_again(lost):
     """Repeat an interruption that fell into a finaliser or a weak reference, where Python drops it."""
     if lost.exc_type is KeyboardInterrupt:
         with suppress(RuntimeError):  # too late for a thread: the process ends anyway
-            threading.Timer(0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)).start()
+            threading.Timer(
+                0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
+            ).start()
     else:
         sys.__unraisablehook__(lost)
 

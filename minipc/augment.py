@@ -27,7 +27,9 @@ class AugmentConfig:
 
     def __post_init__(self):
         if not 0 < self.scale_low <= self.scale_high < float("inf"):
-            raise UsageError(f"scale: expected 0 < low <= high, got {self.scale_low!r}, {self.scale_high!r}")
+            raise UsageError(
+                f"scale: expected 0 < low <= high, got {self.scale_low!r}, {self.scale_high!r}"
+            )
         if not 0 <= self.shift_max < float("inf"):
             raise UsageError(f"shift: expected a finite maximum >= 0, got {self.shift_max!r}")
 

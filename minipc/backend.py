@@ -53,7 +53,9 @@ def module_of(*arrays):
     cupy = sys.modules.get("cupy")  # never imported: then no array can be CuPy's
     on_device = {cupy is not None and isinstance(array, cupy.ndarray) for array in arrays}
     if len(on_device) != 1:
-        raise BackendError("arrays from NumPy and CuPy were mixed in one call; move them with xp.asarray")
+        raise BackendError(
+            "arrays from NumPy and CuPy were mixed in one call; move them with xp.asarray"
+        )
     return cupy if on_device.pop() else np
 
 
@@ -99,7 +101,11 @@ def one_blas_thread():
         from threadpoolctl import threadpool_info
     except ImportError:
         return False
-    return all(library["num_threads"] == 1 for library in threadpool_info() if library["user_api"] == "blas")
+    return all(
+        library["num_threads"] == 1
+        for library in threadpool_info()
+        if library["user_api"] == "blas"
+    )
 
 
 @contextmanager
@@ -134,8 +140,12 @@ def blas_kernel():
     in NumPy's extension and then in what that depends on.
     """
     library = ctypes.CDLL(np._core._multiarray_umath.__file__)
-    for name in ("scipy_openblas_get_corename64_", "scipy_openblas_get_corename", "openblas_get_corename64_",
-                 "openblas_get_corename"):
+    for name in (
+        "scipy_openblas_get_corename64_",
+        "scipy_openblas_get_corename",
+        "openblas_get_corename64_",
+        "openblas_get_corename",
+    ):
         function = getattr(library, name, None)
         if function is not None:
             function.restype = ctypes.c_char_p

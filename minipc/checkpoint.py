@@ -32,15 +32,24 @@ def write_checkpoint(path, checkpoint):
     """Commit checkpoint to path, atomically.  Raises as files.commit does."""
     arrays = {group: getattr(checkpoint, group) for group in GROUPS}
     layout = {
-        group: {name: [value.dtype.newbyteorder("<").str, list(value.shape)] for name, value in members.items()}
+        group: {
+            name: [value.dtype.newbyteorder("<").str, list(value.shape)]
+            for name, value in members.items()
+        }
         for group, members in arrays.items()
     }
 
     def fill(file):
-        hdf5.write_meta(file, {
-            "run_id": checkpoint.run_id, "steps": checkpoint.steps, "arrays": layout,
-            "columns": list(checkpoint.rows[0]), "rows": [list(row.values()) for row in checkpoint.rows],
-        })
+        hdf5.write_meta(
+            file,
+            {
+                "run_id": checkpoint.run_id,
+                "steps": checkpoint.steps,
+                "arrays": layout,
+                "columns": list(checkpoint.rows[0]),
+                "rows": [list(row.values()) for row in checkpoint.rows],
+            },
+        )
         for group, members in arrays.items():
             file.create_group(group)
             for name, value in sorted(members.items()):
@@ -58,7 +67,10 @@ def read_checkpoint(path):
         files.check_keys(meta["arrays"], GROUPS, path)
         columns, rows = meta["columns"], meta["rows"]
         if not (
-            type(meta["steps"]) is int and isinstance(rows, list) and rows and isinstance(columns, list)
+            type(meta["steps"]) is int
+            and isinstance(rows, list)
+            and rows
+            and isinstance(columns, list)
             and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
         ):
             raise DataError(f"{path}: its metadata contradicts itself; train again")
@@ -68,6 +80,12 @@ def read_checkpoint(path):
             read[group] = {}
             for name, (dtype, shape) in layout.items():
                 if dtype not in DTYPES:
-                    raise DataError(f"{path}: {group}/{name}: expected one of {DTYPES}, found {dtype}; train again")
-                read[group][name] = hdf5.read_array(file[group], name, np.dtype(dtype), tuple(shape), path)
-    return Checkpoint(meta["run_id"], [dict(zip(columns, row)) for row in rows], meta["steps"], **read)
+                    raise DataError(
+                        f"{path}: {group}/{name}: expected one of {DTYPES}, found {dtype}; train again"
+                    )
+                read[group][name] = hdf5.read_array(
+                    file[group], name, np.dtype(dtype), tuple(shape), path
+                )
+    return Checkpoint(
+        meta["run_id"], [dict(zip(columns, row)) for row in rows], meta["steps"], **read
+    )

@@ -40,37 +40,59 @@ def describe(path):
             return _run(path)
         if os.path.lexists(os.path.join(path, "plan.json")):
             return _recording(path)
-        raise DataError(f"{path}: is a folder with neither run.json nor plan.json, so none of ours; name a file")
+        raise DataError(
+            f"{path}: is a folder with neither run.json nor plan.json, so none of ours; name a file"
+        )
     kind = files.kind_of(path)
     if kind is None:
         with files.guarded(path, " or ".join(files.KINDS), 0):  # says what it is instead
             pass
     described = OF_KIND[kind](path)
-    values = {"file": str(path), "kind": kind, "bytes": os.path.getsize(path), **described.values, "intact": True}
-    return Description(values, [f"{path}: {kind} file of {values['bytes']:,} bytes, intact", *described.lines])
+    values = {
+        "file": str(path),
+        "kind": kind,
+        "bytes": os.path.getsize(path),
+        **described.values,
+        "intact": True,
+    }
+    return Description(
+        values, [f"{path}: {kind} file of {values['bytes']:,} bytes, intact", *described.lines]
+    )
 
 
 def _clouds(path):
     described = describe_splits(path, read_clouds(path))
-    return described._replace(lines=[described.lines[0].removeprefix(f"{path}: "), *described.lines[1:]])
+    return described._replace(
+        lines=[described.lines[0].removeprefix(f"{path}: "), *described.lines[1:]]
+    )
 
 
 def _model(path):
     model = read_model(path)
     trained, config = model.trained, model.config
     values = {
-        "model_id": model_id(model), "shared": list(config.shared), "head": list(config.head),
-        "parameters": count(config, 1).parameters, **model.described, "trained": trained,
+        "model_id": model_id(model),
+        "shared": list(config.shared),
+        "head": list(config.head),
+        "parameters": count(config, 1).parameters,
+        **model.described,
+        "trained": trained,
     }
-    widths = "-".join(map(str, config.shared)) + (f":{'-'.join(map(str, config.head))}" if config.head else "")
-    return Description(values, [
-        f"PointNet {widths}, {values['parameters']} parameters, {config.classes} classes, "
-        f"up axis {values['up_axis']}, normalisation {values['normalisation']}, identity {values['model_id'][:16]}",
-        "not trained" if not trained else
-        f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs on "
-        f"{trained.get('data_file')}, training points {str(trained.get('points_hash'))[:16]}",
-        f"made with {_made_with(trained.get('made_with'))}",
-    ])
+    widths = "-".join(map(str, config.shared)) + (
+        f":{'-'.join(map(str, config.head))}" if config.head else ""
+    )
+    return Description(
+        values,
+        [
+            f"PointNet {widths}, {values['parameters']} parameters, {config.classes} classes, "
+            f"up axis {values['up_axis']}, normalisation {values['normalisation']}, identity {values['model_id'][:16]}",
+            "not trained"
+            if not trained
+            else f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs on "
+            f"{trained.get('data_file')}, training points {str(trained.get('points_hash'))[:16]}",
+            f"made with {_made_with(trained.get('made_with'))}",
+        ],
+    )
 
 
 def _record(path):
@@ -79,17 +101,28 @@ def _record(path):
             reader.view(view)  # refuses values that are not finite
         plan, meta, carried = reader.plan, reader.meta, reader.clouds()
     values = {
-        **_of_plan(plan), "data_file": meta["data_file"],
-        "max_kl_of_rounding": meta["max_kl_of_rounding"], "provenance": meta["provenance"],
+        **_of_plan(plan),
+        "data_file": meta["data_file"],
+        "max_kl_of_rounding": meta["max_kl_of_rounding"],
+        "provenance": meta["provenance"],
         "carries": carried and {name: len(clouds) for name, clouds in carried._asdict().items()},
     }
-    carries = ", ".join(f"{number} {name}" for name, number in (values["carries"] or {}).items()) or "none"
-    return Description(values, [
-        *_lines_of_plan(plan),
-        f"largest KL by rounding logits {meta['max_kl_of_rounding']:.1e}, data file {meta['data_file']}, "
-        f"clouds in it: {carries}",
-        *(f"{item['rows']} rows made with {_made_with(item['made_with'])}" for item in meta["provenance"]),
-    ])
+    carries = (
+        ", ".join(f"{number} {name}" for name, number in (values["carries"] or {}).items())
+        or "none"
+    )
+    return Description(
+        values,
+        [
+            *_lines_of_plan(plan),
+            f"largest KL by rounding logits {meta['max_kl_of_rounding']:.1e}, data file {meta['data_file']}, "
+            f"clouds in it: {carries}",
+            *(
+                f"{item['rows']} rows made with {_made_with(item['made_with'])}"
+                for item in meta["provenance"]
+            ),
+        ],
+    )
 
 
 def _shard(path):
@@ -97,30 +130,50 @@ def _shard(path):
     for view, first, stop in plan.shards():
         if shard_name(view, first) == os.path.basename(path):
             meta, _ = read_shard(path, plan, view, first, stop)
-            lines = [f"rows {first} to {stop - 1} of view {view}, made with {_made_with(meta['provenance'])}"]
+            lines = [
+                f"rows {first} to {stop - 1} of view {view}, made with {_made_with(meta['provenance'])}"
+            ]
             return Description({**_of_plan(plan), **meta}, lines + _lines_of_plan(plan))
-    raise DataError(f"{path}: is no shard of the plan.json beside it; `minipc record` makes what is missing again")
+    raise DataError(
+        f"{path}: is no shard of the plan.json beside it; `minipc record` makes what is missing again"
+    )
 
 
 def _checkpoint(path):
     found = read_checkpoint(path)
-    values = {"epochs": len(found.rows), "steps": found.steps, "run_id": found.run_id, "last": found.rows[-1]}
+    values = {
+        "epochs": len(found.rows),
+        "steps": found.steps,
+        "run_id": found.run_id,
+        "last": found.rows[-1],
+    }
     told = f"a run after {len(found.rows)} epochs and {found.steps} steps, run {found.run_id[:16]}"
     return Description(values, [told])
 
 
-OF_KIND = {"clouds": _clouds, "model": _model, "record": _record, "shard": _shard, "checkpoint": _checkpoint}
+OF_KIND = {
+    "clouds": _clouds,
+    "model": _model,
+    "record": _record,
+    "shard": _shard,
+    "checkpoint": _checkpoint,
+}
 
 
 def _recording(folder):
     """Return the Description of OUT.parts: the plan, and which of its shards are there and verify."""
-    plan, out = read_plan(os.path.join(folder, "plan.json")), folder.rstrip(os.sep).removesuffix(".parts")
+    plan, out = (
+        read_plan(os.path.join(folder, "plan.json")),
+        folder.rstrip(os.sep).removesuffix(".parts"),
+    )
     finished = 0  # views, in a record that is being extended
     if os.path.isfile(out):
         with RecordReader(out) as reader:
             finished = reader.views if reader.plan.same_identity(plan) else 0
     wanted = {shard_name(*shard[:2]): shard for shard in plan.shards() if shard[0] >= finished}
-    names = {name for name in _listed(folder) if not name.startswith(".")} - {"plan.json"}  # .name.tmp: being written
+    names = {name for name in _listed(folder) if not name.startswith(".")} - {
+        "plan.json"
+    }  # .name.tmp: being written
     bad = []
     for name in sorted(names & set(wanted)):
         try:
@@ -134,8 +187,14 @@ def _recording(folder):
             "aside and makes them again)"
         ) from bad[0]
     values = {
-        "file": str(folder), "kind": "recording", **_of_plan(plan), "finished_views": finished,
-        "shards": len(wanted), "present": present, "other_files": others, "intact": True,
+        "file": str(folder),
+        "kind": "recording",
+        **_of_plan(plan),
+        "finished_views": finished,
+        "shards": len(wanted),
+        "present": present,
+        "other_files": others,
+        "intact": True,
     }
     lines = [
         f"{folder}: unfinished recording, {present} of {len(wanted)} shards are there, intact",
@@ -152,24 +211,40 @@ def _listed(folder):
     try:
         return os.listdir(folder)
     except OSError as reason:
-        raise DataError(f"{folder}: cannot be read ({reason.strerror}); check its rights") from reason
+        raise DataError(
+            f"{folder}: cannot be read ({reason.strerror}); check its rights"
+        ) from reason
 
 
 def _run(folder):
     """Return the Description of a run folder: run.json, and each file of ours in it."""
     path = os.path.join(folder, "run.json")
     settings = read_run(folder)
-    if not all(isinstance(settings.get(name), dict) for name in ("training", "clouds", "provenance")):
-        raise DataError(f"{path}: is not of a run of ours: it misses clouds, provenance or training; check the name")
+    if not all(
+        isinstance(settings.get(name), dict) for name in ("training", "clouds", "provenance")
+    ):
+        raise DataError(
+            f"{path}: is not of a run of ours: it misses clouds, provenance or training; check the name"
+        )
     places = {name: os.path.join(folder, name) for name in IN_A_RUN}
     inside = {name: describe(place) for name, place in places.items() if os.path.lexists(place)}
-    if "checkpoint.h5" in inside and inside["checkpoint.h5"].values["run_id"] != run_id_of(settings):
-        raise DataError(f"{folder}: checkpoint.h5 belongs to another run than run.json beside it; restore either")
-    done = inside["checkpoint.h5"].values if "checkpoint.h5" in inside else {"epochs": 0, "last": None}
+    if "checkpoint.h5" in inside and inside["checkpoint.h5"].values["run_id"] != run_id_of(
+        settings
+    ):
+        raise DataError(
+            f"{folder}: checkpoint.h5 belongs to another run than run.json beside it; restore either"
+        )
+    done = (
+        inside["checkpoint.h5"].values if "checkpoint.h5" in inside else {"epochs": 0, "last": None}
+    )
     of_epochs, record = settings["training"].get("epochs"), settings.get("record")
     values = {
-        "file": str(folder), "kind": "run", "epochs": done["epochs"], "of_epochs": of_epochs,
-        "last": done["last"], "settings": settings,
+        "file": str(folder),
+        "kind": "run",
+        "epochs": done["epochs"],
+        "of_epochs": of_epochs,
+        "last": done["last"],
+        "settings": settings,
         "files": {name: described.values for name, described in inside.items()},
     }
     source = "on labels alone"
@@ -182,9 +257,14 @@ def _run(folder):
         f"made with {_made_with(settings.get('provenance'))}",
     ]
     if done["last"]:
-        lines.append("last epoch: " + ", ".join(f"{name} {value:.6g}" for name, value in done["last"].items()))
+        lines.append(
+            "last epoch: "
+            + ", ".join(f"{name} {value:.6g}" for name, value in done["last"].items())
+        )
     if done["epochs"] and "model.h5" not in inside:
-        lines.append(f"{places['model.h5']}: is missing; minipc train --resume --out {folder} writes it again")
+        lines.append(
+            f"{places['model.h5']}: is missing; minipc train --resume --out {folder} writes it again"
+        )
     return Description(values, lines + [described.lines[0] for described in inside.values()])
 
 
@@ -213,7 +293,10 @@ def describe_splits(path, splits):
     """Return the Description of a data file and its Splits."""
     train, test = splits
     classes = len(train.class_names)
-    counts = {name: np.bincount(clouds.labels, minlength=classes) for name, clouds in splits._asdict().items()}
+    counts = {
+        name: np.bincount(clouds.labels, minlength=classes)
+        for name, clouds in splits._asdict().items()
+    }
     values = {
         "file": str(path),
         "train": len(train),

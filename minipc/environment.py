@@ -51,14 +51,18 @@ def examine():
         "kernel": made_with["kernel"],
         "simd": made_with["simd"],
         "one_blas_thread": made_with["one_blas_thread"],
-        "blas_variables": {name: _safe(os.environ[name]) for name in BLAS_THREADS if name in os.environ},
+        "blas_variables": {
+            name: _safe(os.environ[name]) for name in BLAS_THREADS if name in os.environ
+        },
         "scipy": scipy.__version__,
         "h5py": h5py.__version__,
         "hdf5": h5py.version.hdf5_version,
         "click": version_of("click"),
         "cupy": {"distributions": cupy_distributions(), **_devices()},
         "variables": {
-            name: _safe(value) for name, value in sorted(os.environ.items()) if name.startswith("MINIPC_")
+            name: _safe(value)
+            for name, value in sorted(os.environ.items())
+            if name.startswith("MINIPC_")
         },
         "folder": _folder(),
     }
@@ -68,9 +72,17 @@ def examine():
 def _lines(values):
     """Return the lines for people of the values of an Environment."""
     cupy, folder = values["cupy"], values["folder"]
-    found = " and ".join(f"{name} {number}" for name, number in cupy["distributions"].items()) or "not installed"
-    devices = [f"{device['name']} with {device['bytes'] / 1e9:.0f} GB" for device in cupy["devices"]]
-    threads = ", ".join(f"{name}={value}" for name, value in values["blas_variables"].items()) or "no variable set"
+    found = (
+        " and ".join(f"{name} {number}" for name, number in cupy["distributions"].items())
+        or "not installed"
+    )
+    devices = [
+        f"{device['name']} with {device['bytes'] / 1e9:.0f} GB" for device in cupy["devices"]
+    ]
+    threads = (
+        ", ".join(f"{name}={value}" for name, value in values["blas_variables"].items())
+        or "no variable set"
+    )
     return [
         f"minipc    {values['minipc']}",
         f"Python    {values['python']}, {values['platform']}",
@@ -96,7 +108,9 @@ def _devices():
     except BackendError as reason:
         return {"devices": [], "reason": _safe(str(reason), 300)}
     found = [runtime.getDeviceProperties(device) for device in range(runtime.getDeviceCount())]
-    devices = [{"name": device["name"].decode(), "bytes": device["totalGlobalMem"]} for device in found]
+    devices = [
+        {"name": device["name"].decode(), "bytes": device["totalGlobalMem"]} for device in found
+    ]
     return {"devices": devices, "reason": None}
 
 
@@ -109,7 +123,9 @@ def _folder():
                 "posix_fallocate": _works(lambda: os.posix_fallocate(file.fileno(), 0, 4096)),
             }
     except OSError as reason:
-        return dict.fromkeys(("locks", "posix_fallocate"), f"no file can be made here ({reason.strerror})")
+        return dict.fromkeys(
+            ("locks", "posix_fallocate"), f"no file can be made here ({reason.strerror})"
+        )
 
 
 def _works(function, *arguments):

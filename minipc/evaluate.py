@@ -47,7 +47,13 @@ def vote(model, points, votes, augment, xp, threads, engine="fused"):
     from scipy.special import logsumexp  # here: it takes longer to import than a cloud to predict
 
     views = [
-        predict(model, apply(points, draw(VOTE_SEED, view, 0, len(points), augment)), xp, threads, engine)
+        predict(
+            model,
+            apply(points, draw(VOTE_SEED, view, 0, len(points), augment)),
+            xp,
+            threads,
+            engine,
+        )
         for view in range(votes)
     ]
     views = [log_softmax_forward(logits)[0] for logits in views]
@@ -70,14 +76,18 @@ def metrics(labels, logits):
     """
     count, classes = logits.shape
     predicted = logits.argmax(axis=1)
-    confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(
+        classes, classes
+    )
     occurring = confusion.sum(axis=1) > 0
     recall = np.diag(confusion)[occurring] / confusion.sum(axis=1)[occurring]
 
     log_p, _ = log_softmax_forward(logits.astype(np.float64))
     confidence = np.exp(log_p.max(axis=1))
     bins = np.maximum(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0)
-    gap = np.bincount(bins, (predicted == labels) - confidence)  # clouds in the bin x (accuracy - confidence)
+    gap = np.bincount(
+        bins, (predicted == labels) - confidence
+    )  # clouds in the bin x (accuracy - confidence)
     return Metrics(
         accuracy=float(np.diag(confusion).sum() / count),
         mean_class_accuracy=float(recall.mean()),

@@ -268,7 +268,9 @@ def _reading(path):
     try:
         yield
     except OSError as reason:
-        raise MinipcError(f"{path}: cannot be read ({reason.strerror or reason}); check the disk") from reason
+        raise MinipcError(
+            f"{path}: cannot be read ({reason.strerror or reason}); check the disk"
+        ) from reason
 
 
 class _Exact(io.RawIOBase):
@@ -286,7 +288,11 @@ class _Exact(io.RawIOBase):
         except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
             why = getattr(reason, "strerror", None) or reason
             code = errno.errorcode.get(getattr(reason, "errno", None))
-            kind, remedy = (DataError, "name and rights") if code in (None, *_BAD_PLACE) else (MinipcError, "the disk")
+            kind, remedy = (
+                (DataError, "name and rights")
+                if code in (None, *_BAD_PLACE)
+                else (MinipcError, "the disk")
+            )
             raise kind(f"{path}: cannot be read ({why}); check {remedy}") from reason
         try:
             with _reading(path):
@@ -325,7 +331,7 @@ class _Exact(io.RawIOBase):
                     "fails; look with minipc info, and restore a copy if it is damaged"
                 )
             view[: len(piece)] = piece
-            view, at = view[len(piece):], at + len(piece)
+            view, at = view[len(piece) :], at + len(piece)
 
     def readinto(self, buffer):
         self.read_at(self._position, buffer)

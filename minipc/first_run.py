@@ -27,7 +27,9 @@ def built_in_shapes(seed):
     """Return the built-in procedural shapes as Splits."""
     made = make_shapes(seed)
     common = dict(
-        class_names=made.class_names, up_axis=UP_AXIS, normalisation="unit_sphere",
+        class_names=made.class_names,
+        up_axis=UP_AXIS,
+        normalisation="unit_sphere",
         source=made_from(f"built-in shapes, seed {seed}"),
     )
     return Splits(
@@ -38,19 +40,29 @@ def built_in_shapes(seed):
 
 def record_shapes(*, xp, engine, threads, say, progress, **settings):
     """Make shapes.h5 and teacher/ where they are absent, then record: Recorded."""
-    _check_request(settings["out"], settings["views"], settings["seed"])  # before minutes of training
+    _check_request(
+        settings["out"], settings["views"], settings["seed"]
+    )  # before minutes of training
     if not os.path.exists(DATA):
         splits = built_in_shapes(0)
         write_clouds(DATA, splits)
-        say(f"{DATA}: made {len(splits.train)} training and {len(splits.test)} test clouds of built-in shapes")
+        say(
+            f"{DATA}: made {len(splits.train)} training and {len(splits.test)} test clouds of built-in shapes"
+        )
     running = dict(xp=xp, threads=threads, say=say, progress=progress)
     if _unfinished(TEACHER):
         resume_files(TEACHER, data=DATA, **running)
     if not os.path.exists(model_path(TEACHER)):
         say(f"{TEACHER}: no teacher yet, training one on {DATA}")
         run = train_files(
-            DATA, None, "teacher", LossConfig(**LABELS_ALONE), replace(TEACHER_TRAINING, engine=engine),
-            labels_only=True, out=TEACHER, **running,
+            DATA,
+            None,
+            "teacher",
+            LossConfig(**LABELS_ALONE),
+            replace(TEACHER_TRAINING, engine=engine),
+            labels_only=True,
+            out=TEACHER,
+            **running,
         )
         say(f"{TEACHER}: test accuracy {100 * run.values['test_accuracy']:.2f} %")
     return record_files(DATA, TEACHER, engine=engine, **running, **settings)
@@ -107,6 +119,8 @@ def train_both(model, loss, config, *, out, self_config, dry_run, running):
     out = out or free_name("run", BASELINE)
     for name in (out, out + BASELINE):
         refuse_existing(name)
-    begin = dict(running, dry_run=dry_run, begin_only=True, baseline=os.path.basename(out) + BASELINE)
+    begin = dict(
+        running, dry_run=dry_run, begin_only=True, baseline=os.path.basename(out) + BASELINE
+    )
     train_files(None, RECORD, model, loss, config, out=out, self_config=self_config, **begin)
     return [] if dry_run else resume_both(out, wanted={}, **running)

@@ -26,8 +26,10 @@ def write_hdf5(path, kind, version, fill, swept=False):
     create_dataset without chunks, filters or times.  swept and errors as in files.commit.
     """
     hdf5_into(image := io.BytesIO(), fill)
-    whole = image.getvalue()  # no copy; with a view of image in a traceback Python 3.13 complains when both go
-    body = memoryview(whole)[files.USER_BLOCK:]
+    whole = (
+        image.getvalue()
+    )  # no copy; with a view of image in a traceback Python 3.13 complains when both go
+    body = memoryview(whole)[files.USER_BLOCK :]
     files.commit(path, [files.sealed(kind, version, len(whole), [body]), body], swept)
 
 
@@ -169,7 +171,13 @@ def read_meta(group, path):
 def _believing(path, *kinds):
     """Turn what h5py raises on a file that is whole but not sane into DataError."""
     kinds = kinds or (
-        OSError, LookupError, ArithmeticError, RuntimeError, TypeError, ValueError, MemoryError
+        OSError,
+        LookupError,
+        ArithmeticError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+        MemoryError,
     )
     try:
         yield

@@ -35,10 +35,14 @@ def find_file(given, hint, near, what):
     if given is not None:
         return given
     beside = os.path.dirname(near)
-    places = [os.path.join(beside, hint), os.path.join(beside, os.pardir, hint), hint] if hint else []
+    places = (
+        [os.path.join(beside, hint), os.path.join(beside, os.pardir, hint), hint] if hint else []
+    )
     found = next((os.path.normpath(place) for place in places if os.path.exists(place)), None)
     if found is None:
-        raise DataError(f"{near}: its file {hint or '(not named in it)'} is not beside it and not here; pass {what}")
+        raise DataError(
+            f"{near}: its file {hint or '(not named in it)'} is not beside it and not here; pass {what}"
+        )
     return found
 
 
@@ -69,8 +73,9 @@ def read_data(path):
     if os.path.isdir(path):
         is_run = os.path.exists(os.path.join(path, "run.json"))
         raise DataError(
-            f"{path}: is a run, not data; go on with it by: minipc train --resume --out {path}" if is_run else
-            f"{path}: is a folder; pack it first: minipc data pack {path} -o FILE.h5"
+            f"{path}: is a run, not data; go on with it by: minipc train --resume --out {path}"
+            if is_run
+            else f"{path}: is a folder; pack it first: minipc data pack {path} -o FILE.h5"
         )
     if kind_of(path) != "record":
         return read_clouds(path)
@@ -84,8 +89,25 @@ def read_data(path):
     return splits
 
 
-def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False, force=False, xp,
-                 engine="fused", threads=None, share=None, workers=1, scheduler=None, say=quiet, progress=quiet):
+def record_files(
+    data,
+    teacher,
+    out,
+    *,
+    views,
+    seed=0,
+    logits="float16",
+    with_clouds=False,
+    force=False,
+    xp,
+    engine="fused",
+    threads=None,
+    share=None,
+    workers=1,
+    scheduler=None,
+    say=quiet,
+    progress=quiet,
+):
     """Record the model in file or run folder teacher on the training clouds of file data: Recorded, or Share.
 
     share as in recorder.record.  workers: processes that compute shares before this one does what they
@@ -96,23 +118,51 @@ def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_cl
     if workers > 1:
         on_host = xp is np
         arguments = dict(
-            views=views, seed=seed, logits=logits, with_clouds=with_clouds, force=force, engine=engine,
+            views=views,
+            seed=seed,
+            logits=logits,
+            with_clouds=with_clouds,
+            force=force,
+            engine=engine,
             threads=max((threads or default_threads(xp)) // workers, 1),
         )
         parts, total = f"{out}.parts", views * -(-len(splits.train) // MOST_ROWS)
 
         def look():
             found = os.listdir(parts) if os.path.isdir(parts) else []
-            progress(sum(name.startswith("view-") and name.endswith(".h5") for name in found), total, "recording")
+            progress(
+                sum(name.startswith("view-") and name.endswith(".h5") for name in found),
+                total,
+                "recording",
+            )
 
         devices = 0 if on_host else xp.cuda.runtime.getDeviceCount()
-        run_workers(partial(_record_share, data, teacher, out, devices, arguments), workers, say=say, progress=look)
+        run_workers(
+            partial(_record_share, data, teacher, out, devices, arguments),
+            workers,
+            say=say,
+            progress=look,
+        )
     with blas_on_one_thread(say):
         done = record(
-            splits.train, pointnet_teacher(on_module(model, xp), engine), model_id(model), out, views,
-            seed=seed, logits=logits, force=force, xp=xp, threads=threads or default_threads(xp), engine=engine,
-            data_file=os.path.basename(data), with_clouds=splits if with_clouds else None, share=share, say=say,
-            elsewhere=None if scheduler is None else _elsewhere(scheduler, data, teacher, xp, engine),
+            splits.train,
+            pointnet_teacher(on_module(model, xp), engine),
+            model_id(model),
+            out,
+            views,
+            seed=seed,
+            logits=logits,
+            force=force,
+            xp=xp,
+            threads=threads or default_threads(xp),
+            engine=engine,
+            data_file=os.path.basename(data),
+            with_clouds=splits if with_clouds else None,
+            share=share,
+            say=say,
+            elsewhere=None
+            if scheduler is None
+            else _elsewhere(scheduler, data, teacher, xp, engine),
             progress=progress,
         )
     trained = model.trained
@@ -120,7 +170,9 @@ def record_files(data, teacher, out, *, views, seed=0, logits="float16", with_cl
         say(f"{teacher}: only {trained['epochs']} of its {trained['of_epochs']} epochs are done")
     if trained.get("views_seed") == seed and trained.get("points_hash") == splits.train.points_hash:
         seen = min(views, trained.get("epochs", 0))
-        say(f"{teacher}: learnt from {seen} of these views, so its accuracy on them flatters; --seed draws others")
+        say(
+            f"{teacher}: learnt from {seen} of these views, so its accuracy on them flatters; --seed draws others"
+        )
     return done
 
 
@@ -128,7 +180,14 @@ def _record_share(data, teacher, out, devices, arguments, number, count):
     """Compute one share of a recording, in a process of its own; devices: CUDA devices to choose from, or 0."""
     if devices:
         use_device(number, devices)
-    record_files(data, teacher, out, xp=load("cupy" if devices else "numpy"), share=(number, count), **arguments)
+    record_files(
+        data,
+        teacher,
+        out,
+        xp=load("cupy" if devices else "numpy"),
+        share=(number, count),
+        **arguments,
+    )
 
 
 def _elsewhere(scheduler, data, teacher, xp, engine):
@@ -148,7 +207,13 @@ def forecast_files(data, teacher, out, *, views, seed=0, logits="float16", with_
     """Return the Forecast of record_files with these arguments; no file is changed."""
     splits, model = _matching(data, teacher)
     return forecast(
-        splits.train, model_id(model), out, views, seed=seed, logits=logits, data_file=os.path.basename(data),
+        splits.train,
+        model_id(model),
+        out,
+        views,
+        seed=seed,
+        logits=logits,
+        data_file=os.path.basename(data),
         with_clouds=splits if with_clouds else None,
     )
 
@@ -168,7 +233,9 @@ def eval_files(model, data, *, votes=0, teacher=None, xp, engine="fused", thread
     """
     path = model_path(model)
     read = read_model(path)
-    data, splits = find_data(data, read.trained.get("data_file"), path, read.trained.get("points_hash"))
+    data, splits = find_data(
+        data, read.trained.get("data_file"), path, read.trained.get("points_hash")
+    )
     test, threads = splits.test, threads or default_threads(xp)
     check_same_kind(test.described, read.described, data, path)
     on_device = on_module(read, xp)
@@ -176,16 +243,23 @@ def eval_files(model, data, *, votes=0, teacher=None, xp, engine="fused", thread
     found = metrics(test.labels, logits)
     size = count(read.config, test.points.shape[1])
     values = {
-        "model": path, "data": data, "clouds": len(test), **found._asdict(),
-        "parameters": size.parameters, "macs_per_cloud": size.macs,
+        "model": path,
+        "data": data,
+        "clouds": len(test),
+        **found._asdict(),
+        "parameters": size.parameters,
+        "macs_per_cloud": size.macs,
         "class_accuracy": {
             name: float(found.confusion[i, i] / found.confusion[i].sum())
-            for i, name in enumerate(test.class_names) if found.confusion[i].sum()
+            for i, name in enumerate(test.class_names)
+            if found.confusion[i].sum()
         },
         "confusion": found.confusion.tolist(),
     }
     if votes:
-        voted = metrics(test.labels, vote(on_device, test.points, votes, AugmentConfig(), xp, threads, engine))
+        voted = metrics(
+            test.labels, vote(on_device, test.points, votes, AugmentConfig(), xp, threads, engine)
+        )
         values["voted"] = {"votes": votes, **voted._asdict(), "confusion": voted.confusion.tolist()}
     if teacher is not None:
         teacher_path = model_path(teacher)
@@ -197,8 +271,18 @@ def eval_files(model, data, *, votes=0, teacher=None, xp, engine="fused", thread
     return values
 
 
-def verify_files(record_path, data, teacher, *, sample=1024, xp, engine="fused", threads=None, say=quiet,
-                 progress=quiet):
+def verify_files(
+    record_path,
+    data,
+    teacher,
+    *,
+    sample=1024,
+    xp,
+    engine="fused",
+    threads=None,
+    say=quiet,
+    progress=quiet,
+):
     """Return the record.verify.Verified of a record, its data (as in find_data) and a teacher, or None for none.
 
     sample: rows over which the teacher runs again, None for all.  Raises DataError where record, data
@@ -216,14 +300,22 @@ def verify_files(record_path, data, teacher, *, sample=1024, xp, engine="fused",
                 )
             logits_of = pointnet_teacher(on_module(model, xp), engine)
         return verify(
-            reader, clouds, logits_of, sample, xp=xp, threads=threads or default_threads(xp), engine=engine,
+            reader,
+            clouds,
+            logits_of,
+            sample,
+            xp=xp,
+            threads=threads or default_threads(xp),
+            engine=engine,
             progress=progress,
         )
 
 
 def audit_record(record_path, data, config, self_record=None):
     """Return the audit.teacher.TeacherAudit of a record under a LossConfig; data as in find_data.  Raises DataError."""
-    from minipc.audit.teacher import audit_teacher  # here and below: with scipy.special, which no other verb needs
+    from minipc.audit.teacher import (
+        audit_teacher,
+    )  # here and below: with scipy.special, which no other verb needs
 
     with _recorded(record_path, data, self_record) as (reader, labels, earlier):
         return audit_teacher(reader, labels, config, earlier)
@@ -237,7 +329,9 @@ def recorded_rows(record_path, data, self_record=None):
     with _recorded(record_path, data, self_record) as (reader, labels, earlier):
         u = earlier_self(reader, earlier, 0)
         if u is None:
-            raise DataError(f"{record_path}: one view, so nothing to take for an earlier self; pass --self-record")
+            raise DataError(
+                f"{record_path}: one view, so nothing to take for an earlier self; pass --self-record"
+            )
         what = f"{record_path}, view 0, {len(labels)} rows; earlier self: {named_self(reader, earlier)}"
         return Rows(labels, reader.view(0)[2].astype(np.float64), u, what)
 
@@ -252,5 +346,7 @@ def _recorded(record_path, data, self_record):
         if earlier:
             earlier.check_beside(reader)
             if earlier.views < reader.views:
-                raise DataError(f"{self_record}: {earlier.views} views, expected {reader.views}; record as many")
+                raise DataError(
+                    f"{self_record}: {earlier.views} views, expected {reader.views}; record as many"
+                )
         yield reader, clouds.labels, earlier

@@ -51,9 +51,14 @@ def write_model(path, model):
     """Commit model to path, atomically; its arrays must be on the host."""
 
     def fill(file):
-        hdf5.write_meta(file, {
-            "config": asdict(model.config), "described": model.described, "trained": model.trained
-        })
+        hdf5.write_meta(
+            file,
+            {
+                "config": asdict(model.config),
+                "described": model.described,
+                "trained": model.trained,
+            },
+        )
         for group in ("params", "stats"):
             for name, value in getattr(model, group).items():
                 file.create_dataset(f"{group}/{name}", data=value, dtype="<f4")
@@ -69,7 +74,9 @@ def read_model(path):
         files.check_keys(meta, {"config", "described", "trained"}, path)
         config = files.from_dict(ModelConfig, meta["config"], path)
         files.check_keys(meta["described"], {"class_names", "up_axis", "normalisation"}, path)
-        if len(meta["described"]["class_names"]) != config.classes or not isinstance(meta["trained"], dict):
+        if len(meta["described"]["class_names"]) != config.classes or not isinstance(
+            meta["trained"], dict
+        ):
             raise DataError(f"{path}: its metadata contradicts itself; train the model again")
         shapes = {
             "params": {name: spec.shape for name, spec in param_specs(config).items()},

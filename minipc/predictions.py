@@ -18,8 +18,18 @@ from minipc.run_folder import model_path
 USUAL_POINTS = 1024  # of a cloud for a model that does not say
 
 
-def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, engine="fused", threads=None,
-                  say=lambda line: None):
+def predict_files(
+    model,
+    paths,
+    *,
+    top=1,
+    num_points=None,
+    up_axis=None,
+    xp,
+    engine="fused",
+    threads=None,
+    say=lambda line: None,
+):
     """Predict the class of the cloud in each file with the model in a file or run folder: values for JSON.
 
     Clouds are prepared as `data pack` does; num_points None: as many points as in training.  All
@@ -34,7 +44,9 @@ def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, eng
             f"{path}: was trained with up axis {described['up_axis']}, but the files have {up_axis}; turn the clouds, "
             "or use another model"
         )
-    count = check_count(read.trained.get("points", USUAL_POINTS) if num_points is None else num_points)
+    count = check_count(
+        read.trained.get("points", USUAL_POINTS) if num_points is None else num_points
+    )
     points = np.stack([read_prepared(file, described["normalisation"], count)[0] for file in paths])
     if up_axis is None and described["up_axis"] != "unknown":
         say(f"{path}: expects up axis {described['up_axis']}; if the files have another, turn them")
@@ -42,6 +54,9 @@ def predict_files(model, paths, *, top=1, num_points=None, up_axis=None, xp, eng
     log_p, _ = log_softmax_forward(logits.astype(np.float64))
     found = []
     for file, p in zip(paths, np.exp(log_p)):
-        best = [{"class": names[k], "probability": float(p[k])} for k in np.argsort(-p, kind="stable")[:top]]
+        best = [
+            {"class": names[k], "probability": float(p[k])}
+            for k in np.argsort(-p, kind="stable")[:top]
+        ]
         found.append({"file": file, **best[0], "top": best})
     return {"model": path, "points": count, "predictions": found}

@@ -28,7 +28,9 @@ def provenance(xp):
         "numpy": np.__version__,
         "blas": " ".join(blas_build()).strip(),
         "kernel": blas_kernel(),
-        "simd": ["", *simd.get("baseline", []), *simd.get("found", [])][-1],  # the widest that NumPy's loops use
+        "simd": ["", *simd.get("baseline", []), *simd.get("found", [])][
+            -1
+        ],  # the widest that NumPy's loops use
         "one_blas_thread": one_blas_thread(),
         "device": platform.machine(),
     }
@@ -41,13 +43,17 @@ def _device_provenance(xp):
     return {
         "device": cuda.runtime.getDeviceProperties(cuda.runtime.getDevice())["name"].decode(),
         "cupy": xp.__version__,
-        "cupy_distribution": " and ".join(f"{name} {number}" for name, number in cupy_distributions().items()),
+        "cupy_distribution": " and ".join(
+            f"{name} {number}" for name, number in cupy_distributions().items()
+        ),
         "cuda_runtime": cuda.runtime.runtimeGetVersion(),
         "cuda_driver": cuda.runtime.driverGetVersion(),
         "nvrtc": ".".join(map(str, cuda.nvrtc.getVersion())),
         "cublas": cuda.cublas.getVersion(cuda.Device().cublas_handle),
         "accelerators": os.environ.get("CUPY_ACCELERATORS", ""),  # "" is CuPy's own choice
-        "tf32": os.environ.get("CUPY_TF32", "0"),  # CuPy's own switch: 10-bit products, off by default
+        "tf32": os.environ.get(
+            "CUPY_TF32", "0"
+        ),  # CuPy's own switch: 10-bit products, off by default
     }
 
 

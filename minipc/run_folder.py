@@ -98,7 +98,10 @@ class RunFolder:
         try:
             if self.new:
                 refuse_existing(path)  # again, now that nobody else can write into it
-                files.commit(self.file("run.json"), (json.dumps(described, indent=2, sort_keys=True) + "\n").encode())
+                files.commit(
+                    self.file("run.json"),
+                    (json.dumps(described, indent=2, sort_keys=True) + "\n").encode(),
+                )
             self.described = read_run(path)
         except MinipcError:
             os.close(self._lock)
@@ -113,12 +116,16 @@ class RunFolder:
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as reason:
-            raise DataError(f"{self.path}: cannot be opened ({reason.strerror}); name the folder of a run") from reason
+            raise DataError(
+                f"{self.path}: cannot be opened ({reason.strerror}); name the folder of a run"
+            ) from reason
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(fd)
-            raise UsageError(f"{self.path}: another process is training in it; wait for it, or stop it") from None
+            raise UsageError(
+                f"{self.path}: another process is training in it; wait for it, or stop it"
+            ) from None
         except OSError:
             pass  # a file system without locks
         return fd
@@ -127,7 +134,9 @@ class RunFolder:
         return self
 
     def __exit__(self, *raised):
-        if os.getpid() == self._owner:  # a process that was forked meanwhile would hold the lock until its own end
+        if (
+            os.getpid() == self._owner
+        ):  # a process that was forked meanwhile would hold the lock until its own end
             with suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
@@ -141,11 +150,15 @@ class RunFolder:
         path = self.file("checkpoint.h5")
         if not os.path.lexists(path):
             if os.path.lexists(self.file("model.h5")):  # written after the first checkpoint
-                raise DataError(f"{path}: is gone, so the run cannot go on; restore it, or start another run")
+                raise DataError(
+                    f"{path}: is gone, so the run cannot go on; restore it, or start another run"
+                )
             return None
         found = read_checkpoint(path)
         if found.run_id != self.run_id:
-            raise DataError(f"{path}: belongs to another run than run.json beside it; restore either, or train again")
+            raise DataError(
+                f"{path}: belongs to another run than run.json beside it; restore either, or train again"
+            )
         return found
 
     def abandon(self):
@@ -162,7 +175,9 @@ class RunFolder:
 
     def follow(self, rows, model, best):
         """Commit metrics, the last model and, if best, the best one: rows {name: number} of all epochs."""
-        files.commit(self.file("metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode())
+        files.commit(
+            self.file("metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode()
+        )
         self._write_csv("metrics.csv", [list(rows[0]), *(row.values() for row in rows)])
         write_model(self.file("model.h5"), model)
         if best:
@@ -176,7 +191,15 @@ class RunFolder:
         lines = [["cloud", "label", "predicted", "right", "probability"]]
         for cloud, (label, row) in enumerate(zip(labels, probabilities)):
             best = int(row.argmax())
-            lines.append([cloud, class_names[label], class_names[best], int(best == label), f"{row[best]:.6f}"])
+            lines.append(
+                [
+                    cloud,
+                    class_names[label],
+                    class_names[best],
+                    int(best == label),
+                    f"{row[best]:.6f}",
+                ]
+            )
         self._write_csv("predictions.csv", lines)
 
     def _write_csv(self, name, lines):

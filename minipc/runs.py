@@ -36,7 +36,9 @@ class RecordName:
 
     def __post_init__(self):
         if not (isinstance(self.file, str) and isinstance(self.run_id, str)):
-            raise DataError(f"record: expected a file name and a run_id, found {self.file!r}, {self.run_id!r}")
+            raise DataError(
+                f"record: expected a file name and a run_id, found {self.file!r}, {self.run_id!r}"
+            )
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,12 @@ class RunConfig:
     def __post_init__(self):
         kinds = get_type_hints(RunConfig)
         for name, kind in {
-            "record": RecordName, "self_record": RecordName, "model": ModelConfig, "loss": LossConfig,
-            "self_target": SelfConfig, "training": TrainConfig,
+            "record": RecordName,
+            "self_record": RecordName,
+            "model": ModelConfig,
+            "loss": LossConfig,
+            "self_target": SelfConfig,
+            "training": TrainConfig,
         }.items():
             if isinstance(getattr(self, name), dict):
                 object.__setattr__(self, name, files.from_dict(kind, getattr(self, name), name))
@@ -70,12 +76,16 @@ class RunConfig:
             object.__setattr__(self, "views", tuple(self.views))
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
-                raise DataError(f"{name}: expected {getattr(kind, '__name__', kind)}, found {getattr(self, name)!r}")
+                raise DataError(
+                    f"{name}: expected {getattr(kind, '__name__', kind)}, found {getattr(self, name)!r}"
+                )
 
     def on_labels_alone(self):
         """Return the RunConfig of the same model on the same views, without the teacher's logits."""
         loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)
-        return replace(self, loss=loss, labels_only=True, self_target=None, self_record=None, baseline=None)
+        return replace(
+            self, loss=loss, labels_only=True, self_target=None, self_record=None, baseline=None
+        )
 
 
 def read_config(out):
@@ -87,7 +97,8 @@ def identity(splits):
     """Return what a run must find again: hashes of all arrays, and Clouds.described."""
     hashes = {
         f"{name}_{part}": getattr(clouds, f"{part}_hash")
-        for name, clouds in splits._asdict().items() for part in ("points", "labels")
+        for name, clouds in splits._asdict().items()
+        for part in ("points", "labels")
     }
     return hashes | splits.train.described
 
@@ -99,9 +110,23 @@ class Run(NamedTuple):
     trained: object  # train.Trained
 
 
-def train_files(data, record_path, model, loss, config, *, labels_only=False, self_config=SelfConfig(),
-                self_record=None, chosen_views=None, out=None, baseline=None, dry_run=False, begin_only=False,
-                **running):
+def train_files(
+    data,
+    record_path,
+    model,
+    loss,
+    config,
+    *,
+    labels_only=False,
+    self_config=SelfConfig(),
+    self_record=None,
+    chosen_views=None,
+    out=None,
+    baseline=None,
+    dry_run=False,
+    begin_only=False,
+    **running,
+):
     """Train model (a name or widths) from files and write a run folder; return Run.
 
     With record_path, epoch e replays view e mod V of it (without its logits if labels_only) and
@@ -113,29 +138,49 @@ def train_files(data, record_path, model, loss, config, *, labels_only=False, se
     made for resume_files(); both return None.
     """
     if labels_only and (loss.kd_weight or loss.self_weight):
-        raise UsageError("train: labels only, but the loss has a weight for distillation; choose one")
+        raise UsageError(
+            "train: labels only, but the loss has a weight for distillation; choose one"
+        )
     if record_path is None and not labels_only:
-        raise UsageError("train: distillation needs --record FILE; for labels alone add --labels-only")
+        raise UsageError(
+            "train: distillation needs --record FILE; for labels alone add --labels-only"
+        )
     if record_path is None and data is None:
         raise UsageError("train: name the data: minipc train DATA --labels-only")
     if record_path is None and chosen_views:
         raise UsageError("views: chosen views are those of a record; add --record FILE")
     if (self_record is not None) != (loss.self_weight > 0 and self_config.kind == "record"):
-        raise UsageError("self record: --self-record FILE and --self-target record with --self-weight go together")
+        raise UsageError(
+            "self record: --self-record FILE and --self-target record with --self-weight go together"
+        )
     config.last_epoch(running.get("stop_after"))
     out = out or free_name("run")
     with blas_on_one_thread(running.get("say")), ExitStack() as stack:
         reader = record_path and stack.enter_context(RecordReader(record_path))
         data, splits = clouds_of(data, reader, reader and reader.meta["data_file"], record_path)
         earlier = self_record and stack.enter_context(RecordReader(self_record))
-        work = _Work(RunConfig(
-            provenance=provenance(running["xp"]), data=os.path.basename(data), clouds=identity(splits),
-            record=_named(reader), self_record=_named(earlier),
-            views=(chosen_views or (0, reader.views)) if reader else None,
-            augment=reader.plan.augment if reader else asdict(AugmentConfig()),
-            labels_only=labels_only, name=model, model=sizes(model, len(splits.train.class_names)), loss=loss,
-            self_target=self_config if loss.self_weight > 0 else None, training=config, baseline=baseline,
-        ), splits, reader, earlier, out)
+        work = _Work(
+            RunConfig(
+                provenance=provenance(running["xp"]),
+                data=os.path.basename(data),
+                clouds=identity(splits),
+                record=_named(reader),
+                self_record=_named(earlier),
+                views=(chosen_views or (0, reader.views)) if reader else None,
+                augment=reader.plan.augment if reader else asdict(AugmentConfig()),
+                labels_only=labels_only,
+                name=model,
+                model=sizes(model, len(splits.train.class_names)),
+                loss=loss,
+                self_target=self_config if loss.self_weight > 0 else None,
+                training=config,
+                baseline=baseline,
+            ),
+            splits,
+            reader,
+            earlier,
+            out,
+        )
         if dry_run:
             refuse_existing(out)
             work.announce(running["xp"], running.get("say", quiet))
@@ -163,12 +208,16 @@ def resume_files(out, *, data=None, record_path=None, self_record=None, wanted=N
         def reader_of(given, begun_with, option):
             if begun_with is None:
                 if given is not None:
-                    raise UsageError(f"{out}: this run has no use for {option}; leave it out, or start another run")
+                    raise UsageError(
+                        f"{out}: this run has no use for {option}; leave it out, or start another run"
+                    )
                 return None
             path = find_file(given, begun_with.file, place, f"{option} FILE")
             reader = stack.enter_context(RecordReader(path))
             if reader.plan.run_id != begun_with.run_id:
-                raise DataError(f"{path}: is not the record that {out} began with; pass {option} FILE")
+                raise DataError(
+                    f"{path}: is not the record that {out} began with; pass {option} FILE"
+                )
             return reader
 
         reader = reader_of(record_path, config.record, "--record")
@@ -178,7 +227,9 @@ def resume_files(out, *, data=None, record_path=None, self_record=None, wanted=N
         other = sorted(name for name in found if found[name] != config.clouds.get(name))
         if other:
             told = ", ".join(name.replace("_", " ") for name in other)
-            raise DataError(f"{data}: is not the data that {out} began with, other {told}; pass the same DATA")
+            raise DataError(
+                f"{data}: is not the data that {out} began with, other {told}; pass the same DATA"
+            )
         return _Work(config, splits, reader, earlier, out).run(folder, data, **running)
 
 
@@ -191,9 +242,16 @@ def resume_both(out, *, wanted, **files_and_running):
     baseline = os.path.join(os.path.dirname(out), config.baseline)
     if not os.path.lexists(os.path.join(baseline, "run.json")):
         RunFolder(baseline, asdict(config.on_labels_alone())).__exit__()
-    of_both = {section: values for section, values in wanted.items() if section not in ("loss", "self_target")}
+    of_both = {
+        section: values
+        for section, values in wanted.items()
+        if section not in ("loss", "self_target")
+    }
     alone = {name: value for name, value in files_and_running.items() if name != "self_record"}
-    return [resume_files(baseline, wanted=of_both, **alone), resume_files(out, wanted=wanted, **files_and_running)]
+    return [
+        resume_files(baseline, wanted=of_both, **alone),
+        resume_files(out, wanted=wanted, **files_and_running),
+    ]
 
 
 @dataclass(frozen=True)
@@ -219,7 +277,9 @@ class _Work:
         config.training.split(splits.train.labels)
         if self.earlier:
             if self.reader is None:
-                raise UsageError("self record: it goes with the record that it was made beside; add --record FILE")
+                raise UsageError(
+                    "self record: it goes with the record that it was made beside; add --record FILE"
+                )
             self.earlier.check_beside(self.reader)
         return splits, config.model, config.loss, config.training, views
 
@@ -237,7 +297,11 @@ class _Work:
         def forward(params, points):
             return forward_train(params, points, model, None, self.config.training.engine, work)[0]
 
-        return Snapshot(forward, chosen.every) if chosen.kind == "snapshot" else Ema(forward, chosen.decay)
+        return (
+            Snapshot(forward, chosen.every)
+            if chosen.kind == "snapshot"
+            else Ema(forward, chosen.decay)
+        )
 
     def announce(self, xp, say):
         """Say what will be trained, and by which loss."""
@@ -246,51 +310,93 @@ class _Work:
         self.arguments  # raises what cannot run
         learnt, held = config.training.split(clouds.labels)
         epochs = config.training.epochs
-        say(f"{self.out}: {config.name}, {size.parameters} parameters, {size.macs / 1e6:.2f} M multiply-adds a cloud, "
+        say(
+            f"{self.out}: {config.name}, {size.parameters} parameters, {size.macs / 1e6:.2f} M multiply-adds a cloud, "
             f"{epochs} epoch{'s' * (epochs > 1)} of {len(learnt)} clouds{f', {len(held)} held out' * bool(len(held))}, "
-            f"backend {xp.__name__}")
+            f"backend {xp.__name__}"
+        )
         say(formula(config.loss))
         if config.self_target:
             say(f"self target: {config.self_target.kind}")
 
-    def run(self, folder, data, *, xp, threads=None, say=quiet, progress=quiet, detail=None, stop_after=None):
+    def run(
+        self,
+        folder,
+        data,
+        *,
+        xp,
+        threads=None,
+        say=quiet,
+        progress=quiet,
+        detail=None,
+        stop_after=None,
+    ):
         """Train to the end, or to the epoch stop_after, from where the folder's checkpoint is: Run."""
         self.announce(xp, say)
         config, threads = self.config, threads or default_threads(xp)
         work = Workspace(xp, threads)
         resume = None if folder.new else folder.checkpoint()
         about = {
-            "data_file": os.path.basename(data), "made_with": config.provenance,
+            "data_file": os.path.basename(data),
+            "made_with": config.provenance,
             "views_seed": self.reader.plan.seed if self.reader else config.training.seed,
         }
         if resume:
             done = len(resume.rows)
             over = done == config.training.epochs
-            say(f"{self.out}: all {done} epochs are done" if over else f"{self.out}: continues after epoch {done}")
+            say(
+                f"{self.out}: all {done} epochs are done"
+                if over
+                else f"{self.out}: continues after epoch {done}"
+            )
             now = provenance(xp)
             why = unlike(config.provenance, now)
             if why and len(resume.rows) < config.training.last_epoch(stop_after):
-                say(f"{self.out}: bits may differ from here on from those of an uninterrupted run: {why}")
+                say(
+                    f"{self.out}: bits may differ from here on from those of an uninterrupted run: {why}"
+                )
                 about["continued_with"] = now
         trained = train(
-            *self.arguments, self_target=self._self_target(work), xp=xp, threads=threads, folder=folder,
-            progress=progress, detail=detail, about=about, resume=resume, stop_after=stop_after, work=work,
+            *self.arguments,
+            self_target=self._self_target(work),
+            xp=xp,
+            threads=threads,
+            folder=folder,
+            progress=progress,
+            detail=detail,
+            about=about,
+            resume=resume,
+            stop_after=stop_after,
+            work=work,
         )
         size = count(config.model, self.splits.train.points.shape[1])
         last, best = trained.epochs[-1], best_epoch(trained.epochs)
         values = {
-            "model": config.name, "parameters": size.parameters, "macs_per_cloud": size.macs,
-            "epochs": config.training.epochs, "epochs_done": len(trained.epochs), "seed": config.training.seed,
-            "record": self.reader and self.reader.path, "labels_only": config.labels_only,
-            **{name: value for name, value in last.items() if name.startswith(("test_", "val_", "teacher_"))},
+            "model": config.name,
+            "parameters": size.parameters,
+            "macs_per_cloud": size.macs,
+            "epochs": config.training.epochs,
+            "epochs_done": len(trained.epochs),
+            "seed": config.training.seed,
+            "record": self.reader and self.reader.path,
+            "labels_only": config.labels_only,
+            **{
+                name: value
+                for name, value in last.items()
+                if name.startswith(("test_", "val_", "teacher_"))
+            },
             "best_test_accuracy": max(row["test_accuracy"] for row in trained.epochs),
-            "raised": last["raised"], "unbounded": last["unbounded"],
-            "seconds": round(trained.seconds, 1), "out": self.out,
+            "raised": last["raised"],
+            "unbounded": last["unbounded"],
+            "seconds": round(trained.seconds, 1),
+            "out": self.out,
         }
         if best is not None:
             chosen = trained.epochs[best]
             values["chosen"] = {
-                "epoch": best + 1, "val_accuracy": chosen["val_accuracy"], "test_accuracy": chosen["test_accuracy"],
+                "epoch": best + 1,
+                "val_accuracy": chosen["val_accuracy"],
+                "test_accuracy": chosen["test_accuracy"],
                 "model": folder.file("best.h5"),
             }
         return Run(values, trained)
@@ -306,8 +412,15 @@ def _insist(described, wanted, out):
     for section, settings in wanted.items():
         there = described if section is None else described[section]
         for name, value in settings.items():
-            if there is not None and there.get(name) != value:  # None: an option that the run has no use for
-                told = {"name": "model", "kind": "self target", "every": "self every", "decay": "ema decay"}
+            if (
+                there is not None and there.get(name) != value
+            ):  # None: an option that the run has no use for
+                told = {
+                    "name": "model",
+                    "kind": "self target",
+                    "every": "self every",
+                    "decay": "ema decay",
+                }
                 raise UsageError(
                     f"{out}: {told.get(name, name).replace('_', ' ')} is {there.get(name)} there and {value} here; a "
                     "run goes on with its own settings: leave the option out, or start another run"

@@ -99,7 +99,9 @@ class Ema(Snapshot):
     def stepped(self, rows, logits, params):
         old, m = self.params or params, self.decay
         # e + (1 - m)(w - e) and not m e + (1 - m) w: at rest it adds exactly zero
-        self.params = {name: old[name] + (1 - m) * (value - old[name]) for name, value in params.items()}
+        self.params = {
+            name: old[name] + (1 - m) * (value - old[name]) for name, value in params.items()
+        }
 
     def epoch_ended(self, epoch, params):
         pass

@@ -27,7 +27,9 @@ def stream(seed, purpose, *key):
     if not all(0 <= number < 2**32 for number in key):
         raise UsageError(f"stream {purpose}: expected keys from 0 to 2^32 - 1, got {key}")
     label = zlib.crc32(purpose.encode())  # hash() is salted per process
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(seed, spawn_key=(label, *key))))
+    return np.random.Generator(
+        np.random.Philox(np.random.SeedSequence(seed, spawn_key=(label, *key)))
+    )
 
 
 def view_words(seed, view, first, clouds):

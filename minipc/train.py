@@ -41,21 +41,27 @@ class TrainConfig:
     optimiser: str = "adamw"  # or "sgd", with momentum 0.9
     engine: str = "fused"  # or "textbook": the same numbers but for rounding
     clip_norm: float = 0.0  # largest joint 2-norm of the gradients; 0: no clipping
-    val_fraction: float = 0.0  # of the training clouds of each class, held out to choose an epoch by
+    val_fraction: float = (
+        0.0  # of the training clouds of each class, held out to choose an epoch by
+    )
     seed: int = 0
 
     def __post_init__(self):
         for name in ("epochs", "batch_size"):
             value = getattr(self, name)
             if not isinstance(value, int) or value < 1:
-                raise UsageError(f"{name.replace('_', ' ')}: expected a positive integer, got {value!r}")
+                raise UsageError(
+                    f"{name.replace('_', ' ')}: expected a positive integer, got {value!r}"
+                )
         if self.batch_size < 2:
             raise UsageError("batch size: batch norm in the head needs at least 2 clouds, got 1")
         if not 0 < self.lr < float("inf"):
             raise UsageError(f"lr: expected a positive number, got {self.lr!r}")
         for name in ("weight_decay", "warmup_steps", "clip_norm"):
             if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(f"{name.replace('_', ' ')}: expected a value >= 0, got {getattr(self, name)!r}")
+                raise UsageError(
+                    f"{name.replace('_', ' ')}: expected a value >= 0, got {getattr(self, name)!r}"
+                )
         if not 0 <= self.val_fraction < 1:
             raise UsageError(f"val fraction: expected 0 <= f < 1, got {self.val_fraction!r}")
         if self.optimiser not in ("adamw", "sgd"):
@@ -79,14 +85,18 @@ class TrainConfig:
         held_out = stratified(labels, self.val_fraction, self.seed, "validation")
         learnt, held = np.flatnonzero(~held_out), np.flatnonzero(held_out)
         if self.val_fraction and not len(held):
-            raise UsageError("val fraction: holds out nothing, no class has 2 training clouds; leave it out")
+            raise UsageError(
+                "val fraction: holds out nothing, no class has 2 training clouds; leave it out"
+            )
         self.steps_per_epoch(len(learnt))
         return learnt, held
 
     def steps_per_epoch(self, clouds):
         """Return the whole batches in this many clouds; UsageError where there is none."""
         if clouds < self.batch_size:
-            raise UsageError(f"batch size: {self.batch_size} is more than the {clouds} training clouds; lower it")
+            raise UsageError(
+                f"batch size: {self.batch_size} is more than the {clouds} training clouds; lower it"
+            )
         return clouds // self.batch_size
 
 
@@ -172,7 +182,9 @@ class Task:
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             mask = _dropout_mask(self.model, config, epoch, step, xp)
             state, told = self.step(state, rows, augmentation, logits, mask, lr)
-            sums = told if sums is None else {name: sums[name] + value for name, value in told.items()}
+            sums = (
+                told if sums is None else {name: sums[name] + value for name, value in told.items()}
+            )
             if progress:
                 progress(done + 1, config.epochs * steps, f"epoch {epoch + 1}/{config.epochs}")
         if self.self_target:
@@ -187,7 +199,9 @@ class Task:
 
         points = self.points[on_device].swapaxes(1, 2)
         x = apply(points, Params(*(value[on_device] for value in augmentation)))
-        y = smooth_labels(self.labels[on_device], self.model.classes, self.loss.label_smoothing, x.dtype)
+        y = smooth_labels(
+            self.labels[on_device], self.model.classes, self.loss.label_smoothing, x.dtype
+        )
         v = None if logits is None else logits[on_device].astype(x.dtype)
         u, has_u = (target and target.target(rows, x)) or (None, None)
 
@@ -202,7 +216,9 @@ class Task:
         elif config.engine == "textbook":
             params, optimiser = optim.adamw_step(params, grads, optimiser, lr, config.weight_decay)
         else:
-            optimiser = optim.adamw_in_place(params, grads, optimiser, lr, config.weight_decay, self.work)
+            optimiser = optim.adamw_in_place(
+                params, grads, optimiser, lr, config.weight_decay, self.work
+            )
         stats = track(stats, batch, self.model)
         if target:
             target.stepped(rows, z, params)
@@ -215,9 +231,22 @@ class Task:
 
 @np.errstate(over="ignore", invalid="ignore")  # what they would warn of ends in MinipcError below
 def train(
-    splits, model_config, loss_config, config, views, *,
-    self_target=None, xp=np, threads=None, folder=None, progress=None, detail=None, about={},
-    resume=None, stop_after=None, work=None,
+    splits,
+    model_config,
+    loss_config,
+    config,
+    views,
+    *,
+    self_target=None,
+    xp=np,
+    threads=None,
+    folder=None,
+    progress=None,
+    detail=None,
+    about={},
+    resume=None,
+    stop_after=None,
+    work=None,
 ):
     """Train a model and return Trained.
 
@@ -236,13 +265,21 @@ def train(
         raise UsageError("self weight: a self target and a weight above 0 go together")
     last_epoch = config.last_epoch(stop_after)
     if resume is not None and last_epoch < len(resume.rows):
-        raise UsageError(f"stop after: {len(resume.rows)} epochs are done already, got {last_epoch}; leave it out")
+        raise UsageError(
+            f"stop after: {len(resume.rows)} epochs are done already, got {last_epoch}; leave it out"
+        )
     threads = threads or default_threads(xp)
     begun = time.perf_counter()
 
     task = Task(
-        xp.asarray(np.ascontiguousarray(clouds.points.swapaxes(1, 2))), xp.asarray(clouds.labels),
-        model_config, loss_config, config, self_target, work or Workspace(xp, threads), xp,
+        xp.asarray(np.ascontiguousarray(clouds.points.swapaxes(1, 2))),
+        xp.asarray(clouds.labels),
+        model_config,
+        loss_config,
+        config,
+        self_target,
+        work or Workspace(xp, threads),
+        xp,
     )
     model = new_model(model_config, clouds.described, config.seed)
     state, rows = task.start(model), []
@@ -253,12 +290,21 @@ def train(
 
     def after(epochs):
         """Return the Model after so many epochs, on xp and on the host."""
-        live = model._replace(params=state.params, stats=state.stats, trained={
-            "epochs": epochs, "of_epochs": config.epochs,
-            "training": asdict(config), "loss": asdict(loss_config), "made_with": provenance(xp),
-            "points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash, "points": clouds.points.shape[1],
-            **about,
-        })
+        live = model._replace(
+            params=state.params,
+            stats=state.stats,
+            trained={
+                "epochs": epochs,
+                "of_epochs": config.epochs,
+                "training": asdict(config),
+                "loss": asdict(loss_config),
+                "made_with": provenance(xp),
+                "points_hash": clouds.points_hash,
+                "labels_hash": clouds.labels_hash,
+                "points": clouds.points.shape[1],
+                **about,
+            },
+        )
         return live, live._replace(params=_to_host(state.params), stats=_to_host(state.stats))
 
     live, on_host = after(len(rows))
@@ -271,7 +317,9 @@ def train(
         order = learnt[stream(config.seed, "shuffle", epoch).permutation(len(learnt))]
         state, means, lr = task.epoch(state, epoch, order, *views(epoch), progress)
         # 0 x inf and 0 x NaN are NaN: the losses were taken before the last step
-        rest = sum(float((value * 0).sum()) for value in (*state.params.values(), *state.stats.values()))
+        rest = sum(
+            float((value * 0).sum()) for value in (*state.params.values(), *state.stats.values())
+        )
         if not all(isfinite(value) for value in (*means.values(), rest)):
             raise MinipcError(
                 f"training: the loss is no longer finite in epoch {epoch + 1} ({means['total']}); "
@@ -283,16 +331,26 @@ def train(
         test_logits = predict(live, splits.test.points, xp, threads, config.engine)
         row = {"epoch": epoch + 1, "lr": lr, **means}
         if len(held):
-            row |= _measured("val", clouds.labels[held], predict(live, clouds.points[held], xp, threads, config.engine))
+            row |= _measured(
+                "val",
+                clouds.labels[held],
+                predict(live, clouds.points[held], xp, threads, config.engine),
+            )
         row |= _measured("test", splits.test.labels, test_logits)
         rows.append({**row, "train_seconds": seconds})
         if folder:
             folder.epoch_ended(
                 Checkpoint(
-                    folder.run_id, rows, state.optimiser.step, on_host.params, on_host.stats, _moments(state.optimiser),
+                    folder.run_id,
+                    rows,
+                    state.optimiser.step,
+                    on_host.params,
+                    on_host.stats,
+                    _moments(state.optimiser),
                     self_target.state() if self_target else {},
                 ),
-                on_host, best_epoch(rows) == epoch,
+                on_host,
+                best_epoch(rows) == epoch,
             )
         if detail:
             detail(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
@@ -318,21 +376,32 @@ def _moments(optimiser):
     """Return the arrays of an optimiser's state as {"moment.name": array on the host}."""
     return {
         f"{moment}.{name}": to_host(value)
-        for moment, arrays in optimiser._asdict().items() if moment != "step" for name, value in arrays.items()
+        for moment, arrays in optimiser._asdict().items()
+        if moment != "step"
+        for name, value in arrays.items()
     }
 
 
 def _restored(checkpoint, fresh, xp):
     """Return the State of a Checkpoint on xp, in new arrays; a fresh State says which names and shapes are expected."""
     for mine, found in (
-        (fresh.params, checkpoint.params), (fresh.stats, checkpoint.stats),
+        (fresh.params, checkpoint.params),
+        (fresh.stats, checkpoint.stats),
         (_moments(fresh.optimiser), checkpoint.optimiser),
     ):
-        if {name: value.shape for name, value in mine.items()} != {n: value.shape for n, value in found.items()}:
-            raise DataError("checkpoint: holds other layers or moments than this run has; train again")
+        if {name: value.shape for name, value in mine.items()} != {
+            n: value.shape for n, value in found.items()
+        }:
+            raise DataError(
+                "checkpoint: holds other layers or moments than this run has; train again"
+            )
     moments = {
-        moment: {name: xp.asarray(checkpoint.optimiser[f"{moment}.{name}"]).copy() for name in fresh.params}
-        for moment in fresh.optimiser._fields if moment != "step"
+        moment: {
+            name: xp.asarray(checkpoint.optimiser[f"{moment}.{name}"]).copy()
+            for name in fresh.params
+        }
+        for moment in fresh.optimiser._fields
+        if moment != "step"
     }
     params, stats = (  # in the order of the model, in which they are written
         {name: xp.asarray(found[name]).copy() for name in mine}

@@ -27,7 +27,11 @@ def problem(config, clouds, points, dtype=np.float64, seed=0, offset=0.0):
             value += 0.5 * rng.standard_normal(value.shape)
     x = rng.standard_normal((clouds, points, 3)) + offset
     dlogits = rng.standard_normal((clouds, config.classes))
-    return {name: value.astype(dtype) for name, value in params.items()}, x.astype(dtype), dlogits.astype(dtype)
+    return (
+        {name: value.astype(dtype) for name, value in params.items()},
+        x.astype(dtype),
+        dlogits.astype(dtype),
+    )
 
 
 def both(config, params, points, dlogits, work=None):
@@ -47,7 +51,11 @@ def worst(mine, theirs):
 
 
 def statistics(batch):
-    return {f"{name}.{part}": getattr(layer, part) for name, layer in batch.items() for part in ("mean", "var")}
+    return {
+        f"{name}.{part}": getattr(layer, part)
+        for name, layer in batch.items()
+        for part in ("mean", "var")
+    }
 
 
 def one_point_far(far):
@@ -68,6 +76,7 @@ def one_cloud_far(far):
 
 def drawn_out(far):
     """Points along a line, in a direction that no axis and no weight knows of."""
+
     def change(x):
         return x + (far - 1) * (x @ np.full((3, 3), 1 / 3, x.dtype))
 
@@ -82,19 +91,31 @@ def errors_in_float32(change=lambda x: x, offset=0.0):
         x = change(x)
         params["shared0.gamma"] = np.abs(params["shared0.gamma"]) + 0.5
         in_float64 = {name: value.astype(float) for name, value in params.items()}
-        _, (z_exact, batch_exact, exact) = both(config, in_float64, x.astype(float), dlogits.astype(float))
+        _, (z_exact, batch_exact, exact) = both(
+            config, in_float64, x.astype(float), dlogits.astype(float)
+        )
         del exact["points"]  # a sum of few terms; its error is that of which point wins
-        errors.append([
-            (worst({"z": z}, {"z": z_exact}), worst(statistics(batch), statistics(batch_exact)), worst(grads, exact))
-            for z, batch, grads in both(config, params, x, dlogits)
-        ])
-    return np.median(errors, axis=0)  # not the mean: one other winner of the pool outweighs all roundings
+        errors.append(
+            [
+                (
+                    worst({"z": z}, {"z": z_exact}),
+                    worst(statistics(batch), statistics(batch_exact)),
+                    worst(grads, exact),
+                )
+                for z, batch, grads in both(config, params, x, dlogits)
+            ]
+        )
+    return np.median(
+        errors, axis=0
+    )  # not the mean: one other winner of the pool outweighs all roundings
 
 
 def main():
     kinds = {
         "offsets": [({}, {"offset": offset}) for offset in (0.0, 1.0, 10.0, 1e4)],
-        "outliers": [({"change": kind(far)}, {}) for kind in (one_point_far, one_cloud_far) for far in FAR],
+        "outliers": [
+            ({"change": kind(far)}, {}) for kind in (one_point_far, one_cloud_far) for far in FAR
+        ],
         "lines": [({"change": drawn_out(far)}, {}) for far in FAR],
     }
     cells = [blas_kernel() or "unknown"]

@@ -90,7 +90,9 @@ class Problem(NamedTuple):
     def value(self, arrays):
         """arrays: params and "points" -> the total loss, a float."""
         params = {name: arrays[name] for name in self.params}
-        z, _, _ = pointnet.forward_train(params, arrays["points"], self.model, self.mask, self.engine)
+        z, _, _ = pointnet.forward_train(
+            params, arrays["points"], self.model, self.mask, self.engine
+        )
         terms, _ = loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
         return float(terms.total)
 
@@ -99,7 +101,9 @@ class Problem(NamedTuple):
 
     def gradients(self):
         """The gradients of value(arrays()), by the engine."""
-        z, _, tape = pointnet.forward_train(self.params, self.points, self.model, self.mask, self.engine)
+        z, _, tape = pointnet.forward_train(
+            self.params, self.points, self.model, self.mask, self.engine
+        )
         _, cache = loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
         grads, dpoints = pointnet.backward(loss_backward(cache), tape)
         return grads | {"points": multiplied_out(dpoints)}
@@ -220,12 +224,18 @@ def write_three_classes(path):
 def small_shapes(monkeypatch):
     """The bare commands on fewer shapes and epochs; the full ones run in CI."""
     monkeypatch.setattr(
-        first_run, "make_shapes", lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)
+        first_run,
+        "make_shapes",
+        lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32),
     )
     monkeypatch.setattr(first_run, "TEACHER_TRAINING", TrainConfig(epochs=8, lr=1e-3))
 
 
-STRETCH = {"bowl": (1, 1, 0.1), "mug": (0.1, 0.1, 1), "vase": (0.6, 0.6, 0.6)}  # of a cloud of each class
+STRETCH = {
+    "bowl": (1, 1, 0.1),
+    "mug": (0.1, 0.1, 1),
+    "vase": (0.6, 0.6, 0.6),
+}  # of a cloud of each class
 
 
 @pytest.fixture

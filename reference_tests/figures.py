@@ -25,10 +25,16 @@ def walk():
     z = np.stack([np.full_like(t, 2), np.full_like(t, 1), np.zeros_like(t), -t], axis=1)
     y, v, u = np.array([[1.0, 0, 0, 0]]), np.array([[6.0, 1, 0, -6]]), np.array([[3.0, 1, 0, 2]])
     curves = {}
-    for name, b, guard in (("b = 0", 0.0, "none"), ("b = 0.095, raw", 0.095, "none"), ("b = 0.2, raw", 0.2, "none"),
-                           ("b = 0.2, guarded", 0.2, "clip")):
+    for name, b, guard in (
+        ("b = 0", 0.0, "none"),
+        ("b = 0.095, raw", 0.095, "none"),
+        ("b = 0.2, raw", 0.2, "none"),
+        ("b = 0.2, guarded", 0.2, "clip"),
+    ):
         config = LossConfig(0.9, b, 4.0, 0.0, guard)
-        total = np.array([float(loss_forward(row[None], y, v, u, np.ones(1), config)[0].total) for row in z])
+        total = np.array(
+            [float(loss_forward(row[None], y, v, u, np.ones(1), config)[0].total) for row in z]
+        )
         curves[name] = total - total[0]
     return t, curves
 
@@ -59,15 +65,21 @@ def toy():
     def gradient(W, u, b):
         z, cache = linear_forward(x, W)
         loss = LossConfig(A, b, T, 0.0, "none")
-        return linear_backward(loss_backward(loss_forward(z, y, v, u, np.ones(len(x)), loss)[1]), cache)[1]
+        return linear_backward(
+            loss_backward(loss_forward(z, y, v, u, np.ones(len(x)), loss)[1]), cache
+        )[1]
 
     fixed = np.zeros((5, 4))
     for _ in range(STEPS):
         fixed = fixed - RATE * gradient(fixed, v, 0.0)
     away = rng.standard_normal(fixed.shape)
-    start = fixed + 0.3 * (away - away.mean(axis=1, keepdims=True))  # what all logits share changes nothing
+    start = fixed + 0.3 * (
+        away - away.mean(axis=1, keepdims=True)
+    )  # what all logits share changes nothing
     targets = {
-        "snapshot": Snapshot(forward), "ema": Ema(forward, 0.99), "history": OtherView(forward),
+        "snapshot": Snapshot(forward),
+        "ema": Ema(forward, 0.99),
+        "history": OtherView(forward),
         "record": SecondRecord(lambda epoch: x @ (0.5 * fixed)),
     }
     distances = {kind: [] for kind in targets}
@@ -90,8 +102,12 @@ def draw(folder):
     import matplotlib
 
     matplotlib.use("svg")
-    matplotlib.rcParams |= {"svg.hashsalt": "minipc", "font.size": 9, "axes.spines.top": False,
-                            "axes.spines.right": False}
+    matplotlib.rcParams |= {
+        "svg.hashsalt": "minipc",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
     from matplotlib import pyplot
 
     def figure(name, xlabel, ylabel, curves, **axes):
@@ -105,17 +121,34 @@ def draw(folder):
 
     t, curves = walk()
     styles = ("-", "--", "-", "-.")
-    figure("walk", "t, along z = (2, 1, 0, -t)", "loss - loss at t = 0",
-           [(name, t, curve, style) for (name, curve), style in zip(curves.items(), styles)])
+    figure(
+        "walk",
+        "t, along z = (2, 1, 0, -t)",
+        "loss - loss at t = 0",
+        [(name, t, curve, style) for (name, curve), style in zip(curves.items(), styles)],
+    )
     shares = unbounded_shares(example_rows(40), 0.9, 0.0)
     temperatures = sorted({T for _, T in shares})
-    figure("bounded", "temperature T", "rows without a lower bound, %",
-           [(f"b = {b:g}", temperatures, [100 * shares[b, T] for T in temperatures], "o-")
-            for b in (0.02, 0.1, 0.2, 0.5)])
+    figure(
+        "bounded",
+        "temperature T",
+        "rows without a lower bound, %",
+        [
+            (f"b = {b:g}", temperatures, [100 * shares[b, T] for T in temperatures], "o-")
+            for b in (0.02, 0.1, 0.2, 0.5)
+        ],
+    )
     steps = np.arange(0, STEPS, EVERY)
-    figure("self_targets", "step", "distance from where distillation alone ends",
-           [(kind, steps, distances, style) for (kind, distances), style in zip(toy().items(), styles)],
-           yscale="log")
+    figure(
+        "self_targets",
+        "step",
+        "distance from where distillation alone ends",
+        [
+            (kind, steps, distances, style)
+            for (kind, distances), style in zip(toy().items(), styles)
+        ],
+        yscale="log",
+    )
 
 
 if __name__ == "__main__":

@@ -48,7 +48,11 @@ def read_single(path):
 def read_folder(path):
     """Read one file as both parts of a ModelNet folder."""
     with tempfile.TemporaryDirectory() as folder:
-        for name, text in (("shape_names", "a\nb"), ("train_files", "part.h5"), ("test_files", "part.h5")):
+        for name, text in (
+            ("shape_names", "a\nb"),
+            ("train_files", "part.h5"),
+            ("test_files", "part.h5"),
+        ):
             with open(os.path.join(folder, f"{name}.txt"), "w") as file:
                 file.write(text)
         os.symlink(os.path.abspath(path), os.path.join(folder, "part.h5"))
@@ -67,7 +71,9 @@ def read_state(path):
 
 # Each returns the arrays of numbers that the file holds.
 OURS = {
-    "record": read_record, "clouds": lambda path: points_of(read_clouds(path)), "model": read_parameters,
+    "record": read_record,
+    "clouds": lambda path: points_of(read_clouds(path)),
+    "model": read_parameters,
     "checkpoint": read_state,
 }
 OTHERS = {"data set": read_single, "part": read_folder}
@@ -77,7 +83,11 @@ READERS = OURS | OTHERS
 def arrays_of(file):
     """Return the names of all datasets but meta, largest first."""
     found = []
-    file.visititems(lambda name, node: found.append((-node.size, name)) if isinstance(node, h5py.Dataset) else None)
+    file.visititems(
+        lambda name, node: (
+            found.append((-node.size, name)) if isinstance(node, h5py.Dataset) else None
+        )
+    )
     return [name for _, name in sorted(found) if name != "meta"]
 
 
@@ -107,7 +117,12 @@ def stored(shape=None, data=None, dtype=None, **how):
 
     def make(file, name, array):
         values = {"data": data(array)} if data else {"shape": (shape or array.shape)[: array.ndim]}
-        file.create_dataset(name, dtype=dtype(array.dtype) if dtype else None if data else array.dtype, **values, **how)
+        file.create_dataset(
+            name,
+            dtype=dtype(array.dtype) if dtype else None if data else array.dtype,
+            **values,
+            **how,
+        )
 
     return instead(make)
 
@@ -162,7 +177,9 @@ CHANGES = {
     "shape bomb of a terabyte": stored((1 << 20, 1 << 10, 1 << 8)),
     "shape bomb of 160 TiB": stored((1 << 40, 40, 1)),
     "huge type": instead(_huge_type),
-    "stacked filters": stored(data=np.array, chunks=True, compression="gzip", shuffle=True, fletcher32=True),
+    "stacked filters": stored(
+        data=np.array, chunks=True, compression="gzip", shuffle=True, fletcher32=True
+    ),
     "chunks": stored(data=np.array, chunks=True),
     "NaN": stored(data=_nan),
     "big endian": stored(data=np.array, dtype=lambda dtype: dtype.newbyteorder(">")),
@@ -214,7 +231,10 @@ def corpus(whole, kind):
     rng = np.random.default_rng(0)
     for _ in range(200):
         bit = int(rng.integers(0, 8 * len(whole)))
-        yield f"bit {bit} turned", whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :]
+        yield (
+            f"bit {bit} turned",
+            whole[: bit // 8] + bytes([whole[bit // 8] ^ 1 << bit % 8]) + whole[bit // 8 + 1 :],
+        )
 
 
 def deflate(file, name, shape, chunks, dtype="<f4"):
@@ -265,7 +285,14 @@ def _bad_in_a_large_chunk(file, name, array):
 
 # In a data set of others these are unusual and no lie.
 OF_META = {"no meta", "meta is no JSON", "meta is a list", "empty meta"}  # of which it has none
-HARMLESS = {"chunks", "stacked filters", "big endian", "another type", "another member", "link loop"} | OF_META
+HARMLESS = {
+    "chunks",
+    "stacked filters",
+    "big endian",
+    "another type",
+    "another member",
+    "link loop",
+} | OF_META
 BOMBS = {
     "deflated zeros": deflated((60, 1 << 18, 3), (1, 1 << 18, 3)),
     "clouds of 100 MB": deflated((60, 1 << 23, 3), (1, 1 << 18, 3)),
@@ -306,7 +333,9 @@ def fuzzed(whole, kind, count, rng):
     for number in range(count):
         data = bytearray(whole)
         for _ in range(int(rng.integers(1, 6))):
-            data[int(rng.integers(files.USER_BLOCK if kind in OURS else 0, len(data)))] = int(rng.integers(0, 256))
+            data[int(rng.integers(files.USER_BLOCK if kind in OURS else 0, len(data)))] = int(
+                rng.integers(0, 256)
+            )
         yield f"fuzzed {number}", sealed_again(bytes(data), kind) if kind in OURS else bytes(data)
 
 
@@ -318,7 +347,11 @@ def read_all(folder):
             path, start = os.path.join(folder, kind, name), time.monotonic()
             try:
                 arrays = READERS[kind](path)
-                outcome = "read" if arrays and all(np.isfinite(each).all() for each in arrays) else "read what is none"
+                outcome = (
+                    "read"
+                    if arrays and all(np.isfinite(each).all() for each in arrays)
+                    else "read what is none"
+                )
             except MinipcError as reason:
                 one_line = reason.exit_code == 3 and "\n" not in str(reason)
                 outcome = "refused" if one_line else f"exit {reason.exit_code}: {reason}"

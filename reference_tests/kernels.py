@@ -13,7 +13,15 @@ import sys
 from minipc.backend import BLAS_THREADS
 
 # From the newest to the oldest; names of OpenBLAS.  Others share the arithmetic of one of these.
-KERNELS = ("SapphireRapids", "Cooperlake", "SkylakeX", "Haswell", "Sandybridge", "Nehalem", "Prescott")
+KERNELS = (
+    "SapphireRapids",
+    "Cooperlake",
+    "SkylakeX",
+    "Haswell",
+    "Sandybridge",
+    "Nehalem",
+    "Prescott",
+)
 FILES = """
     ops fused pointnet independence gradcheck optim losses trajectory evaluate train self_target resume recorder
     verify audit augment
@@ -34,7 +42,9 @@ def environment(kernel):
 
 def answer(kernel):
     """Return the name by which OpenBLAS calls this kernel when asked for it, or "" where it cannot run here."""
-    done = subprocess.run([sys.executable, "-c", PROBE], env=environment(kernel), capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", PROBE], env=environment(kernel), capture_output=True, text=True
+    )
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
@@ -56,10 +66,14 @@ def runnable(wanted, say=lambda line: None):
 
 def main(wanted, others=False):
     if unknown := set(wanted) - set(KERNELS):
-        raise SystemExit(f"kernels: expected some of {', '.join(KERNELS)}, got {', '.join(sorted(unknown))}")
+        raise SystemExit(
+            f"kernels: expected some of {', '.join(KERNELS)}, got {', '.join(sorted(unknown))}"
+        )
     kernels = runnable(wanted or KERNELS, lambda line: print(line, flush=True))
     if not kernels:
-        raise SystemExit("kernels: none of them runs here; is NumPy's BLAS another one than OpenBLAS?")
+        raise SystemExit(
+            "kernels: none of them runs here; is NumPy's BLAS another one than OpenBLAS?"
+        )
     if others:
         own = answer("")
         print(f"{own}: left out, make test runs under it", flush=True)
@@ -68,7 +82,9 @@ def main(wanted, others=False):
     for kernel in kernels:
         print(f"== kernel {kernel}", flush=True)
         files = [f"reference_tests/test_{name}.py" for name in FILES]
-        if subprocess.run([sys.executable, "-m", "pytest", "-q", *IN_TWO, *files], env=environment(kernel)).returncode:
+        if subprocess.run(
+            [sys.executable, "-m", "pytest", "-q", *IN_TWO, *files], env=environment(kernel)
+        ).returncode:
             failed.append(kernel)
     if failed:
         raise SystemExit(f"kernels: tests failed under {', '.join(failed)}")

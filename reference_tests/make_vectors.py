@@ -47,14 +47,29 @@ def case(name, z, v, u, label, a, b, T, smoothing):
     guarded = [max(a * p[k] - b * r[k], FLOOR * a * p[k]) for k in range(K)]
     total = sum(guarded)
     return {
-        "name": name, "z": told(z), "v": told(v), "u": told(u), "label": label, "y": told(y),
-        "a": told(a), "b": told(b), "T": told(T), "smoothing": told(e),
-        "labels": told(labels), "distillation": told(distillation), "self_distillation": told(self_distillation),
-        "loss": told((1 - a) * labels + a * distillation - b * self_distillation), "gradient": told(gradient),
+        "name": name,
+        "z": told(z),
+        "v": told(v),
+        "u": told(u),
+        "label": label,
+        "y": told(y),
+        "a": told(a),
+        "b": told(b),
+        "T": told(T),
+        "smoothing": told(e),
+        "labels": told(labels),
+        "distillation": told(distillation),
+        "self_distillation": told(self_distillation),
+        "loss": told((1 - a) * labels + a * distillation - b * self_distillation),
+        "gradient": told(gradient),
         "margins": told([(1 - a) * y[k] + T * (a * p[k] - b * r[k]) for k in range(K)]),
         "guarded_weights": told(guarded),
-        "guarded_loss": told((1 - a) * labels - T**2 * sum(guarded[k] * log_sT[k] for k in range(K))),
-        "guarded_gradient": told([of_labels[k] + T * (total * sT[k] - guarded[k]) for k in range(K)]),
+        "guarded_loss": told(
+            (1 - a) * labels - T**2 * sum(guarded[k] * log_sT[k] for k in range(K))
+        ),
+        "guarded_gradient": told(
+            [of_labels[k] + T * (total * sT[k] - guarded[k]) for k in range(K)]
+        ),
     }
 
 
@@ -66,7 +81,17 @@ def cases():
         case("labels alone", z, v, u, 2, "0", "0", "1", "0"),
         case("labels alone, smoothed", z, v, u, 2, "0", "0", "1", "0.2"),
         case("distillation alone, T 1", z, v, u, 0, "1", "0", "1", "0"),
-        case("distillation alone, T 4: T^2 in the loss, T in the gradient", z, v, u, 0, "1", "0", "4", "0"),
+        case(
+            "distillation alone, T 4: T^2 in the loss, T in the gradient",
+            z,
+            v,
+            u,
+            0,
+            "1",
+            "0",
+            "4",
+            "0",
+        ),
         case("labels and distillation", z, v, u, 1, "0.9", "0", "4", "0.1"),
         case("negative self term", z, v, u, 1, "0.9", "0.2", "4", "0.1"),
         case("negative self term, T 1", z, v, u, 1, "0.5", "0.2", "1", "0"),
@@ -76,13 +101,53 @@ def cases():
         case("u = v: distillation with weight a - b", z, v, v, 3, "0.75", "0.25", "2.5", "0.1"),
         case("z = v: no gradient of distillation", v, v, u, 3, "0.75", "0.25", "2.5", "0.1"),
         case("all equal logits", [0] * 4, [0] * 4, [0] * 4, 0, "0.9", "0.2", "4", "0"),
-        case("a shift of all logits changes nothing", [x + 800 for x in z], v, u, 1, "0.9", "0.2", "4", "0.1"),
+        case(
+            "a shift of all logits changes nothing",
+            [x + 800 for x in z],
+            v,
+            u,
+            1,
+            "0.9",
+            "0.2",
+            "4",
+            "0.1",
+        ),
         case("logits a thousand apart", far, v, u, 0, "0.9", "0.2", "4", "0.1"),
         case("a teacher that is sure", z, far, u, 0, "0.9", "0.2", "4", "0.1"),
-        case("an earlier self that is sure: unbounded without the guard", z, v, far, 0, "0.9", "0.2", "4", "0.1"),
-        case("unbounded, on its way down", [0, 0, 0, -800], [48, 8, 0, -48], [24, 8, 0, 16], 0, "0.9", "0.2", "4", "0"),
+        case(
+            "an earlier self that is sure: unbounded without the guard",
+            z,
+            v,
+            far,
+            0,
+            "0.9",
+            "0.2",
+            "4",
+            "0.1",
+        ),
+        case(
+            "unbounded, on its way down",
+            [0, 0, 0, -800],
+            [48, 8, 0, -48],
+            [24, 8, 0, 16],
+            0,
+            "0.9",
+            "0.2",
+            "4",
+            "0",
+        ),
         case("guard raises one class", z, v, [5, 6, 12, 0], 1, "0.9", "0.4", "1", "0"),
-        case("guard raises all but the label", [0] * 4, [80, 0, 0, 0], [0] * 4, 0, "1", "0.4", "1", "0"),
+        case(
+            "guard raises all but the label",
+            [0] * 4,
+            [80, 0, 0, 0],
+            [0] * 4,
+            0,
+            "1",
+            "0.4",
+            "1",
+            "0",
+        ),
         case("largest b that the guard takes here", z, v, u, 1, "1", "0.499", "2", "0"),
         case("two classes", [8, -8], [24, 0], [3, 5], 1, "0.5", "0.2", "2", "0"),
         case("two classes, smoothed", [8, -8], [24, 0], [3, 5], 1, "0.5", "0.2", "2", "0.1"),
@@ -96,7 +161,9 @@ def cases():
         rows = [[round(8 * draw.gauss(0, spread)) for _ in range(K)] for spread in (1.5, 3, 2)]
         a, b = ("0.9", "0.2") if number % 3 else ("0.5", "0.2")
         T, e = ("1", "2", "4", "8")[number // 2 % 4], ("0", "0.1", "0.25")[number % 3]
-        found.append(case(f"random {number + 1}: K {K}, T {T}", *rows, draw.randrange(K), a, b, T, e))
+        found.append(
+            case(f"random {number + 1}: K {K}, T {T}", *rows, draw.randrange(K), a, b, T, e)
+        )
     return found
 
 

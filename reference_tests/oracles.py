@@ -122,7 +122,9 @@ def guarded_loss(z, y, v, u, has_u, a, b, T, delta=0.05):
         total += (1 - a) * soft_cross_entropy([z[i]], [y[i]])[0]
         total += T * T * soft_cross_entropy([[float(x) / T for x in z[i]]], [q])[0]
         total -= T * T * a * soft_cross_entropy([[float(x) / T for x in v[i]]], [p])[0]
-        total += T * T * b * float(has_u[i]) * soft_cross_entropy([[float(x) / T for x in u[i]]], [r])[0]
+        total += (
+            T * T * b * float(has_u[i]) * soft_cross_entropy([[float(x) / T for x in u[i]]], [r])[0]
+        )
     return total / len(z)
 
 

@@ -146,7 +146,9 @@ def after_power_failure(log, at, names, rng):
             contents[one.file] = written(contents.get(one.file, b""), one)
         elif one.what == "sync":
             durable[one.file] = contents.get(one.file, b"")
-    survived = {file: _some_blocks(durable.get(file, b""), data, rng) for file, data in contents.items()}
+    survived = {
+        file: _some_blocks(durable.get(file, b""), data, rng) for file, data in contents.items()
+    }
     return _disk(names_after(kept), survived)
 
 
@@ -166,10 +168,18 @@ def _disk(names, contents):
 
 def unsafe_names(log, at):
     """Return the numbers of the operations on names in log[:at] that no fsync of their folder followed."""
-    return [number for number, one in enumerate(log[:at]) if one.what in NAMES and not all(
-        any(after.what == "folder" and _holds(after.names[0], name) for after in log[number + 1 : at])
-        for name in one.names
-    )]
+    return [
+        number
+        for number, one in enumerate(log[:at])
+        if one.what in NAMES
+        and not all(
+            any(
+                after.what == "folder" and _holds(after.names[0], name)
+                for after in log[number + 1 : at]
+            )
+            for name in one.names
+        )
+    ]
 
 
 def _holds(folder, path):

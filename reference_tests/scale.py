@@ -46,7 +46,10 @@ def stage(name, path, views):
     if name == "record half":
         record(clouds(), teacher, "made up", path, views, force=True, share=(0, 2))
     elif name == "scan":
-        assert len(Store(path, read_plan(os.path.join(f"{path}.parts", "plan.json"))).missing()) == views // 2
+        assert (
+            len(Store(path, read_plan(os.path.join(f"{path}.parts", "plan.json"))).missing())
+            == views // 2
+        )
     elif name == "resume and finalise":
         record(clouds(), teacher, "made up", path, views, force=True)
     elif name == "open":
@@ -59,8 +62,19 @@ def stage(name, path, views):
 def measured(name, path, views):
     """Return (seconds, bytes of peak memory above the imports) of one stage in a process of its own."""
     done = subprocess.run(
-        [sys.executable, "-m", "reference_tests.scale", "--stage", name, "--path", path, "--views", str(views)],
-        capture_output=True, text=True,
+        [
+            sys.executable,
+            "-m",
+            "reference_tests.scale",
+            "--stage",
+            name,
+            "--path",
+            path,
+            "--views",
+            str(views),
+        ],
+        capture_output=True,
+        text=True,
     )
     if done.returncode:
         raise SystemExit(done.stderr)
@@ -83,18 +97,34 @@ def print_shards(numbers):
         print(f"| {name} |{cells} {found[last][name][0] / found[first][name][0]:.1f} |")
     for shards, size in sizes.items():
         seconds = found[shards]["verify"][0]
-        print(f"{shards:,} shards: {size / 1e6:.1f} MB, {size / shards / CLOUDS:.2f} bytes a row, "
-              f"verified at {size / seconds / 1e6:.0f} MB/s")
+        print(
+            f"{shards:,} shards: {size / 1e6:.1f} MB, {size / shards / CLOUDS:.2f} bytes a row, "
+            f"verified at {size / seconds / 1e6:.0f} MB/s"
+        )
 
 
 def commits(rows, many=2**17):
     """Return (seconds, bytes, files) of committing `many` rows in shards of some rows, and seconds of finalising."""
     rng = np.random.default_rng(0)
-    params, logits = rng.standard_normal((2, rows, 3), np.float32), rng.standard_normal((rows, CLASSES), np.float32)
+    params, logits = (
+        rng.standard_normal((2, rows, 3), np.float32),
+        rng.standard_normal((rows, CLASSES), np.float32),
+    )
     plan = Plan(
-        clouds=many, classes=CLASSES, logits="float16", block=32, rows_per_shard=rows, augment={}, seed=0,
-        points_hash="0", labels_hash="0", teacher_id="made up", class_names=tuple(map(str, range(CLASSES))),
-        up_axis="z", normalisation="none", views=1,
+        clouds=many,
+        classes=CLASSES,
+        logits="float16",
+        block=32,
+        rows_per_shard=rows,
+        augment={},
+        seed=0,
+        points_hash="0",
+        labels_hash="0",
+        teacher_id="made up",
+        class_names=tuple(map(str, range(CLASSES))),
+        up_axis="z",
+        normalisation="none",
+        views=1,
     )
     with tempfile.TemporaryDirectory() as folder:
         store = Store(os.path.join(folder, "record.h5"), plan)
@@ -105,17 +135,27 @@ def commits(rows, many=2**17):
         names = [entry for entry in os.scandir(store.parts) if entry.name.endswith(".h5")]
         size = sum(512 * entry.stat().st_blocks for entry in names)
         store.finalise()
-        return committed - start, size, len(names), time.perf_counter() - committed, os.path.getsize(store.out)
+        return (
+            committed - start,
+            size,
+            len(names),
+            time.perf_counter() - committed,
+            os.path.getsize(store.out),
+        )
 
 
 def print_sizes(sizes):
-    print("| rows a shard | kB a shard on disk | ms a commit | rows committed a second | finalised, MB/s | "
-          "files of a million clouds x 100 views |")
+    print(
+        "| rows a shard | kB a shard on disk | ms a commit | rows committed a second | finalised, MB/s | "
+        "files of a million clouds x 100 views |"
+    )
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     for rows in sizes:
         seconds, size, files, finalising, whole = commits(rows)
-        print(f"| {rows:,} | {size / files / 1e3:.0f} | {1e3 * seconds / files:.1f} | {rows * files / seconds:,.0f} | "
-              f"{whole / finalising / 1e6:.0f} | {100 * -(-10**6 // rows):,} |")
+        print(
+            f"| {rows:,} | {size / files / 1e3:.0f} | {1e3 * seconds / files:.1f} | {rows * files / seconds:,.0f} | "
+            f"{whole / finalising / 1e6:.0f} | {100 * -(-(10**6) // rows):,} |"
+        )
 
 
 def print_large(count, views):
@@ -132,7 +172,10 @@ def print_large(count, views):
         with timed("finalised"):
             return finalise(*arguments)
 
-    with tempfile.TemporaryDirectory() as folder, mock.patch.object(Store, "finalise", timed_finalise):
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        mock.patch.object(Store, "finalise", timed_finalise),
+    ):
         path = os.path.join(folder, "record.h5")
         with timed("recorded"):
             record(data, teacher, "made up", path, views, force=True)
@@ -143,8 +186,13 @@ def print_large(count, views):
             assert verify(reader, data).passed
     seconds["verified"] += seconds["opened"]
     seconds["recorded"] -= seconds["finalised"]
-    told = ", ".join(f"{name} in {value:.2f} s ({size / value / 1e6:.0f} MB/s)" for name, value in seconds.items())
-    print(f"{count:,} clouds x {views} views: {size / 1e6:.1f} MB, {size / count / views:.4f} bytes a row; {told}")
+    told = ", ".join(
+        f"{name} in {value:.2f} s ({size / value / 1e6:.0f} MB/s)"
+        for name, value in seconds.items()
+    )
+    print(
+        f"{count:,} clouds x {views} views: {size / 1e6:.1f} MB, {size / count / views:.4f} bytes a row; {told}"
+    )
 
 
 def main():
@@ -154,8 +202,13 @@ def main():
     parser.add_argument("--path")
     parser.add_argument("--views", type=int)
     parser.add_argument("--sizes", type=int, nargs="*", default=[32, 256, 1024, 4096])
-    parser.add_argument("--large", type=lambda text: tuple(map(int, text.split("x"))), nargs="*",
-                        default=[(9843, 20), (9843, 300)], help="CLOUDSxVIEWS")
+    parser.add_argument(
+        "--large",
+        type=lambda text: tuple(map(int, text.split("x"))),
+        nargs="*",
+        default=[(9843, 20), (9843, 300)],
+        help="CLOUDSxVIEWS",
+    )
     options = parser.parse_args()
     if options.stage:
         start = time.perf_counter()

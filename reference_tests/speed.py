@@ -53,7 +53,9 @@ class Worker:
         self.name = name
         self.process = subprocess.Popen(
             [sys.executable, "-m", "reference_tests.speed_workers", name, str(threads)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         self._answer()
 
@@ -147,13 +149,17 @@ def recording(machine, values, say):
     gflops = 2e-9 * count(sizes("teacher", 40), STEP["points"]).macs * clouds / mine
     large = 2e-9 * 4096**3 / product
     values |= {
-        "recording_clouds_per_second": round(clouds / mine), "recording_gflops": round(gflops, 1),
-        "large_product_gflops": round(large, 1), "recording_vs_large_product": round(gflops / large, 3),
+        "recording_clouds_per_second": round(clouds / mine),
+        "recording_gflops": round(gflops, 1),
+        "large_product_gflops": round(large, 1),
+        "recording_vs_large_product": round(gflops / large, 3),
     }
     if theirs:
         values["recording_vs_torch_eager"] = round(theirs[0] / mine, 2)
         values["torch_recording_clouds_per_second"] = round(clouds / theirs[0])
-    say(f"recording: {values['recording_clouds_per_second']} clouds a second, {gflops:.0f} of {large:.0f} GFLOP/s")
+    say(
+        f"recording: {values['recording_clouds_per_second']} clouds a second, {gflops:.0f} of {large:.0f} GFLOP/s"
+    )
 
 
 def on_device(machine, values, say):
@@ -169,7 +175,8 @@ def on_device(machine, values, say):
             found = dict(zip(entries, machine.race(*entries.values())))
             clouds = RECORDED * STEP["clouds"]
             values[f"device_{size}_{kind}"] = {
-                name: round(clouds / value if kind == "record" else value * per, 3) for name, value in found.items()
+                name: round(clouds / value if kind == "record" else value * per, 3)
+                for name, value in found.items()
             }
             for name in found.keys() - {"minipc"}:
                 values[f"device_{size}_{kind}_vs_{name}"] = round(found[name] / found["minipc"], 2)
@@ -241,16 +248,28 @@ def on_files(values, say):
         with RecordReader(path) as reader:
             begun = time.perf_counter()
             for view in range(4):
-                compute_shard(data, teacher, reader.plan, AugmentConfig(), view, 0, clouds, np, THREADS)
+                compute_shard(
+                    data, teacher, reader.plan, AugmentConfig(), view, 0, clouds, np, THREADS
+                )
             arithmetic = time.perf_counter() - begun
             # without the trial of the teacher on 512 clouds, which a recording does once
-            values["store_share"] = round((views[4] - views[2] - arithmetic / 2) / (arithmetic / 2), 4)
-            values["recording_seconds_by_views"] = {key: round(value, 2) for key, value in views.items()}
+            values["store_share"] = round(
+                (views[4] - views[2] - arithmetic / 2) / (arithmetic / 2), 4
+            )
+            values["recording_seconds_by_views"] = {
+                key: round(value, 2) for key, value in views.items()
+            }
 
             config = TrainConfig(epochs=4, warmup_steps=10)
             task = Task(
-                np.ascontiguousarray(points.swapaxes(1, 2)), data.labels, sizes("tiny", 40), LossConfig(0.9), config,
-                None, Workspace(np, THREADS), np,
+                np.ascontiguousarray(points.swapaxes(1, 2)),
+                data.labels,
+                sizes("tiny", 40),
+                LossConfig(0.9),
+                config,
+                None,
+                Workspace(np, THREADS),
+                np,
             )
             model, replay = new_model(task.model, {}, 0), recorded_views(reader)
             state, order = task.start(model), np.arange(clouds)
@@ -264,18 +283,28 @@ def on_files(values, say):
                 epochs.append(time.perf_counter() - begun)
                 for first in range(0, clouds, 32):
                     begun = time.perf_counter()
-                    state, _ = task.step(state, order[first : first + 32], augmentation, logits, None, 1e-3)
+                    state, _ = task.step(
+                        state, order[first : first + 32], augmentation, logits, None, 1e-3
+                    )
                     singles.append(time.perf_counter() - begun)
     steps = median(singles) * clouds / 32
     values["reading_share"] = round(median(reads) / steps, 4)
     values["epoch_vs_steps"] = round(median(epochs) / steps, 3)
-    say(f"store {values['store_share']:.2%} of the teacher, reading {values['reading_share']:.2%} of tiny's steps, "
-        f"epoch {values['epoch_vs_steps']} times its steps")
+    say(
+        f"store {values['store_share']:.2%} of the teacher, reading {values['reading_share']:.2%} of tiny's steps, "
+        f"epoch {values['epoch_vs_steps']} times its steps"
+    )
 
 
 def narrow_layers(values, say):
     """What products and moments cost in each layer in the forms there are, and passes over a stored activation."""
-    rng, ours, whole, fours, points = np.random.default_rng(0), Workspace(), Workspace(), Workspace(), 1024
+    rng, ours, whole, fours, points = (
+        np.random.default_rng(0),
+        Workspace(),
+        Workspace(),
+        Workspace(),
+        1024,
+    )
     whole.group, fours.group = None, 4
     rows = []
 
@@ -297,27 +326,39 @@ def narrow_layers(values, say):
         stacked = rng.standard_normal((width, width + 1 + above)).astype(np.float32)
         A = rng.standard_normal((above, width + 1)).astype(np.float32)
         dx, y = np.empty((4, width, points), np.float32), np.empty((4, above, points), np.float32)
-        column, Q = rng.standard_normal((above, 1)).astype(np.float32), stacked[:, : width + 1].copy()
+        column, Q = (
+            rng.standard_normal((above, 1)).astype(np.float32),
+            stacked[:, : width + 1].copy(),
+        )
 
         def passes():
             """Mean, variance, normalise; then dgamma and the three terms of (M6), in place."""
             for a, b in zip(d, y):
-                a.sum(axis=1), np.einsum("ij,ij->i", a, a), np.multiply(a, column, out=b), np.add(b, column, out=b)
+                (
+                    a.sum(axis=1),
+                    np.einsum("ij,ij->i", a, a),
+                    np.multiply(a, column, out=b),
+                    np.add(b, column, out=b),
+                )
                 np.einsum("ij,ij->i", a, b), np.multiply(b, column, out=b), np.add(b, a, out=b)
                 np.subtract(b, column, out=b), np.multiply(b, column, out=b)
 
-        rows.append({"layer": f"{width} to {above}"} | us(
-            ours=lambda: product(A, z, y, ours),
-            whole=lambda: product(A, z, y, whole),
-            fours=lambda: product(A, z, y, fours),
-            moments=lambda: second_moments(z, ours),
-            float64=lambda: second_moments(z.astype(np.float64), ours),
-            Q=lambda: product(Q, z, dx, ours),
-            passes=passes,
-        ))
+        rows.append(
+            {"layer": f"{width} to {above}"}
+            | us(
+                ours=lambda: product(A, z, y, ours),
+                whole=lambda: product(A, z, y, whole),
+                fours=lambda: product(A, z, y, fours),
+                moments=lambda: second_moments(z, ours),
+                float64=lambda: second_moments(z.astype(np.float64), ours),
+                Q=lambda: product(Q, z, dx, ours),
+                passes=passes,
+            )
+        )
     values["product_vs_whole"] = round(min(row["whole"] / row["ours"] for row in rows), 3)
     values["narrow_layers_us"] = [
-        {key: value if key == "layer" else round(value, 1) for key, value in row.items()} for row in rows
+        {key: value if key == "layer" else round(value, 1) for key, value in row.items()}
+        for row in rows
     ]
     for row in values["narrow_layers_us"]:
         say(str(row))
@@ -325,13 +366,18 @@ def narrow_layers(values, say):
 
 def other_kernels(values, say):
     """Steps and products under every other kernel of OpenBLAS that this processor can run, the short form."""
-    values["kernels"] = {values["kernel"]: {name: values[name] for name in BY_KERNEL if name in values}}
+    values["kernels"] = {
+        values["kernel"]: {name: values[name] for name in BY_KERNEL if name in values}
+    }
     for kernel, name in runnable(KERNELS, say).items():
         if name == values["kernel"]:
             continue
         done = subprocess.run(
-            [sys.executable, "-m", "reference_tests.speed", "--steps", "--json"], env=environment(kernel),
-            stdout=subprocess.PIPE, text=True, check=True,
+            [sys.executable, "-m", "reference_tests.speed", "--steps", "--json"],
+            env=environment(kernel),
+            stdout=subprocess.PIPE,
+            text=True,
+            check=True,
         )
         found = json.loads(done.stdout.splitlines()[-1])
         values["kernels"][kernel] = {name: found[name] for name in BY_KERNEL if name in found}
@@ -355,8 +401,12 @@ def machine_lines():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="under three minutes; writes no page")
-    parser.add_argument("--steps", action="store_true", help="steps and products alone; writes no page")
-    parser.add_argument("--gpu", action="store_true", help="on a CUDA device instead; writes no page")
+    parser.add_argument(
+        "--steps", action="store_true", help="steps and products alone; writes no page"
+    )
+    parser.add_argument(
+        "--gpu", action="store_true", help="on a CUDA device instead; writes no page"
+    )
     parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     parser.add_argument("--out", default="docs/performance.md", help="the page to write")
     options = parser.parse_args()

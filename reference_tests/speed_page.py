@@ -3,16 +3,27 @@
 from minipc.nn.pointnet import NAMED_SIZES
 
 TARGETS = {  # figure: the least that was asked for, on two cores
-    "teacher_step_vs_torch_eager": 5.5, "teacher_step_vs_torch_compile": 4.3, "teacher_step_vs_jax": 4.8,
-    "student_step_vs_torch_eager": 2.8, "tiny_step_vs_torch_eager": 2.0,
-    "recording_vs_large_product": 0.85, "product_vs_whole": 0.95, "teacher_memory_vs_torch_eager": 10,
+    "teacher_step_vs_torch_eager": 5.5,
+    "teacher_step_vs_torch_compile": 4.3,
+    "teacher_step_vs_jax": 4.8,
+    "student_step_vs_torch_eager": 2.8,
+    "tiny_step_vs_torch_eager": 2.0,
+    "recording_vs_large_product": 0.85,
+    "product_vs_whole": 0.95,
+    "teacher_memory_vs_torch_eager": 10,
 }
 BY_KERNEL = {  # figure: its heading in the table of kernels
     "product_vs_whole": "our product against the whole one, slowest layer",
     "teacher_step_vs_torch_eager": "teacher step against PyTorch eager",
-    "student_step_vs_torch_eager": "student", "tiny_step_vs_torch_eager": "tiny",
+    "student_step_vs_torch_eager": "student",
+    "tiny_step_vs_torch_eager": "tiny",
 }
-NAMES = {"numpy": "minipc", "torch_eager": "PyTorch eager", "torch_compile": "torch.compile", "jax": "JAX jit"}
+NAMES = {
+    "numpy": "minipc",
+    "torch_eager": "PyTorch eager",
+    "torch_compile": "torch.compile",
+    "jax": "JAX jit",
+}
 
 
 def table(head, rows):
@@ -25,7 +36,11 @@ def linear(rows):
     """Return rows of a scaling table: what, milliseconds, and the growth against linear in what."""
     first = rows[0]
     return [
-        (f"{row['of']:,}", f"{row['ms']:.1f}", f"{row['ms'] / first['ms'] / (row['of'] / first['of']):.2f}")
+        (
+            f"{row['of']:,}",
+            f"{row['ms']:.1f}",
+            f"{row['ms'] / first['ms'] / (row['of'] / first['of']):.2f}",
+        )
         for row in rows
     ]
 
@@ -37,28 +52,52 @@ def faster(rows):
 
 def page(v):
     """Return the page for the values of one run of reference_tests.speed."""
-    peers = [name for name in ("torch_eager", "torch_compile", "jax") if f"teacher_step_vs_{name}" in v]
+    peers = [
+        name for name in ("torch_eager", "torch_compile", "jax") if f"teacher_step_vs_{name}" in v
+    ]
     steps = [
-        (size, *(f"{v[f'{size}_step_ms'][name]:.1f} ms" for name in ("numpy", *peers)),
-         *(f"{v[f'{size}_step_vs_{name}']:.2f}" for name in peers), f"{v[f'{size}_step_vs_textbook']:.1f}")
+        (
+            size,
+            *(f"{v[f'{size}_step_ms'][name]:.1f} ms" for name in ("numpy", *peers)),
+            *(f"{v[f'{size}_step_vs_{name}']:.2f}" for name in peers),
+            f"{v[f'{size}_step_vs_textbook']:.1f}",
+        )
         for size in ("teacher", "student", "tiny")
     ]
-    head = ["step", *(NAMES[name] for name in ("numpy", *peers)), *(f"against {NAMES[name]}" for name in peers),
-            "against our textbook engine, one thread"]
+    head = [
+        "step",
+        *(NAMES[name] for name in ("numpy", *peers)),
+        *(f"against {NAMES[name]}" for name in peers),
+        "against our textbook engine, one thread",
+    ]
     asked = [
-        (name.replace("_", " "), f"{least:g}", f"{v[name]:g}", "reached" if v[name] >= least else "**not reached**")
-        for name, least in TARGETS.items() if name in v
+        (
+            name.replace("_", " "),
+            f"{least:g}",
+            f"{v[name]:g}",
+            "reached" if v[name] >= least else "**not reached**",
+        )
+        for name, least in TARGETS.items()
+        if name in v
     ]
     memory = [
-        (size, f"{found['numpy']:.0f} MB", f"{found.get('torch', float('nan')):.0f} MB",
-         f"{v.get(f'{size}_memory_vs_torch_eager', float('nan')):.1f}")
-        for size in ("teacher", "student", "tiny") for found in [v[f"{size}_memory_mb"]]
+        (
+            size,
+            f"{found['numpy']:.0f} MB",
+            f"{found.get('torch', float('nan')):.0f} MB",
+            f"{v.get(f'{size}_memory_vs_torch_eager', float('nan')):.1f}",
+        )
+        for size in ("teacher", "student", "tiny")
+        for found in [v[f"{size}_memory_mb"]]
     ]
     scaling = "\n\n".join(
         f"{name.split()[0].capitalize()}, by {name.split()[1]}"
         f"{' (32 clouds)' if name.endswith('points') else ' (1,024 points)' if name.endswith('clouds') else ''}:\n\n"
-        + (table(["threads", "ms a step", "times as fast"], faster(rows)) if name.endswith("threads")
-           else table([name.split()[1], "ms a step", "against linear"], linear(rows)))
+        + (
+            table(["threads", "ms a step", "times as fast"], faster(rows))
+            if name.endswith("threads")
+            else table([name.split()[1], "ms a step", "against linear"], linear(rows))
+        )
         for name, rows in v["scaling"].items()
     )
     recording = (
@@ -66,9 +105,7 @@ def page(v):
         f"{v['recording_clouds_per_second']}"
     )
     if "recording_vs_torch_eager" in v:
-        recording += (
-            f", PyTorch eager {v['torch_recording_clouds_per_second']}: {v['recording_vs_torch_eager']} times faster"
-        )
+        recording += f", PyTorch eager {v['torch_recording_clouds_per_second']}: {v['recording_vs_torch_eager']} times faster"
     recording += (
         f".\nThat is {v['recording_gflops']} GFLOP/s. A float32 product of 4,096 x 4,096 by NumPy's BLAS on all "
         "threads\n"
@@ -76,17 +113,29 @@ def page(v):
         "worker threads with BLAS on one thread each\nare the better division, and no product is too small."
     )
     parts = [
-        (size, f"{found['step']:.1f}", f"{found['products']:.1f}",
-         f"{1e-6 * found['operations'] / found['products']:.0f}",
-         *(f"{found[name]:.1f}" for name in ("around", "waiting", "alone")),
-         *(f"{v[f'{size}_step_ms'][name] / found['products']:.2f}" for name in peers))
-        for size in NAMED_SIZES for found in [v["step_parts"][size]]
+        (
+            size,
+            f"{found['step']:.1f}",
+            f"{found['products']:.1f}",
+            f"{1e-6 * found['operations'] / found['products']:.0f}",
+            *(f"{found[name]:.1f}" for name in ("around", "waiting", "alone")),
+            *(f"{v[f'{size}_step_ms'][name] / found['products']:.2f}" for name in peers),
+        )
+        for size in NAMED_SIZES
+        for found in [v["step_parts"][size]]
     ]
-    threads = {name: rows[0]["ms"] / rows[-1]["ms"] for name, rows in v["scaling"].items() if name.endswith("threads")}
+    threads = {
+        name: rows[0]["ms"] / rows[-1]["ms"]
+        for name, rows in v["scaling"].items()
+        if name.endswith("threads")
+    }
     together = ", ".join(f"{name.split()[0]} {ratio:.2f}" for name, ratio in threads.items())
     views = v["recording_seconds_by_views"]
     narrow = [
-        [row[name] for name in ("layer", "whole", "fours", "ours", "moments", "float64", "Q", "passes")]
+        [
+            row[name]
+            for name in ("layer", "whole", "fours", "ours", "moments", "float64", "Q", "passes")
+        ]
         for row in v["narrow_layers_us"]
     ]
     kernels = [
@@ -126,7 +175,8 @@ Peak resident memory of a training step above the interpreter with its libraries
 
 | what | measured | bound |
 | --- | ---: | ---: |
-| a busy neighbour process on one of the cores, against the idle step | {v["busy_neighbour"]:.2f} | 2.2 |
+| a busy neighbour process on one of the cores, against the idle step | {
+        v["busy_neighbour"]:.2f} | 2.2 |
 | store, share of the teacher's time while recording | {100 * v["store_share"]:.1f} % | 3 % |
 | reading a view of a record, share of tiny's steps on it | {100 * v["reading_share"]:.1f} % | 5 % |
 | an epoch of tiny from a record, against the sum of its steps | {v["epoch_vs_steps"]:.2f} | 1.15 |
@@ -137,7 +187,9 @@ Peak resident memory of a training step above the interpreter with its libraries
 
 {scaling}
 
-Recording 1,024 clouds took {", ".join(f"{value} s for {key} views" for key, value in views.items())}; the trial of the
+Recording 1,024 clouds took {
+        ", ".join(f"{value} s for {key} views" for key, value in views.items())
+    }; the trial of the
 teacher on 512 clouds at the beginning is included.
 
 ## Narrow layers
@@ -164,10 +216,25 @@ of the shared layers and "around" is what threads do beside them, both divided a
 what threads need to begin and to wait for the last; "alone" is what one thread does while the others rest. The
 last columns are the ratios that would be left if a step were its products and nothing else.
 
-{table(["step", "whole", "products", "GFLOP/s", "around", "waiting", "alone",
-        *(f"products against {NAMES[name]}" for name in peers)], parts)}
+{
+        table(
+            [
+                "step",
+                "whole",
+                "products",
+                "GFLOP/s",
+                "around",
+                "waiting",
+                "alone",
+                *(f"products against {NAMES[name]}" for name in peers),
+            ],
+            parts,
+        )
+    }
 
-The large product reaches {v["large_product_gflops"]} GFLOP/s, and section 6 of fast_engine.md counts half the
+The large product reaches {
+        v["large_product_gflops"]
+    } GFLOP/s, and section 6 of fast_engine.md counts half the
 arithmetic of the textbook form, so the teacher is bound by its products; the largest is the last shared layer's,
 whose every entry is a candidate of the maximum. The students are bound by what lies around narrow products: passes
 over activations for ReLU and its mask, gathering and scattering at winners, nine meetings of the threads at what

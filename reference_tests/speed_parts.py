@@ -33,6 +33,7 @@ class TimedWorkspace(workspace.Workspace):
 
 def timed_product(function, notes):
     """Return product() or inner_product() noting its seconds and its floating-point operations."""
+
     def timed(a, z, *rest):
         begun = time.perf_counter()
         result = function(a, z, *rest)
@@ -59,7 +60,9 @@ def parts(size, task, threads):
     """
     notes = defaultdict(list)
     with (
-        mock.patch.object(workspace, "Workspace", lambda xp, threads: TimedWorkspace(xp, threads, notes)),
+        mock.patch.object(
+            workspace, "Workspace", lambda xp, threads: TimedWorkspace(xp, threads, notes)
+        ),
         mock.patch.object(fused, "product", timed_product(fused.product, notes)),
         mock.patch.object(fused, "inner_product", timed_product(fused.inner_product, notes)),
         mock.patch.object(fused, "second_moments", timed_moments(fused.second_moments, notes)),
@@ -79,4 +82,6 @@ def parts(size, task, threads):
             found["around"].append((work - products) / threads)
             found["waiting"].append(mapped - work / threads)
             found["alone"].append(whole - mapped)
-        return {name: 1000 * median(each) for name, each in found.items()} | {"operations": sum(notes["operations"])}
+        return {name: 1000 * median(each) for name, each in found.items()} | {
+            "operations": sum(notes["operations"])
+        }

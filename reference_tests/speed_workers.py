@@ -31,8 +31,10 @@ def batch(clouds, points):
     rng = np.random.default_rng(0)
     scale, shift = rng.uniform(0.7, 1.4, (clouds, 3)), rng.uniform(-0.2, 0.2, (clouds, 3))
     return (
-        rng.standard_normal((clouds, points, 3)).astype(np.float32), rng.integers(0, CLASSES, clouds),
-        scale.astype(np.float32), shift.astype(np.float32),
+        rng.standard_normal((clouds, points, 3)).astype(np.float32),
+        rng.integers(0, CLASSES, clouds),
+        scale.astype(np.float32),
+        shift.astype(np.float32),
     )
 
 
@@ -42,7 +44,13 @@ def ours(task):
     from minipc.backend import load, ordered_map, tree_to
     from minipc.model_file import new_model
     from minipc.nn import optim
-    from minipc.nn.losses import LABELS_ALONE, LossConfig, loss_backward, loss_forward, smooth_labels
+    from minipc.nn.losses import (
+        LABELS_ALONE,
+        LossConfig,
+        loss_backward,
+        loss_forward,
+        smooth_labels,
+    )
     from minipc.nn.pointnet import backward, evaluator, forward_train, sizes, track
     from minipc.nn.workspace import Workspace
 
@@ -126,8 +134,14 @@ def in_torch(task, compiled=False):
         def __init__(self):
             super().__init__()
             pairs = list(zip((3, *shared), shared))
-            linear = [nn.Conv1d(i, o, 1, bias=False) if conv else nn.Linear(i, o, bias=False) for i, o in pairs]
-            self.linear, self.norm = nn.ModuleList(linear), nn.ModuleList([nn.BatchNorm1d(o) for o in shared])
+            linear = [
+                nn.Conv1d(i, o, 1, bias=False) if conv else nn.Linear(i, o, bias=False)
+                for i, o in pairs
+            ]
+            self.linear, self.norm = (
+                nn.ModuleList(linear),
+                nn.ModuleList([nn.BatchNorm1d(o) for o in shared]),
+            )
             layers = []
             for i, o in zip((shared[-1], *head), head):
                 layers += [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU()]
@@ -145,7 +159,9 @@ def in_torch(task, compiled=False):
     device = torch.device("cuda" if task.get("device") else "cpu")
     wait = torch.cuda.synchronize if task.get("device") else lambda: None
     model = PointNet().to(device)
-    x, labels, scale, shift = (torch.as_tensor(v, device=device) for v in batch(task["clouds"], task["points"]))
+    x, labels, scale, shift = (
+        torch.as_tensor(v, device=device) for v in batch(task["clouds"], task["points"])
+    )
     scale, shift = scale[:, None], shift[:, None]
     run = torch.compile(model) if compiled else model
     if task["task"] == "record":
@@ -177,11 +193,22 @@ def in_jax(task):
     rng = np.random.default_rng(0)
     widths = [*zip((3, *shared), shared), *zip((shared[-1], *head), head)]
     params = [
-        (jnp.asarray(rng.standard_normal((i, o)) * (2 / i) ** 0.5, jnp.float32), jnp.ones(o), jnp.zeros(o))
+        (
+            jnp.asarray(rng.standard_normal((i, o)) * (2 / i) ** 0.5, jnp.float32),
+            jnp.ones(o),
+            jnp.zeros(o),
+        )
         for i, o in widths
     ]
-    params.append((jnp.asarray(rng.standard_normal((head[-1], CLASSES)) * 0.1, jnp.float32), jnp.zeros(CLASSES)))
-    x, labels, scale, shift = (jnp.asarray(value) for value in batch(task["clouds"], task["points"]))
+    params.append(
+        (
+            jnp.asarray(rng.standard_normal((head[-1], CLASSES)) * 0.1, jnp.float32),
+            jnp.zeros(CLASSES),
+        )
+    )
+    x, labels, scale, shift = (
+        jnp.asarray(value) for value in batch(task["clouds"], task["points"])
+    )
 
     def norm(x, gamma, beta):
         axes = tuple(range(x.ndim - 1))
@@ -204,12 +231,17 @@ def in_jax(task):
 
     @jax.jit
     def update(params, m, v, running, count, key):
-        grads, moments = jax.grad(loss, has_aux=True)(params, x * scale[:, None] + shift[:, None], key)
+        grads, moments = jax.grad(loss, has_aux=True)(
+            params, x * scale[:, None] + shift[:, None], key
+        )
         m = jax.tree.map(lambda m, g: 0.9 * m + 0.1 * g, m, grads)
         v = jax.tree.map(lambda v, g: 0.999 * v + 0.001 * g * g, v, grads)
         scale1, scale2 = 1 / (1 - 0.9**count), 1 / (1 - 0.999**count)
         params = jax.tree.map(
-            lambda p, m, v: p * (1 - LR * DECAY) - LR * m * scale1 / (jnp.sqrt(v * scale2) + 1e-8), params, m, v
+            lambda p, m, v: p * (1 - LR * DECAY) - LR * m * scale1 / (jnp.sqrt(v * scale2) + 1e-8),
+            params,
+            m,
+            v,
         )
         running = jax.tree.map(lambda r, b: 0.9 * r + 0.1 * b, running, moments)
         return params, m, v, running, count + 1, jax.random.split(key)[0]
@@ -226,13 +258,17 @@ def in_jax(task):
 
 
 CONTENDERS = {
-    "numpy": ours, "product": large_product, "torch": in_torch, "jax": in_jax,
+    "numpy": ours,
+    "product": large_product,
+    "torch": in_torch,
+    "jax": in_jax,
     "torch compile": lambda task: in_torch(task, compiled=True),
 }
 
 
 def memory(function):
     """Return the bytes that three calls of what function() makes need above the interpreter with its libraries."""
+
     def run():
         once = function()
         for _ in range(3):

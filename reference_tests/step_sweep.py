@@ -26,8 +26,12 @@ def problem(dtype, engine="fused"):
 def sweep(dtype, engine):
     """Return the largest relative error over all arrays, for each of STEPS."""
     checked = problem(dtype, engine)
-    gradients = {name: g.astype(np.float64) for name, g in problem(np.float64, engine).gradients(
-        problem(np.float64, engine).inputs).items()}
+    gradients = {
+        name: g.astype(np.float64)
+        for name, g in problem(np.float64, engine)
+        .gradients(problem(np.float64, engine).inputs)
+        .items()
+    }
     largest = max(float(np.linalg.norm(g)) for g in gradients.values())
     worst = []
     for step in STEPS:
@@ -35,8 +39,14 @@ def sweep(dtype, engine):
         for name, value in checked.inputs.items():
             direction = rng.standard_normal(value.shape)
             direction /= np.linalg.norm(direction)
-            numeric = central_difference(checked.value, checked.inputs, name, direction.astype(dtype), dtype(step))
-            errors.append(GradientReport(name, float((gradients[name] * direction).sum()), numeric, largest).error)
+            numeric = central_difference(
+                checked.value, checked.inputs, name, direction.astype(dtype), dtype(step)
+            )
+            errors.append(
+                GradientReport(
+                    name, float((gradients[name] * direction).sum()), numeric, largest
+                ).error
+            )
         worst.append(max(errors))
     return worst
 
@@ -52,7 +62,9 @@ def accepted(joint, tolerance):
     count = 0
     for draw in range(DRAWS):
         rng = stream(0, "audit", 4, draw)
-        directions = {name: rng.standard_normal(value.shape) for name, value in checked.inputs.items()}
+        directions = {
+            name: rng.standard_normal(value.shape) for name, value in checked.inputs.items()
+        }
         if joint:
             length = np.sqrt(sum((d * d).sum() for d in directions.values()))
             steps = [{name: d / length for name, d in directions.items()}]
@@ -65,7 +77,10 @@ def accepted(joint, tolerance):
 def _error(checked, gradients, directions, h=1e-5):
     analytic = sum(float((gradients[name] * d).sum()) for name, d in directions.items())
     plus, minus = (
-        checked.value(checked.inputs | {name: checked.inputs[name] + sign * h * d for name, d in directions.items()})
+        checked.value(
+            checked.inputs
+            | {name: checked.inputs[name] + sign * h * d for name, d in directions.items()}
+        )
         for sign in (1, -1)
     )
     numeric = (plus - minus) / (2 * h)
@@ -77,13 +92,22 @@ def tables():
     heads = " | ".join(f"1e-{power}" for power in range(1, 10))
     rows = [f"| h along a unit direction | {heads} |", "| --- |" + " ---: |" * len(STEPS)]
     for name, dtype, engine in (
-        ("fused, float64", np.float64, "fused"), ("textbook, float64", np.float64, "textbook"),
+        ("fused, float64", np.float64, "fused"),
+        ("textbook, float64", np.float64, "textbook"),
         ("textbook, float32", np.float32, "textbook"),
     ):
-        rows.append(f"| {name} | " + " | ".join(f"{error:.0e}" for error in sweep(dtype, engine)) + " |")
-    rows += ["", "| accepted when | relative error up to 1e-3 | up to 1e-6 |", "| --- | ---: | ---: |"]
+        rows.append(
+            f"| {name} | " + " | ".join(f"{error:.0e}" for error in sweep(dtype, engine)) + " |"
+        )
+    rows += [
+        "",
+        "| accepted when | relative error up to 1e-3 | up to 1e-6 |",
+        "| --- | ---: | ---: |",
+    ]
     for name, joint in (("one joint direction", True), ("one direction an array", False)):
-        rows.append(f"| {name} | {accepted(joint, 1e-3)} of {DRAWS} | {accepted(joint, 1e-6)} of {DRAWS} |")
+        rows.append(
+            f"| {name} | {accepted(joint, 1e-3)} of {DRAWS} | {accepted(joint, 1e-6)} of {DRAWS} |"
+        )
     return "\n".join(rows)
 
 

@@ -24,13 +24,25 @@ from minipc.record.reader import RecordReader
 from minipc.record.recorder import pointnet_teacher, record
 from minipc.train import TrainConfig, drawn_views, recorded_views, train
 
-BASE = {"epochs": 60, "lr": 1e-3, "weight_decay": 1e-2, "smoothing": 0.0, "dropout": 0.3, "shared": None, "augment": {}}
+BASE = {
+    "epochs": 60,
+    "lr": 1e-3,
+    "weight_decay": 1e-2,
+    "smoothing": 0.0,
+    "dropout": 0.3,
+    "shared": None,
+    "augment": {},
+}
 TEACHERS = {  # name: what differs from BASE, seeds of the teachers, seed of the recorded views
     "base": ({}, (0,), 0),
     "no dropout": ({"dropout": 0.0}, (0,), 0),
     "three teachers": ({}, (0, 1, 2), 0),
     "120 epochs": ({"epochs": 120}, (0,), 0),
-    "weaker augmentation": ({"augment": {"scale_low": 0.8, "scale_high": 1.25, "shift_max": 0.1}}, (0,), 0),
+    "weaker augmentation": (
+        {"augment": {"scale_low": 0.8, "scale_high": 1.25, "shift_max": 0.1}},
+        (0,),
+        0,
+    ),
     "fresh views": ({}, (0,), 1),
     "wider": ({"shared": (64, 64, 128, 256, 1024)}, (0,), 0),
     "smoothing 0.2": ({"smoothing": 0.2}, (0,), 0),
@@ -44,10 +56,16 @@ def held_out(path, points):
     """Return Splits whose test split is a fifth of the training clouds of the file."""
     clouds = read_clouds(path).train
     out = stratified(clouds.labels, 0.2, 0, "study")
-    return Splits(*(
-        replace(clouds, points=np.ascontiguousarray(clouds.points[rows, :points]), labels=clouds.labels[rows])
-        for rows in (~out, out)
-    ))
+    return Splits(
+        *(
+            replace(
+                clouds,
+                points=np.ascontiguousarray(clouds.points[rows, :points]),
+                labels=clouds.labels[rows],
+            )
+            for rows in (~out, out)
+        )
+    )
 
 
 class Study:
@@ -67,18 +85,28 @@ class Study:
     def model(self, size, recipe, loss, seed, views, epochs):
         config = sizes(size, len(self.splits.train.class_names))
         config = replace(
-            config, dropout=recipe.get("dropout", config.dropout), shared=recipe.get("shared") or config.shared
+            config,
+            dropout=recipe.get("dropout", config.dropout),
+            shared=recipe.get("shared") or config.shared,
         )
         rates = {name: recipe[name] for name in ("lr", "weight_decay") if name in recipe}
-        return train(self.splits, config, loss, TrainConfig(epochs=epochs, seed=seed, **rates), views)
+        return train(
+            self.splits, config, loss, TrainConfig(epochs=epochs, seed=seed, **rates), views
+        )
 
     def tell(self, run, trained):
         """Write the last epoch of a run into results.jsonl."""
         last = trained.epochs[-1]
-        self.write({
-            "run": run, "held_out": last["test_accuracy"], "mean_class": last["test_mean_class_accuracy"],
-            "nll": last["test_nll"], "label_loss": last["labels"], "seconds": round(trained.seconds, 1),
-        })
+        self.write(
+            {
+                "run": run,
+                "held_out": last["test_accuracy"],
+                "mean_class": last["test_mean_class_accuracy"],
+                "nll": last["test_nll"],
+                "label_loss": last["labels"],
+                "seconds": round(trained.seconds, 1),
+            }
+        )
 
     def write(self, row):
         """Add one line to results.jsonl."""
@@ -102,16 +130,27 @@ class Study:
 
     def record(self, name):
         """Return the path of a record of the mean logits of a recipe's teachers."""
-        path, (changes, seeds, views_seed) = self.file(f"{name.replace(' ', '-')}.h5"), TEACHERS[name]
+        path, (changes, seeds, views_seed) = (
+            self.file(f"{name.replace(' ', '-')}.h5"),
+            TEACHERS[name],
+        )
         if not os.path.exists(path):
             teachers = [self.teacher(BASE | changes, seed) for seed in seeds]
             each = [pointnet_teacher(teacher) for teacher in teachers]
             recorded = record(
-                self.splits.train, lambda points: sum(logits_of(points) for logits_of in each) / len(each),
-                hashlib.sha256("".join(map(model_id, teachers)).encode()).hexdigest(), path, self.options.views,
-                seed=views_seed, threads=default_threads(np), say=print, force=self.options.length < 1,
+                self.splits.train,
+                lambda points: sum(logits_of(points) for logits_of in each) / len(each),
+                hashlib.sha256("".join(map(model_id, teachers)).encode()).hexdigest(),
+                path,
+                self.options.views,
+                seed=views_seed,
+                threads=default_threads(np),
+                say=print,
+                force=self.options.length < 1,
             )
-            self.write({"run": f"record of {name}", "right_on_its_views": recorded.teacher_accuracy})
+            self.write(
+                {"run": f"record of {name}", "right_on_its_views": recorded.teacher_accuracy}
+            )
         return path
 
     def student(self, name, temperature, weight, smoothing, seed):
@@ -135,7 +174,9 @@ def main():
     parser.add_argument("--teachers", nargs="*", default=list(TEACHERS), choices=list(TEACHERS))
     parser.add_argument("--seeds", type=int, default=3, help="of the students")
     parser.add_argument("--views", type=int, default=20)
-    parser.add_argument("--length", type=float, default=1.0, help="factor of all epochs, for a trial")
+    parser.add_argument(
+        "--length", type=float, default=1.0, help="factor of all epochs, for a trial"
+    )
     study = Study(options := parser.parse_args())
     for name in options.teachers:
         for seed in range(options.seeds):

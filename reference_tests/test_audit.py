@@ -14,7 +14,9 @@ from minipc.audit.problems import Problem
 from minipc.nn import exact, fused, losses, ops, optim, pointnet
 from minipc.streams import stream
 
-SMALL = tuple(line for line in checks.LINES if "teacher" not in line.name and "student" not in line.name)
+SMALL = tuple(
+    line for line in checks.LINES if "teacher" not in line.name and "student" not in line.name
+)
 
 
 @pytest.fixture(scope="module")
@@ -27,21 +29,32 @@ def test_every_check_holds_for_the_engine_as_it_is(found):
     assert len(found) == len(checks.LINES) >= 28
     assert [check.name for check in found if not check.passed] == []
     differentiated = [check for check in found if check.gradients]
-    assert len(differentiated) >= 20 and all(check.median <= check.largest <= 1e-6 for check in differentiated)
-    assert all(check.deviation is not None and check.deviation < 1e-4 for check in found if not check.gradients)
+    assert len(differentiated) >= 20 and all(
+        check.median <= check.largest <= 1e-6 for check in differentiated
+    )
+    assert all(
+        check.deviation is not None and check.deviation < 1e-4
+        for check in found
+        if not check.gradients
+    )
 
 
 def test_the_audit_calls_every_public_function_of_the_mathematics():
     """A new function without a line of its own is noticed."""
     functions = [
-        (module, name) for module in (ops, exact, losses, fused, optim, pointnet, augment)
+        (module, name)
+        for module in (ops, exact, losses, fused, optim, pointnet, augment)
         for name, function in vars(module).items()
-        if isinstance(function, FunctionType) and function.__module__ == module.__name__ and not name.startswith("_")
+        if isinstance(function, FunctionType)
+        and function.__module__ == module.__name__
+        and not name.startswith("_")
     ]
     assert len(functions) >= 40
     with ExitStack() as stack:
         spies = {
-            (module, name): stack.enter_context(mock.patch.object(module, name, wraps=getattr(module, name)))
+            (module, name): stack.enter_context(
+                mock.patch.object(module, name, wraps=getattr(module, name))
+            )
             for module, name in functions
         }
         for line in SMALL:
@@ -51,7 +64,12 @@ def test_the_audit_calls_every_public_function_of_the_mathematics():
             for make in line.facts:
                 make(stream(0, "audit", 2))
     # what these say is no mathematics
-    assert {name for (_, name), spy in spies.items() if not spy.called} <= {"count", "formula", "sizes", "check_engine"}
+    assert {name for (_, name), spy in spies.items() if not spy.called} <= {
+        "count",
+        "formula",
+        "sizes",
+        "check_engine",
+    }
 
 
 def test_float32_cannot_decide_what_float64_decides(found):
@@ -65,7 +83,10 @@ def test_every_mutant_is_caught_and_leaves_nothing_behind(name):
     mutant = mutants.MUTANTS[name]
     before = [getattr(owner, attribute) for owner, attribute, _ in mutant.breaks]
     with mutants.broken(mutant):
-        assert all(getattr(owner, attribute) is not old for (owner, attribute, _), old in zip(mutant.breaks, before))
+        assert all(
+            getattr(owner, attribute) is not old
+            for (owner, attribute, _), old in zip(mutant.breaks, before)
+        )
         caught = checks.first_failure()
     assert caught is not None and not caught.passed
     assert [getattr(owner, attribute) for owner, attribute, _ in mutant.breaks] == before
@@ -73,7 +94,10 @@ def test_every_mutant_is_caught_and_leaves_nothing_behind(name):
 
 def test_a_mutant_is_taken_away_after_an_error_too():
     right = losses.divergence
-    with pytest.raises(ZeroDivisionError), mutants.broken(mutants.MUTANTS["no-temperature-squared"]):
+    with (
+        pytest.raises(ZeroDivisionError),
+        mutants.broken(mutants.MUTANTS["no-temperature-squared"]),
+    ):
         assert losses.divergence is not right
         1 / 0
     assert losses.divergence is right
@@ -102,10 +126,16 @@ def one_percent_more(right, place):
 
     def wrong(*arguments):
         result = right(*arguments)
-        parts = list(result) if isinstance(result, tuple) and not isinstance(result, fused.Gradient) else [result]
+        parts = (
+            list(result)
+            if isinstance(result, tuple) and not isinstance(result, fused.Gradient)
+            else [result]
+        )
         part = parts[place]
         if isinstance(part, fused.Gradient):  # not multiplied out: the factors are
-            parts[place] = part._replace(K=part.K * 1.01, g=None if part.g is None else part.g * 1.01)
+            parts[place] = part._replace(
+                K=part.K * 1.01, g=None if part.g is None else part.g * 1.01
+            )
         else:
             parts[place] = part * 1.01
         return tuple(parts) if len(parts) > 1 else parts[0]
@@ -115,16 +145,25 @@ def one_percent_more(right, place):
 
 def test_the_table_of_gradients_is_complete():
     backwards = {
-        (module, name) for module in (ops, losses, fused) for name, function in vars(module).items()
-        if (name.endswith("_backward") or name == "leave") and getattr(function, "__module__", "") == module.__name__
+        (module, name)
+        for module in (ops, losses, fused)
+        for name, function in vars(module).items()
+        if (name.endswith("_backward") or name == "leave")
+        and getattr(function, "__module__", "") == module.__name__
     }
     assert backwards == set(GRADIENTS)
 
 
-@pytest.mark.parametrize("module, name, place", [
-    pytest.param(module, name, place, id=f"{module.__name__.rpartition('.')[2]}.{name}: {gradient}")
-    for (module, name), gradients in GRADIENTS.items() for place, gradient in enumerate(gradients)
-])
+@pytest.mark.parametrize(
+    "module, name, place",
+    [
+        pytest.param(
+            module, name, place, id=f"{module.__name__.rpartition('.')[2]}.{name}: {gradient}"
+        )
+        for (module, name), gradients in GRADIENTS.items()
+        for place, gradient in enumerate(gradients)
+    ],
+)
 def test_one_percent_of_any_single_gradient_is_caught(module, name, place):
     with mock.patch.object(module, name, one_percent_more(getattr(module, name), place)):
         caught = checks.first_failure()
@@ -148,9 +187,12 @@ def test_one_percent_of_any_factor_of_an_unmultiplied_gradient_is_caught(name, p
 
 def check_of(value, gradients, inputs):
     """Return the Check of one Problem."""
-    line = checks.Line("made up", lambda rng, dtype: [
-        Problem({name: array.astype(dtype) for name, array in inputs.items()}, value, gradients)
-    ])
+    line = checks.Line(
+        "made up",
+        lambda rng, dtype: [
+            Problem({name: array.astype(dtype) for name, array in inputs.items()}, value, gradients)
+        ],
+    )
     return checks._check(line, 0)
 
 
@@ -164,8 +206,14 @@ def test_a_missing_gradient_or_one_of_another_shape_or_dtype_fails():
     assert check_of(value, lambda a: {name: g(a) for name, g in right.items()}, x).passed
     for wrong, says in (
         (lambda a: {"x": right["x"](a)}, "gradients of ['x'] for inputs ['x', 'y']"),
-        (lambda a: {"x": right["x"](a)[None], "y": right["y"](a)}, "expected shape (3), got (1, 3)"),
-        (lambda a: {"x": right["x"](a).astype(np.float64), "y": right["y"](a)}, "expected float32, got float64"),
+        (
+            lambda a: {"x": right["x"](a)[None], "y": right["y"](a)},
+            "expected shape (3), got (1, 3)",
+        ),
+        (
+            lambda a: {"x": right["x"](a).astype(np.float64), "y": right["y"](a)},
+            "expected float32, got float64",
+        ),
         (lambda a: {"x": a["z"]}, "raised KeyError"),
     ):
         found = check_of(value, wrong, x)
@@ -184,10 +232,19 @@ def test_facts_are_strict():
     assert facts.near("", [1.0, 2.0], [1.0, 2.0]).error == 0
     assert facts.near("", [1.0, np.nan], [1.0, 2.0]).error == np.inf
     assert facts.near("", [1.0], [1.0, 2.0]).error == np.inf
-    assert facts.near("", np.zeros(2), np.zeros(2)).error == 0 < facts.near("", [1.0], [2.0], size=4).error == 0.25
-    line = checks.Line("made up", None, (lambda rng: [facts.Fact("not a number", float("nan"), 1.0)],))
+    assert (
+        facts.near("", np.zeros(2), np.zeros(2)).error
+        == 0
+        < facts.near("", [1.0], [2.0], size=4).error
+        == 0.25
+    )
+    line = checks.Line(
+        "made up", None, (lambda rng: [facts.Fact("not a number", float("nan"), 1.0)],)
+    )
     assert not checks._check(line, 0).passed
-    assert facts.same("", [1.0, 1 + 2e-16], [1.0, 1.0]).error > 0 == facts.same("", [1.0], [1.0]).error
+    assert (
+        facts.same("", [1.0, 1 + 2e-16], [1.0, 1.0]).error > 0 == facts.same("", [1.0], [1.0]).error
+    )
     assert facts.same("", [np.nan], [1.0]).error == np.inf
     assert facts.holds("", False).error == np.inf > facts.holds("", True).error == 0
 
@@ -220,7 +277,9 @@ def test_audit_json_holds_the_promised_keys(say, quick):
 def test_an_injected_mutant_ends_in_exit_4_naming_the_check_that_caught_it(say, quick):
     code, out, err = say("audit", "--inject", "softmax-minus-target", "--quiet")
     assert code == 4 and err.count("\n") == 1
-    assert err.startswith("minipc: mutant softmax-minus-target: caught by soft cross-entropy (gradient of z")
+    assert err.startswith(
+        "minipc: mutant softmax-minus-target: caught by soft cross-entropy (gradient of z"
+    )
     assert "soft cross-entropy" in out and "FAILED" in out
     code, out, err = say("audit", "--inject", "sign-of-b", "--quiet", "--json")
     assert code == 4 and json.loads(out)["passed"] is False and "failed" in json.loads(out)
@@ -245,13 +304,16 @@ def test_list_names_every_mutant(say):
     assert [line.split()[0] for line in out.splitlines()] == list(mutants.MUTANTS)
 
 
-@pytest.mark.parametrize("words, says", [
-    (("--inject", "sign-of-c"), "did you mean sign-of-b?"),
-    (("--inject", ""), "unknown mutant ''"),
-    (("--inject", "all", "--vectors"), "do not go together"),
-    (("--kd-weight", "0.5"), "--kd-weight has no use without --record"),
-    (("clouds.h5",), "DATA has no use without --record"),
-])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (("--inject", "sign-of-c"), "did you mean sign-of-b?"),
+        (("--inject", ""), "unknown mutant ''"),
+        (("--inject", "all", "--vectors"), "do not go together"),
+        (("--kd-weight", "0.5"), "--kd-weight has no use without --record"),
+        (("clouds.h5",), "DATA has no use without --record"),
+    ],
+)
 def test_wrong_words_are_one_line_and_exit_2(say, words, says):
     code, out, err = say("audit", *words)
     assert (code, out, err.count("\n")) == (2, "", 1) and says in err

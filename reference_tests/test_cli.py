@@ -22,7 +22,12 @@ def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes
     assert "next: minipc train" in out and "teacher accuracy" in out
     code, out, err = say("train", "--epochs", 2)
     assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()] == ["trained", "labels", "record", "next:"]
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "trained",
+        "labels",
+        "record",
+        "next:",
+    ]
     assert {"run", "run-labels"} <= set(os.listdir(folder))
     assert "loss = 0.5 CE(y, s_1) + 0.5 T^2 KL(p || s_T), T = 1" in err
     code, out, err = say("record", "--views", 2)
@@ -43,7 +48,9 @@ def interrupt_in_epoch(number, patch):
 
 
 @pytest.mark.parametrize("epoch", [1, 4])
-def test_a_teacher_whose_training_was_interrupted_is_trained_to_its_end(folder, say, small_shapes, monkeypatch, epoch):
+def test_a_teacher_whose_training_was_interrupted_is_trained_to_its_end(
+    folder, say, small_shapes, monkeypatch, epoch
+):
     (folder / "teacher").mkdir()
     (folder / "teacher/notes.txt").write_text("mine")
     code, _, err = say("record", "--views", 1)
@@ -73,7 +80,9 @@ def test_bare_train_goes_on_after_an_interruption_and_starts_anew_without_resume
     code, out, err = say("train", "--epochs", 2)
     assert code == 0 and "run-2-labels" in out, err
     code, _, err = say("train", "--epochs", 2, "--out", "run-2")
-    assert code == 2 and "run-2: exists already" in err and not os.path.exists("run-2-labels-labels")
+    assert (
+        code == 2 and "run-2: exists already" in err and not os.path.exists("run-2-labels-labels")
+    )
     code, out, err = say("train", "--resume", "--out", "run")
     assert code == 0 and "run-labels: tiny" in err and "run: tiny" in err, err
     for name in ("model.h5", "predictions.csv"):
@@ -82,9 +91,15 @@ def test_bare_train_goes_on_after_an_interruption_and_starts_anew_without_resume
             assert one.read_bytes() == two.read_bytes()
 
 
-@pytest.mark.parametrize("wrong, code", [
-    (["--views", 0], 2), (["--seed", -1], 2), (["--out", "no/where.h5"], 3), (["--out", "."], 3),
-])
+@pytest.mark.parametrize(
+    "wrong, code",
+    [
+        (["--views", 0], 2),
+        (["--seed", -1], 2),
+        (["--out", "no/where.h5"], 3),
+        (["--out", "."], 3),
+    ],
+)
 def test_bare_record_refuses_mistakes_before_it_trains_a_teacher(folder, say, wrong, code):
     found, _, err = say("record", *wrong)
     assert (found, err.count("\n")) == (code, 1)
@@ -113,7 +128,9 @@ def test_eval_finds_its_data_by_name_and_refuses_other_points(data, say, folder)
     os.chdir(folder)
     splits = read_clouds(data)
     os.remove(data)
-    reversed_points = (Clouds(c.points[:, ::-1].copy(), c.labels, c.class_names, "z", "none") for c in splits)
+    reversed_points = (
+        Clouds(c.points[:, ::-1].copy(), c.labels, c.class_names, "z", "none") for c in splits
+    )
     write_clouds(data, Splits(*reversed_points))
     code, _, err = say("eval", "run")
     assert code == 3 and "holds other training points" in err
@@ -123,15 +140,32 @@ def test_json_holds_the_promised_keys(folder, say, small_shapes):
     code, out, _ = say("record", "--views", 2, "--json", "--quiet")
     assert code == 0
     assert set(json.loads(out)) >= {
-        "out", "run_id", "clouds", "views", "classes", "bytes", "bytes_per_view", "teacher_accuracy",
-        "clouds_per_second", "resumed_shards", "max_kl_of_rounding",
+        "out",
+        "run_id",
+        "clouds",
+        "views",
+        "classes",
+        "bytes",
+        "bytes_per_view",
+        "teacher_accuracy",
+        "clouds_per_second",
+        "resumed_shards",
+        "max_kl_of_rounding",
     }
     code, out, err = say("train", "--epochs", 2, "--json", "--quiet")
     assert (code, err) == (0, "")
     values = json.loads(out)
     wanted = {
-        "model", "parameters", "macs_per_cloud", "epochs", "seed", "test_accuracy", "test_mean_class_accuracy",
-        "best_test_accuracy", "seconds", "out",
+        "model",
+        "parameters",
+        "macs_per_cloud",
+        "epochs",
+        "seed",
+        "test_accuracy",
+        "test_mean_class_accuracy",
+        "best_test_accuracy",
+        "seconds",
+        "out",
     }
     assert wanted <= set(values) and wanted <= set(values["baseline"])
     assert values["baseline"]["labels_only"] and not values["labels_only"]
@@ -153,7 +187,15 @@ def test_the_four_commands_on_users_data(data, say):
         assert code == 0, err
     code, out, err = say("train", "--record", "record.h5", "--labels-only", *QUICK)
     assert code == 0, err
-    assert sorted(os.listdir()) == ["clouds.h5", "record.h5", "run", "run-2", "run-3", "run-4", "teacher"]
+    assert sorted(os.listdir()) == [
+        "clouds.h5",
+        "record.h5",
+        "run",
+        "run-2",
+        "run-3",
+        "run-4",
+        "teacher",
+    ]
     code, out, err = say("eval", "run", "--json")
     assert code == 0, err
     with open("run/metrics.jsonl") as file:
@@ -163,7 +205,9 @@ def test_the_four_commands_on_users_data(data, say):
     assert code == 0 and "mean class accuracy" in out
     with open("run/run.json") as file:
         described = json.load(file)
-    assert described["loss"]["self_weight"] == 0.2 and described["self_target"]["kind"] == "snapshot"
+    assert (
+        described["loss"]["self_weight"] == 0.2 and described["self_target"]["kind"] == "snapshot"
+    )
 
 
 def test_run_json_repeats_the_run(data, say):
@@ -184,20 +228,44 @@ def test_run_json_repeats_the_run(data, say):
 def test_a_run_stopped_after_two_epochs_resumes_with_its_own_settings_alone(data, say, folder):
     assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
     assert say("record", data, "--teacher", "teacher", "--views", 3, "--quiet")[0] == 0
-    settings = ("--record", "record.h5", "--self-weight", 0.2, "--self-target", "ema", "--views", "1:3", *QUICK)
+    settings = (
+        "--record",
+        "record.h5",
+        "--self-weight",
+        0.2,
+        "--self-target",
+        "ema",
+        "--views",
+        "1:3",
+        *QUICK,
+    )
     assert say("train", *settings, "--out", "whole")[0] == 0
     code, out, err = say("train", *settings, "--stop-after", 2)
     assert code == 0 and "stopped after epoch 2 of 4" in out and "--resume --out run" in out, err
-    assert say("record", data, "--teacher", "teacher", "--views", 4, "--quiet")[0] == 0  # more views, later
+    assert (
+        say("record", data, "--teacher", "teacher", "--views", 4, "--quiet")[0] == 0
+    )  # more views, later
     before = snapshot(folder)
     for wrong in (
-        ("--epochs", 6), ("--seed", 1), ("--self-target", "history"), ("--views", "0:3"), ("--model", "tiny"),
-        ("--labels-only",), ("--ema-decay", 0.5), ("--kd-weight", 0.9), ("--val-fraction", 0.1),
+        ("--epochs", 6),
+        ("--seed", 1),
+        ("--self-target", "history"),
+        ("--views", "0:3"),
+        ("--model", "tiny"),
+        ("--labels-only",),
+        ("--ema-decay", 0.5),
+        ("--kd-weight", 0.9),
+        ("--val-fraction", 0.1),
     ):
         code, out, err = say("train", "--resume", *wrong)
-        assert (code, out, err.count("\n")) == (2, "", 1) and "leave the option out" in err, (wrong, err)
+        assert (code, out, err.count("\n")) == (2, "", 1) and "leave the option out" in err, (
+            wrong,
+            err,
+        )
     assert snapshot(folder) == before
-    code, out, err = say("train", "--resume", *settings)  # the very command again is no contradiction
+    code, out, err = say(
+        "train", "--resume", *settings
+    )  # the very command again is no contradiction
     assert code == 0, err
     for name in ("model.h5", "predictions.csv"):
         assert (folder / "run" / name).read_bytes() == (folder / "whole" / name).read_bytes()
@@ -215,10 +283,14 @@ def test_a_run_that_is_not_there_or_whose_files_changed_does_not_resume(data, sa
     os.rename(data, "moved.h5")
     code, _, err = say("train", "--resume")
     assert code == 3 and "clouds.h5 is not beside it and not here; pass DATA" in err
-    other = Splits(*(Clouds(c.points[:, ::-1].copy(), c.labels, c.class_names, "z", "none") for c in splits))
+    other = Splits(
+        *(Clouds(c.points[:, ::-1].copy(), c.labels, c.class_names, "z", "none") for c in splits)
+    )
     write_clouds("other.h5", other)
     code, _, err = say("train", "other.h5", "--resume")
-    assert code == 3 and "is not the data that run began with, other test points, train points" in err
+    assert (
+        code == 3 and "is not the data that run began with, other test points, train points" in err
+    )
     code, _, err = say("train", "moved.h5", "--resume", "--record", "moved.h5")
     assert code == 2 and "has no use for --record" in err
     assert say("train", "moved.h5", "--resume")[0] == 0
@@ -232,16 +304,33 @@ def test_an_earlier_student_from_a_second_record_is_a_self_target(data, say, fol
     assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
     assert say("record", data, "--teacher", "teacher", "--views", 2, "--quiet")[0] == 0
     assert say("train", "--record", "record.h5", "--out", "first", *QUICK)[0] == 0
-    assert say("record", data, "--teacher", "first", "--views", 2, "--out", "self.h5", "--quiet")[0] == 0
+    assert (
+        say("record", data, "--teacher", "first", "--views", 2, "--out", "self.h5", "--quiet")[0]
+        == 0
+    )
     negative = ("train", "--record", "record.h5", "--self-weight", 0.2, "--self-target", "record")
-    code, _, err = say(*negative, "--self-record", "self.h5", "--stop-after", 2, "--out", "second", *QUICK)
+    code, _, err = say(
+        *negative, "--self-record", "self.h5", "--stop-after", 2, "--out", "second", *QUICK
+    )
     assert code == 0, err
     rows = [json.loads(line) for line in (folder / "second/metrics.jsonl").read_text().splitlines()]
     assert rows[0]["self_distillation"] > 0  # from the first step on
     assert say("train", "--resume", "--out", "second")[0] == 0
     code, _, err = say(*negative, "--out", "third", *QUICK)
     assert code == 2 and "--self-record FILE" in err
-    seeded = ("record", data, "--teacher", "first", "--views", 2, "--seed", 1, "--out", "seeded.h5", "--quiet")
+    seeded = (
+        "record",
+        data,
+        "--teacher",
+        "first",
+        "--views",
+        2,
+        "--seed",
+        1,
+        "--out",
+        "seeded.h5",
+        "--quiet",
+    )
     assert say(*seeded)[0] == 0
     code, _, err = say(*negative, "--self-record", "seeded.h5", "--out", "third", *QUICK)
     assert code == 3 and "not in its teacher alone: seed is 1 there and 0 here" in err
@@ -253,17 +342,28 @@ def test_views_of_a_record_can_be_chosen(data, say, folder):
     assert say("record", data, "--teacher", "teacher", "--views", 3, "--quiet")[0] == 0
     assert say("train", "--record", "record.h5", "--views", "2:3", "--out", "one", *QUICK)[0] == 0
     assert json.loads((folder / "one/run.json").read_text())["views"] == [2, 3]
-    for wrong, message in (("2:4", "0 <= A < B <= 3"), ("1:1", "0 <= A < B"), ("4", "B <= 3"), ("all", "is not A:B"),
-                           ("-1:2", "0 <= A")):
-        code, _, err = say("train", "--record", "record.h5", f"--views={wrong}", "--out", "two", *QUICK)
-        assert code == 2 and message in err and err.count("\n") == 1 and not os.path.exists("two"), err
+    for wrong, message in (
+        ("2:4", "0 <= A < B <= 3"),
+        ("1:1", "0 <= A < B"),
+        ("4", "B <= 3"),
+        ("all", "is not A:B"),
+        ("-1:2", "0 <= A"),
+    ):
+        code, _, err = say(
+            "train", "--record", "record.h5", f"--views={wrong}", "--out", "two", *QUICK
+        )
+        assert (
+            code == 2 and message in err and err.count("\n") == 1 and not os.path.exists("two")
+        ), err
     assert say("train", "--record", "record.h5", "--views", 2, "--out", "first-two", *QUICK)[0] == 0
     assert json.loads((folder / "first-two/run.json").read_text())["views"] == [0, 2]
     code, _, err = say("train", data, "--labels-only", "--views", "0:1", *QUICK)
     assert code == 2 and "add --record FILE" in err
 
 
-def test_a_dry_run_of_training_says_what_would_be_done_and_writes_nothing(data, say, folder, small_shapes):
+def test_a_dry_run_of_training_says_what_would_be_done_and_writes_nothing(
+    data, say, folder, small_shapes
+):
     assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
     assert say("record", data, "--teacher", "teacher", "--views", 2, "--quiet")[0] == 0
     before = snapshot(folder)
@@ -285,7 +385,11 @@ def test_a_validation_split_chooses_the_best_model_and_both_are_reported(data, s
     rows = [json.loads(line) for line in (folder / "run-2/metrics.jsonl").read_text().splitlines()]
     assert chosen["val_accuracy"] == max(row["val_accuracy"] for row in rows)
     code, out, _ = say("eval", "run-2/best.h5", "--json")
-    assert json.loads(out)["accuracy"] == chosen["test_accuracy"] == rows[chosen["epoch"] - 1]["test_accuracy"]
+    assert (
+        json.loads(out)["accuracy"]
+        == chosen["test_accuracy"]
+        == rows[chosen["epoch"] - 1]["test_accuracy"]
+    )
 
 
 def test_eval_tells_calibration_votes_and_agreement(data, say):
@@ -297,10 +401,18 @@ def test_eval_tells_calibration_votes_and_agreement(data, say):
     values = json.loads(out)
     assert code == 0 and values["accuracy"] == json.loads(plain)["accuracy"]
     assert values["voted"]["votes"] == 4 and 0 <= values["voted"]["accuracy"] <= 1
-    assert 0 < values["nll"] < 5 and 0 <= values["ece"] <= 1 and 0 < values["teacher_agreement"] <= 1
+    assert (
+        0 < values["nll"] < 5 and 0 <= values["ece"] <= 1 and 0 < values["teacher_agreement"] <= 1
+    )
     assert json.loads(say("eval", "run", "--teacher", "run", "--json")[1])["teacher_agreement"] == 1
     code, out, _ = say("eval", "run", "--votes", 4, "--teacher", "teacher")
-    for text in ("accuracy", "mean class accuracy", "calibration error", "voting over 4 views", "agreement with"):
+    for text in (
+        "accuracy",
+        "mean class accuracy",
+        "calibration error",
+        "voting over 4 views",
+        "agreement with",
+    ):
         assert text in out
 
 
@@ -317,19 +429,24 @@ def test_data_make_and_info_describe_the_same_file(folder, say, small_shapes):
 def snapshot(folder):
     """Return {path: content} of every regular file below folder, other names without content."""
     return {
-        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in folder.rglob("*")
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in folder.rglob("*")
     }
 
 
 def test_cupy_without_a_device_is_exit_5_with_the_remedy(data, say, monkeypatch):
-    monkeypatch.setitem(sys.modules, "cupy", None)  # import cupy fails, as where it is not installed
+    monkeypatch.setitem(
+        sys.modules, "cupy", None
+    )  # import cupy fails, as where it is not installed
     code, out, err = say("train", data, "--labels-only", "--backend", "cupy")
     assert (code, out) == (5, "")
     assert "gpu12" in err and "--backend numpy" in err and err.count("\n") == 1
     assert not os.path.exists("run")
 
 
-def test_cupy_with_a_driver_that_fails_is_exit_5_and_auto_takes_numpy(data, say, fake_cupy, monkeypatch):
+def test_cupy_with_a_driver_that_fails_is_exit_5_and_auto_takes_numpy(
+    data, say, fake_cupy, monkeypatch
+):
     def no_device():
         raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
 
@@ -340,9 +457,16 @@ def test_cupy_with_a_driver_that_fails_is_exit_5_and_auto_takes_numpy(data, say,
 
 
 def test_the_whole_way_runs_on_a_device(data, say, fake_cupy):
-    assert say("train", data, "--labels-only", "--backend", "cupy", "--out", "teacher", *QUICK)[0] == 0
-    assert say("record", data, "--teacher", "teacher", "--backend", "cupy", "--views", 2, "--quiet")[0] == 0
-    code, out, err = say("train", "--record", "record.h5", "--self-weight", 0.2, "--backend", "cupy", *QUICK)
+    assert (
+        say("train", data, "--labels-only", "--backend", "cupy", "--out", "teacher", *QUICK)[0] == 0
+    )
+    assert (
+        say("record", data, "--teacher", "teacher", "--backend", "cupy", "--views", 2, "--quiet")[0]
+        == 0
+    )
+    code, out, err = say(
+        "train", "--record", "record.h5", "--self-weight", 0.2, "--backend", "cupy", *QUICK
+    )
     assert code == 0, err
     assert say("eval", "run", "--backend", "cupy")[0] == 0
     with open("run/run.json") as file:
@@ -368,10 +492,17 @@ def test_the_command_line_asks_blas_for_one_thread_before_numpy_is_loaded():
         "print(os.environ['OPENBLAS_NUM_THREADS'], os.environ['OMP_NUM_THREADS'])"
     )
     environment = {k: v for k, v in os.environ.items() if not k.endswith("_NUM_THREADS")}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True
+    )
     assert done.stdout.split() == ["1", "1"]
-    kept = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True,
-                          env=environment | {"OMP_NUM_THREADS": "2"})
+    kept = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=environment | {"OMP_NUM_THREADS": "2"},
+    )
     assert kept.stdout.split() == ["1", "2"]
 
 
@@ -390,10 +521,22 @@ def test_a_run_resumes_on_its_own_test_split_classes_and_description_alone(data,
         assert code == 3 and f"is not the data that run began with, other {name};" in err, err
 
 
-@pytest.mark.parametrize("change", [
-    {"record": "x"}, {"record": {"file": 3, "run_id": "x"}}, {"data": 7}, {"views": 7}, {"labels_only": 1},
-    {"name": 4}, {"model": []}, {"training": {"epochs": 4}}, {"clouds": None}, {"baseline": 3}, {"more": 1},
-])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"record": "x"},
+        {"record": {"file": 3, "run_id": "x"}},
+        {"data": 7},
+        {"views": 7},
+        {"labels_only": 1},
+        {"name": 4},
+        {"model": []},
+        {"training": {"epochs": 4}},
+        {"clouds": None},
+        {"baseline": 3},
+        {"more": 1},
+    ],
+)
 def test_a_run_json_that_was_written_by_hand_is_exit_3_and_one_line(data, say, folder, change):
     assert say("train", data, "--labels-only", "--stop-after", 2, *QUICK)[0] == 0
     path = folder / "run/run.json"
@@ -402,50 +545,86 @@ def test_a_run_json_that_was_written_by_hand_is_exit_3_and_one_line(data, say, f
     assert (code, out, err.count("\n")) == (3, "", 1) and "run.json" in err, err
 
 
-def test_a_student_resumes_from_a_record_that_carries_its_clouds_wherever_it_lies(data, say, folder):
+def test_a_student_resumes_from_a_record_that_carries_its_clouds_wherever_it_lies(
+    data, say, folder
+):
     assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
-    assert say("record", data, "--teacher", "teacher", "--views", 2, "--with-clouds", "--quiet")[0] == 0
+    assert (
+        say("record", data, "--teacher", "teacher", "--views", 2, "--with-clouds", "--quiet")[0]
+        == 0
+    )
     os.remove(data)
     assert say("train", "--record", "record.h5", "--out", "whole", *QUICK)[0] == 0
     assert say("train", "--record", "record.h5", "--stop-after", 2, *QUICK)[0] == 0
     os.rename("record.h5", "moved.h5")
     code, _, err = say("train", "--resume", "--record", "moved.h5")
     assert code == 0, err
-    assert (folder / "run/predictions.csv").read_bytes() == (folder / "whole/predictions.csv").read_bytes()
+    assert (folder / "run/predictions.csv").read_bytes() == (
+        folder / "whole/predictions.csv"
+    ).read_bytes()
     assert say("eval", "run", "moved.h5")[0] == 0
 
 
-def test_the_pair_of_the_bare_command_goes_on_from_wherever_it_was_interrupted(folder, say, small_shapes):
+def test_the_pair_of_the_bare_command_goes_on_from_wherever_it_was_interrupted(
+    folder, say, small_shapes
+):
     assert say("record", "--views", 1, "--quiet")[0] == 0
     words = ("train", "--epochs", 2, "--self-weight", 0.1, "--self-target", "ema")
     assert say(*words, "--out", "whole/")[0] == 0
     assert say(*words, "--stop-after", 1)[0] == 0
     shutil.rmtree("run-labels")  # as if interrupted before the baseline was begun
-    code, out, err = say(*words, "--resume", "--out", "run/")  # the very command again, as a shell completes it
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == ["trained", "labels", "record", "next:"], err
+    code, out, err = say(
+        *words, "--resume", "--out", "run/"
+    )  # the very command again, as a shell completes it
+    assert code == 0 and [line.split()[0] for line in out.splitlines()] == [
+        "trained",
+        "labels",
+        "record",
+        "next:",
+    ], err
     for suffix in ("", "-labels"):
-        one, two = ((folder / f"{name}{suffix}/predictions.csv").read_bytes() for name in ("run", "whole"))
+        one, two = (
+            (folder / f"{name}{suffix}/predictions.csv").read_bytes() for name in ("run", "whole")
+        )
         assert one == two
     os.mkdir("other-labels")
     (folder / "other-labels/mine").write_text("mine")
-    assert say("train", "--record", "record.h5", "--epochs", 2, "--stop-after", 1, "--out", "other")[0] == 0
-    assert say("train", "--resume", "--out", "other")[0] == 0  # a coincidence of names makes no pair
+    assert (
+        say("train", "--record", "record.h5", "--epochs", 2, "--stop-after", 1, "--out", "other")[0]
+        == 0
+    )
+    assert (
+        say("train", "--resume", "--out", "other")[0] == 0
+    )  # a coincidence of names makes no pair
 
 
 def test_a_model_that_diverges_ends_in_one_line(data, say, folder):
     words = "--model 8-16:8 --batch-size 8 --epochs 3 --lr 1e20 --optimiser sgd --warmup-steps 0".split()
     code, out, err = say("train", data, "--labels-only", "--quiet", *words)
-    assert (code, out, err.count("\n")) == (1, "", 1) and "no longer finite" in err and "lower --lr" in err
+    assert (
+        (code, out, err.count("\n")) == (1, "", 1)
+        and "no longer finite" in err
+        and "lower --lr" in err
+    )
 
 
 def minipc(*words, **settings):
     """Run the command in a process of its own, as a shell would."""
     command = [sys.executable, "-m", "minipc", *map(str, words)]
-    return subprocess.run(command, text=True, stdout=settings.pop("stdout", subprocess.PIPE), timeout=120, **settings)
+    return subprocess.run(
+        command, text=True, stdout=settings.pop("stdout", subprocess.PIPE), timeout=120, **settings
+    )
 
 
 def test_a_closed_or_full_stderr_does_not_end_a_training(data, folder):
-    words = ("train", data, "--labels-only", *[word for word in QUICK if word != "--quiet"], "--epochs", 2)
+    words = (
+        "train",
+        data,
+        "--labels-only",
+        *[word for word in QUICK if word != "--quiet"],
+        "--epochs",
+        2,
+    )
     closed = minipc(*words, "--out", "closed", preexec_fn=lambda: os.close(2))
     assert closed.returncode == 0 and (folder / "closed/predictions.csv").exists()
     with open("/dev/full", "w") as full:
@@ -453,24 +632,39 @@ def test_a_closed_or_full_stderr_does_not_end_a_training(data, folder):
     assert (folder / "full/model.h5").read_bytes() == (folder / "closed/model.h5").read_bytes()
 
 
-@pytest.mark.parametrize("words", [("--help",), ("train", "--help"), ("--version",), ("data", "info", "clouds.h5")])
+@pytest.mark.parametrize(
+    "words", [("--help",), ("train", "--help"), ("--version",), ("data", "info", "clouds.h5")]
+)
 def test_a_full_disk_behind_stdout_is_one_line(data, words):
     with open("/dev/full", "w") as full:
         done = minipc(*words, stdout=full, stderr=subprocess.PIPE)
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "stdout: cannot be written" in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.count("\n") == 1
+        and "stdout: cannot be written" in done.stderr
+    )
 
 
 def test_a_class_name_outside_the_letters_of_the_terminal_is_shown_escaped(data):
     splits = read_clouds(data)
     names = ("flat", "l\u00f6ng", "\U0001f600")
     write_clouds("names.h5", Splits(*(replace(clouds, class_names=names) for clouds in splits)))
-    latin = dict(env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1", stderr=subprocess.PIPE)
+    latin = dict(
+        env=os.environ | {"PYTHONIOENCODING": "latin-1"}, encoding="latin-1", stderr=subprocess.PIPE
+    )
     done = minipc("data", "info", "names.h5", **latin)
-    assert done.returncode == 0 and "l\u00f6ng" in done.stdout and "\\U0001f600" in done.stdout and done.stderr == ""
+    assert (
+        done.returncode == 0
+        and "l\u00f6ng" in done.stdout
+        and "\\U0001f600" in done.stdout
+        and done.stderr == ""
+    )
 
 
 def test_a_new_run_that_fails_before_its_first_epoch_leaves_no_folder(data, say, folder):
-    code, _, err = say("train", data, "--labels-only", "--quiet", "--lr", 1e30, "--optimiser", "sgd")
+    code, _, err = say(
+        "train", data, "--labels-only", "--quiet", "--lr", 1e30, "--optimiser", "sgd"
+    )
     assert code == 1 and "start a new run with a lower --lr" in err
     assert os.listdir(folder) == [data]
 
@@ -478,6 +672,22 @@ def test_a_new_run_that_fails_before_its_first_epoch_leaves_no_folder(data, say,
 def test_a_teacher_that_is_not_finished_or_saw_these_views_is_said_so(data, say):
     assert say("train", data, "--labels-only", "--stop-after", 3, *QUICK)[0] == 0
     code, _, err = say("record", data, "--teacher", "run", "--views", 2, "--force")
-    assert code == 0 and "run: only 3 of its 4 epochs are done" in err and "learnt from 2 of these views" in err
-    code, _, err = say("record", data, "--teacher", "run", "--views", 2, "--force", "--seed", 1, "--out", "other.h5")
+    assert (
+        code == 0
+        and "run: only 3 of its 4 epochs are done" in err
+        and "learnt from 2 of these views" in err
+    )
+    code, _, err = say(
+        "record",
+        data,
+        "--teacher",
+        "run",
+        "--views",
+        2,
+        "--force",
+        "--seed",
+        1,
+        "--out",
+        "other.h5",
+    )
     assert code == 0 and "learnt from" not in err

@@ -13,9 +13,15 @@ SHELLS = ("bash", "zsh", "fish")
 
 def run(instruction, code="from minipc.__main__ import main; main()", **variables):
     """Run the command as a shell does for completion; return what it prints."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MINIPC_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MINIPC_")
+    }
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=ROOT,
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        cwd=ROOT,
         env=environment | {"_MINIPC_COMPLETE": instruction} | variables,
     )
     assert (done.returncode, done.stderr) == (0, "")
@@ -32,23 +38,35 @@ def completions(shell, words, **variables):
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize("words, wanted", [
-    ("minipc tr", [("plain", "train")]),
-    ("minipc data p", [("plain", "pack")]),
-    ("minipc train --kd", [("plain", "--kd-weight")]),
-    ("minipc train --guard c", [("plain", "clip")]),
-    ("minipc data pack --num", [("plain", "--num-points")]),
-    ("minipc nothing x", []),
-])
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        ("minipc tr", [("plain", "train")]),
+        ("minipc data p", [("plain", "pack")]),
+        ("minipc train --kd", [("plain", "--kd-weight")]),
+        ("minipc train --guard c", [("plain", "clip")]),
+        ("minipc data pack --num", [("plain", "--num-points")]),
+        ("minipc nothing x", []),
+    ],
+)
 def test_verbs_options_and_choices_are_completed(shell, words, wanted):
     assert completions(shell, words) == wanted
 
 
 @pytest.mark.parametrize("shell", SHELLS)
-@pytest.mark.parametrize("words", [
-    "minipc info sha", "minipc record da", "minipc record x.h5 --teacher te", "minipc train --config c",
-    "minipc train --record r", "minipc eval m", "minipc data pack s", "minipc data make --out o",
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "minipc info sha",
+        "minipc record da",
+        "minipc record x.h5 --teacher te",
+        "minipc train --config c",
+        "minipc train --record r",
+        "minipc eval m",
+        "minipc data pack s",
+        "minipc data make --out o",
+    ],
+)
 def test_file_names_are_left_to_the_shell(shell, words):
     assert completions(shell, words) == [("file", words.split()[-1])]
 
@@ -59,9 +77,14 @@ def test_all_verbs_are_offered():
     assert [name for _, name in completions("bash", "minipc ")] == list(VERBS)
 
 
-@pytest.mark.parametrize("shell, says", [
-    ("bash", "complete -o nosort"), ("zsh", "#compdef minipc"), ("fish", "complete "),
-])
+@pytest.mark.parametrize(
+    "shell, says",
+    [
+        ("bash", "complete -o nosort"),
+        ("zsh", "#compdef minipc"),
+        ("fish", "complete "),
+    ],
+)
 def test_the_script_for_a_shell_is_printed(shell, says):
     script = run(f"{shell}_source")
     assert says in script and f"_MINIPC_COMPLETE={shell}_complete" in script

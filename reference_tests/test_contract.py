@@ -48,7 +48,9 @@ class Tensor:
     """Stands for an array of another library that NumPy cannot read."""
 
     def __array__(self, dtype=None, copy=None):
-        raise RuntimeError("Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead.")
+        raise RuntimeError(
+            "Can't call numpy() on Tensor that requires grad. Use tensor.detach().numpy() instead."
+        )
 
 
 def normed(points):
@@ -59,44 +61,90 @@ def normed(points):
 
 BROKEN = {
     "nothing": (lambda points: None, "returned None; is a `return` missing"),
-    "a pair": (lambda points: (good(points), None), "returned a tuple of 2; take the logits out of it"),
+    "a pair": (
+        lambda points: (good(points), None),
+        "returned a tuple of 2; take the logits out of it",
+    ),
     "a list": (lambda points: [good(points)], "returned a list of 1; take the logits out of it"),
     "a dict": (lambda points: {"logits": good(points)}, "returned a dict with logits; take"),
-    "gradients": (lambda points: Tensor(), "returned a Tensor .*requires grad.*; return an array .*detach"),
-    "classes": (lambda points: good(points).argmax(axis=1), "dtype int64: classes or votes are no logits"),
-    "votes": (lambda points: (good(points) > 0).astype(np.int32), "dtype int32: classes or votes are no logits"),
+    "gradients": (
+        lambda points: Tensor(),
+        "returned a Tensor .*requires grad.*; return an array .*detach",
+    ),
+    "classes": (
+        lambda points: good(points).argmax(axis=1),
+        "dtype int64: classes or votes are no logits",
+    ),
+    "votes": (
+        lambda points: (good(points) > 0).astype(np.int32),
+        "dtype int32: classes or votes are no logits",
+    ),
     "truth": (lambda points: good(points) > 0, "dtype bool: classes or votes are no logits"),
-    "complex": (lambda points: good(points) + 0j, "dtype complex64: expected floating point numbers"),
-    "objects": (lambda points: good(points).astype(object), "dtype object: expected floating point numbers"),
+    "complex": (
+        lambda points: good(points) + 0j,
+        "dtype complex64: expected floating point numbers",
+    ),
+    "objects": (
+        lambda points: good(points).astype(object),
+        "dtype object: expected floating point numbers",
+    ),
     "text": (lambda points: "logits", "returned a str of dtype <U6"),
-    "a column more": (lambda points: np.pad(good(points), ((0, 0), (0, 1))), r"expected .*\(32, 2\).*got \(32, 3\)"),
+    "a column more": (
+        lambda points: np.pad(good(points), ((0, 0), (0, 1))),
+        r"expected .*\(32, 2\).*got \(32, 3\)",
+    ),
     "one cloud": (lambda points: good(points)[0], r"expected .*\(32, 2\).*got \(2,\)"),
-    "an axis more": (lambda points: good(points)[:, :, None], r"expected .*\(32, 2\).*got \(32, 2, 1\)"),
+    "an axis more": (
+        lambda points: good(points)[:, :, None],
+        r"expected .*\(32, 2\).*got \(32, 2, 1\)",
+    ),
     "NaN": (lambda points: good(points) * np.float32("nan"), "logits of view 0 are not finite"),
     "dropout": (Rng(), "asked twice about the same clouds .* differ by .*model.eval()"),
     "batch statistics": (normed, "differ by .* with the clouds beside it: batch statistics"),
-    "probabilities": (lambda points: softmax(good(points), axis=1), "returned probabilities .*return the logits"),
-    "half of 16 bits": (lambda points: softmax(good(points), axis=1).astype(np.float16), "returned probabilities"),
+    "probabilities": (
+        lambda points: softmax(good(points), axis=1),
+        "returned probabilities .*return the logits",
+    ),
+    "half of 16 bits": (
+        lambda points: softmax(good(points), axis=1).astype(np.float16),
+        "returned probabilities",
+    ),
     "one-hot": (lambda points: (good(points) > 0).astype(np.float32), "returned probabilities"),
 }
 
 
 @pytest.mark.parametrize("name", BROKEN)
 @pytest.mark.parametrize("way", ["alone", "share", "elsewhere"])
-def test_a_broken_teacher_is_told_the_remedy_and_leaves_the_place_to_the_mended_one(name, way, tmp_path):
+def test_a_broken_teacher_is_told_the_remedy_and_leaves_the_place_to_the_mended_one(
+    name, way, tmp_path
+):
     teacher, says = BROKEN[name]
     out, clouds = str(tmp_path / "record.h5"), made()
-    settings = {"alone": {}, "share": {"share": (1, 2)}, "elsewhere": {"elsewhere": lambda *_: pytest.fail("asked")}}
+    settings = {
+        "alone": {},
+        "share": {"share": (1, 2)},
+        "elsewhere": {"elsewhere": lambda *_: pytest.fail("asked")},
+    }
     with pytest.raises(DataError, match=says) as caught:
         record(clouds, teacher, "broken", out, 2, **settings[way])
-    assert str(caught.value).startswith("teacher: ") and "\n" not in str(caught.value) and len(str(caught.value)) < 400
+    assert (
+        str(caught.value).startswith("teacher: ")
+        and "\n" not in str(caught.value)
+        and len(str(caught.value)) < 400
+    )
     assert os.listdir(tmp_path) == []
     assert record(clouds, good, "mended", out, 2).teacher_accuracy == 1
 
 
-@pytest.mark.parametrize("raised", [RuntimeError, KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit])
-@pytest.mark.parametrize("call", [1, 2, 3, 4, 6, 7, 9], ids=lambda call: f"call-{call}")  # 7 to 9: the first shard
-def test_whatever_a_teacher_raises_before_the_first_shard_leaves_the_place_free(raised, call, tmp_path):
+@pytest.mark.parametrize(
+    "raised", [RuntimeError, KeyboardInterrupt, SystemExit, MemoryError, GeneratorExit]
+)
+@pytest.mark.parametrize(
+    "call", [1, 2, 3, 4, 6, 7, 9], ids=lambda call: f"call-{call}"
+)  # 7 to 9: the first shard
+def test_whatever_a_teacher_raises_before_the_first_shard_leaves_the_place_free(
+    raised, call, tmp_path
+):
     calls = []
 
     def teacher(points):
@@ -112,7 +160,9 @@ def test_whatever_a_teacher_raises_before_the_first_shard_leaves_the_place_free(
     assert record(made(), good, "mended", out, 2).teacher_accuracy == 1
 
 
-def test_what_was_computed_before_a_teacher_failed_is_kept_and_another_teacher_is_told_of_it(tmp_path):
+def test_what_was_computed_before_a_teacher_failed_is_kept_and_another_teacher_is_told_of_it(
+    tmp_path,
+):
     calls = []
 
     def teacher(points):
@@ -124,14 +174,21 @@ def test_what_was_computed_before_a_teacher_failed_is_kept_and_another_teacher_i
     out = str(tmp_path / "record.h5")
     with pytest.raises(RuntimeError):
         record(made(), teacher, "one", out, 2)
-    with pytest.raises(DataError, match="another recording: teacher_id is one there and two here; choose another"):
+    with pytest.raises(
+        DataError, match="another recording: teacher_id is one there and two here; choose another"
+    ):
         record(made(), good, "two", out, 2)
     assert record(made(), good, "one", out, 2).resumed_shards == 1
 
 
 def test_a_place_that_cannot_be_written_is_told_before_the_teacher_is_tried(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "access", lambda path, how: str(path) != str(tmp_path) or how != os.W_OK)  # root may all
-    with pytest.raises(DataError, match="record.h5: cannot be written; name a file in a folder that you may write to"):
+    monkeypatch.setattr(
+        os, "access", lambda path, how: str(path) != str(tmp_path) or how != os.W_OK
+    )  # root may all
+    with pytest.raises(
+        DataError,
+        match="record.h5: cannot be written; name a file in a folder that you may write to",
+    ):
         record(made(), lambda points: pytest.fail("asked"), "t", str(tmp_path / "record.h5"), 1)
 
 
@@ -143,7 +200,9 @@ def test_nothing_is_written_while_a_teacher_is_tried(tmp_path):
         return good(points)
 
     record(made(), teacher, "t", str(tmp_path / "record.h5"), 1)
-    assert seen[:6] == [[]] * 6 and seen[6] == ["record.h5.parts"]  # three answers and the trial of three blocks
+    assert seen[:6] == [[]] * 6 and seen[6] == [
+        "record.h5.parts"
+    ]  # three answers and the trial of three blocks
 
 
 def test_a_teacher_may_differ_in_the_last_places_by_its_own_threads_and_not_by_more(tmp_path):
@@ -153,7 +212,9 @@ def test_a_teacher_may_differ_in_the_last_places_by_its_own_threads_and_not_by_m
 
     def shaking(by, points):
         logits = good(points)
-        return logits + by * np.abs(logits).max(axis=1, keepdims=True) * rng.choice([-1, 1], logits.shape)
+        return logits + by * np.abs(logits).max(axis=1, keepdims=True) * rng.choice(
+            [-1, 1], logits.shape
+        )
 
     done = record(made(), partial(shaking, 1e-6), "threads", str(tmp_path / "a.h5"), 1)
     assert done.teacher_accuracy == 1
@@ -207,9 +268,14 @@ def test_the_sum_of_float16_probabilities_is_within_the_bound():
 
 def test_a_torch_tensor_is_an_answer_unless_it_carries_gradients(torch):
     logits = torch.arange(6.0).reshape(2, 3)
-    np.testing.assert_array_equal(answer(logits, (2, 3)), np.arange(6, dtype=np.float32).reshape(2, 3))
+    np.testing.assert_array_equal(
+        answer(logits, (2, 3)), np.arange(6, dtype=np.float32).reshape(2, 3)
+    )
     for wrong in (logits.requires_grad_(), logits.detach().bfloat16()):
-        with pytest.raises(DataError, match=r"returned a Tensor that is no array of numbers .*logits.detach\(\).cpu"):
+        with pytest.raises(
+            DataError,
+            match=r"returned a Tensor that is no array of numbers .*logits.detach\(\).cpu",
+        ):
             answer(wrong, (2, 3))
 
 
@@ -221,7 +287,9 @@ def of(right, number, classes=2):
 
 
 @pytest.mark.parametrize("number, classes", [(8, 2), (9, 3), (40, 2), (120, 40), (512, 10)])
-def test_right_answers_are_held_against_the_exact_tail_of_the_binomial_distribution(number, classes):
+def test_right_answers_are_held_against_the_exact_tail_of_the_binomial_distribution(
+    number, classes
+):
     needed = trial(*of(0, number, classes), 1 / classes).needed
     for right in range(number + 1):
         p = binomtest(right, number, 1 / classes, alternative="greater").pvalue
@@ -253,7 +321,9 @@ def test_a_teacher_of_unbalanced_data_that_finds_the_rare_class_is_better_than_c
     predicted[:28], predicted[-2:] = 1, 0
     found = trial(labels, np.eye(2)[predicted], 0.95)
     assert found.correct == 470 and found.class_accuracy == pytest.approx((447 / 475 + 23 / 25) / 2)
-    assert found.correct < found.needed and found.class_accuracy > found.class_needed and found.passed
+    assert (
+        found.correct < found.needed and found.class_accuracy > found.class_needed and found.passed
+    )
     always = trial(labels, np.eye(2)[0 * labels], 0.95)
     assert always.class_accuracy == 0.5 and not always.passed
 
@@ -262,10 +332,17 @@ def test_a_teacher_of_unbalanced_data_that_finds_the_rare_class_is_better_than_c
 @pytest.mark.parametrize("guess", ["label shares", "even", "largest"])
 def test_guessers_pass_no_more_often_than_is_said(counts, guess):
     """20,000 guessers: at most 1 in 100 passes either test, and 4 standard errors of that for the draw."""
-    rng, classes, labels = np.random.default_rng(5), len(counts), np.repeat(np.arange(len(counts)), counts)
+    rng, classes, labels = (
+        np.random.default_rng(5),
+        len(counts),
+        np.repeat(np.arange(len(counts)), counts),
+    )
     share, tries = max(counts) / sum(counts), 20_000
-    q = {"label shares": np.array(counts) / sum(counts), "even": np.full(classes, 1 / classes),
-         "largest": np.eye(classes)[0]}[guess]
+    q = {
+        "label shares": np.array(counts) / sum(counts),
+        "even": np.full(classes, 1 / classes),
+        "largest": np.eye(classes)[0],
+    }[guess]
     needs = trial(labels, np.eye(classes)[labels], share)
     right = np.stack([rng.binomial(count, each, tries) for count, each in zip(counts, q)], axis=1)
     passed = np.zeros(tries, bool)
@@ -287,14 +364,19 @@ def test_a_teacher_that_too_few_clouds_can_judge_is_recorded_and_that_is_said(tm
 
 def test_a_refusal_says_what_would_do(tmp_path):
     clouds = made()
-    with pytest.raises(DataError, match=(
-        r"35 of 70 training clouds right, mean class accuracy 50.0 %: no better than chance \(47 right or 69.5 % by "
-        "class needed\\); check that it was trained on this data, or pass --force"
-    )):
+    with pytest.raises(
+        DataError,
+        match=(
+            r"35 of 70 training clouds right, mean class accuracy 50.0 %: no better than chance \(47 right or 69.5 % by "
+            "class needed\\); check that it was trained on this data, or pass --force"
+        ),
+    ):
         record(clouds, lambda points: 0 * good(points), "flat", str(tmp_path / "record.h5"), 1)
     assert binom.sf(46, 70, 0.5) <= LEVEL < binom.sf(45, 70, 0.5)
     assert os.listdir(tmp_path) == []
-    record(clouds, lambda points: 0 * good(points), "flat", str(tmp_path / "record.h5"), 1, force=True)
+    record(
+        clouds, lambda points: 0 * good(points), "flat", str(tmp_path / "record.h5"), 1, force=True
+    )
 
 
 def test_a_share_that_is_there_needs_no_teacher(tmp_path, monkeypatch):

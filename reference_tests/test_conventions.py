@@ -30,9 +30,13 @@ THEIRS = {  # each as its library writes it
     "repdistiller": lambda z, v, labels, w, T: (
         (1 - w) * cross_entropy(z, labels) + w * kl(z, v, T).sum() * T**2 / len(z)
     ),
-    "torchdistill": lambda z, v, labels, w, T: w * cross_entropy(z, labels) + (1 - w) * T**2 * kl(z, v, T).mean(),
+    "torchdistill": lambda z, v, labels, w, T: (
+        w * cross_entropy(z, labels) + (1 - w) * T**2 * kl(z, v, T).mean()
+    ),
     "mmrazor": lambda z, v, labels, w, T: cross_entropy(z, labels) + w * T**2 * kl(z, v, T).mean(),
-    "deit": lambda z, v, labels, w, T: (1 - w) * cross_entropy(z, labels) + w * kl(z, v, T).sum() * T * T / z.size,
+    "deit": lambda z, v, labels, w, T: (
+        (1 - w) * cross_entropy(z, labels) + w * kl(z, v, T).sum() * T * T / z.size
+    ),
     "plain": lambda z, v, labels, w, T: (1 - w) * cross_entropy(z, labels) + w * kl(z, v, T).mean(),
 }
 
@@ -87,7 +91,9 @@ def test_every_convention_is_tested_and_weights_that_cannot_be_are_refused():
     for name, weight in (("deit", 1.5), ("mmrazor", -1.0)):
         with pytest.raises(UsageError, match="negative"):
             conventions.from_theirs(name, weight, 4.0, 10)
-    assert conventions.to_theirs("mmrazor", 1.0, 4.0, 10).weight == np.inf  # beside labels of weight 1
+    assert (
+        conventions.to_theirs("mmrazor", 1.0, 4.0, 10).weight == np.inf
+    )  # beside labels of weight 1
 
 
 # The command
@@ -103,8 +109,13 @@ def test_loss_prints_the_formula_with_its_numbers(say):
     )
     assert second.startswith("gradient = 0.5 (s_1 - y) + 1 ((sum q') s_T - q')")
     assert "q' = max(0.5 p - 0.2 r, 0.025 p)" in third and "The first two terms elsewhere" in out
-    code, out, _ = say("loss", "--kd-weight", 0.9, "--temperature", 4, "--self-weight", 0.2, "--guard", "none")
-    assert "gradient = 0.1 (s_1 - y) + 3.6 (s_T - p) - 0.8 (s_T - r)" in out and "NOT bounded below" in out
+    code, out, _ = say(
+        "loss", "--kd-weight", 0.9, "--temperature", 4, "--self-weight", 0.2, "--guard", "none"
+    )
+    assert (
+        "gradient = 0.1 (s_1 - y) + 3.6 (s_T - p) - 0.8 (s_T - r)" in out
+        and "NOT bounded below" in out
+    )
 
 
 def test_loss_json_translates_and_maps(say):
@@ -118,12 +129,18 @@ def test_loss_json_translates_and_maps(say):
     assert 0.002 < shares[0.1, 4.0] < 0.01
     code, out, _ = say("loss", "--kd-weight", 1, "--json")
     none = {name for name, row in json.loads(out)["elsewhere"].items() if row["weight"] is None}
-    assert none == {"mmrazor", "torchdistill"}  # which weigh labels with nothing, or mean something else then
+    assert none == {
+        "mmrazor",
+        "torchdistill",
+    }  # which weigh labels with nothing, or mean something else then
 
 
 def test_the_target_of_the_worst_row_is_where_the_gradient_of_the_loss_in_use_vanishes():
     rows = bound.example_rows(10, 50)
-    for config in (LossConfig(0.6, 0.2, 1.0, 0.1, "clip"), LossConfig(0.6, 0.001, 1.0, 0.1, "none")):
+    for config in (
+        LossConfig(0.6, 0.2, 1.0, 0.1, "clip"),
+        LossConfig(0.6, 0.001, 1.0, 0.1, "none"),
+    ):
         worst = bound.worst_row(rows, config)
         z, one = np.log(worst.target)[None], slice(worst.row, worst.row + 1)
         _, cache = loss_forward(z, worst.y[None], rows.v[one], rows.u[one], np.ones(1), config)
@@ -131,26 +148,35 @@ def test_the_target_of_the_worst_row_is_where_the_gradient_of_the_loss_in_use_va
     soft = bound.worst_row(rows, LossConfig(1.0, 0.2, 3.0, 0.0, "clip"))
     z = 3 * np.log(soft.soft_target)[None]
     one = slice(soft.row, soft.row + 1)
-    _, cache = loss_forward(z, soft.y[None], rows.v[one], rows.u[one], np.ones(1), LossConfig(1.0, 0.2, 3.0, 0.0))
+    _, cache = loss_forward(
+        z, soft.y[None], rows.v[one], rows.u[one], np.ones(1), LossConfig(1.0, 0.2, 3.0, 0.0)
+    )
     assert np.abs(loss_backward(cache)).max() < 1e-15 and soft.target is None
 
 
 def test_loss_takes_a_weight_from_elsewhere(say):
     code, out, _ = say("loss", "--from", "deit=0.5", "--temperature", 4)
-    assert say("loss", "--from", "repdistiller=0.95", "--self-weight", 0.4)[0] == 0  # a is 0.95, not the default
-    assert code == 0 and out.startswith("deit 0.5 at T = 4, K = 40 is a = 0.0243902; their loss is 0.5125 x ours")
+    assert (
+        say("loss", "--from", "repdistiller=0.95", "--self-weight", 0.4)[0] == 0
+    )  # a is 0.95, not the default
+    assert code == 0 and out.startswith(
+        "deit 0.5 at T = 4, K = 40 is a = 0.0243902; their loss is 0.5125 x ours"
+    )
 
 
-@pytest.mark.parametrize("words, says", [
-    (("--from", "deit"), "expected NAME=WEIGHT"),
-    (("--from", "deit=nan"), "finite"),
-    (("--from", "deit=0.5", "--kd-weight", "0.5"), "leave one out"),
-    (("--from", "other=1"), "expected repdistiller"),
-    (("--self-weight", "0.3"), "b < a / 2"),
-    (("--self-record", "r.h5"), "--self-record has no use without --record"),
-    (("--record", "r.h5", "--classes", "3"), "--classes: the record says how many"),
-    (("--classes", "1"), "1"),
-])
+@pytest.mark.parametrize(
+    "words, says",
+    [
+        (("--from", "deit"), "expected NAME=WEIGHT"),
+        (("--from", "deit=nan"), "finite"),
+        (("--from", "deit=0.5", "--kd-weight", "0.5"), "leave one out"),
+        (("--from", "other=1"), "expected repdistiller"),
+        (("--self-weight", "0.3"), "b < a / 2"),
+        (("--self-record", "r.h5"), "--self-record has no use without --record"),
+        (("--record", "r.h5", "--classes", "3"), "--classes: the record says how many"),
+        (("--classes", "1"), "1"),
+    ],
+)
 def test_wrong_words_are_one_line_and_exit_2(say, words, says):
     code, out, err = say("loss", *words)
     assert (code, out, err.count("\n")) == (2, "", 1) and says in err

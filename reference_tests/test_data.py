@@ -19,7 +19,10 @@ def some_clouds(n=7, p=5, seed=0, **changes):
     rng = np.random.default_rng(seed)
     values = dict(
         points=rng.standard_normal((n, p, 3)).astype(np.float32),
-        labels=np.arange(n) % 3, class_names=NAMES, up_axis="z", normalisation="none",
+        labels=np.arange(n) % 3,
+        class_names=NAMES,
+        up_axis="z",
+        normalisation="none",
     )
     return Clouds(**(values | changes))
 
@@ -62,7 +65,9 @@ def test_an_existing_file_is_not_overwritten(tmp_path):
 
 def test_the_hash_tells_one_changed_bit_and_another_shape():
     clouds = some_clouds()
-    nudged = some_clouds(points=with_value(clouds.points, (3, 2, 1), np.nextafter(clouds.points[3, 2, 1], 9)))
+    nudged = some_clouds(
+        points=with_value(clouds.points, (3, 2, 1), np.nextafter(clouds.points[3, 2, 1], 9))
+    )
     assert clouds.points_hash != nudged.points_hash
     same = some_clouds(points=np.asfortranarray(clouds.points))
     assert clouds.points_hash == same.points_hash
@@ -70,35 +75,57 @@ def test_the_hash_tells_one_changed_bit_and_another_shape():
     assert clouds.points_hash != regrouped.points_hash
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"points": np.zeros((7, 5, 2), np.float32)}, r"points: expected shape \(\*, \*, 3\), got \(7, 5, 2\)"),
-    ({"points": np.zeros((7, 5, 3))}, "expected float32 points"),
-    ({"points": np.zeros((0, 5, 3), np.float32), "labels": np.zeros(0, np.int64)}, "at least one cloud"),
-    ({"points": np.zeros((7, 0, 3), np.float32)}, "at least one cloud of one point"),
-    ({"points": with_value(np.zeros((7, 5, 3), np.float32), (4, 1, 0), np.nan)}, "cloud 4 holds NaN"),
-    ({"points": with_value(np.zeros((7, 5, 3), np.float32), (2, 1, 0), np.inf)}, "cloud 2 holds NaN or infinite"),
-    ({"labels": np.zeros(6, np.int64)}, r"labels: expected shape \(7\), got \(6,\)"),
-    ({"labels": np.full(7, 3)}, r"labels from 0 to 2 \(3 class names\), got 3 to 3"),
-    ({"labels": np.full(7, -1)}, "got -1 to -1"),
-    ({"class_names": ("bed", "bowl", "bed")}, r"\['bed'\] more than once; rename them"),
-    ({"class_names": ("bed",), "labels": np.zeros(7, np.int64)}, "at least 2 class names, got 1; add another class"),
-    ({"up_axis": "up"}, "up axis x, y, z, unknown, got 'up'"),
-    ({"normalisation": "cube"}, "normalisation unit_sphere or none"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"points": np.zeros((7, 5, 2), np.float32)},
+            r"points: expected shape \(\*, \*, 3\), got \(7, 5, 2\)",
+        ),
+        ({"points": np.zeros((7, 5, 3))}, "expected float32 points"),
+        (
+            {"points": np.zeros((0, 5, 3), np.float32), "labels": np.zeros(0, np.int64)},
+            "at least one cloud",
+        ),
+        ({"points": np.zeros((7, 0, 3), np.float32)}, "at least one cloud of one point"),
+        (
+            {"points": with_value(np.zeros((7, 5, 3), np.float32), (4, 1, 0), np.nan)},
+            "cloud 4 holds NaN",
+        ),
+        (
+            {"points": with_value(np.zeros((7, 5, 3), np.float32), (2, 1, 0), np.inf)},
+            "cloud 2 holds NaN or infinite",
+        ),
+        ({"labels": np.zeros(6, np.int64)}, r"labels: expected shape \(7\), got \(6,\)"),
+        ({"labels": np.full(7, 3)}, r"labels from 0 to 2 \(3 class names\), got 3 to 3"),
+        ({"labels": np.full(7, -1)}, "got -1 to -1"),
+        ({"class_names": ("bed", "bowl", "bed")}, r"\['bed'\] more than once; rename them"),
+        (
+            {"class_names": ("bed",), "labels": np.zeros(7, np.int64)},
+            "at least 2 class names, got 1; add another class",
+        ),
+        ({"up_axis": "up"}, "up axis x, y, z, unknown, got 'up'"),
+        ({"normalisation": "cube"}, "normalisation unit_sphere or none"),
+    ],
+)
 def test_clouds_that_no_network_could_learn_from_are_refused(changes, message):
     with pytest.raises(DataError, match=message):
         some_clouds(**changes)
 
 
 def test_splits_of_different_classes_do_not_go_into_one_file(tmp_path):
-    with pytest.raises(DataError, match="the test split: up axis is y, but the training split has z"):
+    with pytest.raises(
+        DataError, match="the test split: up axis is y, but the training split has z"
+    ):
         write_clouds(str(tmp_path / "c.h5"), Splits(some_clouds(), some_clouds(up_axis="y")))
     assert os.listdir(tmp_path) == []
 
 
 def test_class_names_in_another_order_are_refused():
     other = some_clouds(class_names=("bowl", "bed", "desk"))
-    with pytest.raises(DataError, match="class names is .*'bowl', 'bed'.*but model.h5 has .*'bed', 'bowl'"):
+    with pytest.raises(
+        DataError, match="class names is .*'bowl', 'bed'.*but model.h5 has .*'bed', 'bowl'"
+    ):
         check_same_kind(other.described, some_clouds().described, "other.h5", "model.h5")
 
 
@@ -129,7 +156,9 @@ def modelnet(tmp_path):
         points, _ = unit_sphere(rng.standard_normal((number, 40, 3)).astype(np.float32))
         with h5py.File(folder / f"{name}.h5", "w") as file:
             file.create_dataset("data", data=points, compression="gzip")
-            file.create_dataset("label", data=rng.integers(0, 3, (number, 1)).astype(np.uint8), compression="gzip")
+            file.create_dataset(
+                "label", data=rng.integers(0, 3, (number, 1)).astype(np.uint8), compression="gzip"
+            )
             file.create_dataset("faceId", data=np.zeros(3))
     (folder / "train_files.txt").write_text(
         "data/modelnet40_ply_hdf5_2048/ply_data_train1.h5\ndata/modelnet40_ply_hdf5_2048/ply_data_train0.h5\n\n"
@@ -198,21 +227,27 @@ def damage(folder, change):
                 file["label"] = label
 
 
-@pytest.mark.parametrize("change, message", [
-    ("a list is missing", "test_files.txt: missing; expected"),
-    ("a list is empty", "train_files.txt: empty; expected one name a line"),
-    ("a list is binary", "train_files.txt: cannot be read as text"),
-    ("a listed file is missing", "ply_data_train0.h5: missing, though the list file names it"),
-    ("a listed file is a folder", "ply_data_train0.h5: expected a regular HDF5 file"),
-    ("a listed file is truncated", "ply_data_train0.h5: cannot be read as HDF5"),
-    ("data is missing", "expected a data set 'data'; found .*'points'"),
-    ("data is two-dimensional", r"data: expected \(N, P, 3\) float, got \(4, 3\)"),
-    ("data is integer", "got .* int32"),
-    ("data lies in another file", "expected a data set 'data'"),
-    ("data is NaN", "ply_data_train0.h5: data: cloud 0: point 0: expected finite float32 coordinates, found nan"),
-    ("labels are fewer", r"label: expected \(4, 1\) integer, got \(3, 1\)"),
-    ("a label is out of range", r"labels from 0 to 2 \(3 class names\)"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("a list is missing", "test_files.txt: missing; expected"),
+        ("a list is empty", "train_files.txt: empty; expected one name a line"),
+        ("a list is binary", "train_files.txt: cannot be read as text"),
+        ("a listed file is missing", "ply_data_train0.h5: missing, though the list file names it"),
+        ("a listed file is a folder", "ply_data_train0.h5: expected a regular HDF5 file"),
+        ("a listed file is truncated", "ply_data_train0.h5: cannot be read as HDF5"),
+        ("data is missing", "expected a data set 'data'; found .*'points'"),
+        ("data is two-dimensional", r"data: expected \(N, P, 3\) float, got \(4, 3\)"),
+        ("data is integer", "got .* int32"),
+        ("data lies in another file", "expected a data set 'data'"),
+        (
+            "data is NaN",
+            "ply_data_train0.h5: data: cloud 0: point 0: expected finite float32 coordinates, found nan",
+        ),
+        ("labels are fewer", r"label: expected \(4, 1\) integer, got \(3, 1\)"),
+        ("a label is out of range", r"labels from 0 to 2 \(3 class names\)"),
+    ],
+)
 def test_a_damaged_modelnet_folder_is_refused_with_the_reason(modelnet, change, message):
     damage(modelnet, change)
     with pytest.raises(DataError, match=message) as caught:
@@ -232,14 +267,20 @@ def test_list_files_written_on_windows_are_read(modelnet):
 
 
 def test_a_part_that_is_listed_twice_is_refused(modelnet):
-    (modelnet / "train_files.txt").write_text("a/ply_data_train0.h5\nply_data_train1.h5\nb/ply_data_train0.h5\n")
-    with pytest.raises(DataError, match="train_files.txt: names ply_data_train0.h5 again .*; leave one line"):
+    (modelnet / "train_files.txt").write_text(
+        "a/ply_data_train0.h5\nply_data_train1.h5\nb/ply_data_train0.h5\n"
+    )
+    with pytest.raises(
+        DataError, match="train_files.txt: names ply_data_train0.h5 again .*; leave one line"
+    ):
         read_modelnet(str(modelnet), 16)
 
 
 def test_a_class_without_clouds_in_a_modelnet_folder_is_refused(modelnet):
     (modelnet / "shape_names.txt").write_text("bed\nbowl\ndesk\nlamp\n")
-    with pytest.raises(DataError, match="class lamp has no training cloud; add one, or remove the class and number"):
+    with pytest.raises(
+        DataError, match="class lamp has no training cloud; add one, or remove the class and number"
+    ):
         read_modelnet(str(modelnet), 16)
 
 
@@ -247,7 +288,9 @@ def test_a_validation_list_in_a_modelnet_folder_is_a_third_split(modelnet):
     (modelnet / "ply_data_train1.h5").rename(modelnet / "ply_data_val0.h5")
     (modelnet / "train_files.txt").write_text("ply_data_train0.h5\n")
     (modelnet / "val_files.txt").write_text("ply_data_val0.h5\n")
-    with pytest.raises(UsageError, match="has a third split, val, beside train and test; pass --val-split"):
+    with pytest.raises(
+        UsageError, match="has a third split, val, beside train and test; pass --val-split"
+    ):
         read_modelnet(str(modelnet), 16)
     splits = read_modelnet(str(modelnet), 16, val_split="train").splits
     assert (len(splits.train), len(splits.test)) == (7, 5)
@@ -268,11 +311,16 @@ def test_float64_points_of_a_modelnet_folder_are_centred_before_they_are_rounded
         del file["data"]
         file["data"] = data
     # 1e-9 at 5.4e6 in a radius of 0.01, and float32; the unit sphere of the source is one to 1e-6
-    np.testing.assert_allclose(read_modelnet(str(modelnet), 40).splits.test.points, wanted, atol=2e-6)
+    np.testing.assert_allclose(
+        read_modelnet(str(modelnet), 40).splits.test.points, wanted, atol=2e-6
+    )
 
 
 def test_more_points_than_there_are_names_the_number_to_pass(modelnet):
-    with pytest.raises(DataError, match="holds 40 points a cloud, fewer than the 64 asked for; pass --num-points 40"):
+    with pytest.raises(
+        DataError,
+        match="holds 40 points a cloud, fewer than the 64 asked for; pass --num-points 40",
+    ):
         read_modelnet(str(modelnet), 64)
     with pytest.raises(UsageError, match="num points: expected 1 to 10000000"):
         read_modelnet(str(modelnet), 0)

@@ -22,7 +22,12 @@ from minipc.train import TrainConfig
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "CHANGELOG.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+]
 
 
 def blocks(text, language):
@@ -46,9 +51,13 @@ def place(vessels, tmp_path, monkeypatch):
     monkeypatch.setitem(pointnet.NAMED_SIZES, "student", ((8, 16), (8,), 0.0))
     monkeypatch.setattr(TrainConfig, "epochs", 15)  # where a command does not say
     monkeypatch.setattr(
-        first_run, "make_shapes", lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)
+        first_run,
+        "make_shapes",
+        lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32),
     )
-    monkeypatch.setattr(first_run, "TEACHER_TRAINING", TrainConfig(epochs=40, lr=1e-2, warmup_steps=10))
+    monkeypatch.setattr(
+        first_run, "TEACHER_TRAINING", TrainConfig(epochs=40, lr=1e-2, warmup_steps=10)
+    )
     rng = np.random.default_rng(0)
     names = tuple(STRETCH)
 
@@ -61,7 +70,10 @@ def place(vessels, tmp_path, monkeypatch):
         for split, count in (("train", 50), ("test", 5)):
             points = [cloud(name, 1024) for name in names for _ in range(count)]
             with h5py.File(f"{folder}/ply_data_{split}0.h5", "w") as file:
-                file["data"], file["label"] = np.array(points), np.repeat(np.arange(3, dtype=np.uint8), count)[:, None]
+                file["data"], file["label"] = (
+                    np.array(points),
+                    np.repeat(np.arange(3, dtype=np.uint8), count)[:, None],
+                )
             Path(folder, f"{split}_files.txt").write_text(f"data/ply_data_{split}0.h5\n")
     return tmp_path
 
@@ -79,10 +91,16 @@ def execute(words, monkeypatch):
             patch.setattr(sys, "argv", words[1:])
             runpy.run_path(str(ROOT / words[1]), run_name="__main__")
         elif words[:2] == ["pip", "install"]:  # what CI does; here: the extras that are named exist
-            extras = re.findall(r"[a-z]+\d+", "".join(re.findall(r"\[(.*?)\]", " ".join(words[2:]))))
-            assert all(f"\n{extra} =" in (ROOT / "setup.cfg").read_text() for extra in extras), words
+            extras = re.findall(
+                r"[a-z]+\d+", "".join(re.findall(r"\[(.*?)\]", " ".join(words[2:])))
+            )
+            assert all(f"\n{extra} =" in (ROOT / "setup.cfg").read_text() for extra in extras), (
+                words
+            )
         else:
-            assert words[0] == "make" or words[0] == "eval", words  # targets and completion have tests of their own
+            assert words[0] == "make" or words[0] == "eval", (
+                words
+            )  # targets and completion have tests of their own
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -98,7 +116,11 @@ def test_every_command_and_every_python_block_of_a_page_runs_in_its_order(page, 
 
 
 def test_a_command_that_fails_or_is_unknown_is_noticed(place, monkeypatch):
-    for words in (["minipc", "data", "info", "none.h5"], ["curl", "x"], ["pip", "install", ".[gpu99]"]):
+    for words in (
+        ["minipc", "data", "info", "none.h5"],
+        ["curl", "x"],
+        ["pip", "install", ".[gpu99]"],
+    ):
         with pytest.raises(AssertionError):
             execute(words, monkeypatch)
 
@@ -109,7 +131,14 @@ def test_the_tour_has_about_twenty_lines():
 
 
 def test_the_readme_shows_the_six_commands():
-    assert [command[0] for command in of_minipc(README)][:6] == ["record", "train", "data", "train", "record", "train"]
+    assert [command[0] for command in of_minipc(README)][:6] == [
+        "record",
+        "train",
+        "data",
+        "train",
+        "record",
+        "train",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -121,7 +150,10 @@ def test_links_to_files_lead_somewhere(page):
 def test_the_readme_names_every_module_in_the_order_of_the_house():
     from test_house import ORDER
 
-    named = [name.replace("/", ".") for name in re.findall(r"^\| `minipc/([a-z0-9_/]+)\.py`", README, re.MULTILINE)]
+    named = [
+        name.replace("/", ".")
+        for name in re.findall(r"^\| `minipc/([a-z0-9_/]+)\.py`", README, re.MULTILINE)
+    ]
     assert named == [name for name in ORDER if not name.startswith(("cli.", "__main__"))]
 
 
@@ -132,7 +164,9 @@ def test_make_targets_in_the_pages_exist():
 
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
-ARGUMENTS = {"read_record.py": [ROOT / "reference_tests" / "golden" / "record-2.h5"]}  # the others need none
+ARGUMENTS = {
+    "read_record.py": [ROOT / "reference_tests" / "golden" / "record-2.h5"]
+}  # the others need none
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.name)
@@ -140,7 +174,9 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys):
     if "import torch" in example.read_text():
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, at import; ours stay errors
-            pytest.importorskip("torch", reason=f"torch is not installed: {example.name} was not run")
+            pytest.importorskip(
+                "torch", reason=f"torch is not installed: {example.name} was not run"
+            )
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", [str(example), *map(str, ARGUMENTS.get(example.name, []))])
     runpy.run_path(str(example), run_name="__main__")
@@ -151,7 +187,9 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_record_read_without_minipc_is_the_same(version):
     path = str(ROOT / "reference_tests" / "golden" / f"record-{version}.h5")
-    meta, clouds, *views = runpy.run_path(str(ROOT / "examples" / "read_record.py"))["read_record"](path)
+    meta, clouds, *views = runpy.run_path(str(ROOT / "examples" / "read_record.py"))["read_record"](
+        path
+    )
     with RecordReader(path) as reader:
         assert meta == reader.meta and len(views) == reader.views
         for number, view in enumerate(views):
@@ -169,7 +207,9 @@ def test_a_damaged_or_foreign_file_is_refused_without_minipc(tmp_path):
     check = runpy.run_path(str(ROOT / "examples" / "read_record.py"))["check"]
     whole = (ROOT / "reference_tests" / "golden" / "record-2.h5").read_bytes()
     changes = [whole[:size] for size in range(0, len(whole), 97)] + [whole + b"0"]
-    changes += [whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 13)]
+    changes += [
+        whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 13)
+    ]
     for changed in changes:
         (tmp_path / "record.h5").write_bytes(changed)
         with pytest.raises(ValueError, match="is damaged, or no record"):
@@ -181,7 +221,9 @@ def test_a_damaged_or_foreign_file_is_refused_without_minipc(tmp_path):
 def test_the_reader_without_minipc_fits_a_page_and_says_how_to_call_it(monkeypatch, capsys):
     path = ROOT / "examples" / "read_record.py"
     text = path.read_text()
-    assert len(text.splitlines()) <= 40 and not re.search(r"^\s*(import|from) (minipc|numpy)", text, re.MULTILINE)
+    assert len(text.splitlines()) <= 40 and not re.search(
+        r"^\s*(import|from) (minipc|numpy)", text, re.MULTILINE
+    )
     monkeypatch.setattr(sys, "argv", [str(path)])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(path), run_name="__main__")

@@ -28,7 +28,19 @@ def report(say):
 def test_doctor_names_all_that_minipc_stands_on(say, folder):
     code, out, err = say("doctor")
     assert (code, err) == (0, "")
-    for name in ("minipc", "Python", "CPUs", "NumPy", "BLAS", "SciPy", "h5py", "HDF5", "click", "CuPy", "locks"):
+    for name in (
+        "minipc",
+        "Python",
+        "CPUs",
+        "NumPy",
+        "BLAS",
+        "SciPy",
+        "h5py",
+        "HDF5",
+        "click",
+        "CuPy",
+        "locks",
+    ):
         assert name in out
     values = report(say)
     assert values["numpy"] in out and values["blas"] in out and values["platform"] in out
@@ -45,7 +57,11 @@ def test_doctor_names_no_host_no_user_and_no_path(say, monkeypatch, folder):
         assert "secret" not in out and "/" not in out
         for name in (socket.gethostname(), getpass.getuser()):
             assert len(name) < 6 or name not in out  # a short one may be part of a word
-    assert report(say)["variables"] == {"MINIPC_EPOCHS": "12", "MINIPC_OUT": "(path)", "MINIPC_TEACHER": "(path)"}
+    assert report(say)["variables"] == {
+        "MINIPC_EPOCHS": "12",
+        "MINIPC_OUT": "(path)",
+        "MINIPC_TEACHER": "(path)",
+    }
 
 
 def test_blas_threads_are_told(say, monkeypatch):
@@ -77,7 +93,11 @@ def test_a_driver_that_fails_is_told_without_its_paths(say, fake_cupy, monkeypat
 
     monkeypatch.setattr(fake_cupy.cuda.runtime, "getDeviceCount", no_driver)
     cupy = report(say)["cupy"]
-    assert "cannot open shared object" in cupy["reason"] and "/usr" not in cupy["reason"] and not cupy["devices"]
+    assert (
+        "cannot open shared object" in cupy["reason"]
+        and "/usr" not in cupy["reason"]
+        and not cupy["devices"]
+    )
 
 
 def test_a_file_system_without_locks_or_reservation_is_told(say, monkeypatch):

@@ -39,7 +39,9 @@ def interrupted(out, splits, views, after):
 
     def dying(points):
         calls.append(1)
-        if len(calls) > 3 + 3 + 3 * after:  # it is tried with three blocks, the trial has three and so has each shard
+        if (
+            len(calls) > 3 + 3 + 3 * after
+        ):  # it is tried with three blocks, the trial has three and so has each shard
             raise KeyboardInterrupt
         return teacher(points)
 
@@ -51,10 +53,21 @@ def test_a_dry_run_changes_nothing_and_its_forecast_comes_true(out, splits):
     before = state(out.parent)
     told = forecast(splits.train, "t", str(out), 3, with_clouds=splits)
     assert state(out.parent) == before
-    assert (told.shards, told.shards_there, told.rows_left) == (3, 0, 210) and told.would_make == [str(out)]
+    assert (told.shards, told.shards_there, told.rows_left) == (3, 0, 210) and told.would_make == [
+        str(out)
+    ]
     done = record(splits.train, teacher, "t", str(out), 3, with_clouds=splits, force=True)
     assert abs(done.bytes - told.bytes) < 4000 and told.bytes_needed > told.bytes
-    for name in ("out", "run_id", "clouds", "views", "classes", "bytes_per_view", "clouds_as", "clouds_bytes"):
+    for name in (
+        "out",
+        "run_id",
+        "clouds",
+        "views",
+        "classes",
+        "bytes_per_view",
+        "clouds_as",
+        "clouds_bytes",
+    ):
         assert getattr(done, name) == getattr(told, name)
 
 
@@ -65,7 +78,10 @@ def test_a_dry_run_on_a_damaged_interrupted_recording_sees_all_and_touches_nothi
     bad.write_bytes(bad.read_bytes()[:-1])
     plan = parts / "plan.json"
     plan.write_bytes(plan.read_bytes()[:-1])
-    for name in (parts / ".plan.json.0123456789abcdef.tmp", out.parent / ".record.h5.0123456789abcdef.tmp"):
+    for name in (
+        parts / ".plan.json.0123456789abcdef.tmp",
+        out.parent / ".record.h5.0123456789abcdef.tmp",
+    ):
         name.write_bytes(b"what a killed writer left")
     before = state(out.parent)
     told = forecast(splits.train, "t", str(out), 4)
@@ -83,7 +99,10 @@ def test_a_dry_run_knows_what_a_finished_record_lacks(out, splits):
     record(splits.train, teacher, "t", str(out), 2, force=True)
     before = state(out.parent)
     for views, carry, rows, makes in [
-        (2, None, 0, []), (1, None, 0, []), (2, splits, 0, [str(out)]), (3, None, 70, [str(out)])
+        (2, None, 0, []),
+        (1, None, 0, []),
+        (2, splits, 0, [str(out)]),
+        (3, None, 70, [str(out)]),
     ]:
         told = forecast(splits.train, "t", str(out), views, with_clouds=carry)
         assert (told.rows_left, told.would_make) == (rows, makes)
@@ -91,10 +110,16 @@ def test_a_dry_run_knows_what_a_finished_record_lacks(out, splits):
     assert state(out.parent) == before
 
 
-@pytest.mark.parametrize("change, error, named", [
-    (dict(views=0), UsageError, "views"), (dict(seed=-1), UsageError, "seed"), (dict(seed=1), DataError, "seed is 0"),
-    (dict(teacher_id="other"), DataError, "teacher_id"), (dict(logits="float32"), DataError, "logits"),
-])
+@pytest.mark.parametrize(
+    "change, error, named",
+    [
+        (dict(views=0), UsageError, "views"),
+        (dict(seed=-1), UsageError, "seed"),
+        (dict(seed=1), DataError, "seed is 0"),
+        (dict(teacher_id="other"), DataError, "teacher_id"),
+        (dict(logits="float32"), DataError, "logits"),
+    ],
+)
 def test_a_dry_run_refuses_what_a_recording_would(out, splits, change, error, named):
     record(splits.train, teacher, "t", str(out), 1, force=True)
     settings = dict(clouds=splits.train, teacher_id="t", out=str(out), views=1)
@@ -107,10 +132,14 @@ def test_a_dry_run_refuses_what_a_recording_would(out, splits, change, error, na
 
 def disk(monkeypatch, free):
     """Let every disk have so many bytes free."""
-    monkeypatch.setattr(os, "statvfs", lambda path: namedtuple("S", "f_bavail f_frsize")(free // 512, 512))
+    monkeypatch.setattr(
+        os, "statvfs", lambda path: namedtuple("S", "f_bavail f_frsize")(free // 512, 512)
+    )
 
 
-def test_too_little_space_is_told_before_the_teacher_is_called_and_leaves_nothing(out, splits, monkeypatch):
+def test_too_little_space_is_told_before_the_teacher_is_called_and_leaves_nothing(
+    out, splits, monkeypatch
+):
     calls = []
     needed = forecast(splits.train, "t", str(out), 3).bytes_needed
     disk(monkeypatch, needed - 512)
@@ -118,7 +147,9 @@ def test_too_little_space_is_told_before_the_teacher_is_called_and_leaves_nothin
         lambda: record(splits.train, calls.append, "t", str(out), 3),
         lambda: forecast(splits.train, "t", str(out), 3),
     ):
-        with pytest.raises(MinipcError, match="needs 0.0 MB more, but its disk has 0.0 MB free; free some") as caught:
+        with pytest.raises(
+            MinipcError, match="needs 0.0 MB more, but its disk has 0.0 MB free; free some"
+        ) as caught:
             run()
         assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert not calls and os.listdir(out.parent) == []
@@ -133,9 +164,17 @@ def test_the_space_that_is_needed_is_the_space_that_is_taken(out, splits, monkey
         before, most = size_of(out.parent), []
         finalise = Store.finalise
         with monkeypatch.context() as patch:
-            patch.setattr(Store, "finalise", lambda self, progress: (
-                most.append(size_of(out.parent) - before), finalise(self, progress))[1])
-            done = record(splits.train, teacher, "t", str(out), views, with_clouds=carry, force=True)
+            patch.setattr(
+                Store,
+                "finalise",
+                lambda self, progress: (
+                    most.append(size_of(out.parent) - before),
+                    finalise(self, progress),
+                )[1],
+            )
+            done = record(
+                splits.train, teacher, "t", str(out), views, with_clouds=carry, force=True
+            )
         taken = most[0] + done.bytes
         assert taken <= told.bytes_needed + 4000 and told.bytes_needed < taken + 4096 * 5
 
@@ -156,7 +195,9 @@ def test_where_the_system_does_not_tell_nothing_is_refused(out, splits, monkeypa
     def failing(path):
         raise OSError("not supported")
 
-    monkeypatch.delattr(os, "statvfs") if gone == "missing" else monkeypatch.setattr(os, "statvfs", failing)
+    monkeypatch.delattr(os, "statvfs") if gone == "missing" else monkeypatch.setattr(
+        os, "statvfs", failing
+    )
     assert forecast(splits.train, "t", str(out), 1).bytes_free is None
     record(splits.train, teacher, "t", str(out), 1, force=True)
 
@@ -178,27 +219,49 @@ def test_too_little_space_is_one_line_and_exit_1(data, say, folder, monkeypatch)
 def test_the_command_says_what_it_would_do_and_does_nothing(data, say, folder):  # noqa: F811
     assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
     before = state(folder)
-    code, out, err = say("record", data, "--teacher", "teacher", "--views", 2, "--with-clouds", "--dry-run")
+    code, out, err = say(
+        "record", data, "--teacher", "teacher", "--views", 2, "--with-clouds", "--dry-run"
+    )
     assert (code, err) == (0, "")
     assert "96 clouds x 2 views" in out and "shards: 2, there 0, to do 2 (192 rows); needs " in out
     assert "embedded as float32" in out and out.endswith("would make: record.h5\n")
-    code, out, err = say("record", data, "--teacher", "teacher", "--views", 2, "--dry-run", "--json")
+    code, out, err = say(
+        "record", data, "--teacher", "teacher", "--views", 2, "--dry-run", "--json"
+    )
     values = json.loads(out)
-    assert (code, values["rows_left"], values["would_make"], values["clouds_as"]) == (0, 192, ["record.h5"], None)
+    assert (code, values["rows_left"], values["would_make"], values["clouds_as"]) == (
+        0,
+        192,
+        ["record.h5"],
+        None,
+    )
     assert state(folder) == before
     assert say("record", data, "--teacher", "teacher", "--views", 2, "--quiet")[0] == 0
     code, out, err = say("record", data, "--teacher", "teacher", "--views", 2, "--dry-run")
-    assert code == 0 and "there 2, to do 0 (0 rows); needs 0 B" in out and out.endswith("would make: nothing\n")
+    assert (
+        code == 0
+        and "there 2, to do 0 (0 rows); needs 0 B" in out
+        and out.endswith("would make: nothing\n")
+    )
 
 
-@pytest.mark.parametrize("line, code, named", [
-    ("record none.h5 --teacher teacher --dry-run", 3, "none.h5"),
-    ("record clouds.h5 --teacher none --dry-run", 3, "none"),
-    ("record clouds.h5 --dry-run", 2, "a teacher is needed"),
-    ("record clouds.h5 --teacher teacher --seed 1 --dry-run", 3, "holds another recording"),
-    ("record clouds.h5 --teacher teacher --out no/where.h5 --dry-run", 3, "there is no folder no; make it first"),
-])
-def test_the_command_refuses_in_a_dry_run_what_it_refuses_otherwise(data, say, folder, line, code, named):  # noqa: F811
+@pytest.mark.parametrize(
+    "line, code, named",
+    [
+        ("record none.h5 --teacher teacher --dry-run", 3, "none.h5"),
+        ("record clouds.h5 --teacher none --dry-run", 3, "none"),
+        ("record clouds.h5 --dry-run", 2, "a teacher is needed"),
+        ("record clouds.h5 --teacher teacher --seed 1 --dry-run", 3, "holds another recording"),
+        (
+            "record clouds.h5 --teacher teacher --out no/where.h5 --dry-run",
+            3,
+            "there is no folder no; make it first",
+        ),
+    ],
+)
+def test_the_command_refuses_in_a_dry_run_what_it_refuses_otherwise(
+    data, say, folder, line, code, named
+):  # noqa: F811
     assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
     assert say("record", data, "--teacher", "teacher", "--views", 1, "--quiet")[0] == 0
     before = state(folder)
@@ -223,7 +286,9 @@ def test_a_bare_dry_run_names_the_files_that_would_be_made(folder, say, small_sh
     os.rename("elsewhere", "teacher")
     assert {name for name in state(folder)} == {name for name in before}
     (folder / "teacher" / "model.h5").unlink()
-    assert say("record", "--dry-run")[1] == "would make: teacher, record.h5\n"  # an unfinished one is set aside
+    assert (
+        say("record", "--dry-run")[1] == "would make: teacher, record.h5\n"
+    )  # an unfinished one is set aside
     (folder / "teacher" / "run.json").unlink()
     before = state(folder)
     code, out, err = say("record", "--dry-run")

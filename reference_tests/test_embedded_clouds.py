@@ -49,8 +49,16 @@ def teacher(points):
 
 
 def write(out, splits, views=2, carry=True, logits_of=teacher, **more):
-    return record(splits.train, logits_of, "first-point", str(out), views, force=True,
-                  with_clouds=splits if carry else None, **more)
+    return record(
+        splits.train,
+        logits_of,
+        "first-point",
+        str(out),
+        views,
+        force=True,
+        with_clouds=splits if carry else None,
+        **more,
+    )
 
 
 def assert_same(found, wanted):
@@ -75,12 +83,17 @@ def out(tmp_path):
 
 def test_clouds_on_a_grid_come_back_from_int16_bit_for_bit(out, splits):
     done = write(out, splits)
-    assert (done.clouds_as, done.clouds_bytes) == ("int16", 2 * 3 * (70 * 12 + 40 * 9) + 8 * (70 + 40))
+    assert (done.clouds_as, done.clouds_bytes) == (
+        "int16",
+        2 * 3 * (70 * 12 + 40 * 9) + 8 * (70 + 40),
+    )
     with RecordReader(str(out)) as reader:
         assert reader.meta["clouds"] == {"dtype": "int16", "exponent": -14, "source": None}
         assert_same(reader.clouds(), splits)
         scale, shift, logits = reader.view(1)  # the rows are as without clouds
-        np.testing.assert_array_equal(logits, (splits.train.points[:, 0] * scale + shift).astype(np.float16))
+        np.testing.assert_array_equal(
+            logits, (splits.train.points[:, 0] * scale + shift).astype(np.float16)
+        )
 
 
 def test_one_ulp_off_the_grid_keeps_float32(out, splits):
@@ -91,19 +104,34 @@ def test_one_ulp_off_the_grid_keeps_float32(out, splits):
         assert_same(reader.clouds(), splits)
 
 
-@pytest.mark.parametrize("largest, exponent", [
-    (1.0, -14), (32767 * 2.0**-15, -15), (32769 * 2.0**-15, None), (16385 * 2.0**-14, -14), (0.25, -16),
-    (32767.0, 0), (32768.0, 1), (2.0**-149, -163), (2.0**127, 113), (0.0, -15),
-])
+@pytest.mark.parametrize(
+    "largest, exponent",
+    [
+        (1.0, -14),
+        (32767 * 2.0**-15, -15),
+        (32769 * 2.0**-15, None),
+        (16385 * 2.0**-14, -14),
+        (0.25, -16),
+        (32767.0, 0),
+        (32768.0, 1),
+        (2.0**-149, -163),
+        (2.0**127, 113),
+        (0.0, -15),
+    ],
+)
 def test_the_grid_is_the_finest_whose_largest_point_fits(largest, exponent):
     points = np.zeros((3, 1, 3), np.float32)
     points[1, 0, 2] = -largest if largest else 0
-    assert embedded.encode(Splits(clouds_of(points), clouds_of(points))).meta["exponent"] == exponent
+    assert (
+        embedded.encode(Splits(clouds_of(points), clouds_of(points))).meta["exponent"] == exponent
+    )
 
 
 def test_both_splits_have_one_exponent_that_of_the_larger(splits):
     far = Splits(splits.train, replace(splits.test, points=splits.test.points * 4))
-    assert embedded.encode(far).meta["dtype"] == "float32"  # 2^-14 in train, 4 in test: more than 16 bits
+    assert (
+        embedded.encode(far).meta["dtype"] == "float32"
+    )  # 2^-14 in train, 4 in test: more than 16 bits
     coarse = Splits(clouds_of(np.ones((3, 1, 3)) * 0.5), clouds_of(np.ones((3, 1, 3)) * 64))
     assert embedded.encode(coarse).meta == {"dtype": "int16", "exponent": -8, "source": None}
 
@@ -122,7 +150,11 @@ def test_any_clouds_come_back_bit_for_bit(values):
     meta, arrays = embedded.encode(splits)
     for name, clouds in zip(Splits._fields, splits):
         stored = arrays[f"clouds/{name}/points"]
-        found = stored if meta["exponent"] is None else np.ldexp(stored.astype(np.float32), meta["exponent"])
+        found = (
+            stored
+            if meta["exponent"] is None
+            else np.ldexp(stored.astype(np.float32), meta["exponent"])
+        )
         assert found.tobytes() == clouds.points.tobytes()
 
 
@@ -134,9 +166,14 @@ def test_a_record_with_clouds_has_version_2_the_same_run_and_the_same_rows(tmp_p
     one, two = tmp_path / "1.h5", tmp_path / "2.h5"
     without, with_them = write(one, splits, carry=False), write(two, splits)
     assert (header_version(one), header_version(two)) == (1, 2)
-    assert without.run_id == with_them.run_id and (without.clouds_as, without.clouds_bytes) == (None, 0)
+    assert without.run_id == with_them.run_id and (without.clouds_as, without.clouds_bytes) == (
+        None,
+        0,
+    )
     with open_record(one) as a, open_record(two) as b:
-        assert a.plan == b.plan and {**b.meta, "clouds": 0} == {**a.meta, "clouds": 0} and not a.clouds
+        assert (
+            a.plan == b.plan and {**b.meta, "clouds": 0} == {**a.meta, "clouds": 0} and not a.clouds
+        )
         for name, stored in a.rows.items():
             assert stored.read().tobytes() == b.rows[name].read().tobytes()
     with RecordReader(str(one)) as reader:
@@ -146,8 +183,10 @@ def test_a_record_with_clouds_has_version_2_the_same_run_and_the_same_rows(tmp_p
 def test_embedded_clouds_open_with_plain_h5py(out, splits):
     write(out, splits)
     with h5py.File(out, "r") as file:
-        assert {name: (file[f"clouds/{name}/points"].dtype, file[f"clouds/{name}/points"].shape)
-                for name in file["clouds"]} == {"train": (np.int16, (70, 12, 3)), "test": (np.int16, (40, 9, 3))}
+        assert {
+            name: (file[f"clouds/{name}/points"].dtype, file[f"clouds/{name}/points"].shape)
+            for name in file["clouds"]
+        } == {"train": (np.int16, (70, 12, 3)), "test": (np.int16, (40, 9, 3))}
 
 
 # Adding and keeping
@@ -157,10 +196,16 @@ def test_embedded_clouds_open_with_plain_h5py(out, splits):
 def test_clouds_and_views_added_in_any_order_give_the_same_bytes(tmp_path, splits, change):
     splits, whole = change(splits), tmp_path / "whole.h5"
     write(whole, splits, views=3)
-    for number, steps in enumerate([
-        [(3, False), (3, True)], [(1, True), (3, False)], [(1, True), (3, True)], [(1, False), (2, True), (3, False)],
-        [(3, True), (1, False)], [(3, True), (3, True)],
-    ]):
+    for number, steps in enumerate(
+        [
+            [(3, False), (3, True)],
+            [(1, True), (3, False)],
+            [(1, True), (3, True)],
+            [(1, False), (2, True), (3, False)],
+            [(3, True), (1, False)],
+            [(3, True), (3, True)],
+        ]
+    ):
         out = tmp_path / f"{number}.h5"
         for views, carry in steps:
             done = write(out, splits, views, carry)
@@ -184,8 +229,12 @@ def test_a_finished_record_with_clouds_is_left_as_it_is(out, splits):
     assert (out.stat().st_mtime_ns, out.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
 
 
-def test_killed_at_any_step_adding_clouds_leaves_the_old_record_or_the_new_one(tmp_path, splits, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda fd: None)  # no power is cut here; killed_at counts them all the same
+def test_killed_at_any_step_adding_clouds_leaves_the_old_record_or_the_new_one(
+    tmp_path, splits, monkeypatch
+):
+    monkeypatch.setattr(
+        os, "fsync", lambda fd: None
+    )  # no power is cut here; killed_at counts them all the same
     old, whole = tmp_path / "old.h5", tmp_path / "whole.h5"
     write(old, splits, carry=False)
     write(whole, splits)
@@ -210,8 +259,13 @@ def test_killed_at_any_step_adding_clouds_leaves_the_old_record_or_the_new_one(t
 
 def test_clouds_that_are_not_the_recorded_ones_are_not_embedded(out, splits):
     other = on_grid(seed=1)
-    with pytest.raises(DataError, match="the training clouds to carry: are not those that are recorded: points_hash"):
-        record(splits.train, teacher, "t", str(out), 1, with_clouds=Splits(other.train, splits.test))
+    with pytest.raises(
+        DataError,
+        match="the training clouds to carry: are not those that are recorded: points_hash",
+    ):
+        record(
+            splits.train, teacher, "t", str(out), 1, with_clouds=Splits(other.train, splits.test)
+        )
     turned = replace(splits.test, up_axis="y")
     with pytest.raises(DataError, match="the test split: up axis is y"):
         record(splits.train, teacher, "t", str(out), 1, with_clouds=Splits(splits.train, turned))
@@ -255,20 +309,30 @@ def other_exponent(arrays, meta):
     return arrays, {**meta, "clouds": {**meta["clouds"], "exponent": -13}}
 
 
-@pytest.mark.parametrize("change, named", [
-    (other_points, "points_hash"), (other_labels, "labels_hash"), (other_exponent, "points_hash"),
-])
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (other_points, "points_hash"),
+        (other_labels, "labels_hash"),
+        (other_exponent, "points_hash"),
+    ],
+)
 def test_embedded_clouds_that_are_not_those_of_the_plan_are_refused(out, splits, change, named):
     write(out, splits)
     rewrite(out, change)
     with RecordReader(str(out)) as reader:
         reader.view(0)
-        with pytest.raises(DataError, match=f"clouds/train: are not those that are recorded: {named}"):
+        with pytest.raises(
+            DataError, match=f"clouds/train: are not those that are recorded: {named}"
+        ):
             reader.clouds()
 
 
 def without(*names):
-    return lambda arrays, meta: ({name: array for name, array in arrays.items() if name not in names}, meta)
+    return lambda arrays, meta: (
+        {name: array for name, array in arrays.items() if name not in names},
+        meta,
+    )
 
 
 def changed(name, change):
@@ -279,20 +343,41 @@ def claimed(**more):
     return lambda arrays, meta: (arrays, {**meta, "clouds": {**meta["clouds"], **more}})
 
 
-@pytest.mark.parametrize("change, message", [
-    (without("clouds/test/labels"), "misses"),
-    (without("clouds/test/points", "clouds/test/labels"), "misses"),
-    (lambda arrays, meta: ({**arrays, "clouds/more": np.zeros(3)}, meta), "foreign"),
-    (lambda arrays, meta: (arrays, {name: meta[name] for name in meta if name != "clouds"}), "foreign"),
-    (changed("clouds/train/points", lambda x: x[:69]), "axis N of clouds/train/points is 69, but it is 70"),
-    (changed("clouds/test/labels", lambda x: x[:39]), "axis M of clouds/test/labels is 39, but it is 40"),
-    (changed("clouds/test/points", lambda x: x[..., :2]), "axis D"),
-    (changed("clouds/test/points", lambda x: x.astype(np.float32)), "expected int16, found float32"),
-    (changed("clouds/test/labels", lambda x: x.astype(np.int32)), "expected int64, found int32"),
-    (claimed(exponent=None), "clouds as 'int16'"), (claimed(exponent=True), "clouds as"),
-    (claimed(exponent=-300), "clouds as"), (claimed(dtype="int8"), "clouds as"), (claimed(more=1), "unknown"),
-    (claimed(dtype="float32", exponent=None), "expected float32, found int16"),
-])
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (without("clouds/test/labels"), "misses"),
+        (without("clouds/test/points", "clouds/test/labels"), "misses"),
+        (lambda arrays, meta: ({**arrays, "clouds/more": np.zeros(3)}, meta), "foreign"),
+        (
+            lambda arrays, meta: (arrays, {name: meta[name] for name in meta if name != "clouds"}),
+            "foreign",
+        ),
+        (
+            changed("clouds/train/points", lambda x: x[:69]),
+            "axis N of clouds/train/points is 69, but it is 70",
+        ),
+        (
+            changed("clouds/test/labels", lambda x: x[:39]),
+            "axis M of clouds/test/labels is 39, but it is 40",
+        ),
+        (changed("clouds/test/points", lambda x: x[..., :2]), "axis D"),
+        (
+            changed("clouds/test/points", lambda x: x.astype(np.float32)),
+            "expected int16, found float32",
+        ),
+        (
+            changed("clouds/test/labels", lambda x: x.astype(np.int32)),
+            "expected int64, found int32",
+        ),
+        (claimed(exponent=None), "clouds as 'int16'"),
+        (claimed(exponent=True), "clouds as"),
+        (claimed(exponent=-300), "clouds as"),
+        (claimed(dtype="int8"), "clouds as"),
+        (claimed(more=1), "unknown"),
+        (claimed(dtype="float32", exponent=None), "expected float32, found int16"),
+    ],
+)
 def test_a_hostile_record_with_clouds_and_a_right_digest_is_refused(out, splits, change, message):
     write(out, splits)
     rewrite(out, change)
@@ -303,7 +388,10 @@ def test_a_hostile_record_with_clouds_and_a_right_digest_is_refused(out, splits,
 def test_clouds_that_no_network_could_learn_from_are_refused_when_read(out, splits):
     write(out, splits)
     rewrite(out, changed("clouds/test/labels", lambda x: x + 9))
-    with RecordReader(str(out)) as reader, pytest.raises(DataError, match="clouds/test: .*labels from 0 to 2"):
+    with (
+        RecordReader(str(out)) as reader,
+        pytest.raises(DataError, match="clouds/test: .*labels from 0 to 2"),
+    ):
         reader.clouds()
 
 

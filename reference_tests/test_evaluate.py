@@ -42,7 +42,9 @@ def test_accuracies_come_from_the_confusion_matrix():
     labels = np.array([0, 0, 0, 0, 1, 1, 3])
     found = metrics(labels, logits_for([0, 0, 0, 1, 1, 0, 2], 4))
     assert found.accuracy == pytest.approx(4 / 7)
-    assert found.mean_class_accuracy == pytest.approx((3 / 4 + 1 / 2 + 0) / 3)  # class 2 never occurs
+    assert found.mean_class_accuracy == pytest.approx(
+        (3 / 4 + 1 / 2 + 0) / 3
+    )  # class 2 never occurs
     assert found.confusion.tolist() == [[3, 1, 0, 0], [1, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0]]
 
 
@@ -50,7 +52,9 @@ def test_the_negative_log_likelihood_is_that_of_the_label_in_nats():
     p = np.array([[0.5, 0.25, 0.25], [0.1, 0.8, 0.1]])
     found = metrics(np.array([0, 2]), np.log(p))
     assert found.nll == pytest.approx(-(np.log(0.5) + np.log(0.1)) / 2, rel=1e-14)
-    assert metrics(np.array([1]), np.array([[1000.0, 0.0]])).nll == pytest.approx(1000)  # no overflow, no clipping
+    assert metrics(np.array([1]), np.array([[1000.0, 0.0]])).nll == pytest.approx(
+        1000
+    )  # no overflow, no clipping
 
 
 def test_the_calibration_error_is_the_sum_over_bins_typed_from_its_definition():
@@ -81,7 +85,10 @@ def test_a_model_that_is_right_as_often_as_it_says_has_no_calibration_error():
 
 def test_logits_that_are_not_finite_are_an_error_and_no_metrics(model, points):
     broken = model._replace(params=model.params | {"out.b": np.full(3, np.inf, np.float32)})
-    for value in (broken, model._replace(params=model.params | {"out.b": np.full(3, np.nan, np.float32)})):
+    for value in (
+        broken,
+        model._replace(params=model.params | {"out.b": np.full(3, np.nan, np.float32)}),
+    ):
         with pytest.raises(MinipcError, match="logits are no longer finite"):
             predict(value, points, np, 2)
     with pytest.raises(MinipcError, match="far larger than"):
@@ -91,7 +98,9 @@ def test_logits_that_are_not_finite_are_an_error_and_no_metrics(model, points):
 def test_voting_is_the_mean_softmax_over_fixed_views(model, points):
     voted = vote(model, points, 3, AugmentConfig(), np, 1)
     views = [apply(points, draw(VOTE_SEED, view, 0, 70, AugmentConfig())) for view in range(3)]
-    mean = np.mean([softmax(predict(model, view, np, 1).astype(np.float64), axis=1) for view in views], axis=0)
+    mean = np.mean(
+        [softmax(predict(model, view, np, 1).astype(np.float64), axis=1) for view in views], axis=0
+    )
     np.testing.assert_allclose(np.exp(voted), mean, rtol=1e-5)  # float32 log-softmax of one view
     np.testing.assert_array_equal(voted, vote(model, points, 3, AugmentConfig(), np, 2))
     assert not np.array_equal(voted.argmax(axis=1), predict(model, points, np, 1).argmax(axis=1))

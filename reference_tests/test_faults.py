@@ -53,10 +53,17 @@ def test_a_recording_makes_all_these_calls(counts):
     assert counts.keys() == set(CALLS) and sum(counts.values()) > 200
 
 
-@pytest.mark.parametrize("for_good, code, most", [
-    (False, errno.EIO, MANY), (False, errno.ENOSPC, SOME), (False, errno.EINTR, SOME), (True, errno.EIO, SOME),
-    (True, errno.ENOSPC, MANY),
-], ids=["EIO once", "ENOSPC once", "EINTR once", "EIO for good", "ENOSPC for good"])
+@pytest.mark.parametrize(
+    "for_good, code, most",
+    [
+        (False, errno.EIO, MANY),
+        (False, errno.ENOSPC, SOME),
+        (False, errno.EINTR, SOME),
+        (True, errno.EIO, SOME),
+        (True, errno.ENOSPC, MANY),
+    ],
+    ids=["EIO once", "ENOSPC once", "EINTR once", "EIO for good", "ENOSPC for good"],
+)
 @pytest.mark.parametrize("name", CALLS)
 def test_whichever_call_fails_the_end_is_one_line_and_the_same_command_leads_to_the_same_bytes(
     name, for_good, code, most, counts, judge, tmp_path, record_property
@@ -73,11 +80,16 @@ def test_whichever_call_fails_the_end_is_one_line_and_the_same_command_leads_to_
         except MinipcError as reason:
             assert "\n" not in str(reason) and os.strerror(code) in str(reason), (nth, reason)
         state = {
-            os.path.relpath(os.path.join(place, each), folder): open_and_read(os.path.join(place, each))
-            for place, _, names in os.walk(folder) for each in names
+            os.path.relpath(os.path.join(place, each), folder): open_and_read(
+                os.path.join(place, each)
+            )
+            for place, _, names in os.walk(folder)
+            for each in names
         }
         assert judge.fault(state, set(told)) is None, nth
-        assert len(Store(folder / "record.h5", PLAN).missing()) <= len(SHARDS) - sum(n[0] == "shard" for n in told)
+        assert len(Store(folder / "record.h5", PLAN).missing()) <= len(SHARDS) - sum(
+            n[0] == "shard" for n in told
+        )
         record(folder)
         assert (folder / "record.h5").read_bytes() == judge.record, nth
 

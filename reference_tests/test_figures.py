@@ -36,7 +36,11 @@ def test_the_tables_on_steps_are_those_of_the_sweep():
 
 
 def test_float32_sees_no_error_of_one_percent_and_float64_does():
-    assert min(step_sweep.sweep(np.float32, "textbook")) > 0.01 > 1e6 * min(step_sweep.sweep(np.float64, "fused"))
+    assert (
+        min(step_sweep.sweep(np.float32, "textbook"))
+        > 0.01
+        > 1e6 * min(step_sweep.sweep(np.float64, "fused"))
+    )
 
 
 def test_the_walk_falls_with_the_slope_of_the_negative_margin():
@@ -66,7 +70,9 @@ def test_every_figure_is_there_and_shown():
 
 
 def test_the_figures_can_be_drawn_again(tmp_path):
-    pytest.importorskip("matplotlib", reason="matplotlib is not installed: the figures were not drawn again")
+    pytest.importorskip(
+        "matplotlib", reason="matplotlib is not installed: the figures were not drawn again"
+    )
     figures.draw(tmp_path)
     for path in tmp_path.iterdir():
         assert path.read_text().count("<path") > 10 and (DOCS / "figures" / path.name).exists()

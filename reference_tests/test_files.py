@@ -86,9 +86,19 @@ def test_canonical_json_is_sorted_ascii_without_space_and_refuses_nan():
         files.canonical_json([float("nan")])
 
 
-@pytest.mark.parametrize("text", [
-    b"", b"[1]", b'{"a":NaN}', b'{"a":1e999}', b'{"a":1,"a":2}', b"\xff", b"[" * 100_000, b"nul",
-])
+@pytest.mark.parametrize(
+    "text",
+    [
+        b"",
+        b"[1]",
+        b'{"a":NaN}',
+        b'{"a":1e999}',
+        b'{"a":1,"a":2}',
+        b"\xff",
+        b"[" * 100_000,
+        b"nul",
+    ],
+)
 def test_json_that_is_no_mapping_or_means_two_things_is_refused(text):
     with pytest.raises(DataError, match="here: expected a JSON object"):
         files.parse_json(text, "here")
@@ -109,10 +119,18 @@ def test_a_dataclass_is_rebuilt_from_json_with_its_tuples():
     assert built == Config((1, 2), 1.0)
 
 
-@pytest.mark.parametrize("values", [
-    {"sizes": [1]}, {"sizes": [1], "rate": 1.0, "more": 1}, {"sizes": [1], "rate": -1.0},
-    {"sizes": [1], "rate": "x"}, {"sizes": [1], "rate": None}, [1], None,
-])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sizes": [1]},
+        {"sizes": [1], "rate": 1.0, "more": 1},
+        {"sizes": [1], "rate": -1.0},
+        {"sizes": [1], "rate": "x"},
+        {"sizes": [1], "rate": None},
+        [1],
+        None,
+    ],
+)
 def test_unknown_missing_and_refused_values_name_where_they_are(values):
     with pytest.raises(DataError, match="^here: "):
         files.from_dict(Config, values, "here")
@@ -121,7 +139,9 @@ def test_unknown_missing_and_refused_values_name_where_they_are(values):
 def test_a_content_hash_knows_dtype_shape_and_value_but_not_layout():
     x = np.arange(6, dtype=np.float32).reshape(2, 3)
     digest = files.sha256_arrays(x)
-    assert digest == files.sha256_arrays(np.asfortranarray(x)) == files.sha256_arrays(x.astype(">f4"))
+    assert (
+        digest == files.sha256_arrays(np.asfortranarray(x)) == files.sha256_arrays(x.astype(">f4"))
+    )
     others = [x.reshape(3, 2), x.astype(np.float64), x.view(np.int32), x + 1, x[:1]]
     assert len({digest, *(files.sha256_arrays(other) for other in others)}) == 6
     assert files.sha256_arrays(x[:1], x[1:]) != files.sha256_arrays(x[:0], x)
@@ -181,7 +201,9 @@ def test_a_kill_at_any_step_of_a_commit_leaves_the_old_file_or_the_new(path, tmp
 
 @pytest.mark.parametrize("name", ["open", "pwrite", "fsync", "rename"])
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO, errno.EACCES])
-def test_a_failing_call_is_one_line_and_leaves_the_old_file_and_nothing_else(path, tmp_path, monkeypatch, name, code):
+def test_a_failing_call_is_one_line_and_leaves_the_old_file_and_nothing_else(
+    path, tmp_path, monkeypatch, name, code
+):
     write(path, a="old")
     real, calls = getattr(os, name), []
 
@@ -201,7 +223,9 @@ def test_a_failing_call_is_one_line_and_leaves_the_old_file_and_nothing_else(pat
     assert read(path)[0] == {"a": "old"} and os.listdir(tmp_path) == ["file.h5"]
 
 
-def test_a_folder_that_cannot_be_made_durable_is_told_and_one_that_has_no_fsync_is_not(path, monkeypatch):
+def test_a_folder_that_cannot_be_made_durable_is_told_and_one_that_has_no_fsync_is_not(
+    path, monkeypatch
+):
     real = os.fsync
 
     def failing(code):
@@ -209,6 +233,7 @@ def test_a_folder_that_cannot_be_made_durable_is_told_and_one_that_has_no_fsync_
             if os.path.isdir(f"/proc/self/fd/{fd}"):
                 raise OSError(code, os.strerror(code))
             return real(fd)
+
         return fsync
 
     monkeypatch.setattr(os, "fsync", failing(errno.EIO))
@@ -228,8 +253,11 @@ def test_whatever_the_block_raises_leaves_no_temporary(path, tmp_path):
 def test_places_that_cannot_be_written_are_named_with_a_remedy(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     for place, why in [
-        (tmp_path, "found a folder"), (tmp_path / "pipe", "found a pipe"), ("/dev/null", "found a device"),
-        (tmp_path / "no" / "x", "No such file or directory"), (tmp_path / ("x" * 300), "File name too long"),
+        (tmp_path, "found a folder"),
+        (tmp_path / "pipe", "found a pipe"),
+        ("/dev/null", "found a device"),
+        (tmp_path / "no" / "x", "No such file or directory"),
+        (tmp_path / ("x" * 300), "File name too long"),
     ]:
         with pytest.raises(DataError, match=why) as caught:
             files.commit(place, b"x")
@@ -245,9 +273,14 @@ def test_a_link_is_followed_and_stays_a_link(tmp_path):
 
 
 def test_a_sweep_removes_what_the_dead_left_and_nothing_of_the_living(tmp_path):
-    dead, alive, foreign = (tmp_path / name for name in (
-        ".file.h5.0123456789abcdef.tmp", ".file.h5.fedcba9876543210.tmp", ".file.h5.x.tmp"
-    ))
+    dead, alive, foreign = (
+        tmp_path / name
+        for name in (
+            ".file.h5.0123456789abcdef.tmp",
+            ".file.h5.fedcba9876543210.tmp",
+            ".file.h5.x.tmp",
+        )
+    )
     for name in (dead, alive, foreign):
         name.write_bytes(b"x")
     with open(alive, "rb") as file:
@@ -313,10 +346,15 @@ def test_foreign_paths_are_refused_in_one_line_without_hanging(tmp_path):
     write(str(tmp_path / "cut.h5"))
     os.truncate(tmp_path / "cut.h5", 300)
     for name, why in {
-        "missing": "cannot be read .No such file", "empty": "is empty", "text": "is not a minipc file",
-        "plain.h5": "is HDF5, but not made by minipc", "pipe": "expected a file, found a pipe",
-        ".": "expected a file, found a folder", "x\0y": "cannot be read .*embedded null",
-        "clouds.h5": "is a minipc clouds file, but a model file is wanted", "cut.h5": "is damaged: it ends after 300",
+        "missing": "cannot be read .No such file",
+        "empty": "is empty",
+        "text": "is not a minipc file",
+        "plain.h5": "is HDF5, but not made by minipc",
+        "pipe": "expected a file, found a pipe",
+        ".": "expected a file, found a folder",
+        "x\0y": "cannot be read .*embedded null",
+        "clouds.h5": "is a minipc clouds file, but a model file is wanted",
+        "cut.h5": "is damaged: it ends after 300",
         "new.h5": "was written by a newer format version 2; this minipc reads up to 1: upgrade",
         "odd.h5": "is a minipc 'odd\\\\nity' file, but a model file",
     }.items():
@@ -328,7 +366,11 @@ def test_foreign_paths_are_refused_in_one_line_without_hanging(tmp_path):
 def test_a_failed_write_leaves_no_view_of_its_image(tmp_path):
     with pytest.raises(DataError, match="nowhere") as caught:
         write(str(tmp_path / "nowhere" / "file.h5"))
-    (image,) = (entry.frame.f_locals["image"] for entry in caught.traceback if "image" in entry.frame.f_locals)
+    (image,) = (
+        entry.frame.f_locals["image"]
+        for entry in caught.traceback
+        if "image" in entry.frame.f_locals
+    )
     image.close()  # refused while there is a view; Python 3.13 says so on stderr when the traceback goes
 
 
@@ -386,8 +428,14 @@ HOSTILE = {
     "gzip": (dataset(compression="gzip"), "another storage"),
     "checksum": (dataset(fletcher32=True), "another storage"),
     "chunked": (dataset(chunks=(2, 3)), "another storage"),
-    "unwritten": (lambda file: file.create_dataset("params/a.W", (4, 3), "<f4"), "expected 48 plain bytes"),
-    "shape bomb": (lambda file: file.create_dataset("params/a.W", (1 << 40, 3), "<f4"), "plain bytes"),
+    "unwritten": (
+        lambda file: file.create_dataset("params/a.W", (4, 3), "<f4"),
+        "expected 48 plain bytes",
+    ),
+    "shape bomb": (
+        lambda file: file.create_dataset("params/a.W", (1 << 40, 3), "<f4"),
+        "plain bytes",
+    ),
     "big endian": (dataset(dtype=">f4"), "expected float32"),
     "float64": (dataset(dtype="<f8"), "expected float32"),
     "text": (dataset([["a"] * 3]), "expected float32"),
@@ -395,7 +443,10 @@ HOSTILE = {
     "named type": (another_object, "expected float32, found no array"),
     "no rows axis": (dataset(VALUES[0]), "expected shape"),
     "wrong axis": (dataset(VALUES.T), "expected shape"),
-    "no shape": (lambda file: file.create_dataset("params/a.W", data=h5py.Empty("<f4")), "file.h5: "),
+    "no shape": (
+        lambda file: file.create_dataset("params/a.W", data=h5py.Empty("<f4")),
+        "file.h5: ",
+    ),
     "NaN": (dataset(np.where(VALUES == 5, np.float32("nan"), VALUES)), "NaN or infinite"),
     "more members": (lambda file: (dataset()(file), file.create_group("more")), "foreign"),
     "more params": (lambda file: (dataset()(file), file.create_group("params/b")), "foreign"),

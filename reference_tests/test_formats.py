@@ -52,7 +52,10 @@ def mixed_tree(root, layout="{name}/{number}{suffix}", per_class=10):
 def test_a_tree_of_classes_becomes_splits_in_the_order_of_names(tmp_path):
     found = read_tree(mixed_tree(tmp_path / "set"), 30)
     train, test = found.splits
-    assert train.class_names == CLASSES and (train.up_axis, train.normalisation) == ("unknown", "unit_sphere")
+    assert train.class_names == CLASSES and (train.up_axis, train.normalisation) == (
+        "unknown",
+        "unit_sphere",
+    )
     assert (len(train), len(test)) == (24, 6) and np.bincount(test.labels).tolist() == [2, 2, 2]
     assert train.points.shape == (24, 30, 3) and found.moved == 30
     counts = [20 + (number * 7) % 21 for number in range(10)] * 3
@@ -62,13 +65,18 @@ def test_a_tree_of_classes_becomes_splits_in_the_order_of_names(tmp_path):
     assert train.source.startswith("folder set, by minipc")
 
 
-@pytest.mark.parametrize("layout", ["{name}/{split}/{number}{suffix}", "{split}/{name}/{number}{suffix}"])
+@pytest.mark.parametrize(
+    "layout", ["{name}/{split}/{number}{suffix}", "{split}/{name}/{number}{suffix}"]
+)
 def test_a_split_of_the_source_is_kept(tmp_path, layout):
     found = read_tree(mixed_tree(tmp_path, layout), 25)
     assert found.split == "as the source has it"
     assert (len(found.splits.train), len(found.splits.test)) == (24, 6)
-    wanted, _, _ = read_prepared(str(tmp_path / layout.format(name="bowl", split="test", number=4, suffix=".csv")),
-                                 "unit_sphere", 25)
+    wanted, _, _ = read_prepared(
+        str(tmp_path / layout.format(name="bowl", split="test", number=4, suffix=".csv")),
+        "unit_sphere",
+        25,
+    )
     np.testing.assert_array_equal(found.splits.test.points[0], wanted)
 
 
@@ -94,23 +102,48 @@ def test_a_cloud_more_elsewhere_does_not_change_which_points_are_taken(tmp_path)
 
 def test_progress_is_told_for_every_file(tmp_path):
     told = []
-    read_tree(mixed_tree(tmp_path), 10, progress=lambda done, total, text: told.append((done, total)))
+    read_tree(
+        mixed_tree(tmp_path), 10, progress=lambda done, total, text: told.append((done, total))
+    )
     assert told == [(done, 30) for done in range(1, 31)]
 
 
-@pytest.mark.parametrize("spoil, message", [
-    (lambda root: (root / "mug/mesh.off").write_text("OFF"), r"mug/mesh.off: unknown suffix '.off'"),
-    (lambda root: (root / "notes.md").write_text("my notes"),
-     r"notes.md: lies beside the folders of classes and is none; move it away"),
-    (lambda root: (root / "mug.xyz").write_text("0 0 1\n"), r"mug.xyz: lies beside .* or into the folder of its class"),
-    (lambda root: (root / "spoon").mkdir(), "class spoon has no training cloud"),
-    (lambda root: write(root / "mug/train/1.xyz", 0), "class mug holds train or test and also"),
-    (lambda root: write(root / "spoon/train/1.xyz", 0), "some classes have train and test folders, some not"),
-    (lambda root: (root / "mug/0.npy").write_bytes(b""), "mug/0.npy: is empty"),
-    (lambda root: (root / "mug/more").mkdir(), "mug/more: is a folder where a cloud is expected; expected class/file"),
-    (lambda root: [shutil.rmtree(root / name) for name in ("mug", "vase")], "at least 2 class names, got 1"),
-    (lambda root: [shutil.rmtree(root / name) for name in CLASSES], "is empty; expected class/file"),
-])
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (
+            lambda root: (root / "mug/mesh.off").write_text("OFF"),
+            r"mug/mesh.off: unknown suffix '.off'",
+        ),
+        (
+            lambda root: (root / "notes.md").write_text("my notes"),
+            r"notes.md: lies beside the folders of classes and is none; move it away",
+        ),
+        (
+            lambda root: (root / "mug.xyz").write_text("0 0 1\n"),
+            r"mug.xyz: lies beside .* or into the folder of its class",
+        ),
+        (lambda root: (root / "spoon").mkdir(), "class spoon has no training cloud"),
+        (lambda root: write(root / "mug/train/1.xyz", 0), "class mug holds train or test and also"),
+        (
+            lambda root: write(root / "spoon/train/1.xyz", 0),
+            "some classes have train and test folders, some not",
+        ),
+        (lambda root: (root / "mug/0.npy").write_bytes(b""), "mug/0.npy: is empty"),
+        (
+            lambda root: (root / "mug/more").mkdir(),
+            "mug/more: is a folder where a cloud is expected; expected class/file",
+        ),
+        (
+            lambda root: [shutil.rmtree(root / name) for name in ("mug", "vase")],
+            "at least 2 class names, got 1",
+        ),
+        (
+            lambda root: [shutil.rmtree(root / name) for name in CLASSES],
+            "is empty; expected class/file",
+        ),
+    ],
+)
 def test_a_tree_that_is_not_whole_is_refused_and_nothing_is_skipped(tmp_path, spoil, message):
     mixed_tree(tmp_path)
     spoil(tmp_path)
@@ -120,7 +153,9 @@ def test_a_tree_that_is_not_whole_is_refused_and_nothing_is_skipped(tmp_path, sp
 
 def test_a_folder_of_clouds_without_classes_is_refused(tmp_path):
     write(tmp_path / "1.npy", 0)
-    with pytest.raises(DataError, match="holds 1.npy and no folder of a class; expected class/file"):
+    with pytest.raises(
+        DataError, match="holds 1.npy and no folder of a class; expected class/file"
+    ):
         read_source(str(tmp_path), 10)
     mixed_tree(tmp_path / "set", "{split}/{name}/{number}{suffix}")
     write(tmp_path / "set/train/1.npy", 0)
@@ -128,13 +163,19 @@ def test_a_folder_of_clouds_without_classes_is_refused(tmp_path):
         read_source(str(tmp_path / "set"), 10)
 
 
-@pytest.mark.parametrize("layout", ["{name}/{split}/{number}{suffix}", "{split}/{name}/{number}{suffix}"])
+@pytest.mark.parametrize(
+    "layout", ["{name}/{split}/{number}{suffix}", "{split}/{name}/{number}{suffix}"]
+)
 def test_a_third_split_of_a_tree_is_joined_or_left_out_as_it_is_said(tmp_path, layout):
     """Thirty clouds in train and test, and one of each class in val."""
     folder = mixed_tree(tmp_path, layout)
     for seed, name in enumerate(CLASSES):
-        write(tmp_path / layout.format(name=name, split="val", number=50, suffix=".npy"), 500 + seed)
-    with pytest.raises(UsageError, match="has a third split, val, beside train and test; pass --val-split train"):
+        write(
+            tmp_path / layout.format(name=name, split="val", number=50, suffix=".npy"), 500 + seed
+        )
+    with pytest.raises(
+        UsageError, match="has a third split, val, beside train and test; pass --val-split train"
+    ):
         read_source(folder, 30)
     told = {"train": "val joined to the training clouds", "leave-out": "val left out"}
     for val_split, train in (("train", 27), ("leave-out", 24)):
@@ -163,7 +204,10 @@ def test_class_folders_that_differ_only_by_unicode_form_are_refused(tmp_path, se
     if second == "other":
         assert read_tree(str(tmp_path), 10).splits.train.class_names == ("caf\u00e9", "other")
     else:
-        with pytest.raises(DataError, match=r"'cafe\\u0301' and 'caf\\xe9' are one name in two Unicode forms; rename"):
+        with pytest.raises(
+            DataError,
+            match=r"'cafe\\u0301' and 'caf\\xe9' are one name in two Unicode forms; rename",
+        ):
             read_tree(str(tmp_path), 10)
 
 
@@ -195,42 +239,88 @@ def hdf5(path, **members):
     return str(path)
 
 
-@pytest.mark.parametrize("names", [("points", "labels"), ("data", "label"), ("X", "y"), ("Points", "LABELS")])
+@pytest.mark.parametrize(
+    "names", [("points", "labels"), ("data", "label"), ("X", "y"), ("Points", "LABELS")]
+)
 def test_a_single_file_is_read_under_common_names(tmp_path, names):
     points, labels = names
     path = hdf5(tmp_path / "a.h5", **{points: POINTS, labels: LABELS[:, None], "mask": np.zeros(3)})
     found = read_source(path, 30, normalisation="none", up_axis="z")
     train, test = found.splits
-    assert (len(train), len(test)) == (9, 3) and train.class_names == ("0", "1", "2") and train.up_axis == "z"
+    assert (
+        (len(train), len(test)) == (9, 3)
+        and train.class_names == ("0", "1", "2")
+        and train.up_axis == "z"
+    )
     rows = [int(np.flatnonzero((POINTS == one).all(axis=(1, 2)))[0]) for one in train.points]
     np.testing.assert_array_equal(LABELS[rows], train.labels)
 
 
-@pytest.mark.parametrize("members", [
-    dict(points=POINTS, labels=LABELS, split=np.array([0] * 8 + [1] * 4)),
-    dict(points=POINTS, labels=LABELS, split=["train"] * 8 + ["test"] * 4),
-    dict(train__points=POINTS[:8], train__labels=LABELS[:8], test__points=POINTS[8:], test__labels=LABELS[8:]),
-    dict(X_train=POINTS[:8], y_train=LABELS[:8], X_test=POINTS[8:], y_test=LABELS[8:]),
-    dict(train_data=POINTS[:8], train_label=LABELS[:8], test_data=POINTS[8:], test_label=LABELS[8:]),
-])
+@pytest.mark.parametrize(
+    "members",
+    [
+        dict(points=POINTS, labels=LABELS, split=np.array([0] * 8 + [1] * 4)),
+        dict(points=POINTS, labels=LABELS, split=["train"] * 8 + ["test"] * 4),
+        dict(
+            train__points=POINTS[:8],
+            train__labels=LABELS[:8],
+            test__points=POINTS[8:],
+            test__labels=LABELS[8:],
+        ),
+        dict(X_train=POINTS[:8], y_train=LABELS[:8], X_test=POINTS[8:], y_test=LABELS[8:]),
+        dict(
+            train_data=POINTS[:8],
+            train_label=LABELS[:8],
+            test_data=POINTS[8:],
+            test_label=LABELS[8:],
+        ),
+    ],
+)
 def test_a_split_in_the_file_is_kept_in_its_order(tmp_path, members):
     path = hdf5(tmp_path / "a.h5", **members, class_names=["mug", "bowl", "vase"])
     found = read_single_hdf5(path, 30, normalisation="none")
     np.testing.assert_array_equal(found.splits.train.points, POINTS[:8])
     np.testing.assert_array_equal(found.splits.test.points, POINTS[8:])
     np.testing.assert_array_equal(found.splits.test.labels, LABELS[8:])
-    assert found.splits.train.class_names == ("mug", "bowl", "vase") and found.split == "as the source has it"
+    assert (
+        found.splits.train.class_names == ("mug", "bowl", "vase")
+        and found.split == "as the source has it"
+    )
 
 
 THREE = {
-    "groups": dict(train__data=POINTS[:6], train__label=LABELS[:6], test__data=POINTS[6:9], test__label=LABELS[6:9],
-                   val__data=POINTS[9:], val__label=LABELS[9:]),
-    "suffixes": dict(X_train=POINTS[:6], y_train=LABELS[:6], X_test=POINTS[6:9], y_test=LABELS[6:9],
-                     X_valid=POINTS[9:], y_valid=LABELS[9:]),
-    "prefixes": dict(train_points=POINTS[:6], train_labels=LABELS[:6], test_points=POINTS[6:9],
-                     test_labels=LABELS[6:9], validation_points=POINTS[9:], validation_labels=LABELS[9:]),
-    "a word of their own": dict(X_train=POINTS[:6], y_train=LABELS[:6], X_test=POINTS[6:9], y_test=LABELS[6:9],
-                                holdout__points=POINTS[9:], holdout__labels=LABELS[9:]),
+    "groups": dict(
+        train__data=POINTS[:6],
+        train__label=LABELS[:6],
+        test__data=POINTS[6:9],
+        test__label=LABELS[6:9],
+        val__data=POINTS[9:],
+        val__label=LABELS[9:],
+    ),
+    "suffixes": dict(
+        X_train=POINTS[:6],
+        y_train=LABELS[:6],
+        X_test=POINTS[6:9],
+        y_test=LABELS[6:9],
+        X_valid=POINTS[9:],
+        y_valid=LABELS[9:],
+    ),
+    "prefixes": dict(
+        train_points=POINTS[:6],
+        train_labels=LABELS[:6],
+        test_points=POINTS[6:9],
+        test_labels=LABELS[6:9],
+        validation_points=POINTS[9:],
+        validation_labels=LABELS[9:],
+    ),
+    "a word of their own": dict(
+        X_train=POINTS[:6],
+        y_train=LABELS[:6],
+        X_test=POINTS[6:9],
+        y_test=LABELS[6:9],
+        holdout__points=POINTS[9:],
+        holdout__labels=LABELS[9:],
+    ),
     "split": dict(points=POINTS, labels=LABELS, split=["train"] * 6 + ["test"] * 3 + ["val"] * 3),
 }
 
@@ -238,18 +328,29 @@ THREE = {
 @pytest.mark.parametrize("members", THREE.values(), ids=THREE)
 def test_a_third_split_in_the_file_is_joined_or_left_out_as_it_is_said(tmp_path, members):
     path = hdf5(tmp_path / "a.h5", **members)
-    with pytest.raises(UsageError, match="has a third split, .*, beside train and test; pass --val-split train"):
+    with pytest.raises(
+        UsageError, match="has a third split, .*, beside train and test; pass --val-split train"
+    ):
         read_source(path, 30)
     for val_split, train in (("train", np.r_[0:6, 9:12]), ("leave-out", np.r_[0:6])):
         found = read_source(path, 30, normalisation="none", val_split=val_split)
         np.testing.assert_array_equal(found.splits.train.points, POINTS[train])
         np.testing.assert_array_equal(found.splits.train.labels, LABELS[train])
         np.testing.assert_array_equal(found.splits.test.points, POINTS[6:9])
-        assert ("joined" in found.split, "left out" in found.split) == (val_split == "train", val_split == "leave-out")
+        assert ("joined" in found.split, "left out" in found.split) == (
+            val_split == "train",
+            val_split == "leave-out",
+        )
 
 
 def test_a_third_split_beside_clouds_without_a_split_is_asked_about_too(tmp_path):
-    path = hdf5(tmp_path / "a.h5", points=POINTS[:9], labels=LABELS[:9], val__points=POINTS[9:], val__labels=LABELS[9:])
+    path = hdf5(
+        tmp_path / "a.h5",
+        points=POINTS[:9],
+        labels=LABELS[:9],
+        val__points=POINTS[9:],
+        val__labels=LABELS[9:],
+    )
     with pytest.raises(UsageError, match="has a third split, val"):
         read_source(path, 30)
     assert len(read_source(path, 30, val_split="leave-out", test_fraction=0.3).splits.train) == 6
@@ -258,10 +359,20 @@ def test_a_third_split_beside_clouds_without_a_split_is_asked_about_too(tmp_path
 
 def test_what_is_no_third_split_is_none(tmp_path):
     """Statistics under such names, and an option that has no use."""
-    path = hdf5(tmp_path / "a.h5", points=POINTS, labels=LABELS, x_mean=np.zeros(3), y_mean=1.0,
-                stats__x=np.zeros((2, 3)), stats__y=np.zeros(2))
+    path = hdf5(
+        tmp_path / "a.h5",
+        points=POINTS,
+        labels=LABELS,
+        x_mean=np.zeros(3),
+        y_mean=1.0,
+        stats__x=np.zeros((2, 3)),
+        stats__y=np.zeros(2),
+    )
     assert len(read_source(path, 30).splits.train) == 9
-    for val_split, message in (("train", "has no third split, so --val-split has no use"), ("test", "expected train")):
+    for val_split, message in (
+        ("train", "has no third split, so --val-split has no use"),
+        ("test", "expected train"),
+    ):
         with pytest.raises(UsageError, match=message):
             read_source(path, 30, val_split=val_split)
     with pytest.raises(DataError, match="expected points"):
@@ -273,19 +384,34 @@ def test_what_is_no_third_split_is_none(tmp_path):
 def test_class_names_in_an_attribute_are_read(tmp_path, where, kind):
     names = ["mug", "bowl", "vas\u00e9"]
     members = dict(points=POINTS, labels=LABELS) if where in ("/", "labels") else THREE["groups"]
-    path = hdf5(tmp_path / "a.h5", **{name: values for name, values in members.items() if "val" not in name})
+    path = hdf5(
+        tmp_path / "a.h5", **{name: values for name, values in members.items() if "val" not in name}
+    )
     with h5py.File(path, "a") as file:
-        file[where].attrs["Class_Names"] = names if kind == "text" else np.array([name.encode() for name in names])
+        file[where].attrs["Class_Names"] = (
+            names if kind == "text" else np.array([name.encode() for name in names])
+        )
     assert read_single_hdf5(path, 30).splits.train.class_names == tuple(names)
 
 
-@pytest.mark.parametrize("value, message", [
-    ("mug,bowl,vase", r"attribute classes: expected text, one name a class, up to 1024, got \(\) object"),
-    ([1, 2, 3], "attribute classes: expected text"),
-    (["mug", "bowl", "cup"], "class names differ between class_names and attribute classes of /; remove all but one"),
-])
+@pytest.mark.parametrize(
+    "value, message",
+    [
+        (
+            "mug,bowl,vase",
+            r"attribute classes: expected text, one name a class, up to 1024, got \(\) object",
+        ),
+        ([1, 2, 3], "attribute classes: expected text"),
+        (
+            ["mug", "bowl", "cup"],
+            "class names differ between class_names and attribute classes of /; remove all but one",
+        ),
+    ],
+)
 def test_class_names_in_an_attribute_that_are_none_or_others_are_refused(tmp_path, value, message):
-    path = hdf5(tmp_path / "a.h5", points=POINTS, labels=LABELS, class_names=["mug", "bowl", "vase"])
+    path = hdf5(
+        tmp_path / "a.h5", points=POINTS, labels=LABELS, class_names=["mug", "bowl", "vase"]
+    )
     with h5py.File(path, "a") as file:
         file.attrs["classes"] = value
     with pytest.raises(DataError, match=message):
@@ -294,21 +420,41 @@ def test_class_names_in_an_attribute_that_are_none_or_others_are_refused(tmp_pat
 
 def test_labels_that_begin_at_1_are_refused_with_what_to_do(tmp_path):
     """With names and without; of two clouds of class 0 alone nothing is wrong."""
-    for members in (dict(), dict(class_names=["mug", "bowl", "vase"]), dict(class_names=["a", "mug", "bowl", "vase"])):
-        path = hdf5(tmp_path / "a.h5", points=POINTS, labels=(LABELS + 1)[:, None].astype(np.uint8), **members)
+    for members in (
+        dict(),
+        dict(class_names=["mug", "bowl", "vase"]),
+        dict(class_names=["a", "mug", "bowl", "vase"]),
+    ):
+        path = hdf5(
+            tmp_path / "a.h5",
+            points=POINTS,
+            labels=(LABELS + 1)[:, None].astype(np.uint8),
+            **members,
+        )
         with pytest.raises(DataError, match="1.*expected .*0.*; subtract 1"):
             read_single_hdf5(path, 30)
 
 
 def test_far_clouds_of_a_data_set_are_centred_before_they_are_rounded(tmp_path):
     """float64, and integers with a scale, at coordinates where a step of float32 is half a unit."""
-    wanted = read_single_hdf5(hdf5(tmp_path / "near.h5", points=POINTS.astype(np.float64), labels=LABELS), 30).splits
+    wanted = read_single_hdf5(
+        hdf5(tmp_path / "near.h5", points=POINTS.astype(np.float64), labels=LABELS), 30
+    ).splits
     moved = POINTS.astype(np.float64) + [500000, 5400000, 300]
     found = read_single_hdf5(hdf5(tmp_path / "far.h5", points=moved, labels=LABELS), 30).splits
-    np.testing.assert_allclose(found.train.points, wanted.train.points, atol=2e-7)  # 1e-9 in a radius of 2, and float32
-    path = hdf5(tmp_path / "whole.h5", points=np.rint(moved * 2**16).astype(np.int64), labels=LABELS, scale=2.0**-16)
+    np.testing.assert_allclose(
+        found.train.points, wanted.train.points, atol=2e-7
+    )  # 1e-9 in a radius of 2, and float32
+    path = hdf5(
+        tmp_path / "whole.h5",
+        points=np.rint(moved * 2**16).astype(np.int64),
+        labels=LABELS,
+        scale=2.0**-16,
+    )
     found = read_single_hdf5(path, 30).splits
-    np.testing.assert_allclose(found.train.points, wanted.train.points, atol=2**-16)  # steps of 2^-16, radius above 2
+    np.testing.assert_allclose(
+        found.train.points, wanted.train.points, atol=2**-16
+    )  # steps of 2^-16, radius above 2
     clouds = Clouds.from_arrays(moved, LABELS, ["a", "b", "c"])
     alone = Clouds.from_arrays(list(moved), LABELS, ["a", "b", "c"], num_points=30)
     np.testing.assert_array_equal(alone.points, clouds.points)
@@ -327,12 +473,18 @@ def test_a_file_that_is_open_for_writing_is_not_called_damaged(tmp_path):
             f"import h5py, os, sys\nfile = h5py.File({path!r}, 'w', libver={version!r})\nfile['points'] = [1.0]\n"
             f"file.flush(); print('open', flush=True); sys.stdin.read()\n{ending}"
         )
-        with subprocess.Popen([sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        with subprocess.Popen(
+            [sys.executable, "-c", hold], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        ) as holder:
             assert holder.stdout.readline() == b"open\n"
-            with pytest.raises(DataError, match="a.h5: another program has it open for writing; close it there"):
+            with pytest.raises(
+                DataError, match="a.h5: another program has it open for writing; close it there"
+            ):
                 read_single_hdf5(path, 30)
             holder.stdin.close()
-        with pytest.raises(DataError, match="expected points" if version == "earliest" else "for writing.*h5clear"):
+        with pytest.raises(
+            DataError, match="expected points" if version == "earliest" else "for writing.*h5clear"
+        ):
             read_single_hdf5(path, 30)
 
 
@@ -361,26 +513,59 @@ def test_other_counts_are_sampled_and_padded_as_in_a_tree(tmp_path):
         np.testing.assert_array_equal(found.splits.train.points[0], wanted)
 
 
-@pytest.mark.parametrize("members, message", [
-    (dict(vertices=POINTS, labels=LABELS), r"expected points \(or data, X\) and labels.*rename them"),
-    (dict(points=POINTS), "expected points"),
-    (dict(points=POINTS, data=POINTS, labels=LABELS), "found data, points; remove others"),
-    (dict(points=POINTS[:0], labels=LABELS[:0]), r"points: expected \(N, P, 3\) .*got \(0, 30, 3\)"),
-    (dict(points=POINTS[0], labels=LABELS), r"points: expected \(N, P, 3\) float or integer"),
-    (dict(points=POINTS.transpose(0, 2, 1), labels=LABELS), r"points: expected \(N, P, 3\)"),
-    (dict(points=POINTS.astype(np.int16), labels=LABELS), "one positive number is expected as its attribute scale"),
-    (dict(points=POINTS, labels=LABELS[:5]), r"labels: expected \(12,\) labels of points, .*got \(5,\)"),
-    (dict(points=POINTS, labels=LABELS + 0.5), "labels: expected whole numbers, got 0.5"),
-    (dict(points=POINTS, labels=LABELS - 1), "labels: expected whole numbers from 0, got -1; number the classes"),
-    (dict(points=POINTS, labels=LABELS * 10**6), "has a label 2000000, but 12 clouds"),
-    (dict(points=POINTS, labels=LABELS, class_names=["a", "b"]), "labels from 0 to 1"),
-    (dict(points=POINTS, labels=LABELS, class_names=["a", "b", "a"]), r"\['a'\] more than once"),
-    (dict(points=POINTS, labels=LABELS, class_names=[1, 2, 3]), "expected text, one name a class"),
-    (dict(points=POINTS, labels=LABELS, split=[0, 1]), "split: expected 12 times train or test"),
-    (dict(points=POINTS, labels=LABELS, split=[2] * 12), "split: expected 12 times train or test, or 0 or 1; found 2"),
-    (dict(X_train=POINTS, y_train=LABELS), "expected points"),
-    (dict(points=np.where(POINTS > 2.5, np.nan, POINTS), labels=LABELS), "expected finite float32 coordinates"),
-])
+@pytest.mark.parametrize(
+    "members, message",
+    [
+        (
+            dict(vertices=POINTS, labels=LABELS),
+            r"expected points \(or data, X\) and labels.*rename them",
+        ),
+        (dict(points=POINTS), "expected points"),
+        (dict(points=POINTS, data=POINTS, labels=LABELS), "found data, points; remove others"),
+        (
+            dict(points=POINTS[:0], labels=LABELS[:0]),
+            r"points: expected \(N, P, 3\) .*got \(0, 30, 3\)",
+        ),
+        (dict(points=POINTS[0], labels=LABELS), r"points: expected \(N, P, 3\) float or integer"),
+        (dict(points=POINTS.transpose(0, 2, 1), labels=LABELS), r"points: expected \(N, P, 3\)"),
+        (
+            dict(points=POINTS.astype(np.int16), labels=LABELS),
+            "one positive number is expected as its attribute scale",
+        ),
+        (
+            dict(points=POINTS, labels=LABELS[:5]),
+            r"labels: expected \(12,\) labels of points, .*got \(5,\)",
+        ),
+        (dict(points=POINTS, labels=LABELS + 0.5), "labels: expected whole numbers, got 0.5"),
+        (
+            dict(points=POINTS, labels=LABELS - 1),
+            "labels: expected whole numbers from 0, got -1; number the classes",
+        ),
+        (dict(points=POINTS, labels=LABELS * 10**6), "has a label 2000000, but 12 clouds"),
+        (dict(points=POINTS, labels=LABELS, class_names=["a", "b"]), "labels from 0 to 1"),
+        (
+            dict(points=POINTS, labels=LABELS, class_names=["a", "b", "a"]),
+            r"\['a'\] more than once",
+        ),
+        (
+            dict(points=POINTS, labels=LABELS, class_names=[1, 2, 3]),
+            "expected text, one name a class",
+        ),
+        (
+            dict(points=POINTS, labels=LABELS, split=[0, 1]),
+            "split: expected 12 times train or test",
+        ),
+        (
+            dict(points=POINTS, labels=LABELS, split=[2] * 12),
+            "split: expected 12 times train or test, or 0 or 1; found 2",
+        ),
+        (dict(X_train=POINTS, y_train=LABELS), "expected points"),
+        (
+            dict(points=np.where(POINTS > 2.5, np.nan, POINTS), labels=LABELS),
+            "expected finite float32 coordinates",
+        ),
+    ],
+)
 def test_a_single_file_that_is_no_data_set_is_refused(tmp_path, members, message):
     with pytest.raises(DataError, match=message):
         read_source(hdf5(tmp_path / "a.h5", **members), 30)
@@ -396,7 +581,9 @@ def test_members_that_lie_elsewhere_are_not_followed(tmp_path):
     (tmp_path / "raw").write_bytes(POINTS.tobytes())
     with h5py.File(path, "w") as file:
         file["labels"] = LABELS
-        file.create_dataset("points", POINTS.shape, "f4", external=[(str(tmp_path / "raw"), 0, POINTS.nbytes)])
+        file.create_dataset(
+            "points", POINTS.shape, "f4", external=[(str(tmp_path / "raw"), 0, POINTS.nbytes)]
+        )
     with pytest.raises(DataError, match="points declares"):
         read_single_hdf5(path, 30)
 
@@ -404,7 +591,9 @@ def test_members_that_lie_elsewhere_are_not_followed(tmp_path):
 def test_a_file_that_declares_what_it_does_not_hold_is_refused(tmp_path):
     with h5py.File(tmp_path / "bomb.h5", "w") as file:
         file["labels"] = LABELS
-        file.create_dataset("points", (10**7, 10**5, 3), "f4", chunks=(1, 1000, 3), compression="gzip")
+        file.create_dataset(
+            "points", (10**7, 10**5, 3), "f4", chunks=(1, 1000, 3), compression="gzip"
+        )
     assert (tmp_path / "bomb.h5").stat().st_size < 10_000
     with pytest.raises(DataError, match="points declares 12000000000000 bytes"):
         read_single_hdf5(str(tmp_path / "bomb.h5"), 30)
@@ -432,10 +621,13 @@ def test_a_test_fraction_beside_a_split_is_refused(tmp_path):
 
 # Arrays from Python
 
+
 @pytest.mark.parametrize("dtype", [np.float64, np.float16, np.int32])
 def test_arrays_of_any_real_dtype_become_clouds(dtype):
     points = np.rint(100 * POINTS).astype(dtype)
-    clouds = Clouds.from_arrays(points, LABELS.astype(np.uint8), ["a", "b", "c"], up_axis="y", normalise=False)
+    clouds = Clouds.from_arrays(
+        points, LABELS.astype(np.uint8), ["a", "b", "c"], up_axis="y", normalise=False
+    )
     np.testing.assert_array_equal(clouds.points, points.astype(np.float32), strict=True)
     assert clouds.labels.dtype == np.int64 and clouds.class_names == ("a", "b", "c")
     assert (clouds.up_axis, clouds.normalisation) == ("y", "none")
@@ -456,27 +648,50 @@ def test_labels_in_a_column_are_labels():
     np.testing.assert_array_equal(clouds.labels, LABELS)
 
 
-@pytest.mark.parametrize("names", [{"a", "b", "c"}, frozenset("abc"), {"a": 0, "b": 1, "c": 2}, "abc"])
+@pytest.mark.parametrize(
+    "names", [{"a", "b", "c"}, frozenset("abc"), {"a": 0, "b": 1, "c": 2}, "abc"]
+)
 def test_class_names_without_the_order_of_the_labels_are_refused(names):
-    with pytest.raises(DataError, match=f"expected a list in the order of the labels, got {type(names).__name__}"):
+    with pytest.raises(
+        DataError, match=f"expected a list in the order of the labels, got {type(names).__name__}"
+    ):
         Clouds.from_arrays(POINTS, LABELS, names)
-    assert Clouds.from_arrays(POINTS, LABELS, np.array(["a", "b", "c"])).class_names == ("a", "b", "c")
+    assert Clouds.from_arrays(POINTS, LABELS, np.array(["a", "b", "c"])).class_names == (
+        "a",
+        "b",
+        "c",
+    )
 
 
-@pytest.mark.parametrize("points, labels, message", [
-    ([], [], "expected at least one cloud"),
-    (POINTS[:, :, :2], LABELS, "cloud 0: points: expected shape"),
-    ([POINTS[0], POINTS[1][:, :2]], [0, 1], r"cloud 1: points: expected shape \(\*, 3\), got \(30, 2\)"),
-    ([POINTS[0], np.zeros((0, 3))], [0, 1], "cloud 1: expected at least one point"),
-    (POINTS.astype(complex), LABELS, "expected real numbers, found complex128"),
-    (np.full((2, 4, 3), np.inf), [0, 1], "cloud 0, point 0: expected finite"),
-    (POINTS, LABELS + 0.5, "labels: expected whole numbers, got 0.5"),
-    (POINTS, [str(label) for label in LABELS], "labels: expected whole numbers, got <U1"),
-    (POINTS, LABELS[:3], r"labels: expected shape \(12\), got \(3,\)"),
-    (POINTS, LABELS + 2, "expected labels from 0 to 2"),
-    (POINTS, LABELS + 1, r"count from 1 to 3, expected from 0 to 2 \(3 class names\); subtract 1 from all labels"),
-    (POINTS, np.eye(3)[LABELS], r"labels: expected \(N,\) whole numbers, got \(12, 3\); of one-hot rows take argmax"),
-])
+@pytest.mark.parametrize(
+    "points, labels, message",
+    [
+        ([], [], "expected at least one cloud"),
+        (POINTS[:, :, :2], LABELS, "cloud 0: points: expected shape"),
+        (
+            [POINTS[0], POINTS[1][:, :2]],
+            [0, 1],
+            r"cloud 1: points: expected shape \(\*, 3\), got \(30, 2\)",
+        ),
+        ([POINTS[0], np.zeros((0, 3))], [0, 1], "cloud 1: expected at least one point"),
+        (POINTS.astype(complex), LABELS, "expected real numbers, found complex128"),
+        (np.full((2, 4, 3), np.inf), [0, 1], "cloud 0, point 0: expected finite"),
+        (POINTS, LABELS + 0.5, "labels: expected whole numbers, got 0.5"),
+        (POINTS, [str(label) for label in LABELS], "labels: expected whole numbers, got <U1"),
+        (POINTS, LABELS[:3], r"labels: expected shape \(12\), got \(3,\)"),
+        (POINTS, LABELS + 2, "expected labels from 0 to 2"),
+        (
+            POINTS,
+            LABELS + 1,
+            r"count from 1 to 3, expected from 0 to 2 \(3 class names\); subtract 1 from all labels",
+        ),
+        (
+            POINTS,
+            np.eye(3)[LABELS],
+            r"labels: expected \(N,\) whole numbers, got \(12, 3\); of one-hot rows take argmax",
+        ),
+    ],
+)
 def test_arrays_that_are_no_clouds_are_refused(points, labels, message):
     with pytest.raises(DataError, match=message):
         Clouds.from_arrays(points, labels, ["a", "b", "c"])
@@ -484,18 +699,25 @@ def test_arrays_that_are_no_clouds_are_refused(points, labels, message):
 
 # The command line
 
+
 def test_pack_says_what_it_did_and_a_dry_run_writes_nothing(folder, say):
     mixed_tree(folder / "set")
-    code, dry, _ = say("data", "pack", "set", "-o", "out.h5", "--num-points", 30, "--dry-run", "--json")
+    code, dry, _ = say(
+        "data", "pack", "set", "-o", "out.h5", "--num-points", 30, "--dry-run", "--json"
+    )
     assert code == 0 and os.listdir() == ["set"]
-    code, out, _ = say("data", "pack", "set", "-o", "out.h5", "--num-points", 30, "--up-axis", "z", "--json")
+    code, out, _ = say(
+        "data", "pack", "set", "-o", "out.h5", "--num-points", 30, "--up-axis", "z", "--json"
+    )
     values = json.loads(out)
     assert json.loads(dry) | {"dry_run": False, "up_axis": "z"} == values
     assert (values["normalised"], values["train"], values["test"]) == (30, 24, 6)
     assert values["sampled"] + values["padded"] <= 30 and read_clouds("out.h5").train.up_axis == "z"
     code, out, _ = say("data", "info", "out.h5")
     assert code == 0 and "made from folder set, by minipc" in out
-    code, out, _ = say("data", "pack", "set", "-o", "plain.h5", "--num-points", 30, "--normalisation", "none")
+    code, out, _ = say(
+        "data", "pack", "set", "-o", "plain.h5", "--num-points", 30, "--normalisation", "none"
+    )
     assert code == 0 and "no cloud was normalised" in out and "split: 20 % of each class" in out
 
 
@@ -517,7 +739,10 @@ def test_test_clouds_that_are_training_clouds_are_counted_and_told(folder, say):
 
 def test_a_bad_cloud_in_a_single_file_is_named_by_its_number(tmp_path):
     many = np.concatenate([POINTS] * 30)
-    for bad, message in ((np.nan, "cloud 300: point 7: expected finite"), (None, "cloud 300: expected at least 2")):
+    for bad, message in (
+        (np.nan, "cloud 300: point 7: expected finite"),
+        (None, "cloud 300: expected at least 2"),
+    ):
         spoilt = many.copy()
         spoilt[300, 7] = bad if bad else 0
         spoilt[300] = spoilt[300] if bad else 1

@@ -48,7 +48,10 @@ def away_from_kinks(config, clouds, points):
     """Return problem() of the first seed whose ReLUs and pools no rounding can turn."""
     for seed in range(100):
         params, x, dlogits = problem(config, clouds, points, seed=seed)
-        if distance_to_kinks(SimpleNamespace(params=params, points=x, mask=None, model=config)) > 1e-8:
+        if (
+            distance_to_kinks(SimpleNamespace(params=params, points=x, mask=None, model=config))
+            > 1e-8
+        ):
             return params, x, dlogits
     raise AssertionError("100 draws, and each lay on a kink")
 
@@ -67,7 +70,9 @@ def distances(found, exact):
     own = {"z": (z, z_e)} | {
         name: (value, statistics(batch_e)[name]) for name, value in statistics(batch).items()
     }
-    return {"gradients": worst(grads, grads_e)} | {name: worst({0: a}, {0: b}) for name, (a, b) in own.items()}
+    return {"gradients": worst(grads, grads_e)} | {
+        name: worst({0: a}, {0: b}) for name, (a, b) in own.items()
+    }
 
 
 # exactness
@@ -103,8 +108,12 @@ def test_both_engines_agree_to_rounding(config, clouds, points):
     for name, error in errors[0].items():
         assert error <= 10 * errors[1][name] + floor, name
     assert max(errors[0].values()) < 1e-8  # and that is little
-    assert {name: layer.rows for name, layer in mine[1].items()} == {n: layer.rows for n, layer in theirs[1].items()}
-    tracked, tracked_t = (track(initial_stats(config, np.float64), each, config) for each in (mine[1], theirs[1]))
+    assert {name: layer.rows for name, layer in mine[1].items()} == {
+        n: layer.rows for n, layer in theirs[1].items()
+    }
+    tracked, tracked_t = (
+        track(initial_stats(config, np.float64), each, config) for each in (mine[1], theirs[1])
+    )
     assert worst(tracked, tracked_t) <= 10 * max(errors[1].values()) + floor
 
 
@@ -116,7 +125,9 @@ def test_no_division_into_blocks_changes_the_result_beyond_rounding(block, small
     params, x, dlogits = problem(config, 7, 48)
     work = Workspace()
     work.block = work.slice = block
-    assert len(fused.enter(x, config.shared[:-1], work).blocks()) == {1: 7, 3000: 4, 2**20: 1}[block]
+    assert (
+        len(fused.enter(x, config.shared[:-1], work).blocks()) == {1: 7, 3000: 4, 2**20: 1}[block]
+    )
     (z, _, grads), (z_t, _, grads_t) = both(config, params, x, dlogits, work)
     assert worst(grads, grads_t) <= 1e-12 and worst({"z": z}, {"z": z_t}) <= 1e-12
 
@@ -124,8 +135,12 @@ def test_no_division_into_blocks_changes_the_result_beyond_rounding(block, small
 @pytest.mark.parametrize("gain", [-1.0, 0.0])
 def test_both_engines_agree_where_every_gain_is_negative_or_zero(gain):
     params, x, dlogits = problem(SMALL, 5, 20)
-    params |= {name: gain * np.abs(value) for name, value in params.items() if name.endswith(".gamma")}
-    params["shared2.beta"] = np.abs(params["shared2.beta"]) + 0.1  # else nothing at all passes at zero
+    params |= {
+        name: gain * np.abs(value) for name, value in params.items() if name.endswith(".gamma")
+    }
+    params["shared2.beta"] = (
+        np.abs(params["shared2.beta"]) + 0.1
+    )  # else nothing at all passes at zero
     (z, _, grads), (z_t, _, grads_t) = both(SMALL, params, x, dlogits)
     assert worst(grads, grads_t) <= 1e-12 and worst({"z": z}, {"z": z_t}) <= 1e-12
 
@@ -178,7 +193,9 @@ def test_float32_far_from_the_origin_is_at_least_as_accurate_as_the_textbook(off
 
 @pytest.mark.parametrize("far", FAR)
 @pytest.mark.parametrize("kind", [one_point_far, one_cloud_far, drawn_out])
-def test_points_far_from_the_others_and_clouds_along_a_line_cost_float32_less_than_a_digit(kind, far):
+def test_points_far_from_the_others_and_clouds_along_a_line_cost_float32_less_than_a_digit(
+    kind, far
+):
     """A float32 sum of squares holds the short directions beside the long ones only so far: section 4 of the page."""
     fast, textbook = errors_in_float32(kind(far))
     assert (fast <= 10 * textbook).all(), (fast, textbook)
@@ -193,8 +210,10 @@ def test_each_pair_agrees_with_central_differences_and_with_the_textbook(pooled)
     """One layer between what enter() takes and leave() gives; gains below zero included."""
     rng = np.random.default_rng(3)
     arrays = {
-        "x": rng.standard_normal((4, 9, 5)), "W": rng.standard_normal((5, 6)),
-        "gamma": rng.standard_normal(6), "beta": 0.3 * rng.standard_normal(6),
+        "x": rng.standard_normal((4, 9, 5)),
+        "W": rng.standard_normal((5, 6)),
+        "gamma": rng.standard_normal(6),
+        "beta": 0.3 * rng.standard_normal(6),
     }
     weights = rng.standard_normal((4, 6) if pooled else (4, 9, 6))
 
@@ -244,7 +263,9 @@ def test_each_pair_agrees_with_central_differences_and_with_the_textbook(pooled)
 def trained_steps(threads, config, dtype, steps=3):
     params, x, dlogits = problem(config, 15, 128, dtype)
     work = Workspace(np, threads)
-    work.block = work.slice = 2**17  # blocks of two clouds for the teacher, of eight for tiny, and a last one
+    work.block = work.slice = (
+        2**17
+    )  # blocks of two clouds for the teacher, of eight for tiny, and a last one
     assert len(fused.enter(x, config.shared[:-1], work).blocks()) >= 2
     state = optim.adamw_start(params)
     for _ in range(steps):
@@ -255,7 +276,9 @@ def trained_steps(threads, config, dtype, steps=3):
 
 
 @pytest.mark.parametrize("name", ["tiny", "teacher"])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])  # float64 has no slack in which an order could hide
+@pytest.mark.parametrize(
+    "dtype", [np.float32, np.float64]
+)  # float64 has no slack in which an order could hide
 def test_any_number_of_threads_gives_the_same_bits(name, dtype):
     one, two, three = (trained_steps(threads, sizes(name, 10), dtype) for threads in (1, 2, 3))
     for key, value in one.items():
@@ -270,7 +293,10 @@ def test_a_step_after_the_first_takes_no_new_memory(name):
     params = initialise(param_specs(config), rng)
     points = rng.standard_normal((32, 1024, 3)).astype(np.float32)
     dlogits = rng.standard_normal((32, 40)).astype(np.float32) / 32
-    work, state = Workspace(), optim.adamw_start(params)  # of each thread the same holds, once it had work
+    work, state = (
+        Workspace(),
+        optim.adamw_start(params),
+    )  # of each thread the same holds, once it had work
 
     def step(state):
         _, _, tape = forward_train(params, points, config, None, "fused", work)
@@ -381,7 +407,10 @@ def test_adamw_in_place_equals_adamw_bit_for_bit():
     state, theirs = optim.adamw_start(params), optim.adamw_start(params)
     mine = {name: value.copy() for name, value in params.items()}
     for _ in range(4):
-        grads = {name: rng.standard_normal(value.shape).astype(np.float32) for name, value in params.items()}
+        grads = {
+            name: rng.standard_normal(value.shape).astype(np.float32)
+            for name, value in params.items()
+        }
         params, theirs = optim.adamw_step(params, grads, theirs, 1e-2, 0.1)
         state = optim.adamw_in_place(mine, grads, state, 1e-2, 0.1, work)
     assert state.step == theirs.step == 4
@@ -415,7 +444,11 @@ def run_python(code, **environment):
     """Return what a fresh interpreter prints that has no variables of BLAS but these."""
     kept = {name: value for name, value in os.environ.items() if not name.endswith("_NUM_THREADS")}
     done = subprocess.run(
-        [sys.executable, "-c", code], env=kept | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=kept | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return done.stdout
 

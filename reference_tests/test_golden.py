@@ -31,7 +31,9 @@ def dyadic(*shape):
 
 def golden_splits(source=""):
     def clouds(n):
-        return Clouds(dyadic(n, 4, 3), np.arange(n) % 3, ("bed", "bowl", "desk"), "z", "none", source)
+        return Clouds(
+            dyadic(n, 4, 3), np.arange(n) % 3, ("bed", "bowl", "desk"), "z", "none", source
+        )
 
     return Splits(clouds(5), clouds(3))
 
@@ -40,7 +42,9 @@ def golden_model():
     config = ModelConfig((4,), (3,), 3, dropout=0.25)
     params = {name: dyadic(*spec.shape) for name, spec in param_specs(config).items()}
     stats = {name: 1 + dyadic(*value.shape) for name, value in initial_stats(config).items()}
-    return Model(config, params, stats, golden_splits().train.described, {"epochs": 2, "of_epochs": 2})
+    return Model(
+        config, params, stats, golden_splits().train.described, {"epochs": 2, "of_epochs": 2}
+    )
 
 
 def first_point(points):
@@ -51,8 +55,17 @@ def first_point(points):
 def golden_record(path, carry=False):
     """Write the record of first_point over two views, with its clouds or without."""
     splits = golden_splits()
-    return record(splits.train, first_point, "first-point", path, 2, seed=7, data_file="clouds-1.h5",
-                  with_clouds=splits if carry else None, force=True)
+    return record(
+        splits.train,
+        first_point,
+        "first-point",
+        path,
+        2,
+        seed=7,
+        data_file="clouds-1.h5",
+        with_clouds=splits if carry else None,
+        force=True,
+    )
 
 
 def golden_shard(folder):
@@ -60,7 +73,9 @@ def golden_shard(folder):
     with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
         plan = reader.plan
     store = Store(str(folder / "shard.h5"), plan)
-    *arrays, kl = compute_shard(golden_splits().train, first_point, plan, AugmentConfig(), 1, 0, 5, np, 1)
+    *arrays, kl = compute_shard(
+        golden_splits().train, first_point, plan, AugmentConfig(), 1, 0, 5, np, 1
+    )
     store.commit_shard(1, 0, *arrays, {"numpy": "golden", "max_kl": kl})
     os.rename(folder / "shard.h5.parts" / SHARD, folder / "shard-1.h5")
     store.abandon()
@@ -71,10 +86,21 @@ SHARD = "view-00001-row-00000000.h5"
 
 def golden_checkpoint():
     model = golden_model()
-    moments = {f"{moment}.{name}": value / 2 for moment in "mv" for name, value in model.params.items()}
-    visited = {"logits": dyadic(5, 3).astype(np.float16), "visited": np.array([1, 1, 0, 1, 1], np.uint8)}
+    moments = {
+        f"{moment}.{name}": value / 2 for moment in "mv" for name, value in model.params.items()
+    }
+    visited = {
+        "logits": dyadic(5, 3).astype(np.float16),
+        "visited": np.array([1, 1, 0, 1, 1], np.uint8),
+    }
     return Checkpoint(
-        "0123456789abcdef" * 4, [{"epoch": 1, "total": 1.5}], 3, model.params, model.stats, moments, visited
+        "0123456789abcdef" * 4,
+        [{"epoch": 1, "total": 1.5}],
+        3,
+        model.params,
+        model.stats,
+        moments,
+        visited,
     )
 
 
@@ -110,11 +136,17 @@ def test_clouds_of_every_version_are_read(version, source):
 
 def test_a_model_of_version_1_is_read_and_keeps_its_id():
     wanted, found = golden_model(), read_model(str(GOLDEN / "model-1.h5"))
-    assert (found.config, found.described, found.trained) == (wanted.config, wanted.described, wanted.trained)
+    assert (found.config, found.described, found.trained) == (
+        wanted.config,
+        wanted.described,
+        wanted.trained,
+    )
     for name, value in (wanted.params | wanted.stats).items():
         np.testing.assert_array_equal((found.params | found.stats)[name], value)
-    assert model_id(found) == model_id(wanted) == (
-        "a71d576c4a2144513b431cb682e9c668eda3aeee9d25a26c21c7bc0d2dad015f"
+    assert (
+        model_id(found)
+        == model_id(wanted)
+        == ("a71d576c4a2144513b431cb682e9c668eda3aeee9d25a26c21c7bc0d2dad015f")
     )
 
 
@@ -123,7 +155,11 @@ def test_a_record_of_either_version_is_read_and_keeps_its_run_id(version):
     clouds = golden_splits().train
     with RecordReader(str(GOLDEN / f"record-{version}.h5")) as reader:
         reader.check_belongs(clouds)
-        assert (reader.views, reader.plan.teacher_id, reader.meta["data_file"]) == (2, "first-point", "clouds-1.h5")
+        assert (reader.views, reader.plan.teacher_id, reader.meta["data_file"]) == (
+            2,
+            "first-point",
+            "clouds-1.h5",
+        )
         assert reader.plan.run_id == (
             "4212ed7a9f970634448299703080dd95a21c66342780f34abeb5a3a58f9f0f6f"
         )
@@ -142,7 +178,10 @@ def test_the_clouds_in_a_record_of_version_2_are_read():
     with RecordReader(str(GOLDEN / "record-2.h5")) as reader:
         assert reader.meta["clouds"] == {"dtype": "int16", "exponent": -15, "source": None}
         for found, wanted in zip(reader.clouds(), golden_splits(), strict=True):
-            assert found.points.tobytes() == wanted.points.tobytes() and found.described == wanted.described
+            assert (
+                found.points.tobytes() == wanted.points.tobytes()
+                and found.described == wanted.described
+            )
             np.testing.assert_array_equal(found.labels, wanted.labels)
 
 
@@ -150,8 +189,14 @@ def test_a_shard_of_version_1_counts_in_a_recording_that_continues_today(tmp_pat
     (tmp_path / "record.h5.parts").mkdir()
     shutil.copy(GOLDEN / "shard-1.h5", tmp_path / "record.h5.parts" / SHARD)
     assert golden_record(str(tmp_path / "record.h5")).resumed_shards == 1
-    with RecordReader(str(tmp_path / "record.h5")) as new, RecordReader(str(GOLDEN / "record-1.h5")) as old:
-        assert new.plan == old.plan and {"made_with": {"numpy": "golden"}, "rows": 5} in new.meta["provenance"]
+    with (
+        RecordReader(str(tmp_path / "record.h5")) as new,
+        RecordReader(str(GOLDEN / "record-1.h5")) as old,
+    ):
+        assert (
+            new.plan == old.plan
+            and {"made_with": {"numpy": "golden"}, "rows": 5} in new.meta["provenance"]
+        )
         for view in range(2):
             for one, other in zip(new.view(view), old.view(view), strict=True):
                 np.testing.assert_array_equal(one, other)
@@ -161,12 +206,16 @@ def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp
     write_all(tmp_path)
     for kind, version in (("clouds", 2), ("model", 1), ("shard", 1), ("checkpoint", 1)):
         name = f"{kind}-{version}.h5"
-        with hdf5.open_hdf5(str(tmp_path / name), kind, version) as new, \
-                hdf5.open_hdf5(str(GOLDEN / name), kind, version) as old:
+        with (
+            hdf5.open_hdf5(str(tmp_path / name), kind, version) as new,
+            hdf5.open_hdf5(str(GOLDEN / name), kind, version) as old,
+        ):
             assert content(new) == content(old)
     for name in ("record-1.h5", "record-2.h5"):
-        with hdf5.open_hdf5(str(tmp_path / name), "record", 2) as new, \
-                hdf5.open_hdf5(str(GOLDEN / name), "record", 2) as old:
+        with (
+            hdf5.open_hdf5(str(tmp_path / name), "record", 2) as new,
+            hdf5.open_hdf5(str(GOLDEN / name), "record", 2) as old,
+        ):
             assert content(new) | {"meta": 0} == content(old) | {"meta": 0}
             metas = [hdf5.read_meta(file, name) | {"provenance": 0} for file in (new, old)]
             assert metas[0] == metas[1]

@@ -85,14 +85,17 @@ def test_a_module_imports_only_from_modules_above_its_own():
     assert upward_imports(PACKAGE, ORDER) == []
 
 
-@pytest.mark.parametrize("statement", [
-    "from minipc.train import train",
-    "import minipc.train",
-    "from minipc import train",
-    "from .. import train",
-    "from ..train import train",
-    "def late():\n    from minipc.train import train",
-])
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from minipc.train import train",
+        "import minipc.train",
+        "from minipc import train",
+        "from .. import train",
+        "from ..train import train",
+        "def late():\n    from minipc.train import train",
+    ],
+)
 def test_a_planted_upward_import_is_found(tmp_path, statement):
     for name, text in {"__init__": "", "nn/__init__": "", "nn/ops": statement, "train": ""}.items():
         path = tmp_path / f"{name}.py"
@@ -111,7 +114,10 @@ def loaded_by(code):
     """Return the names of the modules loaded in a fresh interpreter that runs code."""
     done = subprocess.run(
         [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
-        capture_output=True, text=True, check=True, cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
     )
     return set(done.stdout.splitlines()[-1].split())
 
@@ -126,9 +132,16 @@ def loaded_by_command(*arguments):
     return loaded_by(f"from minipc.cli.main import main\n{run}")
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--help"], ["record", "--help"], ["train", "--help"], ["info", "-h"], ["--version"],
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["record", "--help"],
+        ["train", "--help"],
+        ["info", "-h"],
+        ["--version"],
+    ],
+)
 def test_help_and_version_load_no_numerical_library(arguments):
     assert not loaded_by_command(*arguments) & {"numpy", "scipy", "h5py", "cupy"}
 
@@ -141,7 +154,12 @@ def test_what_takes_longer_to_import_than_a_cloud_to_predict_is_not_imported(dat
     model, cloud = str(folder / "model.h5"), str(folder / "cloud.npy")
     predicts = loaded_by_command("predict", model, cloud)
     assert "minipc.predictions" in predicts and not predicts & {
-        "scipy", "multiprocessing", "minipc.jobs", "minipc.record", "minipc.train", "minipc.audit",
+        "scipy",
+        "multiprocessing",
+        "minipc.jobs",
+        "minipc.record",
+        "minipc.train",
+        "minipc.audit",
     }
     for others in (["info", model], ["eval", model, str(folder / data)]):
         assert not loaded_by_command(*others) & {"scipy", "minipc.train", "minipc.audit"}
@@ -163,8 +181,12 @@ def names_cupy(source):
 
 
 def test_only_backend_names_cupy():
-    assert {path.name for path in PACKAGE.rglob("*.py") if names_cupy(path.read_text())} == {"backend.py"}
-    assert names_cupy("from cupy import ndarray") and names_cupy("def f():\n    import cupy.cuda as c")
+    assert {path.name for path in PACKAGE.rglob("*.py") if names_cupy(path.read_text())} == {
+        "backend.py"
+    }
+    assert names_cupy("from cupy import ndarray") and names_cupy(
+        "def f():\n    import cupy.cuda as c"
+    )
 
 
 def requirements(*extras):
@@ -198,11 +220,15 @@ def test_the_readme_names_the_lowest_versions():
     lines = (ROOT / "README.md").read_text().splitlines()
     (row,) = (line.split("|")[2:-1] for line in lines if line.startswith("| lowest "))
     lowest = requirements(*TRIED)
-    assert [cell.strip() for cell in row[1:]] == [lowest[n] for n in "numpy scipy h5py click distributed".split()]
+    assert [cell.strip() for cell in row[1:]] == [
+        lowest[n] for n in "numpy scipy h5py click distributed".split()
+    ]
 
 
 def test_pyproject_holds_the_build_system_alone():
-    tables = [line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("[")]
+    tables = [
+        line for line in (ROOT / "pyproject.toml").read_text().splitlines() if line.startswith("[")
+    ]
     assert tables == ["[build-system]"]
 
 

@@ -26,11 +26,16 @@ def trained(text, classes):
     model = new_model(sizes(text, classes), {"class_names": [str(k) for k in range(classes)]}, 0)
     rng = np.random.default_rng(1)
     params = {
-        name: value if name.endswith(".W") else value + 0.3 * rng.standard_normal(value.shape).astype(np.float32)
+        name: value
+        if name.endswith(".W")
+        else value + 0.3 * rng.standard_normal(value.shape).astype(np.float32)
         for name, value in model.params.items()
     }
-    stats = {name: abs(value + 0.3 * rng.standard_normal(value.shape).astype(np.float32)) + np.float32(0.1)
-             for name, value in model.stats.items()}
+    stats = {
+        name: abs(value + 0.3 * rng.standard_normal(value.shape).astype(np.float32))
+        + np.float32(0.1)
+        for name, value in model.stats.items()
+    }
     return model._replace(params=params, stats=stats)
 
 
@@ -41,7 +46,9 @@ def some_points(clouds, points):
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("text", MODELS)
 @pytest.mark.parametrize("points", POINTS)
-def test_a_clouds_logits_are_the_same_bits_alone_and_at_every_place_among_1_to_100(text, points, engine):
+def test_a_clouds_logits_are_the_same_bits_alone_and_at_every_place_among_1_to_100(
+    text, points, engine
+):
     model, x = trained(text, MODELS[text]), some_points(100, points)
     logits_of = evaluator(model.params, model.stats, model.config, engine)
     alone = np.concatenate([logits_of(cloud[None]) for cloud in x])
@@ -59,7 +66,9 @@ def test_products_in_fours_leave_each_cloud_alone_too(monkeypatch):
     monkeypatch.setattr(workspace, "SMALL_MATRIX_KERNELS", (blas_kernel(),))
     assert workspace.Workspace().group == 4
     for text in ("tiny", "teacher"):
-        test_a_clouds_logits_are_the_same_bits_alone_and_at_every_place_among_1_to_100(text, 64, "fused")
+        test_a_clouds_logits_are_the_same_bits_alone_and_at_every_place_among_1_to_100(
+            text, 64, "fused"
+        )
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -71,9 +80,12 @@ def test_predictions_and_votes_are_those_of_each_cloud_alone(threads, engine):
     for each in (0, 1, 31, 32, 70, 99):
         some = slice(each, each + 1)
         np.testing.assert_array_equal(predict(model, x[some], np, 1, engine), predicted[some])
-        np.testing.assert_array_equal(forward_eval(model.params, model.stats, x[some], model.config, engine),
-                                      predicted[some])
-    np.testing.assert_array_equal(vote(model, x[:37], 3, AugmentConfig(), np, 1, engine), voted[:37])
+        np.testing.assert_array_equal(
+            forward_eval(model.params, model.stats, x[some], model.config, engine), predicted[some]
+        )
+    np.testing.assert_array_equal(
+        vote(model, x[:37], 3, AugmentConfig(), np, 1, engine), voted[:37]
+    )
     np.testing.assert_array_equal(vote(model, x[:1], 3, AugmentConfig(), np, 1, engine), voted[:1])
 
 
@@ -84,13 +96,25 @@ def test_recorded_logits_are_those_of_each_replayed_cloud_alone(tmp_path, thread
     labels = np.arange(70) % 40
     clouds = Clouds(x, labels, tuple(f"class {k}" for k in range(40)), "z", "none")
     out = str(tmp_path / "record.h5")
-    record(clouds, pointnet_teacher(model, engine), "a teacher", out, 2, logits="float32", threads=threads,
-           engine=engine, force=True)
+    record(
+        clouds,
+        pointnet_teacher(model, engine),
+        "a teacher",
+        out,
+        2,
+        logits="float32",
+        threads=threads,
+        engine=engine,
+        force=True,
+    )
     with RecordReader(out) as reader:
         for view in range(2):
             scale, shift, logits = reader.view(view)
             replayed = apply(x, Params(scale, shift))
-            alone = [forward_eval(model.params, model.stats, cloud[None], model.config, engine) for cloud in replayed]
+            alone = [
+                forward_eval(model.params, model.stats, cloud[None], model.config, engine)
+                for cloud in replayed
+            ]
             np.testing.assert_array_equal(logits, np.concatenate(alone))
 
 
@@ -124,7 +148,9 @@ def test_the_sums_of_an_exact_product_are_exact_at_their_largest():
             largest = sum(abs(part).max() for part in n) * abs(right.stacks[-1]).max() * inner
             assert largest <= 2.0**53
             order = rng.permutation(inner)
-            again = exact.product(np.ascontiguousarray(x[:, order]), exact.factor(np.ascontiguousarray(W[order])))
+            again = exact.product(
+                np.ascontiguousarray(x[:, order]), exact.factor(np.ascontiguousarray(W[order]))
+            )
             np.testing.assert_array_equal(exact.product(x, right), again)
 
 

@@ -23,7 +23,10 @@ from test_record_store import replace as with_fields
 def snapshot(folder):
     """Return {path: (content, time of change)} of everything below folder."""
     return {
-        str(path.relative_to(folder)): (path.read_bytes() if path.is_file() else None, path.stat().st_mtime_ns)
+        str(path.relative_to(folder)): (
+            path.read_bytes() if path.is_file() else None,
+            path.stat().st_mtime_ns,
+        )
         for path in [folder, *folder.rglob("*")]
     }
 
@@ -47,8 +50,16 @@ def test_info_tells_every_file_of_the_whole_way(whole_way, say, folder):
     before = snapshot(folder)
     expected = {
         "clouds.h5": ("clouds", {"train": 96, "test": 33, "classes": 3}, "flat"),
-        "run/model.h5": ("model", {"parameters": 371, "class_names": ["flat", "long", "round"]}, "PointNet 8-16:8"),
-        "record.h5": ("record", {"views": 2, "clouds": 96, "data_file": "clouds.h5", "seed": 0}, "192 rows made with"),
+        "run/model.h5": (
+            "model",
+            {"parameters": 371, "class_names": ["flat", "long", "round"]},
+            "PointNet 8-16:8",
+        ),
+        "record.h5": (
+            "record",
+            {"views": 2, "clouds": 96, "data_file": "clouds.h5", "seed": 0},
+            "192 rows made with",
+        ),
         "teacher": ("run", {"epochs": 4, "of_epochs": 4}, "on labels alone"),
         "run": ("run", {"epochs": 4, "of_epochs": 4}, "from record.h5"),
         "run/run.json": ("run", {"epochs": 4}, "4 of 4 epochs"),
@@ -64,7 +75,9 @@ def test_info_tells_every_file_of_the_whole_way(whole_way, say, folder):
 
 
 def test_a_record_names_its_teacher_and_its_data_by_what_they_are(whole_way):
-    model, record, clouds = (describe(name).values for name in ("teacher/model.h5", "record.h5", "clouds.h5"))
+    model, record, clouds = (
+        describe(name).values for name in ("teacher/model.h5", "record.h5", "clouds.h5")
+    )
     assert record["teacher_id"] == model["model_id"]
     assert record["points_hash"] == clouds["points_hash"] == model["trained"]["points_hash"]
 
@@ -102,17 +115,28 @@ def test_a_run_that_has_not_ended_an_epoch_is_described(whole_way, folder):
         if path.name != "run.json":
             path.unlink()
     values = describe("run").values
-    assert (values["epochs"], values["of_epochs"], values["last"], values["files"]) == (0, 4, None, {})
+    assert (values["epochs"], values["of_epochs"], values["last"], values["files"]) == (
+        0,
+        4,
+        None,
+        {},
+    )
 
 
 @pytest.mark.parametrize("path", ["clouds.h5", "run/model.h5", "record.h5"])
 def test_a_file_with_one_bit_changed_is_exit_3_and_one_line(path, whole_way, folder, say):
     flip(folder / path)
     code, out, err = say("info", path)
-    assert (code, out) == (3, "") and err.count("\n") == 1 and f"{path}: is damaged: its digest does not match" in err
+    assert (
+        (code, out) == (3, "")
+        and err.count("\n") == 1
+        and f"{path}: is damaged: its digest does not match" in err
+    )
 
 
-def test_a_run_folder_with_a_damaged_model_is_not_described_as_if_nothing_were(whole_way, folder, say):
+def test_a_run_folder_with_a_damaged_model_is_not_described_as_if_nothing_were(
+    whole_way, folder, say
+):
     flip(folder / "run/model.h5")
     code, out, err = say("info", "run")
     assert (code, out) == (3, "") and "run/model.h5: is damaged" in err and err.count("\n") == 1
@@ -151,13 +175,26 @@ def test_whatever_is_not_ours_is_exit_3_and_one_line(folder, say):
     hdf5.write_hdf5("version.h5", "clouds", 9, lambda file: hdf5.write_meta(file, {}))
     hdf5.write_hdf5("hollow.h5", "model", 1, lambda file: hdf5.write_meta(file, {}))
     for name, told in {
-        "none": "No such file", "empty": "is empty", "text": "not a minipc file", "short": "damaged",
-        "hdf5": "is HDF5, but not made by minipc", "folder": "neither run.json nor plan.json", "pipe": "found a pipe",
-        "foreign": "not of a run of ours", "deep": "run.json", "odd": "found a folder", "plan": "found a pipe",
-        "new-kind.h5": "'hologram' file", "version.h5": "newer format version 9", "hollow.h5": "misses",
+        "none": "No such file",
+        "empty": "is empty",
+        "text": "not a minipc file",
+        "short": "damaged",
+        "hdf5": "is HDF5, but not made by minipc",
+        "folder": "neither run.json nor plan.json",
+        "pipe": "found a pipe",
+        "foreign": "not of a run of ours",
+        "deep": "run.json",
+        "odd": "found a folder",
+        "plan": "found a pipe",
+        "new-kind.h5": "'hologram' file",
+        "version.h5": "newer format version 9",
+        "hollow.h5": "misses",
     }.items():
         code, out, err = say("info", name)
-        assert (code, out) == (3, "") and told in err and name in err and err.count("\n") == 1, (name, err)
+        assert (code, out) == (3, "") and told in err and name in err and err.count("\n") == 1, (
+            name,
+            err,
+        )
 
 
 def half(out):
@@ -177,7 +214,9 @@ def test_an_unfinished_recording_says_which_part_of_it_is_there(folder, say):
         assert code == 0 and "3 of 6 shards are there, intact" in out and "0.h5.bad" in out, err
     values = json.loads(say("info", "r.h5.parts", "--json")[1])
     assert (values["shards"], values["present"], values["intact"]) == (6, 3, True)
-    assert values["run_id"] == PLAN.run_id and values["other_files"] == ["view-00000-row-00000000.h5.bad"]
+    assert values["run_id"] == PLAN.run_id and values["other_files"] == [
+        "view-00000-row-00000000.h5.bad"
+    ]
     assert snapshot(folder) == before
 
 
@@ -235,11 +274,19 @@ def test_every_kind_of_file_has_its_description():
     assert set(OF_KIND) == set(KINDS)
 
 
-def test_a_run_folder_that_does_not_fit_together_is_not_described_as_if_it_did(whole_way, folder, say):
+def test_a_run_folder_that_does_not_fit_together_is_not_described_as_if_it_did(
+    whole_way, folder, say
+):
     (folder / "run/model.h5").unlink()
     code, out, _ = say("info", "run")
-    assert code == 0 and "run/model.h5: is missing; minipc train --resume --out run writes it again" in out
+    assert (
+        code == 0
+        and "run/model.h5: is missing; minipc train --resume --out run writes it again" in out
+    )
     settings = json.loads((folder / "run/run.json").read_text())
     (folder / "run/run.json").write_text(json.dumps(settings | {"name": "other"}))
     code, out, err = say("info", "run")
-    assert (code, out) == (3, "") and "checkpoint.h5 belongs to another run than run.json beside it" in err
+    assert (code, out) == (
+        3,
+        "",
+    ) and "checkpoint.h5 belongs to another run than run.json beside it" in err

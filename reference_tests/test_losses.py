@@ -567,10 +567,14 @@ def test_the_total_is_the_formula_bit_for_bit_where_nothing_is_raised_and_more_e
     for n in range(400):
         row = [array[n : n + 1] for array in (z, y, v, u, has_u)]
         terms, _ = loss_forward(*row, clip)
-        formula = 0.1 * terms.labels + 0.9 * terms.distillation - b * has_u[n] * terms.self_distillation
+        formula = (
+            0.1 * terms.labels + 0.9 * terms.distillation - b * has_u[n] * terms.self_distillation
+        )
         raised, raw = bool(terms.raised), value(*row, replace(clip, guard="none"))
         assert (float(terms.total) == raw) == (not raised) and float(terms.total) >= raw
-        assert raised or float(terms.total) == pytest.approx(float(formula), abs=1e-12)  # order-ten numbers
+        assert raised or float(terms.total) == pytest.approx(
+            float(formula), abs=1e-12
+        )  # order-ten numbers
         found[raised] += 1
     assert found[False] and bool(found[True]) == (b > 0)
 
@@ -587,7 +591,9 @@ def test_the_total_with_guard_is_that_of_the_slow_oracle():
         z, y, v, u, _ = draw(22, scale=2.0)
         has_u = np.array([1.0, 0, 1, 1, 0, 1])
         found = value(z, y, v, u, has_u, config(T, "clip", 0.9, 0.4))
-        assert found == pytest.approx(oracles.guarded_loss(z, y, v, u, has_u, 0.9, 0.4, T), rel=1e-12)
+        assert found == pytest.approx(
+            oracles.guarded_loss(z, y, v, u, has_u, 0.9, 0.4, T), rel=1e-12
+        )
 
 
 def test_loss_stays_finite_for_extreme_logits_in_float32():
@@ -679,7 +685,10 @@ def test_the_formula_in_words_names_every_weight_and_the_convention():
         "loss = 0.5 CE(y, s_1) + 0.5 T^2 KL(p || s_T) - 0.2 T^2 KL(r || s_T), T = 1, "
         "KL summed over classes, batch mean, guard clip"
     )
-    assert formula(LossConfig(label_smoothing=0.1, **LABELS_ALONE)) == "loss = 1 CE(y, s_1); y smoothed by 0.1"
+    assert (
+        formula(LossConfig(label_smoothing=0.1, **LABELS_ALONE))
+        == "loss = 1 CE(y, s_1); y smoothed by 0.1"
+    )
 
 
 @pytest.mark.parametrize("has", [np.ones(6), np.array([1.0, 0, 0, 1, 0, 1]), np.zeros(6)])

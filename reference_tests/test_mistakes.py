@@ -95,7 +95,11 @@ MISTAKES = {
         (3, "train cut.h5 --labels-only", "damaged"),
         (3, "train flipped.h5 --labels-only", "damaged"),
         (3, "train future.h5 --labels-only", "upgrade"),
-        (3, "train untrained.h5 --labels-only", "is a minipc model file, but a clouds file is wanted"),
+        (
+            3,
+            "train untrained.h5 --labels-only",
+            "is a minipc model file, but a clouds file is wanted",
+        ),
         (3, "train record.h5 --labels-only", "--with-clouds"),
         (3, "train --record clouds.h5", "is a minipc clouds file, but a record file is wanted"),
         (3, "train --record cut-record.h5", "damaged"),
@@ -115,14 +119,25 @@ MISTAKES = {
         (3, "train other.h5 --record record.h5", "made from"),
         (3, "train renamed.h5 --record record.h5", "class_names is ('flat', 'long'"),
         (3, "train turned.h5 --record record.h5", "up_axis is z there and y here"),
-        (3, "train --record record.h5 --self-weight 0.2 --self-target record --self-record seeded.h5", "teacher alone"),
-        (3, "train --record record.h5 --self-weight 0.2 --self-target record --self-record record.h5",
-         "record an earlier student"),
+        (
+            3,
+            "train --record record.h5 --self-weight 0.2 --self-target record --self-record seeded.h5",
+            "teacher alone",
+        ),
+        (
+            3,
+            "train --record record.h5 --self-weight 0.2 --self-target record --self-record record.h5",
+            "record an earlier student",
+        ),
         (3, "record clouds.h5 --teacher forty.h5 --out new.h5", "class names"),
         (3, "record renamed.h5 --teacher good --out new.h5", "class names"),
         (3, "record turned.h5 --teacher good --out new.h5", "up axis"),
         (3, "record clouds.h5 --teacher better --out record.h5", "teacher_id is"),
-        (3, "record clouds.h5 --teacher good --seed 1 --out record.h5", "seed is 0 there and 1 here"),
+        (
+            3,
+            "record clouds.h5 --teacher good --seed 1 --out record.h5",
+            "seed is 0 there and 1 here",
+        ),
         (3, "record clouds.h5 --teacher untrained.h5 --out new.h5", "no better than chance"),
         (3, "eval good renamed.h5", "class names"),
         (3, "eval good turned.h5", "up axis"),
@@ -162,7 +177,11 @@ MISTAKES = {
         (2, "train clouds.h5", "--record FILE"),
         (2, "train --labels-only", "name the data"),
         (2, "train clouds.h5 --labels-only --model huge", "16-16-32-64:32"),
-        (2, "train clouds.h5 --labels-only --batch-size 1000", "1000 is more than the 96 training clouds"),
+        (
+            2,
+            "train clouds.h5 --labels-only --batch-size 1000",
+            "1000 is more than the 96 training clouds",
+        ),
         (2, "train clouds.h5 --labels-only --val-fraction 0.9", "32 is more than the"),
         (2, "train clouds.h5 --labels-only --val-fraction 1", "val fraction"),
         (2, "train clouds.h5 --labels-only --epochs 0", "epochs"),
@@ -170,15 +189,31 @@ MISTAKES = {
         (2, "train clouds.h5 --labels-only --lr 0", "lr"),
         (2, "train clouds.h5 --labels-only --colour red", "--colour"),
         (2, "train clouds.h5 --labels-only --views 0:1", "add --record FILE"),
-        (2, "train clouds.h5 --labels-only --self-weight 0.2", "--labels-only has no use for --self-weight"),
+        (
+            2,
+            "train clouds.h5 --labels-only --self-weight 0.2",
+            "--labels-only has no use for --self-weight",
+        ),
         (2, "train --record record.h5 --views 1:3", "0 <= A < B <= 2"),
         (2, "train --record record.h5 --self-weight 0.5", "b < a / 2"),
         (2, "train --record record.h5 --self-weight nan", "self weight"),
         (2, "train --record record.h5 --self-target ema", "without --self-weight"),
-        (2, "train --record record.h5 --self-weight 0.2 --ema-decay 0.5", "goes with --self-target ema"),
+        (
+            2,
+            "train --record record.h5 --self-weight 0.2 --ema-decay 0.5",
+            "goes with --self-target ema",
+        ),
         (2, "train --record record.h5 --out ''", "is empty; name a file"),
-        (2, "train --record record.h5 --self-weight 0.2 --self-target record", "--self-record FILE"),
-        (2, "train --record record.h5 --self-weight 0.2 --self-target ema --ema-decay 1", "ema decay"),
+        (
+            2,
+            "train --record record.h5 --self-weight 0.2 --self-target record",
+            "--self-record FILE",
+        ),
+        (
+            2,
+            "train --record record.h5 --self-weight 0.2 --self-target ema --ema-decay 1",
+            "ema decay",
+        ),
         (2, "train --record record.h5 --temperature 0.5", "1 <= T"),
         (2, "train --record record.h5 --kd-weight 2", "a from 0 to 1"),
         (2, "train --record record.h5 --quiet --verbose", "leave one out"),
@@ -188,7 +223,11 @@ MISTAKES = {
         (2, "record clouds.h5", "train clouds.h5 --labels-only --model teacher"),
         (2, "record --teacher good", "name the data"),
         (2, "record clouds.h5 --teacher good --views 0 --out new.h5", "views"),
-        (2, "record clouds.h5 --teacher good --views 1000000000 --out new.h5", "views: expected 1 to 100000"),
+        (
+            2,
+            "record clouds.h5 --teacher good --views 1000000000 --out new.h5",
+            "views: expected 1 to 100000",
+        ),
         (2, "record clouds.h5 --teacher good --seed -1 --out new.h5", "seed"),
         (2, "eval good clouds.h5 --votes -1", "votes"),
         (2, "audit --inject sign-of-c", "did you mean sign-of-b?"),
@@ -210,13 +249,19 @@ def spoil(folder):
     splits = read_clouds("clouds.h5")
 
     def rewritten(path, points=lambda points: points, names=splits.train.class_names, up_axis="z"):
-        write_clouds(path, Splits(*(Clouds(points(c.points), c.labels, names, up_axis, "none") for c in splits)))
+        write_clouds(
+            path,
+            Splits(*(Clouds(points(c.points), c.labels, names, up_axis, "none") for c in splits)),
+        )
 
     rewritten("other.h5", points=lambda points: points[:, ::-1].copy())
     rewritten("renamed.h5", names=("long", "flat", "round"))
     rewritten("turned.h5", up_axis="y")
     write_model("untrained.h5", new_model(ModelConfig((8,), (), 3), splits.train.described, 0))
-    write_model("forty.h5", new_model(sizes("tiny", 40), {**splits.train.described, "class_names": ["a"] * 40}, 0))
+    write_model(
+        "forty.h5",
+        new_model(sizes("tiny", 40), {**splits.train.described, "class_names": ["a"] * 40}, 0),
+    )
     whole = (folder / "clouds.h5").read_bytes()
     (folder / "cut.h5").write_bytes(whole[:-100])
     (folder / "flipped.h5").write_bytes(whole[:5000] + bytes([whole[5000] ^ 4]) + whole[5001:])
@@ -239,8 +284,10 @@ def from_the_future(folder):
     """Write future.h5, whole, of a version that no minipc knows yet."""
     from minipc import files
 
-    body = (folder / "clouds.h5").read_bytes()[files.USER_BLOCK:]
-    (folder / "future.h5").write_bytes(files.sealed("clouds", 999, files.USER_BLOCK + len(body), [body]) + body)
+    body = (folder / "clouds.h5").read_bytes()[files.USER_BLOCK :]
+    (folder / "future.h5").write_bytes(
+        files.sealed("clouds", 999, files.USER_BLOCK + len(body), [body]) + body
+    )
 
 
 def tree(folder, name, classes=tuple(STRETCH)):
@@ -248,7 +295,9 @@ def tree(folder, name, classes=tuple(STRETCH)):
     for kind in classes:
         (folder / name / kind).mkdir(parents=True)
         for number in (1, 2):
-            np.savetxt(folder / name / kind / f"{number}.xyz", np.arange(12).reshape(4, 3) ** number % 7)
+            np.savetxt(
+                folder / name / kind / f"{number}.xyz", np.arange(12).reshape(4, 3) ** number % 7
+            )
     return folder / name
 
 
@@ -260,11 +309,21 @@ def spoil_trees(folder):
     (half / "3.xyz").write_text("0 0 1\n1 2 3\n")
     (tree(folder, "meshes") / "mug" / "mug.off").write_text("OFF\n")
     for name, text in {
-        "nan": "0 0 1\n1 2 3\n4 nan 6\n", "inf": "0 0 1\n1 2 3\n4 inf 6\n", "words": "0 0 1\n1 2 3\nfour 5 6\n",
-        "columns": "0 1\n2 3\n", "empty": "", "comments": "# nothing\n", "header": "vertex x y z i\n1 2 3 9\n4 5 6 8\n",
-        "one-point": "1 2 3\n", "count": "3\n1 2 3 -1500\n4 5 6 -1400\n", "empty-cell": "1,2,3,9\n4,5,,9\n",
-        "cut": "1 2 3 0 0 1\n4 5 6 0", "ind": "1 2 3\n4 5 -1.#IND\n", "numbered": "0,1,2\n0.5,0.1,0.7\n",
-        "index": "0,1.5,2.5,3.5\n1,4.5,5.5,6.5\n2,7.5,8.5,9.5\n", "decimals": "1,5;2,5;3,5\n4,5;5,5;6,5\n",
+        "nan": "0 0 1\n1 2 3\n4 nan 6\n",
+        "inf": "0 0 1\n1 2 3\n4 inf 6\n",
+        "words": "0 0 1\n1 2 3\nfour 5 6\n",
+        "columns": "0 1\n2 3\n",
+        "empty": "",
+        "comments": "# nothing\n",
+        "header": "vertex x y z i\n1 2 3 9\n4 5 6 8\n",
+        "one-point": "1 2 3\n",
+        "count": "3\n1 2 3 -1500\n4 5 6 -1400\n",
+        "empty-cell": "1,2,3,9\n4,5,,9\n",
+        "cut": "1 2 3 0 0 1\n4 5 6 0",
+        "ind": "1 2 3\n4 5 -1.#IND\n",
+        "numbered": "0,1,2\n0.5,0.1,0.7\n",
+        "index": "0,1.5,2.5,3.5\n1,4.5,5.5,6.5\n2,7.5,8.5,9.5\n",
+        "decimals": "1,5;2,5;3,5\n4,5;5,5;6,5\n",
         "transposed": f"{'1 ' * 40}\n{'2 ' * 40}\n{'3 ' * 40}\n",
     }.items():
         (tree(folder, f"bad-{name}") / "mug" / "bad.xyz").write_text(text)
@@ -273,7 +332,11 @@ def spoil_trees(folder):
     np.save(tree(folder, "far") / "mug" / "far.npy", far)
     tree(folder, "two-forms", ["caf\u00e9", "cafe\u0301"])
     (tree(folder, "beside") / "README.txt").write_text("about these clouds\n")
-    np.save(tree(folder, "bad-pickle") / "mug" / "bad.npy", np.array([{"x": 1}], object), allow_pickle=True)
+    np.save(
+        tree(folder, "bad-pickle") / "mug" / "bad.npy",
+        np.array([{"x": 1}], object),
+        allow_pickle=True,
+    )
     np.save(tree(folder, "bad-shape") / "mug" / "bad.npy", np.zeros((2, 5, 3)))
     short = tree(folder, "bad-short") / "mug" / "bad.npy"
     np.save(short, np.zeros((50, 3)))
@@ -298,8 +361,14 @@ def spoil_hdf5(folder):
     write("two-lists.h5", points=points, labels=labels, class_names=["mug", "vase"])
     with h5py.File(folder / "two-lists.h5", "a") as file:
         file.attrs["classes"] = ["vase", "mug"]
-    write("three.h5", **{f"{kind}_{split}": values for split in ("train", "val", "test")
-                         for kind, values in (("X", points), ("y", labels))})
+    write(
+        "three.h5",
+        **{
+            f"{kind}_{split}": values
+            for split in ("train", "val", "test")
+            for kind, values in (("X", points), ("y", labels))
+        },
+    )
     write("flat.h5", points=points[0], labels=labels)
 
 
@@ -346,15 +415,21 @@ def test_a_mistake_ends_in_one_line_and_its_exit_code_and_leaves_nothing(
     assert snapshot(place) == before
     told[line] = escaped(err)
     if not WRITE:
-        assert told[line] == messages(PAGE.read_text())[line], "docs/mistakes.md is not what minipc says"
+        assert told[line] == messages(PAGE.read_text())[line], (
+            "docs/mistakes.md is not what minipc says"
+        )
 
 
 def test_the_page_lists_these_mistakes_in_this_order(told):
     if WRITE:
-        assert len(told) == len(COMMANDS), "to write the page, make every mistake: run the whole of this file"
+        assert len(told) == len(COMMANDS), (
+            "to write the page, make every mistake: run the whole of this file"
+        )
         PAGE.write_text(page_of(told))
     text = PAGE.read_text()
-    assert text == page_of(messages(text)), "the head of this file says how to write docs/mistakes.md anew"
+    assert text == page_of(messages(text)), (
+        "the head of this file says how to write docs/mistakes.md anew"
+    )
 
 
 def test_without_any_file_a_training_names_the_command_that_makes_a_record(folder, say):
@@ -371,7 +446,13 @@ def page_of(said):
     """Return the page, of {command: message}."""
     lines = []
     for section, mistakes in MISTAKES.items():
-        lines += ["", f"## {section}", "", "| `minipc ...` | exit | message |", "| --- | ---: | --- |"]
+        lines += [
+            "",
+            f"## {section}",
+            "",
+            "| `minipc ...` | exit | message |",
+            "| --- | ---: | --- |",
+        ]
         lines += [f"{row(code, line)}{said[line]} |" for code, line, _ in mistakes]
     return HEAD + "\n".join(lines) + "\n"
 
@@ -380,7 +461,7 @@ def messages(text):
     """Return {command: message} of a page; None for a command that is not in it."""
     lines = text.splitlines()
     return {
-        line: next((each[len(start):-2] for each in lines if each.startswith(start)), None)
+        line: next((each[len(start) : -2] for each in lines if each.startswith(start)), None)
         for start, line in ((row(code, line), line) for code, line, _ in COMMANDS)
     }
 

@@ -12,11 +12,16 @@ from minipc.cli.main import main
 from minipc.data.clouds import read_clouds
 from minipc.record.reader import RecordReader
 
-FOLDER = Path(os.environ.get("MINIPC_MODELNET") or Path(__file__).parents[2] / "shared/data/modelnet40_hdf5_1024")
+FOLDER = Path(
+    os.environ.get("MINIPC_MODELNET")
+    or Path(__file__).parents[2] / "shared/data/modelnet40_hdf5_1024"
+)
 
 pytestmark = [
     pytest.mark.modelnet,
-    pytest.mark.skipif(not FOLDER.is_dir(), reason=f"ModelNet40 is not at {FOLDER}; set MINIPC_MODELNET"),
+    pytest.mark.skipif(
+        not FOLDER.is_dir(), reason=f"ModelNet40 is not at {FOLDER}; set MINIPC_MODELNET"
+    ),
 ]
 
 
@@ -57,18 +62,48 @@ def test_a_teacher_is_recorded_and_a_student_learns_from_it(place, capsys):
     assert teacher["test_accuracy"] > 0.3  # the largest class has 4 % of the test clouds
     record = place / "record.h5"
     recorded = run(
-        capsys, "record", data, "--teacher", place / "teacher", "--views", 1, "--out", record, "--quiet", "--json"
+        capsys,
+        "record",
+        data,
+        "--teacher",
+        place / "teacher",
+        "--views",
+        1,
+        "--out",
+        record,
+        "--quiet",
+        "--json",
     )
     assert recorded["clouds"] == 9843 and recorded["bytes_per_view"] == 24 + 2 * 40
     assert recorded["bytes"] < 1.02 * 9843 * 104
     assert recorded["teacher_accuracy"] > 0.3
-    student = run(capsys, "train", "--record", record, "--self-weight", 0.2, "--out", place / "student", *small)
+    student = run(
+        capsys,
+        "train",
+        "--record",
+        record,
+        "--self-weight",
+        0.2,
+        "--out",
+        place / "student",
+        *small,
+    )
     assert student["test_accuracy"] > 0.3
 
 
 def test_a_record_carries_modelnet_without_loss_as_int16(place, capsys):
     data, out = place / "modelnet40.h5", place / "carry.h5"
-    words = ("--teacher", place / "teacher", "--views", 1, "--out", out, "--with-clouds", "--quiet", "--json")
+    words = (
+        "--teacher",
+        place / "teacher",
+        "--views",
+        1,
+        "--out",
+        out,
+        "--with-clouds",
+        "--quiet",
+        "--json",
+    )
     recorded = run(capsys, "record", data, *words)
     assert recorded["clouds_as"] == "int16"
     assert recorded["clouds_bytes"] == (9843 + 2468) * (256 * 3 * 2 + 8)  # points, and a label each

@@ -14,7 +14,12 @@ from minipc.nn.losses import LossConfig
 from minipc.train import TrainConfig
 
 VERBS = verbs_below(minipc)
-TRIED = [("7", "8", "9"), ("0.25", "0.5", "0.75"), ("0:1", "0:2", "0:3"), ("0/2", "0/3", "1/3")]  # what options take
+TRIED = [
+    ("7", "8", "9"),
+    ("0.25", "0.5", "0.75"),
+    ("0:1", "0:2", "0:3"),
+    ("0/2", "0/3", "1/3"),
+]  # what options take
 OPTIONS = [(verb, name) for verb in VERBS for name in options_of(VERBS[verb])]
 
 
@@ -30,13 +35,19 @@ def parsed(verb, *arguments):
     context = click.Context(minipc, info_name="minipc")
     *groups, name = verb.split(".")
     for group in groups:
-        context = click.Context(context.command.get_command(context, group), info_name=group, parent=context)
+        context = click.Context(
+            context.command.get_command(context, group), info_name=group, parent=context
+        )
     return VERBS[verb].make_context(name, list(arguments), parent=context).params
 
 
 def needed(verb, but):
     """Return a command line with what the verb does not do without, but for one option."""
-    words = ["x" for parameter in VERBS[verb].params if isinstance(parameter, click.Argument) and parameter.required]
+    words = [
+        "x"
+        for parameter in VERBS[verb].params
+        if isinstance(parameter, click.Argument) and parameter.required
+    ]
     for name, option in options_of(VERBS[verb]).items():
         if option.required and name != but:
             words += [f"--{name}", "x"]
@@ -56,7 +67,9 @@ def three_values(option):
 
 
 @pytest.mark.parametrize("verb, name", [pair for pair in OPTIONS if pair[1] != "config"])
-def test_a_flag_wins_over_the_variable_that_over_the_file_that_over_the_default(verb, name, monkeypatch, folder):
+def test_a_flag_wins_over_the_variable_that_over_the_file_that_over_the_default(
+    verb, name, monkeypatch, folder
+):
     option = options_of(VERBS[verb])[name]
     flag, variable, written = three_values(option)
     in_file = written[0] if option.is_flag else f'"{written[0]}"'
@@ -98,7 +111,12 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch):
     for name in ("EPOCHS", "LR", "QUIET", "OUT", "BACKEND", "CONFIG"):
         monkeypatch.setenv(f"MINIPC_{name}", "")
     values = parsed("train")
-    assert (values["epochs"], values["lr"], values["quiet"], values["backend"]) == (None, None, False, "auto")
+    assert (values["epochs"], values["lr"], values["quiet"], values["backend"]) == (
+        None,
+        None,
+        False,
+        "auto",
+    )
 
 
 def test_the_config_file_can_be_named_by_its_variable(monkeypatch, folder):
@@ -115,20 +133,27 @@ def test_help_and_completion_do_without_the_config_file(monkeypatch, say):
     assert say("train")[0] == 3
 
 
-@pytest.mark.parametrize("variable, value, words", [
-    ("MINIPC_EPOCHS", "many", "train"),
-    ("MINIPC_LR", "fast", "train"),
-    ("MINIPC_GUARD", "maybe", "train"),
-    ("MINIPC_QUIET", "perhaps", "train"),
-    ("MINIPC_THREADS", "0", "record"),
-    ("MINIPC_VIEWS", "0", "record"),  # click takes this one; the recorder does not
-    ("MINIPC_SEED", "-1", "record"),
-    ("MINIPC_QUIET", "1", "doctor -v"),
-])
-def test_a_wrong_value_of_a_variable_is_exit_2_and_the_message_names_it(variable, value, words, monkeypatch, say):
+@pytest.mark.parametrize(
+    "variable, value, words",
+    [
+        ("MINIPC_EPOCHS", "many", "train"),
+        ("MINIPC_LR", "fast", "train"),
+        ("MINIPC_GUARD", "maybe", "train"),
+        ("MINIPC_QUIET", "perhaps", "train"),
+        ("MINIPC_THREADS", "0", "record"),
+        ("MINIPC_VIEWS", "0", "record"),  # click takes this one; the recorder does not
+        ("MINIPC_SEED", "-1", "record"),
+        ("MINIPC_QUIET", "1", "doctor -v"),
+    ],
+)
+def test_a_wrong_value_of_a_variable_is_exit_2_and_the_message_names_it(
+    variable, value, words, monkeypatch, say
+):
     monkeypatch.setenv(variable, value)
     code, out, err = say(*words.split())
-    assert (code, out) == (2, "") and variable in err and err.splitlines()[-1].startswith("minipc: ")
+    assert (
+        (code, out) == (2, "") and variable in err and err.splitlines()[-1].startswith("minipc: ")
+    )
 
 
 def test_a_variable_that_was_overruled_is_not_blamed(monkeypatch, say):
@@ -138,18 +163,33 @@ def test_a_variable_that_was_overruled_is_not_blamed(monkeypatch, say):
 
 
 CONFIGS = [
-    (2, "[train]\nepohs = 3", "train", "c.toml: [train]: epohs: unknown option; did you mean epochs?"),
+    (
+        2,
+        "[train]\nepohs = 3",
+        "train",
+        "c.toml: [train]: epohs: unknown option; did you mean epochs?",
+    ),
     (2, "[train]\nkd_weight = 0.5", "train", "kd_weight: unknown option; did you mean kd-weight?"),
     (2, "[train]\nconfig = 'd.toml'", "train", "config: unknown option"),
-    (2, "[train]\nepochs = 4.5", "train", "epochs in [train] of c.toml: '4.5' is not a valid integer"),
+    (
+        2,
+        "[train]\nepochs = 4.5",
+        "train",
+        "epochs in [train] of c.toml: '4.5' is not a valid integer",
+    ),
     (2, "[train]\nepochs = 'x'", "train", "epochs in [train] of c.toml: 'x'"),
     (2, "[train]\nepochs = true", "train", "epochs: expected text or a number, found boolean True"),
     (2, "[train]\nepochs = [1, 2]", "train", "epochs: expected text or a number, found list"),
     (2, "[train]\nepochs = 1979-05-27", "train", "epochs: expected text or a number, found date"),
     (2, f"[train]\nepochs = 0x{'f' * 6000}", "train", "epochs: expected text or a number"),
-    (2, "[train]\nout = \"a\\u0000b\"", "train", "out: expected text or a number"),
+    (2, '[train]\nout = "a\\u0000b"', "train", "out: expected text or a number"),
     (2, "[train]\nlabels-only = 1", "train", "labels-only: expected true or false, found number 1"),
-    (2, "[train]\nlabels-only = 'yes'", "train", "labels-only: expected true or false, found text 'yes'"),
+    (
+        2,
+        "[train]\nlabels-only = 'yes'",
+        "train",
+        "labels-only: expected true or false, found text 'yes'",
+    ),
     (2, "[train.epochs]\nx = 1", "train", "epochs: expected text or a number, found dict"),
     (2, "[train]\nself-weight = 0.5\nrecord = 'r'", "train", "self-weight in [train] of c.toml"),
     (2, "[trian]\nepochs = 4", "train", "c.toml: trian: unknown table; did you mean train?"),
@@ -170,12 +210,20 @@ CONFIGS = [
 def test_every_mistake_in_a_config_file_is_one_line(code, text, words, named, folder, say):
     (folder / "c.toml").write_text(text)
     found, out, err = say(*words.split(), "--config", "c.toml")
-    assert (found, out) == (code, "") and named in err and err.count("\n") == 1 and len(err) < 600, err
+    assert (
+        (found, out) == (code, "") and named in err and err.count("\n") == 1 and len(err) < 600
+    ), err
 
 
-@pytest.mark.parametrize("name, named", [
-    ("none.toml", "No such file"), ("folder", "found a folder"), ("pipe", "found a pipe"), ("latin.toml", "TOML"),
-])
+@pytest.mark.parametrize(
+    "name, named",
+    [
+        ("none.toml", "No such file"),
+        ("folder", "found a folder"),
+        ("pipe", "found a pipe"),
+        ("latin.toml", "TOML"),
+    ],
+)
 def test_a_config_file_that_is_none_is_exit_3_and_never_a_hang(name, named, folder, say):
     (folder / "folder").mkdir()
     os.mkfifo(folder / "pipe")
@@ -185,15 +233,24 @@ def test_a_config_file_that_is_none_is_exit_3_and_never_a_hang(name, named, fold
 
 
 def test_tables_of_other_verbs_are_theirs(folder, say):
-    (folder / "c.toml").write_text("[train]\nnonsense = [1]\n[data.pack]\nout = 3\n[doctor]\njson = true\n")
+    (folder / "c.toml").write_text(
+        "[train]\nnonsense = [1]\n[data.pack]\nout = 3\n[doctor]\njson = true\n"
+    )
     code, out, err = say("doctor", "--config", "c.toml")
     assert code == 0 and out.startswith("{"), err
 
 
 def test_numbers_of_a_file_are_parsed_as_if_typed(folder):
-    (folder / "c.toml").write_text("[train]\nepochs = '4'\nlr = 1\nkd-weight = 1e-1\nmodel = '8-16:8'\n")
+    (folder / "c.toml").write_text(
+        "[train]\nepochs = '4'\nlr = 1\nkd-weight = 1e-1\nmodel = '8-16:8'\n"
+    )
     values = parsed("train", "--config", "c.toml")
-    assert [values[name] for name in ("epochs", "lr", "kd_weight", "model")] == [4, 1.0, 0.1, "8-16:8"]
+    assert [values[name] for name in ("epochs", "lr", "kd_weight", "model")] == [
+        4,
+        1.0,
+        0.1,
+        "8-16:8",
+    ]
     assert type(values["lr"]) is float
 
 
@@ -234,7 +291,9 @@ def test_click_says_nothing_about_a_file(folder):
     assert stat.S_IMODE((folder / "closed").stat().st_mode) == 0
 
 
-@pytest.mark.parametrize("words, meant", [("trian", "train"), ("data pakc", "pack"), ("train --epohs 3", "--epochs")])
+@pytest.mark.parametrize(
+    "words, meant", [("trian", "train"), ("data pakc", "pack"), ("train --epohs 3", "--epochs")]
+)
 def test_a_mistyped_word_is_answered_with_what_was_meant(words, meant, say):
     code, out, err = say(*words.split())
     assert (code, out) == (2, "") and meant in err and err.count("\n") == 1
@@ -243,7 +302,9 @@ def test_a_mistyped_word_is_answered_with_what_was_meant(words, meant, say):
 def test_the_defaults_of_train_are_those_of_its_python_configurations():
     typed = {option.name: option.default for option in VERBS["train"].params}
     wanted = {
-        name: field.default for config in (LossConfig, TrainConfig)
-        for name, field in config.__dataclass_fields__.items() if name not in ("epochs", "lr")  # theirs depend
+        name: field.default
+        for config in (LossConfig, TrainConfig)
+        for name, field in config.__dataclass_fields__.items()
+        if name not in ("epochs", "lr")  # theirs depend
     }
     assert {name: typed[name] for name in wanted} == wanted

@@ -16,7 +16,15 @@ def mounted(tmp_path):
     def mount(size, *options):
         place = tmp_path / f"disk-{len(places)}"
         place.mkdir()
-        command = ["mount", "-t", "tmpfs", "-o", ",".join([f"size={size}", *options]), "tmpfs", str(place)]
+        command = [
+            "mount",
+            "-t",
+            "tmpfs",
+            "-o",
+            ",".join([f"size={size}", *options]),
+            "tmpfs",
+            str(place),
+        ]
         try:
             done = subprocess.run(command, capture_output=True, text=True)
         except FileNotFoundError:
@@ -45,7 +53,9 @@ def one_line(err):
     return lines[0]
 
 
-@pytest.mark.parametrize("command", ["data make -o {}/s.h5", "data pack vessels -o {}/v.h5 --num-points 64"])
+@pytest.mark.parametrize(
+    "command", ["data make -o {}/s.h5", "data pack vessels -o {}/v.h5 --num-points 64"]
+)
 def test_a_full_disk_ends_packing_in_one_line_and_leaves_nothing(
     folder, say, mounted, small_shapes, vessels, command
 ):
@@ -63,7 +73,9 @@ def teacher(data, say):
 
 def test_a_recording_that_cannot_fit_is_refused_before_the_first_shard(data, teacher, say, mounted):
     disk = mounted("64k")
-    code, out, err = say("record", data, "--teacher", "teacher", "--views", 100, "--out", disk / "r.h5")
+    code, out, err = say(
+        "record", data, "--teacher", "teacher", "--views", 100, "--out", disk / "r.h5"
+    )
     assert (code, out) == (1, "") and "free" in one_line(err)
     assert os.listdir(disk) == []
 
@@ -82,14 +94,18 @@ def test_a_disk_that_fills_while_recording_loses_nothing_and_the_same_command_co
     assert (code, out) == (1, "") and "free some space" in one_line(err)
     assert not (disk / "record.h5").exists()
     parts = disk / "record.h5.parts"  # gone where not one shard was committed
-    assert not parts.exists() or not [name for name in os.listdir(parts) if name.endswith((".tmp", ".bad"))]
+    assert not parts.exists() or not [
+        name for name in os.listdir(parts) if name.endswith((".tmp", ".bad"))
+    ]
     os.unlink(disk / "filler")
     assert say(*words, "--out", disk / "record.h5")[0] == 0
     assert (disk / "record.h5").read_bytes() == (folder / "record.h5").read_bytes()
     assert os.listdir(disk) == ["record.h5"]
 
 
-def test_a_disk_that_fills_while_training_loses_no_finished_epoch(data, folder, say, mounted, monkeypatch):
+def test_a_disk_that_fills_while_training_loses_no_finished_epoch(
+    data, folder, say, mounted, monkeypatch
+):
     whole = ("train", data, "--labels-only", *QUICK)
     assert say(*whole, "--out", "whole")[0] == 0
     disk = mounted("100k")
@@ -105,11 +121,15 @@ def test_a_disk_that_fills_while_training_loses_no_finished_epoch(data, folder, 
         assert (disk / "run" / name).read_bytes() == (folder / "whole" / name).read_bytes()
 
 
-def test_a_folder_that_may_not_be_written_to_is_exit_3(data, teacher, say, mounted, small_shapes, vessels):
+def test_a_folder_that_may_not_be_written_to_is_exit_3(
+    data, teacher, say, mounted, small_shapes, vessels
+):
     place = mounted("64k", "ro")
     for command in (
-        f"data make -o {place}/s.h5", f"data pack vessels -o {place}/v.h5",
-        f"record {data} --teacher teacher --out {place}/r.h5", f"train {data} --labels-only --out {place}/run",
+        f"data make -o {place}/s.h5",
+        f"data pack vessels -o {place}/v.h5",
+        f"record {data} --teacher teacher --out {place}/r.h5",
+        f"train {data} --labels-only --out {place}/run",
     ):
         code, out, err = say(*command.split(), "--quiet")
         assert (code, out) == (3, "") and str(place) in one_line(err), (command, err)

@@ -357,7 +357,9 @@ def test_points_repeated_as_padding_leave_the_logits_unchanged(engine):
 def test_evaluation_treats_each_cloud_alone_and_training_does_not(engine):
     params, stats, points, _ = small(8)
     whole = forward_eval(params, stats, points, SMALL, engine)
-    alone = np.concatenate([forward_eval(params, stats, cloud[None], SMALL, engine) for cloud in points])
+    alone = np.concatenate(
+        [forward_eval(params, stats, cloud[None], SMALL, engine) for cloud in points]
+    )
     np.testing.assert_allclose(alone, whole, atol=1e-12)  # products may be blocked differently
     trained, _, _ = forward_train(params, points, SMALL, engine=engine)
     fewer, _, _ = forward_train(params, points[:2], SMALL, engine=engine)

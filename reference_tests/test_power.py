@@ -169,7 +169,9 @@ def test_from_any_crash_the_same_command_leads_to_the_same_bytes(log, judge, tmp
         power.lay_out(state, folder)
         held = Store(folder / "record.h5", PLAN)
         missing = held.missing()
-        assert len(missing) <= len(SHARDS) - sum(name[0] == "shard" for name in promised(log, at)), at
+        assert len(missing) <= len(SHARDS) - sum(
+            name[0] == "shard" for name in promised(log, at)
+        ), at
         record(folder)
         assert (folder / "record.h5").read_bytes() == judge.record, at
 
@@ -193,9 +195,13 @@ class NoFolderSync(power.Journal):
             super().fsync(fd)
 
 
-@pytest.mark.parametrize("broken, says", [
-    (NoFileSync, "not whole under its name"), (NoFolderSync, "committed and lost"),
-])
+@pytest.mark.parametrize(
+    "broken, says",
+    [
+        (NoFileSync, "not whole under its name"),
+        (NoFolderSync, "committed and lost"),
+    ],
+)
 def test_without_an_fsync_the_enumeration_fails(tmp_path, judge, broken, says, record_property):
     states, faults = faults_of_power(journalled(tmp_path, broken), judge)
     record_property("states", states)
@@ -203,7 +209,9 @@ def test_without_an_fsync_the_enumeration_fails(tmp_path, judge, broken, says, r
     assert any(says in fault for _, fault in faults) and len(faults) > 50
 
 
-def test_without_a_temporary_name_the_enumeration_fails(tmp_path, judge, monkeypatch, record_property):
+def test_without_a_temporary_name_the_enumeration_fails(
+    tmp_path, judge, monkeypatch, record_property
+):
     def in_place(folder, base):
         path = os.path.join(folder, base)
         return files.os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666), path
@@ -214,7 +222,9 @@ def test_without_a_temporary_name_the_enumeration_fails(tmp_path, judge, monkeyp
     record_property("states", states)
     record_property("faults", len(faults))
     assert faults
-    assert any(judge.fault(power.after_kill(log, at, 600), promised(log, at)) for at in range(1, len(log)))
+    assert any(
+        judge.fault(power.after_kill(log, at, 600), promised(log, at)) for at in range(1, len(log))
+    )
 
 
 def damaged(data):
@@ -232,7 +242,9 @@ def shard(tmp_path):
     return (tmp_path / "record.h5.parts" / shard_name(0, 0)).read_bytes()
 
 
-def test_every_bit_flip_and_every_truncation_of_a_shard_is_refused(shard, tmp_path, record_property):
+def test_every_bit_flip_and_every_truncation_of_a_shard_is_refused(
+    shard, tmp_path, record_property
+):
     """By the guard, before anybody interprets a byte; on one open file, which is quicker."""
     tried, accepted, fd = 0, 0, os.open(tmp_path / "damaged.h5", os.O_RDWR | os.O_CREAT)
     try:

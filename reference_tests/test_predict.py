@@ -17,7 +17,10 @@ from test_cli import QUICK
 @pytest.fixture
 def trained(vessels, say):
     """vessels.h5 and a run on it; the files that the model has never seen are those of the test split."""
-    assert say("data", "pack", "vessels", "-o", "vessels.h5", "--num-points", 32, "--up-axis", "z")[0] == 0
+    assert (
+        say("data", "pack", "vessels", "-o", "vessels.h5", "--num-points", 32, "--up-axis", "z")[0]
+        == 0
+    )
     assert say("train", "vessels.h5", "--labels-only", *QUICK)[0] == 0
 
 
@@ -26,7 +29,11 @@ def test_a_file_is_predicted_as_the_packed_cloud_is(trained, vessels, say):
     code, out, err = say("predict", "run", *paths, "--json")
     assert code == 0, err
     values = json.loads(out)
-    assert (values["model"], values["points"], len(values["predictions"])) == ("run/model.h5", 32, 240)
+    assert (values["model"], values["points"], len(values["predictions"])) == (
+        "run/model.h5",
+        32,
+        240,
+    )
     splits, model = read_clouds("vessels.h5"), read_model("run/model.h5")
     packed = {}
     for clouds in splits:
@@ -68,7 +75,9 @@ def test_every_format_of_the_same_cloud_gives_the_same_answer(trained, folder, s
     elif suffix == ".npz":
         np.savez(path, points)
     else:
-        np.savetxt(path, points, delimiter="," if suffix == ".csv" else " ", fmt="%.17g")  # all digits of a float64
+        np.savetxt(
+            path, points, delimiter="," if suffix == ".csv" else " ", fmt="%.17g"
+        )  # all digits of a float64
     one, other = predict_files("run", ["vessels/vase/002.xyz", path], xp=np)["predictions"]
     assert one["probability"] == other["probability"]
 
@@ -79,8 +88,12 @@ def test_the_cloud_is_normalised_exactly_if_the_model_was_trained_so(trained, fo
     model = read_model("run/model.h5")
     write_model("plain.h5", model._replace(described=model.described | {"normalisation": "none"}))
     one, moved = predict_files("run", ["vessels/mug/003.xyz", "moved.npy"], xp=np)["predictions"]
-    assert moved["probability"] == pytest.approx(one["probability"], abs=0.2)  # another draw of the points
-    one, moved = predict_files("plain.h5", ["vessels/mug/003.xyz", "moved.npy"], xp=np)["predictions"]
+    assert moved["probability"] == pytest.approx(
+        one["probability"], abs=0.2
+    )  # another draw of the points
+    one, moved = predict_files("plain.h5", ["vessels/mug/003.xyz", "moved.npy"], xp=np)[
+        "predictions"
+    ]
     assert abs(moved["probability"] - one["probability"]) > 1e-6 or moved["class"] != one["class"]
 
 
@@ -90,9 +103,13 @@ def test_a_cloud_far_from_the_origin_is_predicted_as_it_is_at_the_origin(trained
     count = len(points)
     np.savetxt("near.xyz", points, fmt="%.5f")
     np.savetxt("far.xyz", np.loadtxt("near.xyz") + [500000, 5400000, 300], fmt="%.5f")
-    near, far = predict_files("run", ["near.xyz", "far.xyz"], num_points=count, top=3, xp=np)["predictions"]
+    near, far = predict_files("run", ["near.xyz", "far.xyz"], num_points=count, top=3, xp=np)[
+        "predictions"
+    ]
     assert far["class"] == near["class"]
-    assert far["probability"] == pytest.approx(near["probability"], abs=1e-5)  # points moved by 1e-7 of the radius
+    assert far["probability"] == pytest.approx(
+        near["probability"], abs=1e-5
+    )  # points moved by 1e-7 of the radius
 
 
 def test_points_come_from_the_option_then_from_the_model_then_from_custom(trained, folder):
@@ -111,9 +128,14 @@ def test_one_bad_file_among_many_ends_without_an_answer(trained, folder, say):
 
 
 def test_the_device_answers_as_the_host_does(trained, fake_cupy):
-    host, device = (predict_files("run", ["vessels/mug/001.xyz"], xp=xp)["predictions"][0] for xp in (np, fake_cupy))
+    host, device = (
+        predict_files("run", ["vessels/mug/001.xyz"], xp=xp)["predictions"][0]
+        for xp in (np, fake_cupy)
+    )
     assert device["class"] == host["class"]
-    assert device["probability"] == pytest.approx(host["probability"], abs=1e-6)  # float32 logits of size one
+    assert device["probability"] == pytest.approx(
+        host["probability"], abs=1e-6
+    )  # float32 logits of size one
 
 
 def test_a_file_name_that_is_no_text_is_no_hindrance(trained, say):

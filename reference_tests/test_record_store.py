@@ -25,10 +25,20 @@ from minipc.record.store import Store
 from test_files import killed_at
 
 PLAN = Plan(
-    clouds=10, classes=3, logits="float16", block=2, rows_per_shard=4,
-    augment={"scale_low": 0.5, "order": "scale, shift"}, seed=7, points_hash="a" * 64,
-    labels_hash="b" * 64, teacher_id="teacher", class_names=("bed", "bowl", "desk"), up_axis="z",
-    normalisation="none", views=2,
+    clouds=10,
+    classes=3,
+    logits="float16",
+    block=2,
+    rows_per_shard=4,
+    augment={"scale_low": 0.5, "order": "scale, shift"},
+    seed=7,
+    points_hash="a" * 64,
+    labels_hash="b" * 64,
+    teacher_id="teacher",
+    class_names=("bed", "bowl", "desk"),
+    up_axis="z",
+    normalisation="none",
+    views=2,
 )
 MADE = {"numpy": "2.4", "device": "test"}
 
@@ -91,7 +101,9 @@ def test_a_plan_comes_back_from_json_and_its_identity_ignores_the_extent():
     text = files.canonical_json(PLAN.to_dict())
     assert Plan.from_dict(files.parse_json(text, "x"), "x") == PLAN
     assert PLAN.run_id == replace(PLAN, views=9).run_id != replace(PLAN, seed=8).run_id
-    assert PLAN.same_identity(replace(PLAN, views=9)) and not PLAN.same_identity(replace(PLAN, seed=8))
+    assert PLAN.same_identity(replace(PLAN, views=9)) and not PLAN.same_identity(
+        replace(PLAN, seed=8)
+    )
 
 
 def test_the_shards_of_a_plan_cover_every_row_once_in_order():
@@ -102,8 +114,18 @@ def test_the_shards_of_a_plan_cover_every_row_once_in_order():
 
 def test_every_field_of_the_identity_changes_the_run_id_and_is_told():
     changed = dict(
-        clouds=11, classes=2, logits="float32", block=4, rows_per_shard=8, seed=0, augment={"order": "?"},
-        points_hash="c", labels_hash="c", teacher_id="c", class_names=("x", "y", "z"), up_axis="y",
+        clouds=11,
+        classes=2,
+        logits="float32",
+        block=4,
+        rows_per_shard=8,
+        seed=0,
+        augment={"order": "?"},
+        points_hash="c",
+        labels_hash="c",
+        teacher_id="c",
+        class_names=("x", "y", "z"),
+        up_axis="y",
         normalisation="unit_sphere",
     )
     assert {*changed} == {*PLAN.identity} - {"format"}
@@ -113,10 +135,21 @@ def test_every_field_of_the_identity_changes_the_run_id_and_is_told():
         assert other.run_id != PLAN.run_id and name in PLAN.differences(other)
 
 
-@pytest.mark.parametrize("wrong", [
-    {"clouds": 0}, {"views": True}, {"seed": -1}, {"logits": "float64"}, {"rows_per_shard": 5},
-    {"rows_per_shard": 8192}, {"class_names": ("a",)}, {"teacher_id": None}, {"format": 2}, {"block": 2.0},
-])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"clouds": 0},
+        {"views": True},
+        {"seed": -1},
+        {"logits": "float64"},
+        {"rows_per_shard": 5},
+        {"rows_per_shard": 8192},
+        {"class_names": ("a",)},
+        {"teacher_id": None},
+        {"format": 2},
+        {"block": 2.0},
+    ],
+)
 def test_a_plan_that_cannot_be_recorded_is_refused(wrong):
     with pytest.raises(MinipcError):
         replace(PLAN, **wrong)
@@ -142,12 +175,17 @@ def test_a_record_holds_every_row_under_its_view_and_cloud(out):
         assert (reader.plan, reader.views) == (PLAN, 2)
         for view in range(2):
             parts = [rows(PLAN, *part)[:3] for part in PLAN.shards() if part[0] == view]
-            for found, wanted in zip(reader.view(view), map(np.concatenate, zip(*parts)), strict=True):
+            for found, wanted in zip(
+                reader.view(view), map(np.concatenate, zip(*parts)), strict=True
+            ):
                 assert found.dtype == wanted.dtype
                 np.testing.assert_array_equal(found, wanted)
         assert reader.meta == {
-            "plan": PLAN.to_dict(), "run_id": PLAN.run_id, "data_file": "clouds.h5",
-            "provenance": [{"made_with": MADE, "rows": 20}], "max_kl_of_rounding": 2e-6,
+            "plan": PLAN.to_dict(),
+            "run_id": PLAN.run_id,
+            "data_file": "clouds.h5",
+            "provenance": [{"made_with": MADE, "rows": 20}],
+            "max_kl_of_rounding": 2e-6,
         }
         for view in (-1, 2):
             with pytest.raises(UsageError, match="expected 0 to 1"):
@@ -158,7 +196,11 @@ def test_a_finished_record_opens_with_plain_h5py(out):
     record(out)
     with h5py.File(out, "r") as file:
         shapes = {field.name: file[field.name].shape for field in record_fields("float16")}
-    assert shapes == {"augment/scale": (2, 10, 3), "augment/shift": (2, 10, 3), "logits": (2, 10, 3)}
+    assert shapes == {
+        "augment/scale": (2, 10, 3),
+        "augment/shift": (2, 10, 3),
+        "logits": (2, 10, 3),
+    }
     assert os.path.getsize(out) - PLAN.rows * PLAN.bytes_per_view < 3400
     assert abs(os.path.getsize(out) - PLAN.estimated_bytes) < 1000
 
@@ -208,7 +250,8 @@ def test_provenance_is_told_once_for_each_kind_of_machine(out):
     record(out, made={"blas": "1.0"})
     with open_record(out) as found:
         assert found.meta["provenance"] == [
-            {"made_with": {"blas": "1.0"}, "rows": 16}, {"made_with": MADE, "rows": 4},
+            {"made_with": {"blas": "1.0"}, "rows": 16},
+            {"made_with": MADE, "rows": 4},
         ]
 
 
@@ -220,11 +263,18 @@ def test_a_record_that_is_not_complete_is_not_written(out):
     assert not out.exists() and len(Store(out, PLAN).missing()) == 5
 
 
-@pytest.mark.parametrize("name, change", [
-    ("scale", lambda x: x[:3]), ("shift", lambda x: x[:, :2]), ("logits", lambda x: x.astype("f4")),
-    ("scale", lambda x: x.astype("f8")), ("logits", lambda x: x * np.float16("nan")),
-    ("shift", lambda x: x / np.float32(1e-45) * np.float32(1e38)), ("logits", lambda x: x.ravel()),
-])
+@pytest.mark.parametrize(
+    "name, change",
+    [
+        ("scale", lambda x: x[:3]),
+        ("shift", lambda x: x[:, :2]),
+        ("logits", lambda x: x.astype("f4")),
+        ("scale", lambda x: x.astype("f8")),
+        ("logits", lambda x: x * np.float16("nan")),
+        ("shift", lambda x: x / np.float32(1e-45) * np.float32(1e38)),
+        ("logits", lambda x: x.ravel()),
+    ],
+)
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:divide:RuntimeWarning")
 def test_arrays_that_are_no_shard_are_refused_and_named(out, name, change):
     store = Store(out, PLAN)
@@ -257,7 +307,9 @@ def test_a_divergence_that_is_none_is_refused(out, kl):
 
 def test_another_identity_in_the_same_place_is_refused_before_and_after_finalising(out, golden):
     other = replace(PLAN, seed=8, augment={**PLAN.augment, "scale_low": 0.25})
-    told = "augment.scale_low is 0.5 there and 0.25 here; seed is 7 there and 8 here; choose another"
+    told = (
+        "augment.scale_low is 0.5 there and 0.25 here; seed is 7 there and 8 here; choose another"
+    )
     Store(out, PLAN).begin()
     for _ in range(2):
         with pytest.raises(DataError, match=told):
@@ -355,7 +407,12 @@ def test_a_shard_of_another_place_or_plan_is_not_taken_for_this_one(out, tmp_pat
     os.mkdir(shard_path(out, 0, 8))
     os.mkfifo(shard_path(out, 1, 4))
     bad = store.begin()
-    assert [line.split(": ")[1].split()[0] for line in bad] == ["run_id", "expected", "view", "expected"]
+    assert [line.split(": ")[1].split()[0] for line in bad] == [
+        "run_id",
+        "expected",
+        "view",
+        "expected",
+    ]
     assert len(store.missing()) == 5
 
 
@@ -427,19 +484,29 @@ def test_a_hostile_record_with_a_right_digest_is_refused(out):
     RecordReader(out).close()
     plan = meta["plan"]
     for change, why in [
-        ({"run_id": "0" * 64}, "contradicts itself"), ({"data_file": "../../etc/passwd"}, "contradicts itself"),
-        ({"data_file": 5}, "contradicts itself"), ({"provenance": []}, "contradicts itself"),
-        ({"provenance": 3}, "misses"), ({"provenance": [{"rows": "20", "made_with": {}}]}, "contradicts itself"),
-        ({"max_kl_of_rounding": "x"}, "max_kl"), ({"more": 1}, "unknown"), ({"plan": 3}, "misses"),
-        ({"plan": {**plan, "seed": -1}}, "seed"), ({"plan": {**plan, "views": 10**9}}, "contradicts itself"),
-        ({"plan": {**plan, "format": 2}}, "format 2"), ({"plan": {**plan, "augment": {}}}, "contradicts itself"),
+        ({"run_id": "0" * 64}, "contradicts itself"),
+        ({"data_file": "../../etc/passwd"}, "contradicts itself"),
+        ({"data_file": 5}, "contradicts itself"),
+        ({"provenance": []}, "contradicts itself"),
+        ({"provenance": 3}, "misses"),
+        ({"provenance": [{"rows": "20", "made_with": {}}]}, "contradicts itself"),
+        ({"max_kl_of_rounding": "x"}, "max_kl"),
+        ({"more": 1}, "unknown"),
+        ({"plan": 3}, "misses"),
+        ({"plan": {**plan, "seed": -1}}, "seed"),
+        ({"plan": {**plan, "views": 10**9}}, "contradicts itself"),
+        ({"plan": {**plan, "format": 2}}, "format 2"),
+        ({"plan": {**plan, "augment": {}}}, "contradicts itself"),
     ]:
         rewrite(out, good, {**meta, **change})
         with pytest.raises(DataError, match=why):
             RecordReader(out)
     for name, array in [
-        ("logits", good["logits"][:, :9]), ("logits", good["logits"].astype("f4")),
-        ("augment/scale", good["augment/scale"][0]), ("augment/more", np.zeros(3)), ("more", np.zeros(3)),
+        ("logits", good["logits"][:, :9]),
+        ("logits", good["logits"].astype("f4")),
+        ("augment/scale", good["augment/scale"][0]),
+        ("augment/more", np.zeros(3)),
+        ("more", np.zeros(3)),
     ]:
         rewrite(out, {**good, name: array}, meta)
         with pytest.raises(DataError):
@@ -459,7 +526,9 @@ def test_a_record_belongs_to_its_data_alone(out):
     with RecordReader(out) as reader:
         reader.check_belongs(data)
         for change in (
-            {"points_hash": "x"}, {"labels_hash": "x"}, {"described": {**described, "up_axis": "y"}},
+            {"points_hash": "x"},
+            {"labels_hash": "x"},
+            {"described": {**described, "up_axis": "y"}},
             {"described": {**described, "class_names": ["bowl", "bed", "desk"]}},
         ):
             name = [*change.get("described", change)][-1] if "described" not in change else ""
@@ -541,7 +610,9 @@ def test_no_row_can_be_left_unwritten(out):
     assert os.listdir(out.parent) == []
 
 
-@given(st.lists(st.tuples(st.sampled_from("wr"), st.integers(0, 60), st.integers(0, 20)), max_size=12))
+@given(
+    st.lists(st.tuples(st.sampled_from("wr"), st.integers(0, 60), st.integers(0, 20)), max_size=12)
+)
 def test_the_layout_in_memory_is_a_file(operations):
     layout, plain = _Layout(), io.BytesIO(bytes(100))
     for number, (what, at, length) in enumerate(operations):

@@ -29,7 +29,10 @@ def oracle(clouds):
     Any callable is a teacher; this one answers from the ranks of the x coordinates, which scale
     and shift do not change.
     """
-    ranks = {points[:, 0].argsort().tobytes(): label for points, label in zip(clouds.points, clouds.labels)}
+    ranks = {
+        points[:, 0].argsort().tobytes(): label
+        for points, label in zip(clouds.points, clouds.labels)
+    }
 
     def logits_of(points):
         labels = [ranks[cloud[:, 0].argsort().tobytes()] for cloud in points]
@@ -46,15 +49,30 @@ def clouds():
 def test_a_record_holds_what_the_teacher_said_of_exactly_the_replayed_points(tmp_path, clouds):
     model = new_model(MODEL, clouds.described, 0)
     out = str(tmp_path / "record.h5")
-    done = record(clouds, pointnet_teacher(model), model_id(model), out, 3, seed=8, logits="float32", force=True)
+    done = record(
+        clouds,
+        pointnet_teacher(model),
+        model_id(model),
+        out,
+        3,
+        seed=8,
+        logits="float32",
+        force=True,
+    )
     with RecordReader(out) as reader:
-        assert (reader.views, reader.plan.teacher_id, reader.plan.run_id) == (3, model_id(model), done.run_id)
+        assert (reader.views, reader.plan.teacher_id, reader.plan.run_id) == (
+            3,
+            model_id(model),
+            done.run_id,
+        )
         for view in range(3):
             scale, shift, logits = reader.view(view)
             params = draw(8, view, 0, 70, AugmentConfig())
             np.testing.assert_array_equal(scale, params.scale)
             np.testing.assert_array_equal(shift, params.shift)
-            again = forward_eval(model.params, model.stats, apply(clouds.points, Params(scale, shift)), MODEL)
+            again = forward_eval(
+                model.params, model.stats, apply(clouds.points, Params(scale, shift)), MODEL
+            )
             # another batch size: float32 sums of at most 16 terms in another order
             np.testing.assert_allclose(logits, again, rtol=1e-5, atol=1e-6)
 
@@ -99,7 +117,9 @@ def test_an_interrupted_recording_continues_and_equals_an_undisturbed_one(tmp_pa
 
     def interrupted(points):
         calls.append(1)
-        if len(calls) > 3 + 3 + 3 + 1:  # tried, the trial and one view of three blocks each, then into the next
+        if (
+            len(calls) > 3 + 3 + 3 + 1
+        ):  # tried, the trial and one view of three blocks each, then into the next
             raise KeyboardInterrupt
         return teacher(points)
 
@@ -143,17 +163,33 @@ def test_more_views_are_added_to_a_finished_record(tmp_path, clouds):
     assert grown.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.parametrize("change, named", [
-    (dict(seed=1), "seed"), (dict(teacher_id="other"), "teacher"), (dict(logits="float32"), "logits"),
-    (dict(augment=AugmentConfig(shift_max=0.1)), "augment"), (dict(clouds=some_clouds(seed=4)), "points"),
-])
-def test_another_recording_in_the_same_place_is_refused_and_nothing_is_lost(tmp_path, clouds, change, named):
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        (dict(seed=1), "seed"),
+        (dict(teacher_id="other"), "teacher"),
+        (dict(logits="float32"), "logits"),
+        (dict(augment=AugmentConfig(shift_max=0.1)), "augment"),
+        (dict(clouds=some_clouds(seed=4)), "points"),
+    ],
+)
+def test_another_recording_in_the_same_place_is_refused_and_nothing_is_lost(
+    tmp_path, clouds, change, named
+):
     out = tmp_path / "record.h5"
-    settings = dict(clouds=clouds, logits_of=oracle(clouds), teacher_id="oracle", out=str(out), views=2)
+    settings = dict(
+        clouds=clouds, logits_of=oracle(clouds), teacher_id="oracle", out=str(out), views=2
+    )
     record(**settings)
     before = out.read_bytes()
     with pytest.raises((DataError, UsageError), match=named) as caught:
-        record(**(settings | change | {"force": True, "logits_of": lambda points: np.zeros((32, 3), np.float32)}))
+        record(
+            **(
+                settings
+                | change
+                | {"force": True, "logits_of": lambda points: np.zeros((32, 3), np.float32)}
+            )
+        )
     assert "\n" not in str(caught.value)
     assert out.read_bytes() == before
 
@@ -170,12 +206,18 @@ def test_a_teacher_near_chance_is_refused_before_the_first_shard_unless_forced(t
     record(clouds, guess, "guess", out, 2, force=True)
 
 
-@pytest.mark.parametrize("logits, message", [
-    (np.full((32, 3), np.nan, np.float32), "logits of view 0 are not finite"),
-    (np.full((32, 3), 1e5, np.float32), "a logit of 1e.05 in view 0 does not fit float16; use --logits float32"),
-    (np.zeros((32, 4), np.float32), r"expected logits of shape \(32, 3\), .*, got \(32, 4\)"),
-    (np.zeros((31, 3), np.float32), r"expected logits of shape \(32, 3\), .*, got \(31, 3\)"),
-])
+@pytest.mark.parametrize(
+    "logits, message",
+    [
+        (np.full((32, 3), np.nan, np.float32), "logits of view 0 are not finite"),
+        (
+            np.full((32, 3), 1e5, np.float32),
+            "a logit of 1e.05 in view 0 does not fit float16; use --logits float32",
+        ),
+        (np.zeros((32, 4), np.float32), r"expected logits of shape \(32, 3\), .*, got \(32, 4\)"),
+        (np.zeros((31, 3), np.float32), r"expected logits of shape \(32, 3\), .*, got \(31, 3\)"),
+    ],
+)
 def test_logits_that_cannot_be_stored_are_refused(tmp_path, clouds, logits, message):
     with pytest.raises(DataError, match=message):
         record(clouds, lambda points: logits, "bad", str(tmp_path / "record.h5"), 2, force=True)
@@ -216,7 +258,11 @@ def test_a_student_trained_from_a_record_sees_the_views_in_turn(tmp_path, clouds
             np.testing.assert_array_equal(logits, reader.view(view)[2])
         assert recorded_views(reader, labels_only=True)(3)[1] is None
         trained = train(
-            Splits(clouds, some_clouds(40, seed=2)), MODEL, LossConfig(1.0), TrainConfig(epochs=8, lr=1e-2), views
+            Splits(clouds, some_clouds(40, seed=2)),
+            MODEL,
+            LossConfig(1.0),
+            TrainConfig(epochs=8, lr=1e-2),
+            views,
         )
     assert trained.epochs[-1]["distillation"] < trained.epochs[0]["distillation"]
 

@@ -45,7 +45,10 @@ def splits():
 def views_of(splits, seed=5):
     rng = np.random.default_rng(seed)
     logits = rng.standard_normal((3, len(splits.train), 3)).astype(np.float16)
-    return lambda epoch: (draw(0, epoch % 3, 0, len(splits.train), AugmentConfig()), logits[epoch % 3])
+    return lambda epoch: (
+        draw(0, epoch % 3, 0, len(splits.train), AugmentConfig()),
+        logits[epoch % 3],
+    )
 
 
 def forward(params, points):
@@ -65,12 +68,22 @@ TARGETS = {
 def run(splits, path, target="none", stop_after=None, **changes):
     """Begin or go on with the run in path."""
     xp, progress = changes.pop("xp", np), changes.pop("progress", None)
-    config = TrainConfig(**({"epochs": EPOCHS, "batch_size": 16, "lr": 1e-2, "warmup_steps": 4} | changes))
+    config = TrainConfig(
+        **({"epochs": EPOCHS, "batch_size": 16, "lr": 1e-2, "warmup_steps": 4} | changes)
+    )
     new = not os.path.exists(path)
     with RunFolder(str(path), {"target": target} if new else None) as folder:
         return train(
-            splits, MODEL, LossConfig(0.9, 0.0 if target == "none" else 0.2), config, views_of(splits),
-            self_target=TARGETS[target](splits), xp=xp, threads=1, folder=folder, stop_after=stop_after,
+            splits,
+            MODEL,
+            LossConfig(0.9, 0.0 if target == "none" else 0.2),
+            config,
+            views_of(splits),
+            self_target=TARGETS[target](splits),
+            xp=xp,
+            threads=1,
+            folder=folder,
+            stop_after=stop_after,
             progress=progress,
             resume=None if new else folder.checkpoint(),
         )
@@ -92,15 +105,29 @@ def assert_equal_runs(one, other):
         mine, others = getattr(a, group), getattr(b, group)
         assert list(mine) == list(others)
         for name in mine:
-            np.testing.assert_array_equal(mine[name], others[name], err_msg=f"{group}/{name}", strict=True)
-    told = [[json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()] for path in (one, other)]
-    tables = [list(csv.DictReader((path / "metrics.csv").read_text().splitlines())) for path in (one, other)]
-    assert without_times(told[0]) == without_times(told[1]) == without_times(a.rows)
-    assert without_times(tables[0]) == without_times(tables[1]) == [
-        {name: str(value) for name, value in row.items()} for row in without_times(a.rows)
+            np.testing.assert_array_equal(
+                mine[name], others[name], err_msg=f"{group}/{name}", strict=True
+            )
+    told = [
+        [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (one, other)
     ]
+    tables = [
+        list(csv.DictReader((path / "metrics.csv").read_text().splitlines()))
+        for path in (one, other)
+    ]
+    assert without_times(told[0]) == without_times(told[1]) == without_times(a.rows)
+    assert (
+        without_times(tables[0])
+        == without_times(tables[1])
+        == [{name: str(value) for name, value in row.items()} for row in without_times(a.rows)]
+    )
     for rows in (told, tables):
-        assert [list(row) for row in rows[0]] == [list(row) for row in rows[1]] == [list(a.rows[0])] * len(a.rows)
+        assert (
+            [list(row) for row in rows[0]]
+            == [list(row) for row in rows[1]]
+            == [list(a.rows[0])] * len(a.rows)
+        )
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -137,7 +164,9 @@ def test_a_kill_between_the_files_of_an_epoch_costs_nothing(splits, tmp_path):
     before = {path.name: path.read_bytes() for path in (tmp_path / "parts").iterdir()}
     run(splits, tmp_path / "parts", stop_after=3, val_fraction=0.2)
     for name in before.keys() - {"checkpoint.h5", "run.json"}:
-        (tmp_path / "parts" / name).write_bytes(before[name])  # as if killed right after the third checkpoint
+        (tmp_path / "parts" / name).write_bytes(
+            before[name]
+        )  # as if killed right after the third checkpoint
     (tmp_path / "parts/metrics.csv").unlink()
     run(splits, tmp_path / "parts", val_fraction=0.2)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
@@ -166,7 +195,10 @@ def test_best_is_the_first_epoch_of_the_best_validation_accuracy(splits, tmp_pat
     assert (tmp_path / "run/best.h5").read_bytes() == at_best
     assert best < 5, "the case in which best and last differ is the one of interest"
     assert best_epoch([{"test_accuracy": 1.0}]) is None and best_epoch([]) is None
-    rows = [{"val_accuracy": v, "test_accuracy": t} for v, t in ((0.5, 0.9), (0.7, 0.1), (0.7, 0.8), (0.6, 1.0))]
+    rows = [
+        {"val_accuracy": v, "test_accuracy": t}
+        for v, t in ((0.5, 0.9), (0.7, 0.1), (0.7, 0.8), (0.6, 1.0))
+    ]
     assert best_epoch(rows) == 1
 
 
@@ -185,7 +217,15 @@ def test_held_out_clouds_are_stratified_never_learnt_and_fixed_by_the_seed(split
             return super().target(rows, points)
 
     config = TrainConfig(epochs=6, batch_size=8, val_fraction=0.2, seed=3)
-    train(splits, MODEL, LossConfig(0.9, 0.2), config, views_of(splits), self_target=Spy(90, 3), threads=1)
+    train(
+        splits,
+        MODEL,
+        LossConfig(0.9, 0.2),
+        config,
+        views_of(splits),
+        self_target=Spy(90, 3),
+        threads=1,
+    )
     held_out = stratified(splits.train.labels, 0.2, 3, "validation")
     assert set(seen) == set(np.flatnonzero(~held_out)) and held_out.sum() == 18
 
@@ -230,7 +270,9 @@ def test_a_run_whose_checkpoint_is_gone_does_not_begin_again_over_its_model(spli
     run(splits, tmp_path / "run")
     (tmp_path / "run/checkpoint.h5").unlink()
     before = (tmp_path / "run/model.h5").read_bytes()
-    with pytest.raises(DataError, match="checkpoint.h5: is gone, so the run cannot go on; restore it, or start"):
+    with pytest.raises(
+        DataError, match="checkpoint.h5: is gone, so the run cannot go on; restore it, or start"
+    ):
         run(splits, tmp_path / "run")
     assert (tmp_path / "run/model.h5").read_bytes() == before
 
@@ -269,7 +311,9 @@ def test_a_kill_in_the_middle_of_an_epoch_costs_that_epoch_alone(splits, tmp_pat
 
 
 @pytest.mark.parametrize("after", range(1, 20))
-def test_a_disk_that_is_full_at_any_file_of_an_epoch_costs_that_epoch_alone(splits, tmp_path, monkeypatch, after):
+def test_a_disk_that_is_full_at_any_file_of_an_epoch_costs_that_epoch_alone(
+    splits, tmp_path, monkeypatch, after
+):
     """run.json, then checkpoint, two metrics, model and best of each epoch, predictions at the end."""
     run(splits, tmp_path / "whole", "history", val_fraction=0.2)
     calls = []
@@ -295,7 +339,9 @@ def test_a_checkpoint_serves_as_often_as_one_likes(splits, tmp_path):
         resume = folder.checkpoint()
     config = TrainConfig(epochs=EPOCHS, batch_size=16, lr=1e-2, warmup_steps=4)
     loss = LossConfig(0.9, 0.0)
-    one, other = (train(splits, MODEL, loss, config, views_of(splits), resume=resume) for _ in range(2))
+    one, other = (
+        train(splits, MODEL, loss, config, views_of(splits), resume=resume) for _ in range(2)
+    )
     assert without_times(one.epochs) == without_times(other.epochs)
     for name, value in one.model.params.items():
         np.testing.assert_array_equal(value, other.model.params[name], err_msg=name)
@@ -307,9 +353,23 @@ def test_a_checkpoint_of_other_sizes_is_refused(splits, tmp_path):
         resume = folder.checkpoint()
         config = TrainConfig(epochs=EPOCHS, batch_size=16)
         with pytest.raises(DataError, match="holds other layers or moments"):
-            train(splits, replace(MODEL, shared=(8, 8, 17)), LossConfig(0.9), config, views_of(splits), resume=resume)
+            train(
+                splits,
+                replace(MODEL, shared=(8, 8, 17)),
+                LossConfig(0.9),
+                config,
+                views_of(splits),
+                resume=resume,
+            )
         with pytest.raises(DataError, match="holds other layers or moments"):
-            train(splits, MODEL, LossConfig(0.9), replace(config, optimiser="sgd"), views_of(splits), resume=resume)
+            train(
+                splits,
+                MODEL,
+                LossConfig(0.9),
+                replace(config, optimiser="sgd"),
+                views_of(splits),
+                resume=resume,
+            )
 
 
 def test_two_processes_cannot_train_in_one_folder(splits, tmp_path):
@@ -321,7 +381,9 @@ def test_two_processes_cannot_train_in_one_folder(splits, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")
-def test_a_forked_process_neither_keeps_a_folder_that_its_parent_has_left_nor_gives_it_away(splits, tmp_path):
+def test_a_forked_process_neither_keeps_a_folder_that_its_parent_has_left_nor_gives_it_away(
+    splits, tmp_path
+):
     run(splits, tmp_path / "run", stop_after=1)
     end = os.pipe()
     with RunFolder(str(tmp_path / "run")) as folder:
@@ -347,7 +409,11 @@ def test_the_second_of_two_commands_in_one_folder_is_refused(folder, say):
     with RunFolder("run"):
         for words in (("--resume",), ("clouds.h5", "--resume", "--out", "run")):
             code, out, err = say("train", *words)
-            assert (code, out, err.count("\n")) == (2, "", 1) and "another process is training in it; wait" in err
+            assert (code, out, err.count("\n")) == (
+                2,
+                "",
+                1,
+            ) and "another process is training in it; wait" in err
         code, _, err = say("train", "clouds.h5", *QUICK, "--epochs", 3, "--out", "run")
         assert code == 2 and "exists already" in err
     assert {path: path.read_bytes() for path in (folder / "run").iterdir()} == before
@@ -358,8 +424,12 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
     rng = np.random.default_rng(0)
     arrays = {name: rng.standard_normal((3, 2)).astype(np.float32) for name in ("b.W", "a.W")}
     wrote = Checkpoint(
-        "ab" * 32, [{"epoch": 1, "total": 0.1}], 7,
-        arrays, {"a.mean": np.zeros(2, np.float32)}, {"m.a.W": arrays["a.W"]},
+        "ab" * 32,
+        [{"epoch": 1, "total": 0.1}],
+        7,
+        arrays,
+        {"a.mean": np.zeros(2, np.float32)},
+        {"m.a.W": arrays["a.W"]},
         {"logits": np.ones((4, 3), np.float16), "visited": np.array([1, 0, 1, 1], np.uint8)},
     )
     path = str(tmp_path / "c.h5")
@@ -379,17 +449,31 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 def test_settings_of_stopping_that_cannot_be_are_refused(splits, tmp_path):
     for stop in (0, 5):
         with pytest.raises(UsageError, match=f"stop after: expected 1 to 4 epochs, got {stop}"):
-            train(splits, MODEL, LossConfig(0.9), TrainConfig(epochs=4), views_of(splits), stop_after=stop)
+            train(
+                splits,
+                MODEL,
+                LossConfig(0.9),
+                TrainConfig(epochs=4),
+                views_of(splits),
+                stop_after=stop,
+            )
     with pytest.raises(UsageError, match="val fraction: expected 0 <= f < 1, got 1.0"):
         TrainConfig(val_fraction=1.0)
-    with pytest.raises(UsageError, match="stop after: 2 epochs are done already, got 1; leave it out"):
+    with pytest.raises(
+        UsageError, match="stop after: 2 epochs are done already, got 1; leave it out"
+    ):
         run(splits, tmp_path / "run", stop_after=2)
         run(splits, tmp_path / "run", stop_after=1)
     with pytest.raises(UsageError, match="val fraction: holds out nothing"):
         TrainConfig(val_fraction=0.5, batch_size=2).split(np.arange(9))
     with pytest.raises(UsageError, match="more than the 27 training clouds"):
-        train(splits, MODEL, LossConfig(**LABELS_ALONE), TrainConfig(val_fraction=0.7),
-              lambda epoch: (draw(0, epoch, 0, 90, AugmentConfig()), None))
+        train(
+            splits,
+            MODEL,
+            LossConfig(**LABELS_ALONE),
+            TrainConfig(val_fraction=0.7),
+            lambda epoch: (draw(0, epoch, 0, 90, AugmentConfig()), None),
+        )
 
 
 def test_the_last_run_is_the_last_of_the_numbered_names(tmp_path, monkeypatch):
@@ -418,7 +502,10 @@ def minipc(*arguments, start=False, cwd=None):
     command = [sys.executable, "-m", "minipc", *map(str, arguments)]
     if start:
         return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
             # a shell may have started the tests with Ctrl-C ignored, which a child inherits
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
@@ -454,8 +541,12 @@ def test_a_run_killed_in_the_middle_of_an_epoch_goes_on_to_the_same_bits(folder,
     assert 5 <= done < 80
     if number == signal.SIGINT:
         assert process.returncode == 130 and "Traceback" not in err
-        assert [line for line in err.splitlines() if line.startswith("minipc: ")] == err.splitlines()[-1:]
+        assert [
+            line for line in err.splitlines() if line.startswith("minipc: ")
+        ] == err.splitlines()[-1:]
         assert "--resume" in err
     resumed = minipc("train", "--resume", "--out", "run")
-    assert resumed.returncode == 0 and f"continues after epoch {done}" in resumed.stderr, resumed.stderr
+    assert resumed.returncode == 0 and f"continues after epoch {done}" in resumed.stderr, (
+        resumed.stderr
+    )
     assert_equal_runs(whole, folder / "run")

@@ -68,15 +68,19 @@ def test_zero_lag_gives_zero_gradient(target):
     np.testing.assert_array_equal(u, linear(params, x))  # bit for bit: no tolerance
     with_self = gradient(linear(params, x), y, v, (u, has), RAW)
     without = gradient(linear(params, x), y, v, None, RAW)
-    np.testing.assert_allclose(with_self, without, atol=1e-16)  # two orders of one sum of numbers below 1
+    np.testing.assert_allclose(
+        with_self, without, atol=1e-16
+    )  # two orders of one sum of numbers below 1
 
 
 def test_a_pointnet_snapshot_has_zero_lag_although_batch_norm_runs_in_its_training_form():
     config = ModelConfig((8, 8), (6,), 3)
     model = new_model(config, {}, 0)
     points = np.random.default_rng(0).standard_normal((5, 9, 3)).astype(np.float32)
-    for target in (Snapshot(lambda p, x: forward_train(p, x, config)[0]),
-                   Ema(lambda p, x: forward_train(p, x, config)[0])):
+    for target in (
+        Snapshot(lambda p, x: forward_train(p, x, config)[0]),
+        Ema(lambda p, x: forward_train(p, x, config)[0]),
+    ):
         assert target.target(np.arange(5), points) is None
         target.stepped(np.arange(5), None, model.params)
         target.epoch_ended(0, model.params)
@@ -85,7 +89,9 @@ def test_a_pointnet_snapshot_has_zero_lag_although_batch_norm_runs_in_its_traini
         assert has.tolist() == [1] * 5 and has.dtype == np.float32
 
 
-@pytest.mark.parametrize("make", [lambda: Snapshot(linear, 5), lambda: Ema(linear, 0.8)], ids=["snapshot", "ema"])
+@pytest.mark.parametrize(
+    "make", [lambda: Snapshot(linear, 5), lambda: Ema(linear, 0.8)], ids=["snapshot", "ema"]
+)
 def test_a_target_that_follows_keeps_the_stationary_point(make):
     plain, rest = descend(None, RAW, 4000, 0.5)
     negative, rest_negative = descend(make(), RAW, 4000, 0.5)
@@ -150,10 +156,16 @@ def test_history_pushes_the_views_of_a_cloud_apart_by_the_stated_gradient():
             pair = gradient(z, y, v, told, RAW) - gradient(z, y, v, None, RAW)
             added += views[w].T @ pair / 4
     s = softmax(views @ W / T, axis=2)  # (2, clouds, K)
-    covariance = sum(
-        np.einsum("wd,wk->dk", views[:, i] - views[:, i].mean(axis=0), s[:, i]) / 2 for i in range(clouds)
-    ) / clouds
-    np.testing.assert_allclose(added, -b * T * covariance, atol=2e-4)  # float16 logits: 5e-4 of a logit of 4
+    covariance = (
+        sum(
+            np.einsum("wd,wk->dk", views[:, i] - views[:, i].mean(axis=0), s[:, i]) / 2
+            for i in range(clouds)
+        )
+        / clouds
+    )
+    np.testing.assert_allclose(
+        added, -b * T * covariance, atol=2e-4
+    )  # float16 logits: 5e-4 of a logit of 4
     assert np.abs(added).max() > 0.02
 
 
@@ -241,7 +253,9 @@ def test_a_recorded_target_is_the_row_of_the_view_that_is_replayed():
 def make(kind):
     """Return a target of each kind, for K = 3 and 6 clouds."""
     return {
-        "snapshot": lambda: Snapshot(linear), "ema": lambda: Ema(linear), "history": lambda: History(6, 3),
+        "snapshot": lambda: Snapshot(linear),
+        "ema": lambda: Ema(linear),
+        "history": lambda: History(6, 3),
         "record": lambda: SecondRecord(lambda epoch: np.ones((6, 3), np.float16)),
     }[kind]()
 
@@ -293,12 +307,15 @@ def test_targets_work_on_the_device_and_give_their_state_to_the_host(kind, fake_
     assert isinstance(u, fake_cupy.ndarray) and isinstance(has, fake_cupy.ndarray)
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"kind": "itself"}, "self target: expected snapshot, ema, history, record, got 'itself'"),
-    ({"every": 0}, "self every: expected at least 1 epoch, got 0"),
-    ({"decay": 1.0}, "ema decay: expected 0 <= m < 1, got 1.0"),
-    ({"decay": float("nan")}, "ema decay"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"kind": "itself"}, "self target: expected snapshot, ema, history, record, got 'itself'"),
+        ({"every": 0}, "self every: expected at least 1 epoch, got 0"),
+        ({"decay": 1.0}, "ema decay: expected 0 <= m < 1, got 1.0"),
+        ({"decay": float("nan")}, "ema decay"),
+    ],
+)
 def test_settings_that_cannot_be_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         SelfConfig(**changes)

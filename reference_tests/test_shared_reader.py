@@ -47,7 +47,9 @@ def clouds_are_right(reader):
 def reads_right(reader, seed):
     """Return whether READS reads at random are right, the clouds too."""
     views = np.random.default_rng(seed).integers(VIEWS, size=READS)
-    return all([is_right(reader.view(int(view)), int(view)) for view in views]) and clouds_are_right(reader)
+    return all(
+        [is_right(reader.view(int(view)), int(view)) for view in views]
+    ) and clouds_are_right(reader)
 
 
 def exit_by(reader, seed):
@@ -59,8 +61,18 @@ def exit_by(reader, seed):
 
 
 def write_record(path, views=VIEWS, **more):
-    record(SPLITS.train, teacher, "x of five points", str(path), views, seed=SEED, logits="float32", with_clouds=SPLITS,
-           force=True, **more)
+    record(
+        SPLITS.train,
+        teacher,
+        "x of five points",
+        str(path),
+        views,
+        seed=SEED,
+        logits="float32",
+        with_clouds=SPLITS,
+        force=True,
+        **more,
+    )
     return str(path)
 
 
@@ -93,7 +105,9 @@ def forked(reader, count=3):
     return [context.Process(target=exit_by, args=(reader, seed)) for seed in range(count)]
 
 
-def test_processes_that_are_forked_while_a_reader_is_open_read_the_right_rows_and_so_does_the_parent(kept):
+def test_processes_that_are_forked_while_a_reader_is_open_read_the_right_rows_and_so_does_the_parent(
+    kept,
+):
     with RecordReader(kept) as reader:
         with ThreadPoolExecutor(1) as beside:
             here = beside.submit(reads_right, reader, 9)
@@ -131,16 +145,26 @@ def test_h5py_itself_reads_the_right_rows_from_a_file_of_ours_after_a_fork(kept)
 
         def read(seed):
             views = np.random.default_rng(seed).integers(VIEWS, size=READS)
-            right = [np.array_equal(shift[view], draw(SEED, view, 0, 64, AugmentConfig()).shift) for view in views]
+            right = [
+                np.array_equal(shift[view], draw(SEED, view, 0, 64, AugmentConfig()).shift)
+                for view in views
+            ]
             os._exit(not all(right))
 
         context = multiprocessing.get_context("fork")
-        assert ends_of([context.Process(target=read, args=(seed,)) for seed in range(3)]) == [0, 0, 0]
+        assert ends_of([context.Process(target=read, args=(seed,)) for seed in range(3)]) == [
+            0,
+            0,
+            0,
+        ]
 
 
 def test_a_reader_is_sent_to_a_spawned_process(kept):
     with RecordReader(kept) as reader, multiprocessing.get_context("spawn").Pool(2) as pool:
-        assert pool.starmap_async(reads_right, [(reader, seed) for seed in range(4)]).get(PATIENCE) == [True] * 4
+        assert (
+            pool.starmap_async(reads_right, [(reader, seed) for seed in range(4)]).get(PATIENCE)
+            == [True] * 4
+        )
 
 
 def test_a_pickled_reader_opens_the_same_file_wherever_it_is_opened(path, tmp_path, monkeypatch):
@@ -170,23 +194,33 @@ def test_a_reader_that_was_closed_says_so(kept):
     reader = RecordReader(kept)
     reader.close()
     for read in (lambda: reader.view(0), reader.clouds, lambda: pickle.dumps(reader)):
-        with pytest.raises(UsageError, match="record.h5: this reader was closed; open the record again"):
+        with pytest.raises(
+            UsageError, match="record.h5: this reader was closed; open the record again"
+        ):
             read()
 
 
 def test_a_record_that_is_cut_while_it_is_open_is_neither_read_as_zeros_nor_to_be_made_again(path):
     with RecordReader(path) as reader:
         os.truncate(path, 20_000)
-        with pytest.raises(DataError, match="became shorter while it was read.*minipc info") as caught:
+        with pytest.raises(
+            DataError, match="became shorter while it was read.*minipc info"
+        ) as caught:
             reader.view(VIEWS - 1)
     assert "make" not in str(caught.value) and "\n" not in str(caught.value)
 
 
-def test_values_that_are_misread_once_send_nobody_to_make_the_record_again_at_once(kept, monkeypatch):
+def test_values_that_are_misread_once_send_nobody_to_make_the_record_again_at_once(
+    kept, monkeypatch
+):
     with RecordReader(kept) as reader:
         with monkeypatch.context() as patch:
-            patch.setattr(files.os, "pread", lambda fd, size, at: b"\xff" * size)  # a machine that fails: NaN
-            with pytest.raises(DataError, match="NaN or infinite values; run the same command once more, and make"):
+            patch.setattr(
+                files.os, "pread", lambda fd, size, at: b"\xff" * size
+            )  # a machine that fails: NaN
+            with pytest.raises(
+                DataError, match="NaN or infinite values; run the same command once more, and make"
+            ):
                 reader.view(0)
         assert is_right(reader.view(0), 0)
 
@@ -207,16 +241,29 @@ class Rows:
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more workers than cores
-@pytest.mark.parametrize("workers, how, shuffle", [
-    (0, None, True), (2, "fork", False), (2, "fork", True), (4, "fork", True), (2, "spawn", True),
-])
-def test_a_torch_data_loader_serves_every_row_right_in_each_epoch(torch, kept, workers, how, shuffle):
+@pytest.mark.parametrize(
+    "workers, how, shuffle",
+    [
+        (0, None, True),
+        (2, "fork", False),
+        (2, "fork", True),
+        (4, "fork", True),
+        (2, "spawn", True),
+    ],
+)
+def test_a_torch_data_loader_serves_every_row_right_in_each_epoch(
+    torch, kept, workers, how, shuffle
+):
     with RecordReader(kept) as reader:
         wanted = [reader.view(view) for view in range(VIEWS)]
         assert all(is_right(rows, view) for view, rows in enumerate(wanted))
         scale, shift, logits = (np.concatenate(each) for each in zip(*wanted))
         loader = torch.utils.data.DataLoader(
-            Rows(reader), batch_size=48, num_workers=workers, shuffle=shuffle, persistent_workers=workers > 0,
+            Rows(reader),
+            batch_size=48,
+            num_workers=workers,
+            shuffle=shuffle,
+            persistent_workers=workers > 0,
             multiprocessing_context=how,
         )
         for _ in range(2):
@@ -226,4 +273,7 @@ def test_a_torch_data_loader_serves_every_row_right_in_each_epoch(torch, kept, w
                 seen += items.tolist()
                 for found, value in zip(rows, (scale, shift, logits), strict=True):
                     np.testing.assert_array_equal(found.numpy(), value[items])
-            assert sorted(seen) == list(range(VIEWS * len(POINTS))) and (seen != sorted(seen)) == shuffle
+            assert (
+                sorted(seen) == list(range(VIEWS * len(POINTS)))
+                and (seen != sorted(seen)) == shuffle
+            )

@@ -21,14 +21,24 @@ LIMIT = 60  # seconds; far more than any of these needs
 def start(folder):
     """Start one command line in a process of its own; what is left of it at the end is killed."""
     started = []
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("MINIPC_")}
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("MINIPC_")
+    }
 
     def run(*words, stdout=subprocess.PIPE):
-        started.append(subprocess.Popen(
-            [*MINIPC, *map(str, words)], stdout=stdout, stderr=subprocess.PIPE, text=True, cwd=folder,
-            env=environment | {"PYTHONPATH": ROOT},
-            preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),  # a shell's background job ignores it
-        ))
+        started.append(
+            subprocess.Popen(
+                [*MINIPC, *map(str, words)],
+                stdout=stdout,
+                stderr=subprocess.PIPE,
+                text=True,
+                cwd=folder,
+                env=environment | {"PYTHONPATH": ROOT},
+                preexec_fn=partial(
+                    signal.signal, signal.SIGINT, signal.SIG_DFL
+                ),  # a shell's background job ignores it
+            )
+        )
         return started[-1]
 
     yield run
@@ -56,7 +66,9 @@ def test_a_recording_that_is_interrupted_continues_to_the_same_bytes(data, say, 
     out, err = process.communicate(timeout=LIMIT)
     assert (process.returncode, out) == (130, "") and "Traceback" not in err
     lines = [line for line in err.splitlines() if line]
-    assert lines[-1].startswith("minipc: interrupted; what was committed is kept; the same command again continues")
+    assert lines[-1].startswith(
+        "minipc: interrupted; what was committed is kept; the same command again continues"
+    )
     assert sum(line.startswith("minipc: ") for line in lines) == 1
     kept = [name for name in os.listdir("record.h5.parts") if name.endswith(".h5")]
     assert 4 <= len(kept) < 300 and not os.path.exists("record.h5")
@@ -83,18 +95,32 @@ os._exit(7)
 
 @pytest.mark.parametrize("module", ["click", "numpy", "h5py"])
 @pytest.mark.parametrize("moment", [HERE, IN_A_FINALISER], ids=["here", "finaliser"])
-def test_an_interruption_while_modules_are_loaded_shows_no_traceback_and_is_not_lost(module, moment, start, folder):
+def test_an_interruption_while_modules_are_loaded_shows_no_traceback_and_is_not_lost(
+    module, moment, start, folder
+):
     """A module of this name, found first, stands for the moment: it signals, as a terminal does."""
     (folder / f"{module}.py").write_text(moment)
     process = start("eval", "none.h5")
     _, err = process.communicate(timeout=LIMIT)
     # by the signal itself where Python saw it pass through eval(); a shell says 130 then as well
     assert process.returncode in (130, -signal.SIGINT)
-    assert "Traceback" not in err and err.strip().startswith("minipc: interrupted") and err.strip().count("\n") == 0
+    assert (
+        "Traceback" not in err
+        and err.strip().startswith("minipc: interrupted")
+        and err.strip().count("\n") == 0
+    )
 
 
 def test_a_reader_who_has_seen_enough_is_no_failure_to_report(data, start, say, folder):
-    for words in (["info", data], ["info", data, "--json"], ["doctor"], ["--help"], ["data"], [], ["--version"]):
+    for words in (
+        ["info", data],
+        ["info", data, "--json"],
+        ["doctor"],
+        ["--help"],
+        ["data"],
+        [],
+        ["--version"],
+    ):
         reading, writing = os.pipe()
         os.close(reading)
         process = start(*words, stdout=writing)

@@ -27,9 +27,14 @@ def test_a_task_runs_on_the_host_and_on_a_device(task, device, fake_cupy, monkey
 
 def test_a_worker_answers_line_by_line():
     done = subprocess.run(
-        [sys.executable, "-m", "reference_tests.speed_workers", "numpy", "1"], cwd=ROOT, text=True, check=True,
-        input=json.dumps({"task": "step", **SMALL, "repeat": 3}) + "\n"
-        + json.dumps({"task": "step", **SMALL, "memory": True}) + "\n",
+        [sys.executable, "-m", "reference_tests.speed_workers", "numpy", "1"],
+        cwd=ROOT,
+        text=True,
+        check=True,
+        input=json.dumps({"task": "step", **SMALL, "repeat": 3})
+        + "\n"
+        + json.dumps({"task": "step", **SMALL, "memory": True})
+        + "\n",
         capture_output=True,
     )
     ready, timed, memory = map(json.loads, done.stdout.splitlines())
@@ -44,17 +49,39 @@ def test_growth_is_compared_with_linear():
 
 def measured():
     """Return values as a run without JAX has them."""
-    values = {"machine": "a machine", "busy_neighbour": 1.2, "store_share": 0.01, "reading_share": 0.001,
-              "epoch_vs_steps": 1.05, "scaling": {"tiny threads": [{"of": 1, "ms": 5.0}, {"of": 2, "ms": 3.0}]},
-              "recording_seconds_by_views": {1: 2.0, 2: 3.0}, "recording_clouds_per_second": 600,
-              "recording_gflops": 190.0, "large_product_gflops": 180.0, "recording_vs_large_product": 1.06}
+    values = {
+        "machine": "a machine",
+        "busy_neighbour": 1.2,
+        "store_share": 0.01,
+        "reading_share": 0.001,
+        "epoch_vs_steps": 1.05,
+        "scaling": {"tiny threads": [{"of": 1, "ms": 5.0}, {"of": 2, "ms": 3.0}]},
+        "recording_seconds_by_views": {1: 2.0, 2: 3.0},
+        "recording_clouds_per_second": 600,
+        "recording_gflops": 190.0,
+        "large_product_gflops": 180.0,
+        "recording_vs_large_product": 1.06,
+    }
     for size in NAMED_SIZES:
-        values |= {f"{size}_step_ms": {"numpy": 10.0, "torch_eager": 60.0}, f"{size}_step_vs_torch_eager": 6.0,
-                   f"{size}_step_vs_textbook": 7.0, f"{size}_memory_mb": {"numpy": 70.0, "torch": 600.0},
-                   f"{size}_memory_vs_torch_eager": 8.6}
-    part = {"step": 10.0, "products": 6.0, "around": 2.0, "waiting": 0.5, "alone": 1.5, "operations": 9e8}
+        values |= {
+            f"{size}_step_ms": {"numpy": 10.0, "torch_eager": 60.0},
+            f"{size}_step_vs_torch_eager": 6.0,
+            f"{size}_step_vs_textbook": 7.0,
+            f"{size}_memory_mb": {"numpy": 70.0, "torch": 600.0},
+            f"{size}_memory_vs_torch_eager": 8.6,
+        }
+    part = {
+        "step": 10.0,
+        "products": 6.0,
+        "around": 2.0,
+        "waiting": 0.5,
+        "alone": 1.5,
+        "operations": 9e8,
+    }
     values["step_parts"] = dict.fromkeys(NAMED_SIZES, part)
-    values["narrow_layers_us"] = [dict(layer="16 to 16", whole=2, fours=3, ours=2, moments=1, float64=3, Q=1, passes=9)]
+    values["narrow_layers_us"] = [
+        dict(layer="16 to 16", whole=2, fours=3, ours=2, moments=1, float64=3, Q=1, passes=9)
+    ]
     values |= {"kernel": "Haswell", "product_vs_whole": 1.0}
     values["kernels"] = {"Haswell": {"product_vs_whole": 1.0, "tiny_step_vs_torch_eager": 6.0}}
     return values
@@ -75,7 +102,9 @@ def test_the_operations_of_a_step_are_those_of_its_layers(monkeypatch):
     found = speed_parts.parts("tiny", {"clouds": 4, "points": 32}, 2)
     assert all(found[name] > 0 for name in ("step", "products", "around", "waiting", "alone"))
     layers = [(3, 16), (16, 16), (16, 32), (32, 64)]
-    exact = sum((i + 1) * o for i, o in layers[:-1]) + 32 * 64  # forward, the last without its constant
+    exact = (
+        sum((i + 1) * o for i, o in layers[:-1]) + 32 * 64
+    )  # forward, the last without its constant
     exact += sum((i + 1) ** 2 for i, _ in layers)  # moments
     exact += sum((i + 1) * o for i, o in layers[:-1])  # dW
     exact += 32 * 33 + 16 * (17 + 32) + 16 * (17 + 16)  # dX, not of the first

@@ -49,10 +49,16 @@ def test_the_numbers_of_a_teacher_are_their_definitions(recorded, data):
 
 def test_the_largest_safe_b_is_where_a_margin_reaches_zero():
     rng = np.random.default_rng(0)
-    y, p, r = np.eye(5)[rng.integers(0, 5, 50)], *softmax(3 * rng.standard_normal((2, 50, 5)), axis=2)
+    y, p, r = (
+        np.eye(5)[rng.integers(0, 5, 50)],
+        *softmax(3 * rng.standard_normal((2, 50, 5)), axis=2),
+    )
     config = LossConfig(0.7, 0.0, 2.5)
     safe = largest_safe_b(y, p, r, config)
-    below, above = (margins(y, p, r, factor * safe[:, None], config).min(axis=1) for factor in (1 - 1e-9, 1 + 1e-9))
+    below, above = (
+        margins(y, p, r, factor * safe[:, None], config).min(axis=1)
+        for factor in (1 - 1e-9, 1 + 1e-9)
+    )
     assert (below >= 0).all() and (above < 0).all()
     assert largest_safe_b(y, p, np.eye(5)[np.zeros(50, int)], config) == pytest.approx(
         (0.3 * y[:, 0] + 0.7 * 2.5 * p[:, 0]) / 2.5
@@ -72,14 +78,22 @@ def test_an_earlier_students_record_is_the_earlier_self(recorded, data, say):
     assert code == 3 and "3 views, expected 4" in err
     assert say(*again, "--views", 4, "--seed", 9, "--out", "elsewhere.h5")[0] == 0
     for verb in ("audit", "loss"):
-        for other, says in (("elsewhere.h5", "not in its teacher alone"), (recorded, "holds the teacher of")):
+        for other, says in (
+            ("elsewhere.h5", "not in its teacher alone"),
+            (recorded, "holds the teacher of"),
+        ):
             code, _, err = say(verb, "--record", recorded, "--self-record", other)
             assert code == 3 and says in err and err.count("\n") == 1
 
 
 def test_the_command_shows_a_histogram_and_refuses_other_data(recorded, say):
     code, out, _ = say("audit", "--record", recorded, "--temperature", 4)
-    assert code == 0 and "teacher right in" in out and "whatever the earlier self" in out and "#" in out
+    assert (
+        code == 0
+        and "teacher right in" in out
+        and "whatever the earlier self" in out
+        and "#" in out
+    )
     assert sum("%" in line and " to " in line for line in out.splitlines()) >= 2 * (len(SAFE_B) - 1)
     code, out, _ = say("data", "make", "-o", "other.h5", "--seed", 1)
     assert code == 0
@@ -89,10 +103,27 @@ def test_the_command_shows_a_histogram_and_refuses_other_data(recorded, say):
 
 def test_loss_takes_the_rows_of_a_record_and_needs_two_views(recorded, data, say):
     code, out, _ = say("loss", "--record", recorded, "--self-weight", 0.2)
-    assert code == 0 and "record.h5, view 0, 96 rows; earlier self: the teacher under the next view" in out
+    assert (
+        code == 0
+        and "record.h5, view 0, 96 rows; earlier self: the teacher under the next view" in out
+    )
     told = json.loads(say("loss", "--record", recorded, "--self-weight", 0.2, "--json")[1])
     assert told["classes"] == 3 and 0 <= told["worst_row"]["row"] < 96
-    assert say("record", data, "--teacher", "teacher", "--views", 1, "--quiet", "--force", "--out", "one.h5")[0] == 0
+    assert (
+        say(
+            "record",
+            data,
+            "--teacher",
+            "teacher",
+            "--views",
+            1,
+            "--quiet",
+            "--force",
+            "--out",
+            "one.h5",
+        )[0]
+        == 0
+    )
     code, _, err = say("loss", "--record", "one.h5")
     assert code == 3 and "one view" in err and "--self-record" in err
     code, out, _ = say("audit", "--record", "one.h5")
@@ -104,7 +135,9 @@ def test_the_map_is_the_share_of_unbounded_rows():
     shares = bound.unbounded_shares(rows, 0.9, 0.0)
     y = np.eye(40)[rows.labels]
     for b, T in ((0.1, 4.0), (0.3, 3.0), (0.5, 8.0)):
-        terms, _ = loss_forward(rows.v, y, rows.v, rows.u, np.ones(300), LossConfig(0.9, b, T, 0.0, "none"))
+        terms, _ = loss_forward(
+            rows.v, y, rows.v, rows.u, np.ones(300), LossConfig(0.9, b, T, 0.0, "none")
+        )
         assert shares[b, T] == pytest.approx(float(terms.unbounded))
     worst = bound.worst_row(rows, LossConfig(0.9, 0.2, 4.0, 0.0, "none"))
     assert worst.margins.min() < 0 and worst.safe_b < 0.2

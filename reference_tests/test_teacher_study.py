@@ -19,12 +19,27 @@ def data(folder):
     points = rng.standard_normal((240, 24, 3)) * stretch[:, None]
     train = Clouds(points.astype(np.float32), labels, ("flat", "long", "round"), "z", "none")
     # A test split of one class: whoever measured on it would be right always or never.
-    write_clouds("clouds.h5", Splits(train, Clouds(train.points[:3], np.zeros(3, int), train.class_names, "z", "none")))
+    write_clouds(
+        "clouds.h5",
+        Splits(train, Clouds(train.points[:3], np.zeros(3, int), train.class_names, "z", "none")),
+    )
     return "clouds.h5"
 
 
 def study(monkeypatch, data, *words):
-    arguments = ["study", data, "--points", "16", "--seeds", "1", "--views", "2", "--length", "0.02", *words]
+    arguments = [
+        "study",
+        data,
+        "--points",
+        "16",
+        "--seeds",
+        "1",
+        "--views",
+        "2",
+        "--length",
+        "0.02",
+        *words,
+    ]
     monkeypatch.setattr(sys, "argv", arguments)
     teacher_study.main()
 
@@ -35,12 +50,18 @@ def test_the_study_trains_every_arm_once_and_goes_on_where_it_stopped(data, monk
     runs = [json.loads(line) for line in lines]
     names = [run["run"] for run in runs]
     assert len(names) == len(set(names)) == 3 + 2 + 2 + len(teacher_study.LOSSES) + 2
-    assert sum(name.startswith("teacher") for name in names) == 3  # the ensemble takes the base teacher as it is
+    assert (
+        sum(name.startswith("teacher") for name in names) == 3
+    )  # the ensemble takes the base teacher as it is
     assert "tiny, labels alone, smoothing 0.1, seed 0" in names
     records = [run for run in runs if run["run"].startswith("record of")]
     assert len(records) == 2 and all(0 < run["right_on_its_views"] <= 1 for run in records)
-    assert all(0 <= run["held_out"] <= 1 and run["held_out"] * 48 == pytest.approx(round(run["held_out"] * 48))
-               for run in runs if run not in records)  # of 48 held-out clouds
+    assert all(
+        0 <= run["held_out"] <= 1
+        and run["held_out"] * 48 == pytest.approx(round(run["held_out"] * 48))
+        for run in runs
+        if run not in records
+    )  # of 48 held-out clouds
     capsys.readouterr()
     study(monkeypatch, data, "--teachers", "base", "three teachers")
     assert capsys.readouterr().out == ""

@@ -45,8 +45,14 @@ def splits():
 
 def run(splits, loss=LABELS, model=MODEL, views=None, **changes):
     target = changes.pop("self_target", None)
-    extra = {name: changes.pop(name) for name in ("xp", "threads", "folder", "progress") if name in changes}
-    config = TrainConfig(**({"epochs": 3, "batch_size": 16, "lr": 1e-2, "warmup_steps": 4} | changes))
+    extra = {
+        name: changes.pop(name)
+        for name in ("xp", "threads", "folder", "progress")
+        if name in changes
+    }
+    config = TrainConfig(
+        **({"epochs": 3, "batch_size": 16, "lr": 1e-2, "warmup_steps": 4} | changes)
+    )
     views = views or drawn_views(splits.train, config.seed, AugmentConfig())
     return train(splits, model, loss, config, views, self_target=target, **extra)
 
@@ -62,8 +68,13 @@ def teacher_views(splits, epochs=3):
     """Views whose logits favour the label, as a recorded teacher's would."""
     rng = np.random.default_rng(5)
     onehot = np.eye(3, dtype=np.float16)[splits.train.labels]
-    logits = [6 * onehot + rng.standard_normal(onehot.shape).astype(np.float16) for _ in range(epochs)]
-    return lambda epoch: (draw(0, epoch, 0, len(splits.train), AugmentConfig()), logits[epoch % epochs])
+    logits = [
+        6 * onehot + rng.standard_normal(onehot.shape).astype(np.float16) for _ in range(epochs)
+    ]
+    return lambda epoch: (
+        draw(0, epoch, 0, len(splits.train), AugmentConfig()),
+        logits[epoch % epochs],
+    )
 
 
 def test_training_on_labels_learns(splits):
@@ -105,11 +116,19 @@ def test_the_first_step_sees_exactly_the_replayed_points(splits):
         def target(self, rows, points):
             seen.append((rows.copy(), points.copy()))
 
-    run(splits, LossConfig(0.9, 0.2), views=teacher_views(splits), self_target=Spy(forward), epochs=1)
+    run(
+        splits,
+        LossConfig(0.9, 0.2),
+        views=teacher_views(splits),
+        self_target=Spy(forward),
+        epochs=1,
+    )
     params = draw(0, 0, 0, len(splits.train), AugmentConfig())
     rows = np.concatenate([rows for rows, _ in seen])
     points = np.concatenate([points for _, points in seen])
-    assert len(rows) == 64 and len(set(rows)) == 64  # 70 clouds, the last 6 of the epoch are dropped
+    assert (
+        len(rows) == 64 and len(set(rows)) == 64
+    )  # 70 clouds, the last 6 of the epoch are dropped
     np.testing.assert_array_equal(points, apply(splits.train.points, params)[rows])
 
 
@@ -141,7 +160,9 @@ def test_weight_and_self_target_go_together(splits):
     with pytest.raises(UsageError, match="self target and a weight above 0 go together"):
         run(splits, LossConfig(0.9, 0.2), views=teacher_views(splits))
     with pytest.raises(UsageError, match="go together"):
-        run(splits, LossConfig(0.9, 0.0), views=teacher_views(splits), self_target=Snapshot(forward))
+        run(
+            splits, LossConfig(0.9, 0.0), views=teacher_views(splits), self_target=Snapshot(forward)
+        )
 
 
 def test_distillation_without_teacher_logits_is_refused(splits):
@@ -161,16 +182,19 @@ def test_a_loss_that_stops_being_finite_stops_the_run(splits):
         run(splits, LossConfig(0.9), views=lambda epoch: (views(epoch)[0], bad))
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"epochs": 0}, "epochs: expected a positive integer, got 0"),
-    ({"batch_size": 1}, "batch norm in the head needs at least 2"),
-    ({"lr": 0.0}, "lr: expected a positive number"),
-    ({"lr": float("nan")}, "lr: expected a positive number"),
-    ({"weight_decay": -1.0}, "weight decay: expected a value >= 0, got -1.0"),
-    ({"clip_norm": float("inf")}, "clip norm: expected a value >= 0, got inf"),
-    ({"optimiser": "adam"}, "expected adamw or sgd, got 'adam'"),
-    ({"seed": -1}, "seed: expected an integer from 0"),
-])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"epochs": 0}, "epochs: expected a positive integer, got 0"),
+        ({"batch_size": 1}, "batch norm in the head needs at least 2"),
+        ({"lr": 0.0}, "lr: expected a positive number"),
+        ({"lr": float("nan")}, "lr: expected a positive number"),
+        ({"weight_decay": -1.0}, "weight decay: expected a value >= 0, got -1.0"),
+        ({"clip_norm": float("inf")}, "clip norm: expected a value >= 0, got inf"),
+        ({"optimiser": "adam"}, "expected adamw or sgd, got 'adam'"),
+        ({"seed": -1}, "seed: expected an integer from 0"),
+    ],
+)
 def test_training_settings_that_cannot_run_are_refused(changes, message):
     with pytest.raises(UsageError, match=message):
         TrainConfig(**changes)
@@ -192,7 +216,9 @@ def test_training_runs_on_the_device_and_agrees_with_the_host(splits, fake_cupy,
     snapshot = partial(forward, config=model)
     settings = dict(epochs=2, engine=engine)
     host = run(splits, loss, model, views, self_target=Snapshot(snapshot), **settings)
-    device = run(splits, loss, model, views, self_target=Snapshot(snapshot), xp=fake_cupy, **settings)
+    device = run(
+        splits, loss, model, views, self_target=Snapshot(snapshot), xp=fake_cupy, **settings
+    )
     if engine == "textbook":
         assert_same_model(host.model, device.model)
     # The fast engine divides its products otherwise there; AdamW makes steps of the noise of an offset
@@ -247,7 +273,9 @@ def test_a_model_comes_back_bit_for_bit_and_its_id_tells_every_change(tmp_path, 
         for name, value in getattr(model, source).items():
             nudged = value.copy()
             nudged.flat[0] = np.nextafter(nudged.flat[0], np.float32(9))
-            assert model_id(model._replace(**{source: getattr(model, source) | {name: nudged}})) != model_id(model)
+            assert model_id(
+                model._replace(**{source: getattr(model, source) | {name: nudged}})
+            ) != model_id(model)
     assert model_id(model._replace(config=replace(MODEL, eps=1e-4))) != model_id(model)
 
 

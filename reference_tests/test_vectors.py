@@ -26,7 +26,9 @@ def test_there_are_at_least_forty_cases_to_thirty_digits_of_every_number():
     stored = json.loads(files("minipc").joinpath("vectors", "loss.json").read_text())["cases"]
     assert len(stored) >= 40 and len({case["name"] for case in stored}) == len(stored)
     assert all(set(case) == set(vectors.Case._fields) for case in stored)
-    digits = max(len(case["loss"].lstrip("-0.").replace(".", "").partition("e")[0]) for case in stored)
+    digits = max(
+        len(case["loss"].lstrip("-0.").replace(".", "").partition("e")[0]) for case in stored
+    )
     assert digits == 30
     for case in stored:  # inputs are exact in float64, and in float32
         for name in ("z", "v", "u"):
@@ -36,11 +38,23 @@ def test_there_are_at_least_forty_cases_to_thirty_digits_of_every_number():
 def test_the_cases_reach_every_edge():
     cases = vectors.cases()
     guarded = [case for case in cases if 0 < case.b < case.a / 2]
-    raised = [case for case in guarded if (case.guarded_weights > case.a * _softmax(case.v / case.T)
-                                           - case.b * _softmax(case.u / case.T) + 1e-15).any()]
+    raised = [
+        case
+        for case in guarded
+        if (
+            case.guarded_weights
+            > case.a * _softmax(case.v / case.T) - case.b * _softmax(case.u / case.T) + 1e-15
+        ).any()
+    ]
     assert raised and len(raised) < len(guarded)
-    assert any(case.margins.min() < 0 for case in cases) and any(case.margins.min() > 0 < case.b for case in cases)
-    assert {case.smoothing > 0 for case in cases} == {case.b > case.a for case in cases} == {True, False}
+    assert any(case.margins.min() < 0 for case in cases) and any(
+        case.margins.min() > 0 < case.b for case in cases
+    )
+    assert (
+        {case.smoothing > 0 for case in cases}
+        == {case.b > case.a for case in cases}
+        == {True, False}
+    )
     assert {len(case.z) for case in cases} >= {2, 40} and min(case.T for case in cases) == 1
 
 
@@ -55,10 +69,19 @@ def test_our_loss_conforms():
     assert names == set(vectors.Case._fields[5:]) - {"a", "b", "T", "smoothing"}
 
 
-@pytest.mark.parametrize("name", [
-    "no-temperature-squared", "temperature-squared-in-the-gradient", "softmax-minus-target", "swapped-divergence",
-    "sign-of-b", "guard-without-floor", "smoothing-over-wrong-classes", "softmax-without-shift",
-])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no-temperature-squared",
+        "temperature-squared-in-the-gradient",
+        "softmax-minus-target",
+        "swapped-divergence",
+        "sign-of-b",
+        "guard-without-floor",
+        "smoothing-over-wrong-classes",
+        "softmax-without-shift",
+    ],
+)
 def test_a_wrong_loss_does_not_conform(name):
     with mutants.broken(mutants.MUTANTS[name]):
         assert not vectors.check()[0][2] <= 1e-6

@@ -45,25 +45,45 @@ def test_a_record_as_it_was_made_is_certified_bit_for_bit(recorded, say):
     code, out, err = say("verify", recorded, "--teacher", "teacher", "--sample", "all", "--json")
     told = json.loads(out)
     assert code == 0 and told["passed"] and told["failed"] == "", err
-    assert told["rows"] == told["sampled"] == 3 * 96 and told["parameters"] == told["different"] == 0
+    assert (
+        told["rows"] == told["sampled"] == 3 * 96 and told["parameters"] == told["different"] == 0
+    )
     assert told["bitwise"] is True and told["largest_difference"] == 0 and told["agreement"] == 1
     code, out, _ = say("verify", recorded)
-    assert code == 0 and "288 of 288 rows are what the seed draws" in out and "teacher: not run again" in out
+    assert (
+        code == 0
+        and "288 of 288 rows are what the seed draws" in out
+        and "teacher: not run again" in out
+    )
 
 
 def test_a_sample_is_whole_blocks_and_no_more_than_asked_for_but_for_the_last(recorded, say):
-    assert json.loads(say("verify", recorded, "--teacher", "teacher", "--sample", 40, "--json")[1])["sampled"] == 64
-    assert json.loads(say("verify", recorded, "--teacher", "teacher", "--json")[1])["sampled"] == 288
+    assert (
+        json.loads(say("verify", recorded, "--teacher", "teacher", "--sample", 40, "--json")[1])[
+            "sampled"
+        ]
+        == 64
+    )
+    assert (
+        json.loads(say("verify", recorded, "--teacher", "teacher", "--json")[1])["sampled"] == 288
+    )
 
 
-@pytest.mark.parametrize("name, says", [("augment/scale", "parameters than seed 0"), ("augment/shift", "parameters")])
+@pytest.mark.parametrize(
+    "name, says", [("augment/scale", "parameters than seed 0"), ("augment/shift", "parameters")]
+)
 def test_one_parameter_that_the_seed_does_not_draw_is_exit_4(recorded, say, name, says):
     def change(array):
         array[1, 5, 2] = np.nextafter(array[1, 5, 2], np.float32(9))
 
     tampered(recorded, name, change)
     code, out, err = say("verify", recorded)
-    assert code == 4 and err.count("\n") == 1 and says in err and err.startswith("minipc: record.h5: 1 of 288 rows")
+    assert (
+        code == 4
+        and err.count("\n") == 1
+        and says in err
+        and err.startswith("minipc: record.h5: 1 of 288 rows")
+    )
     assert "NOT verified" in out and "287 of 288" in out
 
 
@@ -78,7 +98,17 @@ def test_one_logit_that_the_teacher_does_not_say_is_exit_4(recorded, say):
 
 
 def test_another_build_is_held_to_a_bound_and_not_to_the_bits(recorded, say, monkeypatch):
-    code, out, _ = say("verify", recorded, "--teacher", "teacher", "--sample", "all", "--engine", "textbook", "--json")
+    code, out, _ = say(
+        "verify",
+        recorded,
+        "--teacher",
+        "teacher",
+        "--sample",
+        "all",
+        "--engine",
+        "textbook",
+        "--json",
+    )
     told = json.loads(out)
     assert code == 0 and told["bitwise"] is False and told["agreement"] == 1
 
@@ -106,7 +136,20 @@ def test_another_teacher_or_other_data_are_refused_as_such(recorded, say, data):
 
 
 def test_a_record_that_carries_its_clouds_is_verified_alone(recorded, say, data, folder):
-    assert say("record", data, "--teacher", "teacher", "--views", 3, "--with-clouds", "--quiet", "--force")[0] == 0
+    assert (
+        say(
+            "record",
+            data,
+            "--teacher",
+            "teacher",
+            "--views",
+            3,
+            "--with-clouds",
+            "--quiet",
+            "--force",
+        )[0]
+        == 0
+    )
     (folder / "clouds.h5").unlink()
     code, out, err = say("verify", recorded, "--teacher", "teacher", "--json")
     assert code == 0 and json.loads(out)["bitwise"] is True, err
@@ -120,12 +163,18 @@ def test_any_teacher_can_be_run_again_from_python(recorded, data, tmp_path):
         calls.append(len(points))
         return points.reshape(len(points), -1)[:, :3]
 
-    record(clouds, teacher, "by hand", str(tmp_path / "any.h5"), views=2, force=True, logits="float32")
+    record(
+        clouds, teacher, "by hand", str(tmp_path / "any.h5"), views=2, force=True, logits="float32"
+    )
     calls.clear()
     with RecordReader(str(tmp_path / "any.h5")) as reader:
         assert verify(reader, clouds, teacher, None).passed and set(calls) == {reader.plan.block}
         found = verify(reader, clouds, lambda points: teacher(points) + 1, 10)
-        assert not found.passed and found.different == found.sampled == 32 and found.largest_difference >= 1
+        assert (
+            not found.passed
+            and found.different == found.sampled == 32
+            and found.largest_difference >= 1
+        )
         wrong = pointnet_teacher(read_model("teacher/model.h5"))
         assert not verify(reader, clouds, wrong, 10).passed
         with pytest.raises(DataError, match="other data"):

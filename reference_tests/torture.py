@@ -26,16 +26,43 @@ from minipc.data.clouds import Clouds, Splits, write_clouds
 
 CLOUDS, POINTS, VIEWS, EPOCHS = 2048, 64, 24, 24
 NO_DISK = "skipped: a tmpfs cannot be mounted here"
-RECORD = ("record", "clouds.h5", "--teacher", "teacher", "--views", str(VIEWS), "--force", "--threads", "1", "-q")
-TRAIN = ("train", "--record", "whole.h5", "--epochs", str(EPOCHS), "--model", "8-16:8", "--threads", "1", "-q")
+RECORD = (
+    "record",
+    "clouds.h5",
+    "--teacher",
+    "teacher",
+    "--views",
+    str(VIEWS),
+    "--force",
+    "--threads",
+    "1",
+    "-q",
+)
+TRAIN = (
+    "train",
+    "--record",
+    "whole.h5",
+    "--epochs",
+    str(EPOCHS),
+    "--model",
+    "8-16:8",
+    "--threads",
+    "1",
+    "-q",
+)
 
 
 def minipc(*words, cwd, **how):
     """Start one command; return its process."""
     return subprocess.Popen(
-        [sys.executable, "-m", "minipc", *words], cwd=cwd, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "minipc", *words],
+        cwd=cwd,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
         env={**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)},
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL), **how,  # a background job ignores it
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        **how,  # a background job ignores it
     )
 
 
@@ -45,7 +72,9 @@ def run(*words, cwd, expected=0):
     process = minipc(*words, cwd=cwd)
     _, err = process.communicate()
     if process.returncode != expected:
-        raise SystemExit(f"torture: {' '.join(words)}: exit {process.returncode}, expected {expected}: {err[-500:]}")
+        raise SystemExit(
+            f"torture: {' '.join(words)}: exit {process.returncode}, expected {expected}: {err[-500:]}"
+        )
     return time.monotonic() - start
 
 
@@ -95,7 +124,13 @@ def recorder_killed(folder, kills, seconds, rng):
             out.unlink()
             completed += 1
 
-    killed(lambda: minipc(*RECORD, "--out", "killed.h5", cwd=folder), start_over_if_finished, seconds, kills, rng)
+    killed(
+        lambda: minipc(*RECORD, "--out", "killed.h5", cwd=folder),
+        start_over_if_finished,
+        seconds,
+        kills,
+        rng,
+    )
     run(*RECORD, "--out", "killed.h5", cwd=folder)
     assert out.read_bytes() == whole, "the recording that was killed is another one"
     return f"{kills} kills, {completed + 1} recordings completed meanwhile, all byte for byte"
@@ -111,7 +146,9 @@ def training_killed(folder, kills, seconds, rng):
 
     def same():
         for name in ("model.h5", "predictions.csv"):  # a checkpoint holds seconds too
-            assert (out / name).read_bytes() == (folder / "undisturbed" / name).read_bytes(), f"{name} is another one"
+            assert (out / name).read_bytes() == (folder / "undisturbed" / name).read_bytes(), (
+                f"{name} is another one"
+            )
 
     def start_over_if_finished():
         nonlocal completed
@@ -179,7 +216,9 @@ def finalise_killed(folder):
             break
     assert hits, "no kill met a finalise"
     run(*RECORD, "--out", "merged.h5", cwd=folder)
-    assert (folder / "merged.h5").read_bytes() == whole and not list(folder.glob(".merged.h5.*.tmp"))
+    assert (folder / "merged.h5").read_bytes() == whole and not list(
+        folder.glob(".merged.h5.*.tmp")
+    )
     return f"killed {hits} times in it, then the same bytes"
 
 
@@ -187,7 +226,9 @@ def finalise_killed(folder):
 def small_disk(size):
     """Give a mounted tmpfs of some bytes, or None where this user may not mount."""
     place = Path(tempfile.mkdtemp(prefix="minipc-disk-"))
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True
+    )
     try:
         yield None if mounted.returncode else place
     finally:
@@ -209,7 +250,10 @@ def too_small_disk(folder):
             if process.returncode == 0:
                 assert out.read_bytes() == whole
                 return f"{stages} disks too small, each one line and exit 1; then the same bytes"
-            assert process.returncode == 1 and err.count("\n") == 1 and "free some space" in err, (size, err)
+            assert process.returncode == 1 and err.count("\n") == 1 and "free some space" in err, (
+                size,
+                err,
+            )
             assert not out.exists()
             stages += 1
     raise AssertionError("no disk was large enough")
@@ -244,7 +288,9 @@ def disk_fills(folder, words, again, stages, same):
             _, err = process.communicate()
             if process.returncode:
                 failed += 1
-                assert process.returncode == 1 and err.count("\n") == 1 and "free some space" in err, err
+                assert (
+                    process.returncode == 1 and err.count("\n") == 1 and "free some space" in err
+                ), err
             ballast.unlink()
             if process.returncode:
                 run(*again(disk), cwd=folder)
@@ -263,7 +309,10 @@ def disk_fills_while_recording(folder):
     def same(disk):
         assert (disk / "record.h5").read_bytes() == (folder / "whole.h5").read_bytes()
 
-    stages = [partial(lambda count, disk: shards(disk) >= count, count) for count in (0, 1, VIEWS // 2, VIEWS)]
+    stages = [
+        partial(lambda count, disk: shards(disk) >= count, count)
+        for count in (0, 1, VIEWS // 2, VIEWS)
+    ]
     stages[0] = lambda disk: (disk / "record.h5.parts").exists()
     return disk_fills(folder, record, record, stages, same)
 
@@ -286,15 +335,22 @@ def disk_fills_while_training(folder):
 
     def same(disk):
         for name in ("model.h5", "predictions.csv"):
-            assert (disk / "run" / name).read_bytes() == (folder / "undisturbed" / name).read_bytes(), name
+            assert (disk / "run" / name).read_bytes() == (
+                folder / "undisturbed" / name
+            ).read_bytes(), name
 
-    stages = [partial(lambda count, disk: epochs(disk) >= count, count) for count in (1, EPOCHS // 2, EPOCHS - 1)]
+    stages = [
+        partial(lambda count, disk: epochs(disk) >= count, count)
+        for count in (1, EPOCHS // 2, EPOCHS - 1)
+    ]
     return disk_fills(folder, train, again, [lambda disk: (disk / "run").exists(), *stages], same)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--kills", type=int, default=100, help="of the recorder, and of the training")
+    parser.add_argument(
+        "--kills", type=int, default=100, help="of the recorder, and of the training"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
@@ -315,7 +371,11 @@ def main():
         ):
             start = time.monotonic()
             found[fault] = what()
-            print(f"{fault}: {found[fault]} ({time.monotonic() - start:.0f} s)", file=sys.stderr, flush=True)
+            print(
+                f"{fault}: {found[fault]} ({time.monotonic() - start:.0f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
     print(json.dumps(found) if options.json else f"nothing lost, {time.monotonic() - begun:.0f} s")
 
 

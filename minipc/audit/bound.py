@@ -47,7 +47,9 @@ def unbounded_shares(rows, a, smoothing):
 
 def _safe(rows, config):
     y = smooth_labels(rows.labels, rows.v.shape[1], config.label_smoothing, np.float64)
-    return largest_safe_b(y, *(softmax(z / config.temperature, axis=1) for z in (rows.v, rows.u)), config)
+    return largest_safe_b(
+        y, *(softmax(z / config.temperature, axis=1) for z in (rows.v, rows.u)), config
+    )
 
 
 class WorstRow(NamedTuple):
@@ -60,8 +62,12 @@ class WorstRow(NamedTuple):
     y: np.ndarray  # (K,)
     p: np.ndarray
     r: np.ndarray
-    margins: np.ndarray  # (K,), M_i of the raw loss, which falls along z_i -> -infinity where it is negative
-    soft_target: np.ndarray | None  # (K,), q / sum q: what s_T is pulled to by the soft terms; None where sum q is 0
+    margins: (
+        np.ndarray
+    )  # (K,), M_i of the raw loss, which falls along z_i -> -infinity where it is negative
+    soft_target: (
+        np.ndarray | None
+    )  # (K,), q / sum q: what s_T is pulled to by the soft terms; None where sum q is 0
     target: np.ndarray | None  # (K,), at T = 1: what s is pulled to by the whole loss; else None
 
 
@@ -81,7 +87,14 @@ def worst_row(rows, config):
     q = (guarded(a * p, b * r) if config.guard == "clip" else a * p - b * r)[0]
     whole = (1 - a) * y[0] + q
     return WorstRow(
-        row, int(rows.labels[row]), float(safe[row]), float((safe < b).mean()), y[0], p[0], r[0], M,
+        row,
+        int(rows.labels[row]),
+        float(safe[row]),
+        float((safe < b).mean()),
+        y[0],
+        p[0],
+        r[0],
+        M,
         q / q.sum() if abs(q.sum()) > 1e-12 else None,
         whole / whole.sum() if config.temperature == 1 and abs(whole.sum()) > 1e-12 else None,
     )

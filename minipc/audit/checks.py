@@ -16,7 +16,11 @@ from minipc.nn.gradcheck import GradientReport, central_difference, taylor_rates
 from minipc.nn.losses import LossConfig
 from minipc.streams import stream
 
-STEPS = (1e-4, 1e-5, 1e-6)  # of the central differences; the best counts: a wrong gradient is wrong at all
+STEPS = (
+    1e-4,
+    1e-5,
+    1e-6,
+)  # of the central differences; the best counts: a wrong gradient is wrong at all
 TOLERANCE = 1e-6  # of a relative error in float64
 TAYLOR = 1e-4  # first step of the Taylor rests
 RATE = 1.8  # least order of the Taylor rest; 2 is right, 1 is a wrong gradient
@@ -37,9 +41,13 @@ class Check(NamedTuple):
 
     name: str
     gradients: int  # along a direction, of one array in one case
-    largest: float | None  # relative error of a gradient in float64; None where nothing is differentiated
+    largest: (
+        float | None
+    )  # relative error of a gradient in float64; None where nothing is differentiated
     median: float | None
-    rate: float | None  # least order of a Taylor rest; None where every rest is rounding, or without gradients
+    rate: (
+        float | None
+    )  # least order of a Taylor rest; None where every rest is rounding, or without gradients
     float32: float | None  # largest relative error of the gradients computed in float32
     facts: int
     deviation: float | None  # largest of a fact, relative; None without facts
@@ -67,25 +75,51 @@ LINES = (
     Line("log-softmax", problems.log_softmax, (facts.log_softmax,)),
     Line("soft cross-entropy", problems.soft_cross_entropy, (facts.soft_cross_entropy,)),
     Line("fused layers", problems.fused_layers, (rules.divided_work,)),
-    Line("loss: labels", problems.loss(problems.LABELS), (facts.loss(problems.LABELS), facts.labels)),
-    Line("loss: distillation", problems.loss(problems.DISTILLATION), (facts.loss(problems.DISTILLATION),)),
-    Line("loss: negative self term", problems.loss(problems.NEGATIVE), (facts.loss(problems.NEGATIVE), facts.negative)),
-    Line("loss: guard", problems.loss(problems.GUARDED), (facts.loss(problems.GUARDED), facts.guard)),
+    Line(
+        "loss: labels", problems.loss(problems.LABELS), (facts.loss(problems.LABELS), facts.labels)
+    ),
+    Line(
+        "loss: distillation",
+        problems.loss(problems.DISTILLATION),
+        (facts.loss(problems.DISTILLATION),),
+    ),
+    Line(
+        "loss: negative self term",
+        problems.loss(problems.NEGATIVE),
+        (facts.loss(problems.NEGATIVE), facts.negative),
+    ),
+    Line(
+        "loss: guard", problems.loss(problems.GUARDED), (facts.loss(problems.GUARDED), facts.guard)
+    ),
     Line("loss: conformance vectors", None, (facts.conformance,)),
     Line("self target: snapshot", problems.against_earlier_self("snapshot"), (rules.snapshot,)),
     Line("self target: ema", problems.against_earlier_self("ema"), (rules.ema,)),
     Line("self target: history", problems.against_earlier_self("history"), (rules.history,)),
     Line("self target: record", problems.against_earlier_self("record"), (rules.second_record,)),
-    Line("small PointNet, fused", problems.small_step("fused", THREE_TERMS), (rules.model("fused"),)),
-    Line("small PointNet, textbook", problems.small_step("textbook", THREE_TERMS), (rules.model("textbook"),)),
+    Line(
+        "small PointNet, fused", problems.small_step("fused", THREE_TERMS), (rules.model("fused"),)
+    ),
+    Line(
+        "small PointNet, textbook",
+        problems.small_step("textbook", THREE_TERMS),
+        (rules.model("textbook"),),
+    ),
     Line("AdamW", None, (rules.adamw,)),
     Line("SGD and clipping", None, (rules.sgd,)),
     Line("learning rate", None, (rules.schedule,)),
     Line("augmentation", None, (rules.augmentation,)),
     Line("record and replay", None, (rules.replay,)),
-    Line("teacher, fused", problems.whole_step("teacher", "fused", GUARDED), (rules.engines("teacher"),)),
+    Line(
+        "teacher, fused",
+        problems.whole_step("teacher", "fused", GUARDED),
+        (rules.engines("teacher"),),
+    ),
     Line("teacher, textbook", problems.whole_step("teacher", "textbook", GUARDED)),
-    Line("student, fused", problems.whole_step("student", "fused", THREE_TERMS), (rules.engines("student"),)),
+    Line(
+        "student, fused",
+        problems.whole_step("student", "fused", THREE_TERMS),
+        (rules.engines("student"),),
+    ),
     Line("student, textbook", problems.whole_step("student", "textbook", THREE_TERMS)),
 )
 
@@ -102,7 +136,9 @@ def audit(progress=lambda done, total, text: None):
 
 def first_failure():
     """Return the Check of the first line that does not pass, or None."""
-    return next((check for check in (_check(line, SEED) for line in LINES) if not check.passed), None)
+    return next(
+        (check for check in (_check(line, SEED) for line in LINES) if not check.passed), None
+    )
 
 
 def _check(line, seed):
@@ -110,23 +146,35 @@ def _check(line, seed):
     compared, held, failed = [], [], []
     try:
         if line.problems:
-            in_both = (line.problems(stream(seed, "audit", 0), dtype) for dtype in (np.float64, np.float32))
+            in_both = (
+                line.problems(stream(seed, "audit", 0), dtype) for dtype in (np.float64, np.float32)
+            )
             for number, (exact, single) in enumerate(zip(*in_both, strict=True), start=1):
                 compared += _gradients(exact, single, stream(seed, "audit", 1), f", case {number}")
         held += [fact for make in line.facts for fact in make(stream(seed, "audit", 2))]
     except Exception as reason:
         failed.append(f"raised {type(reason).__name__}: {reason}")
     failed += [f"gradient of {one.what}" for one in compared if not one.error <= TOLERANCE]
-    failed += [f"Taylor rate {one.rate:.2f} of {one.what}" for one in compared if not one.rate >= RATE]
+    failed += [
+        f"Taylor rate {one.rate:.2f} of {one.what}" for one in compared if not one.rate >= RATE
+    ]
     failed += [fact.what for fact in held if not fact.error <= fact.allowed]
-    errors = [one.error if one.error == one.error else np.inf for one in compared]  # NaN compares with nothing
+    errors = [
+        one.error if one.error == one.error else np.inf for one in compared
+    ]  # NaN compares with nothing
     deviations = [fact.error if fact.error == fact.error else np.inf for fact in held]
     rates = [one.rate for one in compared if one.rate < np.inf]
     named = [f"gradient of {one.what}" for one in compared] or [fact.what for fact in held] or [""]
     return Check(
-        line.name, len(errors), max(errors, default=None), float(np.median(errors)) if errors else None,
-        min(rates, default=None), max((one.float32 for one in compared), default=None),
-        len(held), max(deviations, default=None), not failed,
+        line.name,
+        len(errors),
+        max(errors, default=None),
+        float(np.median(errors)) if errors else None,
+        min(rates, default=None),
+        max((one.float32 for one in compared), default=None),
+        len(held),
+        max(deviations, default=None),
+        not failed,
         failed[0] if failed else named[int(np.argmax(errors or deviations))],
     )
 
@@ -152,15 +200,27 @@ def _gradients(exact, single, rng, case):
         for name, value in problem.inputs.items():
             check_shape(f"gradient of {name}{case}", found[name], value.shape)
             if found[name].dtype != value.dtype:
-                raise DataError(f"gradient of {name}{case}: expected {value.dtype}, got {found[name].dtype}")
+                raise DataError(
+                    f"gradient of {name}{case}: expected {value.dtype}, got {found[name].dtype}"
+                )
     largest = max(float(np.linalg.norm(g)) for g in gradients.values())
     for name, value in exact.inputs.items():
         for _ in range(DIRECTIONS):
             direction = _direction(gradients[name], rng)
-            along, along32 = (float((g[name].astype(np.float64) * direction).sum()) for g in (gradients, rounded))
+            along, along32 = (
+                float((g[name].astype(np.float64) * direction).sum()) for g in (gradients, rounded)
+            )
             best = min(
-                (GradientReport(name, along, central_difference(exact.value, exact.inputs, name, direction, h), largest)
-                 for h in STEPS), key=lambda report: report.error,
+                (
+                    GradientReport(
+                        name,
+                        along,
+                        central_difference(exact.value, exact.inputs, name, direction, h),
+                        largest,
+                    )
+                    for h in STEPS
+                ),
+                key=lambda report: report.error,
             )
             function = partial(_in_one, exact, name)
             rates = taylor_rates(function, value, gradients[name], direction, steps=2, first=TAYLOR)

@@ -27,26 +27,40 @@ def _share(labels, soft):
 
 CONVENTIONS = {
     "repdistiller": Convention(
-        "RepDistiller, with gamma = 1 - alpha", "gamma CE + alpha T^2 KL, summed over classes / batch",
-        lambda T, K: 1.0, lambda alpha: (1 - alpha, alpha), _share,
+        "RepDistiller, with gamma = 1 - alpha",
+        "gamma CE + alpha T^2 KL, summed over classes / batch",
+        lambda T, K: 1.0,
+        lambda alpha: (1 - alpha, alpha),
+        _share,
     ),
     "torchdistill": Convention(
         # With alpha = 0 some versions of it leave out T^2: no weight is sure to mean distillation alone.
-        "torchdistill KDLoss: alpha > 0 is the weight of the labels", "alpha CE + (1 - alpha) T^2 KL, batchmean",
-        lambda T, K: 1.0, lambda alpha: (alpha, 1 - alpha),
+        "torchdistill KDLoss: alpha > 0 is the weight of the labels",
+        "alpha CE + (1 - alpha) T^2 KL, batchmean",
+        lambda T, K: 1.0,
+        lambda alpha: (alpha, 1 - alpha),
         lambda labels, soft: 1 - _share(labels, soft) if labels else inf,
     ),
     "mmrazor": Convention(
-        "mmrazor KLDivergence beside a loss of weight 1", "CE + loss_weight tau^2 KL, batchmean",
-        lambda T, K: 1.0, lambda w: (1.0, w), lambda labels, soft: soft / labels if labels else inf,
+        "mmrazor KLDivergence beside a loss of weight 1",
+        "CE + loss_weight tau^2 KL, batchmean",
+        lambda T, K: 1.0,
+        lambda w: (1.0, w),
+        lambda labels, soft: soft / labels if labels else inf,
     ),
     "deit": Convention(
-        "DeiT, openpoints", "(1 - alpha) CE + alpha tau^2 KL / (B K)",
-        lambda T, K: 1 / K, lambda alpha: (1 - alpha, alpha), _share,
+        "DeiT, openpoints",
+        "(1 - alpha) CE + alpha tau^2 KL / (B K)",
+        lambda T, K: 1 / K,
+        lambda alpha: (1 - alpha, alpha),
+        _share,
     ),
     "plain": Convention(
-        "scripts that forget T^2", "(1 - alpha) CE + alpha KL, batchmean",
-        lambda T, K: 1 / T**2, lambda alpha: (1 - alpha, alpha), _share,
+        "scripts that forget T^2",
+        "(1 - alpha) CE + alpha KL, batchmean",
+        lambda T, K: 1 / T**2,
+        lambda alpha: (1 - alpha, alpha),
+        _share,
     ),
 }
 # Not a KL at any weight: its gradient has another direction.
@@ -80,7 +94,9 @@ def from_theirs(name, weight, T, classes):
     labels, soft = convention.weights(weight)
     soft *= convention.factor(T, classes)
     if labels < 0 or soft < 0 or labels + soft == 0:
-        raise UsageError(f"{name}: weight {weight:g} makes the weight of a term negative; between 0 and 1 it does not")
+        raise UsageError(
+            f"{name}: weight {weight:g} makes the weight of a term negative; between 0 and 1 it does not"
+        )
     return Translated(soft / (labels + soft), labels + soft)
 
 

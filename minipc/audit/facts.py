@@ -36,7 +36,9 @@ def near(what, found, wanted, allowed=ROUNDING, size=None):
 
 def same(what, found, wanted):
     """Return the Fact that every number of found equals its number in wanted."""
-    return Fact(what, 0.0 if np.array_equal(found, wanted) else near(what, found, wanted).error or 1.0, 0.0)
+    return Fact(
+        what, 0.0 if np.array_equal(found, wanted) else near(what, found, wanted).error or 1.0, 0.0
+    )
 
 
 def holds(what, condition):
@@ -46,7 +48,10 @@ def holds(what, condition):
 
 def linear(rng):
     x, W = rng.standard_normal((2, 3, 4)), rng.standard_normal((4, 5))
-    sums = [[[fsum(x[b, n, i] * W[i, o] for i in range(4)) for o in range(5)] for n in range(3)] for b in range(2)]
+    sums = [
+        [[fsum(x[b, n, i] * W[i, o] for i in range(4)) for o in range(5)] for n in range(3)]
+        for b in range(2)
+    ]
     return [near("sums of products", ops.linear_forward(x, W)[0], sums)]
 
 
@@ -63,7 +68,13 @@ def exact_product(rng):
 
 def bias(rng):
     x, b = rng.standard_normal((3, 4)), rng.standard_normal(4)
-    return [same("one addition", ops.bias_forward(x, b)[0], [[x[n, o] + b[o] for o in range(4)] for n in range(3)])]
+    return [
+        same(
+            "one addition",
+            ops.bias_forward(x, b)[0],
+            [[x[n, o] + b[o] for o in range(4)] for n in range(3)],
+        )
+    ]
 
 
 def _moments(column):
@@ -73,7 +84,12 @@ def _moments(column):
 
 
 def batch_norm(rng):
-    x, gamma, beta, momentum = rng.standard_normal((3, 4, 5)), gains(rng, 5), rng.standard_normal(5), 0.1
+    x, gamma, beta, momentum = (
+        rng.standard_normal((3, 4, 5)),
+        gains(rng, 5),
+        rng.standard_normal(5),
+        0.1,
+    )
     x[..., 4] = 0.75  # a constant channel
     columns = x.reshape(12, 5).T
     mean, var = np.array([_moments(column) for column in columns]).T
@@ -85,15 +101,31 @@ def batch_norm(rng):
         near("mean", batch.mean, mean),
         near("variance of the batch", batch.var, var),
         near("tracked mean", tracked[0], 0.9 * before[0] + 0.1 * mean),
-        near("tracked variance, divisor rows - 1", tracked[1], 0.9 * before[1] + 0.1 * var * 12 / 11),
+        near(
+            "tracked variance, divisor rows - 1", tracked[1], 0.9 * before[1] + 0.1 * var * 12 / 11
+        ),
     ]
 
 
 def batch_norm_eval(rng):
-    x, gamma, beta, mean = rng.standard_normal((3, 5)), gains(rng, 5), rng.standard_normal(5), rng.standard_normal(5)
+    x, gamma, beta, mean = (
+        rng.standard_normal((3, 5)),
+        gains(rng, 5),
+        rng.standard_normal(5),
+        rng.standard_normal(5),
+    )
     var = 0.5 + rng.random(5)
-    wanted = [[gamma[o] * (row[o] - mean[o]) / sqrt(var[o] + 1e-5) + beta[o] for o in range(5)] for row in x]
-    return [near("with tracked statistics", ops.batch_norm_eval_forward(x, gamma, beta, mean, var, 1e-5)[0], wanted)]
+    wanted = [
+        [gamma[o] * (row[o] - mean[o]) / sqrt(var[o] + 1e-5) + beta[o] for o in range(5)]
+        for row in x
+    ]
+    return [
+        near(
+            "with tracked statistics",
+            ops.batch_norm_eval_forward(x, gamma, beta, mean, var, 1e-5)[0],
+            wanted,
+        )
+    ]
 
 
 def relu(rng):
@@ -122,22 +154,37 @@ def point_max(rng):
 
 def dropout(rng):
     x, mask = rng.standard_normal((4, 6)), (rng.random((4, 6)) < 0.7) / 0.7
-    return [same("x mask", ops.dropout_forward(x, mask)[0], [[a * m for a, m in zip(*rows)] for rows in zip(x, mask)])]
+    return [
+        same(
+            "x mask",
+            ops.dropout_forward(x, mask)[0],
+            [[a * m for a, m in zip(*rows)] for rows in zip(x, mask)],
+        )
+    ]
 
 
 def log_softmax(rng):
     z = 3 * rng.standard_normal((4, 7))
     z[1] += 1000
     z[2] *= 300
-    return [near("scipy.special.log_softmax, rows a thousand apart",
-                 ops.log_softmax_forward(z)[0], special.log_softmax(z, axis=1))]
+    return [
+        near(
+            "scipy.special.log_softmax, rows a thousand apart",
+            ops.log_softmax_forward(z)[0],
+            special.log_softmax(z, axis=1),
+        )
+    ]
 
 
 def soft_cross_entropy(rng):
     z, q = 2 * rng.standard_normal((4, 7)), rng.standard_normal((4, 7))
-    wanted = [fsum(-weight * (value - special.logsumexp(row)) for value, weight in zip(row, weights))
-              for row, weights in zip(z, q)]
-    return [near("- sum q log softmax, signed q", losses.soft_cross_entropy_forward(z, q)[0], wanted)]
+    wanted = [
+        fsum(-weight * (value - special.logsumexp(row)) for value, weight in zip(row, weights))
+        for row, weights in zip(z, q)
+    ]
+    return [
+        near("- sum q log softmax, signed q", losses.soft_cross_entropy_forward(z, q)[0], wanted)
+    ]
 
 
 def _kl(p, s):
@@ -152,16 +199,25 @@ def _by_definition(config, z, y, v, u, has_u):
         s_1, s_T, p, r = (special.softmax(row) for row in (z[n], z[n] / T, v[n] / T, u[n] / T))
         b_n = b * has_u[n]
         q = a * p - b_n * r
-        guarded = np.array([max(value, losses.GUARD_FLOOR * a * floor) for value, floor in zip(q, p)])
+        guarded = np.array(
+            [max(value, losses.GUARD_FLOOR * a * floor) for value, floor in zip(q, p)]
+        )
         ce = -fsum(y[n] * np.log(s_1))
         kd, self_kl = T**2 * _kl(p, s_T), T**2 * _kl(r, s_T)
         raw = (1 - a) * ce + a * kd - b_n * self_kl
         total = raw if config.guard == "none" else raw - T**2 * fsum((guarded - q) * np.log(s_T))
         least = min((1 - a) * y[n] + T * (a * p - b_n * r))
-        rows.append((total, ce, kd, self_kl * has_u[n], float((guarded > q).any()), float(least < 0)))
+        rows.append(
+            (total, ce, kd, self_kl * has_u[n], float((guarded > q).any()), float(least < 0))
+        )
     total, ce, kd, self_kl, raised, unbounded = np.array(rows).T
     return losses.LossTerms(
-        total.mean(), ce.mean(), kd.mean(), self_kl.sum() / has_u.sum(), raised.mean(), unbounded.mean()
+        total.mean(),
+        ce.mean(),
+        kd.mean(),
+        self_kl.sum() / has_u.sum(),
+        raised.mean(),
+        unbounded.mean(),
     )
 
 
@@ -176,7 +232,9 @@ def loss(configs):
             found, cache = losses.loss_forward(z, y, v, u, has_u, config)
             facts += [near(name, *pair) for name, *pair in zip(found._fields, found, wanted)]
             dz = losses.loss_backward(cache)
-            facts.append(near("rows of the gradient sum to 0", dz.sum(axis=1) + 1, np.ones(len(dz))))
+            facts.append(
+                near("rows of the gradient sum to 0", dz.sum(axis=1) + 1, np.ones(len(dz)))
+            )
         return facts
 
     return make
@@ -194,11 +252,17 @@ def negative(rng):
     p, s_1, s_T = (special.softmax(row, axis=1) for row in (v / T, z, z / T))
 
     def gradient(b, u):
-        return losses.loss_backward(losses.loss_forward(z, y, v, u, np.ones(len(z)), LossConfig(a, b, T, 0, "none"))[1])
+        return losses.loss_backward(
+            losses.loss_forward(z, y, v, u, np.ones(len(z)), LossConfig(a, b, T, 0, "none"))[1]
+        )
 
     return [
         near("u = z has no gradient", gradient(b, z), gradient(0.0, z)),
-        near("r = p is the weight a - b", gradient(b, v), ((1 - a) * (s_1 - y) + (a - b) * T * (s_T - p)) / len(z)),
+        near(
+            "r = p is the weight a - b",
+            gradient(b, v),
+            ((1 - a) * (s_1 - y) + (a - b) * T * (s_T - p)) / len(z),
+        ),
     ]
 
 
@@ -210,9 +274,14 @@ def guard(rng):
     p, r = (special.softmax(row / 2.5, axis=1) for row in (v, u))
     ap, br = 0.9 * p, 0.3 * r
     q, kept = losses.guarded(ap, br), ap - br > 0.05 * ap
-    away = [losses.loss_forward(z - t * np.eye(5)[4], y, v, u, has_u, config)[0].total for t in (0.0, 1e2, 1e4)]
+    away = [
+        losses.loss_forward(z - t * np.eye(5)[4], y, v, u, has_u, config)[0].total
+        for t in (0.0, 1e2, 1e4)
+    ]
     raw, clipped = (
-        losses.loss_backward(losses.loss_forward(z, y, v, u, has_u, LossConfig(0.9, 0.0, 2.5, 0.0, kind))[1])
+        losses.loss_backward(
+            losses.loss_forward(z, y, v, u, has_u, LossConfig(0.9, 0.0, 2.5, 0.0, kind))[1]
+        )
         for kind in ("none", "clip")
     )
     return [

@@ -41,7 +41,9 @@ def find(name):
     if name not in MUTANTS:
         close = get_close_matches(name, MUTANTS, 1)
         meant = f"did you mean {close[0]}? " if close else ""
-        raise UsageError(f"inject: unknown mutant {name!r}; {meant}`minipc audit --list` names them")
+        raise UsageError(
+            f"inject: unknown mutant {name!r}; {meant}`minipc audit --list` names them"
+        )
     return MUTANTS[name]
 
 
@@ -139,7 +141,9 @@ def _moments_of_a_sample(right):
     def _filled(y, write, name):
         y = right(y, write, name)
         mean, rows = y.moments[-1], y.rows
-        y.moments[:-1] = (y.moments[:-1] - np.outer(mean, mean)) * rows / (rows - 1) + np.outer(mean, mean)
+        y.moments[:-1] = (y.moments[:-1] - np.outer(mean, mean)) * rows / (rows - 1) + np.outer(
+            mean, mean
+        )
         return y
 
     return _filled
@@ -188,7 +192,13 @@ def _clip_each(right):
 def _other_eps(right, eps):
     def forward(params, *arguments, **settings):
         place = next(i for i, one in enumerate(arguments) if isinstance(one, pointnet.ModelConfig))
-        return right(params, *arguments[:place], replace(arguments[place], eps=eps), *arguments[place + 1:], **settings)
+        return right(
+            params,
+            *arguments[:place],
+            replace(arguments[place], eps=eps),
+            *arguments[place + 1 :],
+            **settings,
+        )
 
     return forward
 
@@ -245,7 +255,13 @@ def _no_bias_correction(right):
 MUTANTS = {
     "no-temperature-squared": Mutant(
         "KL without its factor T^2",
-        ((losses, "divergence", lambda right: lambda p, log_p, log_s, T: right(p, log_p, log_s, T) / T**2),),
+        (
+            (
+                losses,
+                "divergence",
+                lambda right: lambda p, log_p, log_s, T: right(p, log_p, log_s, T) / T**2,
+            ),
+        ),
     ),
     "temperature-squared-in-the-gradient": Mutant(
         "T^2 where the gradient has T: the inner derivative 1 / T forgotten",
@@ -255,15 +271,32 @@ MUTANTS = {
         "p - q where q does not sum to one, instead of (sum q) p - q",
         ((losses, "soft_cross_entropy_backward", _softmax_minus_target),),
     ),
-    "swapped-divergence": Mutant("KL(s || p) instead of KL(p || s)", ((losses, "divergence", _swapped_divergence),)),
+    "swapped-divergence": Mutant(
+        "KL(s || p) instead of KL(p || s)", ((losses, "divergence", _swapped_divergence),)
+    ),
     "sign-of-b": Mutant(
         "the self term added instead of subtracted",
-        ((losses, "loss_forward", lambda right: _with_config(right, lambda c: {"self_weight": -c.self_weight})),),
+        (
+            (
+                losses,
+                "loss_forward",
+                lambda right: _with_config(right, lambda c: {"self_weight": -c.self_weight}),
+            ),
+        ),
     ),
     "self-term-everywhere": Mutant(
         "the self term in rows that have no target",
-        ((losses, "loss_forward",
-          lambda right: lambda z, y, v, u, has_u, c: right(z, y, v, u, None if has_u is None else has_u * 0 + 1, c)),),
+        (
+            (
+                losses,
+                "loss_forward",
+                lambda right: (
+                    lambda z, y, v, u, has_u, c: right(
+                        z, y, v, u, None if has_u is None else has_u * 0 + 1, c
+                    )
+                ),
+            ),
+        ),
     ),
     "guard-without-floor": Mutant(
         "the guard raises to 0 instead of delta a p: bounded, but without a minimiser",
@@ -278,62 +311,104 @@ MUTANTS = {
         tuple((module, "log_softmax_forward", _softmax_without_shift) for module in (ops, losses)),
     ),
     "unbiased-normalisation": Mutant(
-        "batch norm normalises with divisor rows - 1", ((ops, "batch_norm_forward", _unbiased_normalisation),),
+        "batch norm normalises with divisor rows - 1",
+        ((ops, "batch_norm_forward", _unbiased_normalisation),),
     ),
     "biased-tracking": Mutant(
         "running variance tracked with divisor rows",
-        ((ops, "track", lambda right: lambda mean, var, batch, m: right(mean, var, batch._replace(rows=10**12), m)),),
+        (
+            (
+                ops,
+                "track",
+                lambda right: (
+                    lambda mean, var, batch, m: right(mean, var, batch._replace(rows=10**12), m)
+                ),
+            ),
+        ),
     ),
     "swapped-momentum": Mutant(
         "momentum as the weight of the old statistics",
-        ((ops, "track", lambda right: lambda mean, var, batch, momentum: right(mean, var, batch, 1 - momentum)),),
+        (
+            (
+                ops,
+                "track",
+                lambda right: (
+                    lambda mean, var, batch, momentum: right(mean, var, batch, 1 - momentum)
+                ),
+            ),
+        ),
     ),
     "no-mean-term": Mutant(
-        "batch norm's backward without the mean of dy", ((ops, "batch_norm_backward", _no_mean_term),),
+        "batch norm's backward without the mean of dy",
+        ((ops, "batch_norm_backward", _no_mean_term),),
     ),
     "slope-at-zero": Mutant(
         "derivative 1 of ReLU at 0",
         ((ops, "relu_forward", lambda right: lambda x: (right(x)[0], ops.ReluCache(x >= 0))),),
     ),
-    "last-of-ties": Mutant("the last of equal points wins the pool", ((ops, "point_max_forward", _last_of_ties),)),
+    "last-of-ties": Mutant(
+        "the last of equal points wins the pool", ((ops, "point_max_forward", _last_of_ties),)
+    ),
     "dropout-in-the-forward-only": Mutant(
-        "the gradient passes dropped units", ((ops, "dropout_backward", lambda right: lambda dy, cache: dy),),
+        "the gradient passes dropped units",
+        ((ops, "dropout_backward", lambda right: lambda dy, cache: dy),),
     ),
     "mean-for-sum": Mutant(
         "a bias gradient averaged over the rows",
-        ((ops, "bias_backward", lambda right: lambda dy, cache: (dy, dy.reshape(-1, dy.shape[-1]).mean(axis=0))),),
+        (
+            (
+                ops,
+                "bias_backward",
+                lambda right: lambda dy, cache: (dy, dy.reshape(-1, dy.shape[-1]).mean(axis=0)),
+            ),
+        ),
     ),
     "winners-without-sign": Mutant(
         "the fused pool looks for its maxima without the sign of gamma",
         ((fused, "pooled_forward", _winners_without_sign),),
     ),
     "no-constant-row": Mutant(
-        "(F4) without its constant row: the mean terms of batch norm", ((fused, "_gradients", _no_constant_row),),
+        "(F4) without its constant row: the mean terms of batch norm",
+        ((fused, "_gradients", _no_constant_row),),
     ),
     "moments-of-a-sample": Mutant(
-        "the fused layer's covariance with divisor M - 1", ((fused, "_filled", _moments_of_a_sample),),
+        "the fused layer's covariance with divisor M - 1",
+        ((fused, "_filled", _moments_of_a_sample),),
     ),
     "no-relu-backward": Mutant(
-        "the fused layer's gradient where its ReLU is off", ((fused, "shared_backward", _no_relu_backward),),
+        "the fused layer's gradient where its ReLU is off",
+        ((fused, "shared_backward", _no_relu_backward),),
     ),
     "fused-multiply-add": Mutant(
-        "replay rounded once instead of twice", ((augment, "apply", _fused_multiply_add),),
+        "replay rounded once instead of twice",
+        ((augment, "apply", _fused_multiply_add),),
     ),
     "self-target-of-the-same-step": Mutant(
         "a snapshot that keeps the live parameters: its gradient is zero, the term does nothing",
         ((self_target.Snapshot, "epoch_ended", _live_parameters),),
     ),
-    "swapped-decay": Mutant("a moving average that keeps 1 - m", ((self_target.Ema, "stepped", _swapped_decay),)),
+    "swapped-decay": Mutant(
+        "a moving average that keeps 1 - m", ((self_target.Ema, "stepped", _swapped_decay),)
+    ),
     "history-of-the-neighbour": Mutant(
         "logits of the last visit filed under the next row",
-        ((self_target.History, "stepped",
-          lambda right: lambda self, rows, logits, params: right(self, np.roll(rows, 1), logits, params)),),
+        (
+            (
+                self_target.History,
+                "stepped",
+                lambda right: (
+                    lambda self, rows, logits, params: right(self, np.roll(rows, 1), logits, params)
+                ),
+            ),
+        ),
     ),
     "decay-on-biases": Mutant(
-        "weight decay on biases and on batch norm", ((optim, "_decay", lambda right: lambda name, decay: decay),),
+        "weight decay on biases and on batch norm",
+        ((optim, "_decay", lambda right: lambda name, decay: decay),),
     ),
     "no-bias-correction": Mutant(
-        "AdamW without the correction of its young moments", ((optim, "adamw_step", _no_bias_correction),),
+        "AdamW without the correction of its young moments",
+        ((optim, "adamw_step", _no_bias_correction),),
     ),
     "another-eps": Mutant(
         "training normalises with an eps that is not the model's",
@@ -343,28 +418,44 @@ MUTANTS = {
         "evaluation normalises with an eps that training did not have",
         ((pointnet, "forward_eval", lambda right: _other_eps(right, 1e-2)),),
     ),
-    "dropout-forgotten": Mutant("no dropout in training", ((pointnet, "forward_train", _without_mask),)),
+    "dropout-forgotten": Mutant(
+        "no dropout in training", ((pointnet, "forward_train", _without_mask),)
+    ),
     "statistics-forgotten": Mutant(
         "running statistics are never tracked",
         ((pointnet, "track", lambda right: lambda stats, batch, config: stats),),
     ),
     "lost-where-gamma-is-zero": Mutant(
-        "no number where gamma is 0, as in a division by it", ((fused, "pooled_backward", _lost_where_gamma_is_zero),),
+        "no number where gamma is 0, as in a division by it",
+        ((fused, "pooled_backward", _lost_where_gamma_is_zero),),
     ),
     "first-block-only": Mutant(
         "the sums of a layer over its first block of clouds alone",
-        ((fused, "_blocks", lambda right: lambda clouds, elements, work: right(clouds, elements, work)[:1]),),
+        (
+            (
+                fused,
+                "_blocks",
+                lambda right: lambda clouds, elements, work: right(clouds, elements, work)[:1],
+            ),
+        ),
     ),
     "first-channels-only": Mutant(
         "the pool of the first slice of channels alone",
         ((fused, "_slices", lambda right: lambda width, z, work: right(width, z, work)[:1]),),
     ),
     "sums-go-on": Mutant(
-        "sums of the step before are not cleared", ((fused, "_sum_over_blocks", _sums_go_on),),
+        "sums of the step before are not cleared",
+        ((fused, "_sum_over_blocks", _sums_go_on),),
     ),
     "one-buffer-for-two-layers": Mutant(
         "layers of the head write their gradients into one array",
-        ((fused, "linear_forward", lambda right: lambda x, W, work, name: right(x, W, work, "head")),),
+        (
+            (
+                fused,
+                "linear_forward",
+                lambda right: lambda x, W, work, name: right(x, W, work, "head"),
+            ),
+        ),
     ),
     "no-schedule": Mutant(
         "a learning rate that neither warms up nor falls",
@@ -372,13 +463,21 @@ MUTANTS = {
     ),
     "every-view-the-first": Mutant(
         "every view is drawn as view 0",
-        ((augment, "draw", lambda right: lambda seed, view, first, clouds, c: right(seed, 0, first, clouds, c)),),
+        (
+            (
+                augment,
+                "draw",
+                lambda right: lambda seed, view, first, clouds, c: right(seed, 0, first, clouds, c),
+            ),
+        ),
     ),
     "one-scale-for-all-axes": Mutant("one scale for three axes", ((augment, "draw", _one_scale),)),
     "another-view-replayed": Mutant(
-        "logits of one view beside the parameters of another", ((RecordReader, "view", _other_view),),
+        "logits of one view beside the parameters of another",
+        ((RecordReader, "view", _other_view),),
     ),
     "clipping-each-array": Mutant(
-        "gradients clipped array by array: another direction", ((optim, "clip_by_norm", _clip_each),),
+        "gradients clipped array by array: another direction",
+        ((optim, "clip_by_norm", _clip_each),),
     ),
 }

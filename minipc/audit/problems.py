@@ -33,7 +33,10 @@ def operation(pair, inputs, constants, rng, dtype):
     pair: (forward, backward) of ops.py; the backward's gradients are those of inputs, in order.
     """
     forward, backward = pair
-    inputs, constants = _cast(inputs, dtype), tuple(_cast(dict(enumerate(constants)), dtype).values())
+    inputs, constants = (
+        _cast(inputs, dtype),
+        tuple(_cast(dict(enumerate(constants)), dtype).values()),
+    )
     dy = rng.standard_normal(forward(*inputs.values(), *constants)[0].shape).astype(dtype)
 
     def value(arrays):
@@ -74,22 +77,37 @@ def batch_norm(rng, dtype):
     pair = ops.batch_norm_forward, ops.batch_norm_backward
     return [
         operation(
-            pair, {"x": rng.standard_normal((*rows, 6)), "gamma": gains(rng, 6), "beta": rng.standard_normal(6)},
-            (1e-5,), rng, dtype,
+            pair,
+            {
+                "x": rng.standard_normal((*rows, 6)),
+                "gamma": gains(rng, 6),
+                "beta": rng.standard_normal(6),
+            },
+            (1e-5,),
+            rng,
+            dtype,
         )
         for rows in ((4, 5), (7,))
     ]
 
 
 def batch_norm_eval(rng, dtype):
-    inputs = {"x": rng.standard_normal((4, 5, 6)), "gamma": gains(rng, 6), "beta": rng.standard_normal(6)}
+    inputs = {
+        "x": rng.standard_normal((4, 5, 6)),
+        "gamma": gains(rng, 6),
+        "beta": rng.standard_normal(6),
+    }
     tracked = rng.standard_normal(6), 0.5 + rng.random(6)
     pair = ops.batch_norm_eval_forward, ops.batch_norm_eval_backward
     return [operation(pair, inputs, (*tracked, 1e-5), rng, dtype)]
 
 
 def relu(rng, dtype):
-    return [operation((ops.relu_forward, ops.relu_backward), {"x": off_zero(rng, (4, 5, 6))}, (), rng, dtype)]
+    return [
+        operation(
+            (ops.relu_forward, ops.relu_backward), {"x": off_zero(rng, (4, 5, 6))}, (), rng, dtype
+        )
+    ]
 
 
 def off_zero(rng, shape):
@@ -130,7 +148,9 @@ def dropout(rng, dtype):
 
 def log_softmax(rng, dtype):
     z = 3 * rng.standard_normal((5, 7))
-    return [operation((ops.log_softmax_forward, ops.log_softmax_backward), {"z": z}, (), rng, dtype)]
+    return [
+        operation((ops.log_softmax_forward, ops.log_softmax_backward), {"z": z}, (), rng, dtype)
+    ]
 
 
 def soft_cross_entropy(rng, dtype):
@@ -158,7 +178,9 @@ def _of_loss(config, rng, dtype):
         return float(losses.loss_forward(arrays["z"], y, v, u, has_u, config)[0].total)
 
     def gradients(arrays):
-        return {"z": losses.loss_backward(losses.loss_forward(arrays["z"], y, v, u, has_u, config)[1])}
+        return {
+            "z": losses.loss_backward(losses.loss_forward(arrays["z"], y, v, u, has_u, config)[1])
+        }
 
     return Problem({"z": logits}, value, gradients)
 
@@ -166,15 +188,24 @@ def _of_loss(config, rng, dtype):
 def targets(rng, config, rows=6, classes=5):
     """Return logits, y, v, u (rows, classes) and has_u (rows,), in which one row has no self target."""
     z, v, u = 2 * rng.standard_normal((3, rows, classes))
-    y = losses.smooth_labels(rng.integers(0, classes, rows), classes, config.label_smoothing, np.float64)
+    y = losses.smooth_labels(
+        rng.integers(0, classes, rows), classes, config.label_smoothing, np.float64
+    )
     return z, y, v, u, (np.arange(rows) > 0).astype(np.float64)
 
 
 # The whole loss in the logits: each term alone, then the guard.
 LABELS = [LossConfig(label_smoothing=e, **LABELS_ALONE) for e in (0.0, 0.2)]
 HEAT = (1.0, 2.5, 4.0)
-DISTILLATION = [LossConfig(a, 0.0, T, 0.1, guard) for a in (0.5, 1.0) for T in HEAT for guard in ("clip", "none")]
-NEGATIVE = [LossConfig(a, b, T, 0.1, "none") for a, b in ((0.9, 0.2), (0.5, 0.8), (0.0, 0.4)) for T in HEAT]
+DISTILLATION = [
+    LossConfig(a, 0.0, T, 0.1, guard)
+    for a in (0.5, 1.0)
+    for T in HEAT
+    for guard in ("clip", "none")
+]
+NEGATIVE = [
+    LossConfig(a, b, T, 0.1, "none") for a, b in ((0.9, 0.2), (0.5, 0.8), (0.0, 0.4)) for T in HEAT
+]
 GUARDED = [LossConfig(a, b, T, 0.1, "clip") for a, b in ((0.9, 0.2), (1.0, 0.49)) for T in HEAT]
 
 
@@ -193,7 +224,9 @@ class Step(NamedTuple):
     def forward(self, arrays):
         """arrays: parameters and "points" -> logits, tape."""
         params = {name: value for name, value in arrays.items() if name != "points"}
-        z, _, tape = pointnet.forward_train(params, arrays["points"], self.model, self.mask, self.engine)
+        z, _, tape = pointnet.forward_train(
+            params, arrays["points"], self.model, self.mask, self.engine
+        )
         return z, tape
 
     def value(self, arrays):
@@ -214,7 +247,9 @@ def multiplied_out(dpoints):
 
 def step(model, config, engine, rng, dtype, clouds=6, points=5):
     """Return (arrays, Step) of random data: gains of both signs and zero, frozen dropout, all three terms."""
-    _, y, v, u, has_u = (array.astype(dtype) for array in targets(rng, config, clouds, model.classes))
+    _, y, v, u, has_u = (
+        array.astype(dtype) for array in targets(rng, config, clouds, model.classes)
+    )
     width, pooled = (model.shared + model.head)[-1], f"shared{len(model.shared) - 1}"
     mask = ((rng.random((clouds, width)) >= model.dropout) / (1 - model.dropout)).astype(dtype)
     arrays = initialise(pointnet.param_specs(model), rng, np.float64)
@@ -275,7 +310,9 @@ def against_earlier_self(kind):
     def make(rng, dtype):
         arrays, fixed = away_from_kinks("textbook", LossConfig(0.9, 0.3, 2.5, 0.1, "none"), rng)
         live = {name: value.copy() for name, value in arrays.items() if name != "points"}
-        seen = rng.standard_normal((len(arrays["points"]), fixed.model.classes))  # logits of an earlier visit
+        seen = rng.standard_normal(
+            (len(arrays["points"]), fixed.model.classes)
+        )  # logits of an earlier visit
         rows = np.arange(len(seen))
 
         def forward(params, points):
@@ -301,10 +338,13 @@ def against_earlier_self(kind):
             u, has_u = target.target(rows, arrays["points"])
             return in_dtype(fixed._replace(u=u, has_u=has_u), inputs["points"].dtype)
 
-        return [Problem(
-            _cast(arrays, dtype), lambda inputs: with_target(inputs).value(inputs),
-            lambda inputs: with_target(inputs).gradients(inputs),
-        )]
+        return [
+            Problem(
+                _cast(arrays, dtype),
+                lambda inputs: with_target(inputs).value(inputs),
+                lambda inputs: with_target(inputs).gradients(inputs),
+            )
+        ]
 
     return make
 
@@ -326,15 +366,21 @@ def _problem(arrays, fixed, dtype):
 
 def in_dtype(fixed, dtype):
     """Return a Step with its arrays in dtype."""
-    return fixed._replace(**{name: getattr(fixed, name).astype(dtype) for name in ("mask", "y", "v", "u", "has_u")})
+    return fixed._replace(
+        **{name: getattr(fixed, name).astype(dtype) for name in ("mask", "y", "v", "u", "has_u")}
+    )
 
 
 def fused_layers(rng, dtype):
     """A shared layer and a pooled one of the fast engine, in points, both weights and all gains."""
     arrays = {
-        "points": rng.standard_normal((4, 9, 3)), "W0": rng.standard_normal((3, 6)), "gamma0": gains(rng, 6),
-        "beta0": rng.standard_normal(6), "W1": rng.standard_normal((6, 8)),
-        "gamma1": np.array([-1.0, 0.8, -0.6, 1.2, 0.7, -0.9, 1.1, 0.5]), "beta1": rng.standard_normal(8),
+        "points": rng.standard_normal((4, 9, 3)),
+        "W0": rng.standard_normal((3, 6)),
+        "gamma0": gains(rng, 6),
+        "beta0": rng.standard_normal(6),
+        "W1": rng.standard_normal((6, 8)),
+        "gamma1": np.array([-1.0, 0.8, -0.6, 1.2, 0.7, -0.9, 1.1, 0.5]),
+        "beta1": rng.standard_normal(8),
     }
     dh = rng.standard_normal((4, 8)).astype(dtype)
 
@@ -351,4 +397,8 @@ def fused_layers(rng, dtype):
         dx, *of_below = fused.shared_backward(dy, below)
         return dict(zip(arrays, (fused.leave(dx), *of_below, *of_above), strict=True))
 
-    return [Problem(_cast(arrays, dtype), lambda arrays: float((forward(arrays)[0] * dh).sum()), gradients)]
+    return [
+        Problem(
+            _cast(arrays, dtype), lambda arrays: float((forward(arrays)[0] * dh).sum()), gradients
+        )
+    ]

@@ -16,13 +16,21 @@ from minipc.nn.workspace import Workspace
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
 
-DECAYED = {"out.W": 0.1, "out.b": 0.0, "shared0.gamma": 0.0, "shared0.beta": 0.0}  # weight decay of a name
+DECAYED = {
+    "out.W": 0.1,
+    "out.b": 0.0,
+    "shared0.gamma": 0.0,
+    "shared0.beta": 0.0,
+}  # weight decay of a name
 
 
 def _walk(rng, steps=5):
     """Return parameters of every kind and the gradients of some steps."""
     shapes = {"out.W": (3, 4), "out.b": (4,), "shared0.gamma": (5,), "shared0.beta": (5,)}
-    draw = [{name: rng.standard_normal(shape) for name, shape in shapes.items()} for _ in range(steps + 1)]
+    draw = [
+        {name: rng.standard_normal(shape) for name, shape in shapes.items()}
+        for _ in range(steps + 1)
+    ]
     return draw[0], draw[1:]
 
 
@@ -31,26 +39,47 @@ def adamw(rng):
     start, grads = _walk(rng)
     lr, beta1, beta2, eps, facts = 0.05, 0.8, 0.95, 1e-3, []
     params, state, wanted = start, optim.adamw_start(start), dict(start)
-    arrays, in_place = {name: value.copy() for name, value in start.items()}, optim.adamw_start(start)
+    arrays, in_place = (
+        {name: value.copy() for name, value in start.items()},
+        optim.adamw_start(start),
+    )
     work = _small_work(block=1, slice=16)
     for t, g in enumerate(grads, start=1):
-        params, state = optim.adamw_step(params, g, state, lr, 0.1, beta1=beta1, beta2=beta2, eps=eps)
+        params, state = optim.adamw_step(
+            params, g, state, lr, 0.1, beta1=beta1, beta2=beta2, eps=eps
+        )
         given = {name: value.copy() for name, value in g.items()}
-        in_place = optim.adamw_in_place(arrays, given, in_place, lr, 0.1, work, beta1=beta1, beta2=beta2, eps=eps)
+        in_place = optim.adamw_in_place(
+            arrays, given, in_place, lr, 0.1, work, beta1=beta1, beta2=beta2, eps=eps
+        )
         for name in wanted:
             past = [earlier[name] for earlier in grads[:t]]
-            m = sum((1 - beta1) * beta1 ** (t - i) * one for i, one in enumerate(past, start=1)) / (1 - beta1**t)
-            v = sum((1 - beta2) * beta2 ** (t - i) * one**2 for i, one in enumerate(past, start=1)) / (1 - beta2**t)
-            wanted[name] = wanted[name] - lr * DECAYED[name] * wanted[name] - lr * m / (np.sqrt(v) + eps)
+            m = sum((1 - beta1) * beta1 ** (t - i) * one for i, one in enumerate(past, start=1)) / (
+                1 - beta1**t
+            )
+            v = sum(
+                (1 - beta2) * beta2 ** (t - i) * one**2 for i, one in enumerate(past, start=1)
+            ) / (1 - beta2**t)
+            wanted[name] = (
+                wanted[name] - lr * DECAYED[name] * wanted[name] - lr * m / (np.sqrt(v) + eps)
+            )
     for name in wanted:
-        facts += [near(name, params[name], wanted[name]), same(f"{name} in place", arrays[name], params[name])]
+        facts += [
+            near(name, params[name], wanted[name]),
+            same(f"{name} in place", arrays[name], params[name]),
+        ]
     return facts
 
 
 def sgd(rng):
     """(O2) unrolled, and (O4): the direction stays, the norm is cut."""
     start, grads = _walk(rng)
-    params, state, wanted, seen = start, optim.sgd_start(start), dict(start), {name: [] for name in start}
+    params, state, wanted, seen = (
+        start,
+        optim.sgd_start(start),
+        dict(start),
+        {name: [] for name in start},
+    )
     for g in grads:
         params, state = optim.sgd_step(params, g, state, 0.05, 0.1, momentum=0.8)
         for name in wanted:
@@ -74,7 +103,10 @@ def schedule(rng):
     facts = []
     for steps, warmup in ((100, 10), (12, 200), (5, 0)):
         up = min(warmup, steps // 2)
-        wanted = [(t + 1) / up if t < up else (1 + cos(pi * (t - up) / (steps - up))) / 2 for t in range(steps)]
+        wanted = [
+            (t + 1) / up if t < up else (1 + cos(pi * (t - up) / (steps - up))) / 2
+            for t in range(steps)
+        ]
         found = [optim.warmup_cosine(t, steps, warmup) for t in range(steps)]
         facts.append(near(f"{steps} steps, {warmup} of warm-up", found, wanted))
     return facts
@@ -92,17 +124,31 @@ def augmentation(rng):
         u = (np.random.Philox(key=key, counter=counter).random_raw(6) >> np.uint64(11)) / 2.0**53
         wanted.append(np.concatenate([0.5 + 1.5 * u[:3], -0.3 + 0.6 * u[3:]]))
     points = rng.standard_normal((5, 64, 3)).astype(np.float32)
-    scaled = (points.astype(np.float64) * params.scale[:, None].astype(np.float64)).astype(np.float32)
-    moved = (scaled.astype(np.float64) + params.shift[:, None].astype(np.float64)).astype(np.float32)
+    scaled = (points.astype(np.float64) * params.scale[:, None].astype(np.float64)).astype(
+        np.float32
+    )
+    moved = (scaled.astype(np.float64) + params.shift[:, None].astype(np.float64)).astype(
+        np.float32
+    )
     return [
-        same("drawn from seed, view and cloud", np.hstack(params), np.array(wanted).astype(np.float32)),
+        same(
+            "drawn from seed, view and cloud",
+            np.hstack(params),
+            np.array(wanted).astype(np.float32),
+        ),
         same("points scale + shift, two roundings", augment.apply(points, params), moved),
     ]
 
 
 def replay(rng):
     """What the teacher saw while it was recorded is what a student sees, bit for bit, view by view."""
-    clouds = Clouds(rng.standard_normal((5, 12, 3)).astype(np.float32), np.arange(5) % 3, ("a", "b", "c"), "z", "none")
+    clouds = Clouds(
+        rng.standard_normal((5, 12, 3)).astype(np.float32),
+        np.arange(5) % 3,
+        ("a", "b", "c"),
+        "z",
+        "none",
+    )
     seen = []
 
     def teacher(points):
@@ -112,7 +158,9 @@ def replay(rng):
 
     with TemporaryDirectory() as folder:
         path = os.path.join(folder, "record.h5")
-        record(clouds, teacher, "audit", path, views=2, seed=7, force=True, logits="float32", threads=1)
+        record(
+            clouds, teacher, "audit", path, views=2, seed=7, force=True, logits="float32", threads=1
+        )
         with RecordReader(path) as reader:
             views = [reader.view(view) for view in range(2)]
     facts = []
@@ -136,7 +184,9 @@ def _toy(rng):
         return pointnet.forward_train(params, points, model, engine="textbook")[0]
 
     def moved(by):
-        return {name: value + by * rng.standard_normal(value.shape) for name, value in arrays.items()}
+        return {
+            name: value + by * rng.standard_normal(value.shape) for name, value in arrays.items()
+        }
 
     return forward, [moved(0.1 * i) for i in range(4)], (points[:3], points[3:])
 
@@ -166,10 +216,15 @@ def ema(rng):
         target.stepped(np.arange(3), None, params)
     last = len(walk) - 1
     averaged = {
-        name: m**last * walk[0][name] + (1 - m) * sum(m ** (last - i) * walk[i][name] for i in range(1, last + 1))
+        name: m**last * walk[0][name]
+        + (1 - m) * sum(m ** (last - i) * walk[i][name] for i in range(1, last + 1))
         for name in walk[0]
     }
-    return [near("the averaged student", target.target(np.arange(3), first)[0], forward(averaged, first))]
+    return [
+        near(
+            "the averaged student", target.target(np.arange(3), first)[0], forward(averaged, first)
+        )
+    ]
 
 
 def history(rng):
@@ -180,7 +235,10 @@ def history(rng):
     target.stepped(np.array([2, 5, 0]), logits[1], None)
     u, has = target.target(np.array([0, 1, 2, 4]), np.zeros((4, 1, 3)))
     wanted = np.array([logits[1, 2], np.zeros(4), logits[1, 0], logits[0, 0]]).astype(np.float16)
-    return [same("logits of the last visit", u, wanted), same("rows that have one", has, [1.0, 0.0, 1.0, 1.0])]
+    return [
+        same("logits of the last visit", u, wanted),
+        same("rows that have one", has, [1.0, 0.0, 1.0, 1.0]),
+    ]
 
 
 def second_record(rng):
@@ -190,7 +248,10 @@ def second_record(rng):
     for epoch in (0, 2):
         target.epoch_starts(epoch, np)
         u, has = target.target(np.array([5, 1]), np.zeros((2, 1, 3)))
-        facts += [same(f"view of epoch {epoch}", u, views[epoch, [5, 1]]), holds("every row", (has == 1).all())]
+        facts += [
+            same(f"view of epoch {epoch}", u, views[epoch, [5, 1]]),
+            holds("every row", (has == 1).all()),
+        ]
     return facts
 
 
@@ -223,21 +284,33 @@ def model(engine):
     """Return the maker of Facts of a whole PointNet: logits, batch and tracked statistics, evaluation."""
 
     def make(rng):
-        config = pointnet.ModelConfig((6, 8), (7, 7), classes=4, dropout=0.4, eps=1e-3, momentum=0.3)
+        config = pointnet.ModelConfig(
+            (6, 8), (7, 7), classes=4, dropout=0.4, eps=1e-3, momentum=0.3
+        )
         arrays, fixed = step(config, LossConfig(), engine, rng, np.float64)
         points = arrays.pop("points")
         logits, batch, _ = pointnet.forward_train(arrays, points, config, fixed.mask, engine)
         wanted, moments = _plain(arrays, points, config, fixed.mask)
         facts = [near("logits in training, with dropout", logits, wanted)]
-        before = {name: value + 0.5 for name, value in pointnet.initial_stats(config, np.float64).items()}
+        before = {
+            name: value + 0.5 for name, value in pointnet.initial_stats(config, np.float64).items()
+        }
         tracked, both = pointnet.track(before, batch, config), {}
         for name, (mean, var, rows) in moments.items():
-            facts += [near(f"{name}, mean", batch[name].mean, mean), near(f"{name}, variance", batch[name].var, var)]
+            facts += [
+                near(f"{name}, mean", batch[name].mean, mean),
+                near(f"{name}, variance", batch[name].var, var),
+            ]
             both[f"{name}.mean"] = 0.7 * before[f"{name}.mean"] + 0.3 * mean
             both[f"{name}.var"] = 0.7 * before[f"{name}.var"] + 0.3 * var * rows / (rows - 1)
         facts += [near(f"tracked {name}", tracked[name], value) for name, value in both.items()]
         evaluated = pointnet.forward_eval(arrays, both, points, config, engine)
-        return [*facts, near("logits in evaluation", evaluated, _plain(arrays, points, config, moments=both)[0])]
+        return [
+            *facts,
+            near(
+                "logits in evaluation", evaluated, _plain(arrays, points, config, moments=both)[0]
+            ),
+        ]
 
     return make
 
@@ -254,8 +327,12 @@ def divided_work(rng):
     config = pointnet.ModelConfig((16, 32, 48), (24, 24, 24), classes=5)
     work, facts = _small_work(block=2**19, slice=2**17), []
     for time in ("first", "second"):
-        arrays, fixed = step(config, LossConfig(0.9, 0.3, 2.5), "fused", rng, np.float64, clouds=3, points=8192)
-        facts += _agree(arrays, fixed, config, f", {time} step", work, allowed=1e-11)  # sums of 24,576 rows
+        arrays, fixed = step(
+            config, LossConfig(0.9, 0.3, 2.5), "fused", rng, np.float64, clouds=3, points=8192
+        )
+        facts += _agree(
+            arrays, fixed, config, f", {time} step", work, allowed=1e-11
+        )  # sums of 24,576 rows
     return facts
 
 
@@ -264,7 +341,9 @@ def engines(size):
 
     def make(rng):
         config = pointnet.sizes(size, 10)
-        arrays, fixed = step(config, LossConfig(0.9, 0.3, 2.5), "fused", rng, np.float64, clouds=5, points=24)
+        arrays, fixed = step(
+            config, LossConfig(0.9, 0.3, 2.5), "fused", rng, np.float64, clouds=5, points=24
+        )
         arrays[f"shared{len(config.shared) - 1}.gamma"][1] = 0  # all points tie
         arrays["points"][:, 16:] = arrays["points"][:, :8]  # padded clouds
         arrays["points"] += 3
@@ -273,7 +352,10 @@ def engines(size):
         found = in_dtype(fixed, np.float32).gradients(single)
         wanted = fixed._replace(engine="textbook").gradients(arrays)
         largest = max(np.abs(g).max() for g in wanted.values())
-        worst = max(np.abs(found[name] - g).max() for name, g in wanted.items() if name != "points") / largest
+        worst = (
+            max(np.abs(found[name] - g).max() for name, g in wanted.items() if name != "points")
+            / largest
+        )
         return [*facts, near("float32, far from the origin", worst, 0.0, allowed=1e-3)]
 
     return make
@@ -288,21 +370,38 @@ def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
     params = {name: value for name, value in arrays.items() if name != "points"}
     found = {}
     for engine in pointnet.ENGINES:
-        z, batch, tape = pointnet.forward_train(params, arrays["points"], config, fixed.mask, engine, work)
+        z, batch, tape = pointnet.forward_train(
+            params, arrays["points"], config, fixed.mask, engine, work
+        )
         _, cache = losses.loss_forward(z, fixed.y, fixed.v, fixed.u, fixed.has_u, fixed.loss)
         grads, dpoints = pointnet.backward(losses.loss_backward(cache), tape)
         dx = np.array(multiplied_out(dpoints))
         dx[:, :repeated] += dx[:, dx.shape[1] - repeated :]
-        grads = {name: np.array(g) for name, g in grads.items()} | {"points": dx[:, : dx.shape[1] - repeated]}
-        found[engine] = z, grads, pointnet.track(pointnet.initial_stats(config, np.float64), batch, config)
-    (z, ours, stats), (wanted_z, theirs, wanted_stats) = (found[engine] for engine in pointnet.ENGINES)
+        grads = {name: np.array(g) for name, g in grads.items()} | {
+            "points": dx[:, : dx.shape[1] - repeated]
+        }
+        found[engine] = (
+            z,
+            grads,
+            pointnet.track(pointnet.initial_stats(config, np.float64), batch, config),
+        )
+    (z, ours, stats), (wanted_z, theirs, wanted_stats) = (
+        found[engine] for engine in pointnet.ENGINES
+    )
     largest = max(np.abs(g).max() for g in theirs.values())
     evaluated = [
-        pointnet.forward_eval(params, wanted_stats, arrays["points"], config, engine) for engine in pointnet.ENGINES
+        pointnet.forward_eval(params, wanted_stats, arrays["points"], config, engine)
+        for engine in pointnet.ENGINES
     ]
     return [
-        *(near(f"gradient of {name}{when}", ours[name], g, allowed, largest) for name, g in theirs.items()),
-        *(near(f"{name}{when}", stats[name], value, 10 * allowed) for name, value in wanted_stats.items()),
+        *(
+            near(f"gradient of {name}{when}", ours[name], g, allowed, largest)
+            for name, g in theirs.items()
+        ),
+        *(
+            near(f"{name}{when}", stats[name], value, 10 * allowed)
+            for name, value in wanted_stats.items()
+        ),
         near(f"logits in training{when}", z, wanted_z, allowed),
         near(f"logits in evaluation{when}", *evaluated, allowed),
     ]

@@ -27,7 +27,9 @@ class TeacherAudit(NamedTuple):
     entropy: float  # mean, at T = 1; log K is the most
     entropy_at_T: float
     self_target: str  # whose logits u are below
-    unbounded: float | None  # share of rows whose raw loss has no lower bound; None without a self target
+    unbounded: (
+        float | None
+    )  # share of rows whose raw loss has no lower bound; None without a self target
     raised: float | None  # share of rows in which the guard raises a class
     safe_b: list | None  # rows by their largest safe b, between the edges SAFE_B
     worst: tuple | None  # (view, cloud, largest safe b) of the row that bears least
@@ -53,7 +55,9 @@ def audit_teacher(reader, labels, config, earlier=None):
     T, b = config.temperature, config.self_weight
     y = smooth_labels(labels, classes, config.label_smoothing, np.float64)
     named = np.zeros((clouds, classes), np.int32)  # views that name a class
-    accuracy, confidence, entropy, entropy_at_T, unbounded, raised, safe, for_all = ([] for _ in range(8))
+    accuracy, confidence, entropy, entropy_at_T, unbounded, raised, safe, for_all = (
+        [] for _ in range(8)
+    )
     for view in range(reader.views):
         v = reader.view(view)[2].astype(np.float64)
         u = earlier_self(reader, earlier, view)
@@ -76,10 +80,21 @@ def audit_teacher(reader, labels, config, earlier=None):
         view, cloud = np.unravel_index(np.argmin(safe), (reader.views, clouds))
         worst = int(view), int(cloud), float(safe[view][cloud])
     return TeacherAudit(
-        clouds, reader.views, classes, accuracy, float(named.max(axis=1).mean() / reader.views),
-        float((named.max(axis=1) == reader.views).mean()), float(np.mean(confidence)), float(np.mean(entropy)),
-        float(np.mean(entropy_at_T)), named_self(reader, earlier), float(np.mean(unbounded)) if safe else None,
-        float(np.mean(raised)) if safe else None, _histogram(safe) if safe else None, worst, _histogram(for_all),
+        clouds,
+        reader.views,
+        classes,
+        accuracy,
+        float(named.max(axis=1).mean() / reader.views),
+        float((named.max(axis=1) == reader.views).mean()),
+        float(np.mean(confidence)),
+        float(np.mean(entropy)),
+        float(np.mean(entropy_at_T)),
+        named_self(reader, earlier),
+        float(np.mean(unbounded)) if safe else None,
+        float(np.mean(raised)) if safe else None,
+        _histogram(safe) if safe else None,
+        worst,
+        _histogram(for_all),
     )
 
 
@@ -87,7 +102,9 @@ def earlier_self(reader, earlier, view):
     """Return logits u (N, K) of one view as audit_teacher takes them, or None."""
     if earlier is not None:
         return earlier.view(view)[2].astype(np.float64)
-    return reader.view((view + 1) % reader.views)[2].astype(np.float64) if reader.views > 1 else None
+    return (
+        reader.view((view + 1) % reader.views)[2].astype(np.float64) if reader.views > 1 else None
+    )
 
 
 def named_self(reader, earlier):

@@ -45,7 +45,10 @@ class Case(NamedTuple):
 def cases():
     """Return the list of Cases of minipc/vectors/loss.json."""
     stored = json.loads(files("minipc").joinpath("vectors", "loss.json").read_text())
-    return [Case(**{name: _number(name, value) for name, value in case.items()}) for case in stored["cases"]]
+    return [
+        Case(**{name: _number(name, value) for name, value in case.items()})
+        for case in stored["cases"]
+    ]
 
 
 def _number(name, value):
@@ -69,16 +72,28 @@ def ours(case):
     terms, cache = losses.loss_forward(z, y, v, u, one, raw)
     p, r = (np.exp(losses.log_softmax_forward(row / case.T)[0]) for row in (v, u))
     found = {
-        "y": losses.smooth_labels(np.array([case.label]), len(case.z), case.smoothing, np.float64)[0],
-        "labels": terms.labels, "distillation": terms.distillation, "self_distillation": terms.self_distillation,
-        "loss": terms.total, "gradient": losses.loss_backward(cache)[0],
+        "y": losses.smooth_labels(np.array([case.label]), len(case.z), case.smoothing, np.float64)[
+            0
+        ],
+        "labels": terms.labels,
+        "distillation": terms.distillation,
+        "self_distillation": terms.self_distillation,
+        "loss": terms.total,
+        "gradient": losses.loss_backward(cache)[0],
         "margins": losses.margins(y, p, r, np.array([[case.b]]), raw)[0],
         "guarded_weights": losses.guarded(case.a * p, case.b * r)[0],
     }
     if case.b == 0 or case.b < case.a / 2:  # what the guard takes
-        terms, cache = losses.loss_forward(z, y, v, u, one, LossConfig(case.a, case.b, case.T, case.smoothing, "clip"))
-        constants = case.T**2 * (case.a * special.entr(p) - case.b * special.entr(r)).sum()  # the vectors have (L8)
-        found |= {"guarded_loss": terms.total + constants, "guarded_gradient": losses.loss_backward(cache)[0]}
+        terms, cache = losses.loss_forward(
+            z, y, v, u, one, LossConfig(case.a, case.b, case.T, case.smoothing, "clip")
+        )
+        constants = (
+            case.T**2 * (case.a * special.entr(p) - case.b * special.entr(r)).sum()
+        )  # the vectors have (L8)
+        found |= {
+            "guarded_loss": terms.total + constants,
+            "guarded_gradient": losses.loss_backward(cache)[0],
+        }
     return found
 
 
@@ -91,6 +106,8 @@ def check(function=ours):
     for case in cases():
         for name, value in function(case).items():
             if name not in Case._fields:
-                raise UsageError(f"vectors: expected some of {', '.join(Case._fields)}, got {name!r}")
+                raise UsageError(
+                    f"vectors: expected some of {', '.join(Case._fields)}, got {name!r}"
+                )
             found.append((case.name, name, deviation(value, getattr(case, name))))
     return sorted(found, key=lambda row: -row[2])

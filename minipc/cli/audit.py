@@ -14,16 +14,42 @@ OF_RECORD = ("data", "kd_weight", "self_weight", "temperature", "label_smoothing
 
 @click.command("audit", cls=Verb, short_help="Check the mathematics, or a record's teacher.")
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option("--inject", metavar="MUTANT", help="Break one thing on purpose, or all, one after another; see --list.")
+@click.option(
+    "--inject",
+    metavar="MUTANT",
+    help="Break one thing on purpose, or all, one after another; see --list.",
+)
 @click.option("--list", "listed", is_flag=True, help="List the mutants.")
-@click.option("--vectors", is_flag=True, help="Hold the loss against the conformance vectors, number by number.")
-@click.option("--record", metavar="FILE", type=FILE, help="What a record says of its teacher, and of safe weights.")
+@click.option(
+    "--vectors",
+    is_flag=True,
+    help="Hold the loss against the conformance vectors, number by number.",
+)
+@click.option(
+    "--record",
+    metavar="FILE",
+    type=FILE,
+    help="What a record says of its teacher, and of safe weights.",
+)
 @loss_options(self_weight=0.2)
-@click.option("--self-record", metavar="FILE", type=FILE, help="An earlier student's record, for --record.")
+@click.option(
+    "--self-record", metavar="FILE", type=FILE, help="An earlier student's record, for --record."
+)
 @common_options
 def command(
-    data, inject, listed, vectors, record, kd_weight, self_weight, temperature, label_smoothing, self_record,
-    as_json, quiet, verbose,
+    data,
+    inject,
+    listed,
+    vectors,
+    record,
+    kd_weight,
+    self_weight,
+    temperature,
+    label_smoothing,
+    self_record,
+    as_json,
+    quiet,
+    verbose,
 ):
     """Hold every gradient against central differences, and every value against its definition.
 
@@ -33,19 +59,27 @@ def command(
     a, b, T and e belong to it.
     """
     context = click.get_current_context()
-    given = [name for name in OF_RECORD if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT]
+    given = [
+        name
+        for name in OF_RECORD
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
+    ]
     if record is None and given:
         what = "DATA" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
         raise click.UsageError(f"{what} has no use without --record; add it")
     if sum((inject is not None, listed, vectors, record is not None)) > 1:
-        raise click.UsageError("--inject, --list, --vectors and --record do not go together; leave one")
+        raise click.UsageError(
+            "--inject, --list, --vectors and --record do not go together; leave one"
+        )
     with Console(quiet, verbose) as console:
         if listed:
             values, lines = _mutants()
         elif vectors:
             values, lines = _vectors()
         elif record is not None:
-            values, lines = _teacher(record, data, self_record, kd_weight, self_weight, temperature, label_smoothing)
+            values, lines = _teacher(
+                record, data, self_record, kd_weight, self_weight, temperature, label_smoothing
+            )
         elif inject == "all":
             values, lines = _all_mutants(console)
         else:
@@ -64,8 +98,11 @@ def _audit(name, console):
         found = checks.audit(console.progress)
     failed = [check for check in found if not check.passed]
     values = {
-        "passed": not failed, "mutant": name, "checks": [
-            {name: _number(value) for name, value in check._asdict().items()} | {"relative_error": _number(check.error)}
+        "passed": not failed,
+        "mutant": name,
+        "checks": [
+            {name: _number(value) for name, value in check._asdict().items()}
+            | {"relative_error": _number(check.error)}
             for check in found
         ],
     }
@@ -80,9 +117,15 @@ def _audit(name, console):
     ]
     if failed:
         caught = "; ".join(f"{check.name} ({check.worst})" for check in failed[:3])
-        values["failed"] = f"mutant {name}: caught by {caught}" if mutant else f"audit: {caught} failed; see the table"
+        values["failed"] = (
+            f"mutant {name}: caught by {caught}"
+            if mutant
+            else f"audit: {caught} failed; see the table"
+        )
     elif mutant:
-        raise MinipcError(f"mutant {name}: survived, every check holds; please report it with `minipc doctor`")
+        raise MinipcError(
+            f"mutant {name}: survived, every check holds; please report it with `minipc doctor`"
+        )
     return values, lines
 
 
@@ -109,7 +152,11 @@ def _all_mutants(console):
         console.progress(number, len(mutants.MUTANTS), name)
         with mutants.broken(mutant):
             check = checks.first_failure()
-        caught[name] = check and {"check": check.name, "of": check.worst, "relative_error": _number(check.error)}
+        caught[name] = check and {
+            "check": check.name,
+            "of": check.worst,
+            "relative_error": _number(check.error),
+        }
         lines.append(f"{name:36} {f'{check.name}: {check.worst}' if check else 'NOTHING'}")
     console.progress(1, 1, "")
     survived = [name for name, check in caught.items() if check is None]
@@ -133,14 +180,20 @@ def _vectors():
 
     found = check()
     case, number, worst = found[0]
-    by_number = {name: max(error for _, other, error in found if other == name) for _, name, _ in found}
+    by_number = {
+        name: max(error for _, other, error in found if other == name) for _, name, _ in found
+    }
     names = {case for case, _, _ in found}
     values = {
-        "passed": worst <= TOLERANCE, "cases": len(names), "numbers": len(found),
+        "passed": worst <= TOLERANCE,
+        "cases": len(names),
+        "numbers": len(found),
         "largest": {name: _number(error) for name, error in by_number.items()},
     }
     if not values["passed"]:
-        values["failed"] = f"vectors: {number} of {case!r} is off by {worst:.1e}, more than {TOLERANCE:g}"
+        values["failed"] = (
+            f"vectors: {number} of {case!r} is off by {worst:.1e}, more than {TOLERANCE:g}"
+        )
     return values, [
         *(f"{name:20} {error:8.1e}" for name, error in sorted(by_number.items())),
         f"{len(names)} cases, {len(found)} numbers; largest difference {worst:.1e} ({number} of {case!r}), "
@@ -173,8 +226,11 @@ def _teacher(record, data, self_record, a, b, T, smoothing):
         lines += [
             *_histogram(f"earlier self: {found.self_target}", found.safe_b, SAFE_B),
             f"with b = {b:g}: raw loss unbounded in {100 * found.unbounded:.2f} % of the rows; "
-            + (f"the guard raises a class in {100 * found.raised:.2f} %" if b < a / 2 else
-               f"the guard does not take it, it needs b < a / 2 = {a / 2:g}"),
+            + (
+                f"the guard raises a class in {100 * found.raised:.2f} %"
+                if b < a / 2
+                else f"the guard does not take it, it needs b < a / 2 = {a / 2:g}"
+            ),
             f"view {found.worst[0]} of cloud {found.worst[1]} bears least: b = {found.worst[2]:.2g}",
         ]
     return values, lines
@@ -183,11 +239,18 @@ def _teacher(record, data, self_record, a, b, T, smoothing):
 def _histogram(title, counts, edges):
     """Return a histogram as lines of text."""
     total, most = sum(counts), max(counts)
-    ends = [f"{low:6.3g} to {'more' if high > 1e300 else f'{high:.3g}':<5}" for low, high in zip(edges, edges[1:])]
+    ends = [
+        f"{low:6.3g} to {'more' if high > 1e300 else f'{high:.3g}':<5}"
+        for low, high in zip(edges, edges[1:])
+    ]
     bars = ["#" * round(40 * count / most) for count in counts]
-    return [f"  {title}", *(
-        f"  {end} {100 * count / total:6.2f} %  {bar}" for end, count, bar in zip(ends, counts, bars)
-    )]
+    return [
+        f"  {title}",
+        *(
+            f"  {end} {100 * count / total:6.2f} %  {bar}"
+            for end, count, bar in zip(ends, counts, bars)
+        ),
+    ]
 
 
 def _or_dash(value, form):

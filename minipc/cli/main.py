@@ -44,9 +44,17 @@ def _versions(context, parameter, wanted):
     context.exit()
 
 
-@click.group(cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_versions,
-              help="Versions of minipc and of what it stands on.")
+@click.group(
+    cls=Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_versions,
+    help="Versions of minipc and of what it stands on.",
+)
 def minipc():
     """Offline distillation for point clouds: record a teacher once, train tiny students anywhere.
 
@@ -76,12 +84,17 @@ def main(arguments=None):
         hint = str(error.__cause__ or "") if isinstance(error, click.Abort) else str(error)
         code = _fail(f"interrupted; {hint}" if hint else "interrupted", 130)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EIO):  # of --help and --version; results have their own words
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EIO,
+        ):  # of --help and --version; results have their own words
             raise
         code = _fail(f"stdout: cannot be written ({error.strerror})", 1)
     except MemoryError as error:
         reason = str(error) or "the machine gave no more"
-        code = _fail(f"not enough memory: {reason}; use a smaller model, batch or number of points", 1)
+        code = _fail(
+            f"not enough memory: {reason}; use a smaller model, batch or number of points", 1
+        )
     sys.exit(code)
 
 

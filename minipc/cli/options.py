@@ -54,8 +54,12 @@ class Verb(click.Command):
             if context.params.get("verbose") and not context.params.get("quiet"):
                 traceback.print_exc()
             places = [_place(context, option) for option in options_of(self).values()]
-            if isinstance(error, (UsageError, click.UsageError)) and any(places):  # nobody sees these in the line typed
-                raise UsageError(f"{error} (set elsewhere: {', '.join(filter(None, places))})") from error
+            if isinstance(error, (UsageError, click.UsageError)) and any(
+                places
+            ):  # nobody sees these in the line typed
+                raise UsageError(
+                    f"{error} (set elsewhere: {', '.join(filter(None, places))})"
+                ) from error
             raise
 
 
@@ -68,10 +72,19 @@ class Verbs(click.Group):
 def common_options(function):
     """Add --quiet, --verbose, --json and --config, which every verb has: (quiet, verbose, as_json)."""
     for option in (
-        click.option("--config", metavar="FILE", type=FILE, is_eager=True, expose_value=False, callback=_configure,
-                     help="TOML file of options, a table for each verb."),
+        click.option(
+            "--config",
+            metavar="FILE",
+            type=FILE,
+            is_eager=True,
+            expose_value=False,
+            callback=_configure,
+            help="TOML file of options, a table for each verb.",
+        ),
         click.option("--json", "as_json", is_flag=True, help="End with one JSON object on stdout."),
-        click.option("--verbose", "-v", is_flag=True, help="Details, and the traceback of a failure."),
+        click.option(
+            "--verbose", "-v", is_flag=True, help="Details, and the traceback of a failure."
+        ),
         click.option("--quiet", "-q", is_flag=True, help="No progress and no announcements."),
     ):
         function = option(function)
@@ -82,11 +95,23 @@ def shared_options(function):
     """Add --backend, --engine and --threads to the common options: (backend, engine, threads) as well."""
     function = common_options(function)
     for option in (
-        click.option("--engine", type=click.Choice(["fused", "textbook"]), default="fused", show_default=True,
-                     help="textbook: the same operation by operation, slower."),
-        click.option("--threads", type=click.IntRange(1), help="Worker threads.  [default: the CPUs]"),
-        click.option("--backend", type=click.Choice(["auto", "numpy", "cupy"]), default="auto", show_default=True,
-                     help="auto takes cupy where a device answers."),
+        click.option(
+            "--engine",
+            type=click.Choice(["fused", "textbook"]),
+            default="fused",
+            show_default=True,
+            help="textbook: the same operation by operation, slower.",
+        ),
+        click.option(
+            "--threads", type=click.IntRange(1), help="Worker threads.  [default: the CPUs]"
+        ),
+        click.option(
+            "--backend",
+            type=click.Choice(["auto", "numpy", "cupy"]),
+            default="auto",
+            show_default=True,
+            help="auto takes cupy where a device answers.",
+        ),
     ):
         function = option(function)
     return function
@@ -100,11 +125,34 @@ def loss_options(self_weight=0.0):
 
     def add(function):
         for option in (
-            click.option("--label-smoothing", type=float, default=0.0, show_default=True, help="e of the label term."),
-            click.option("--temperature", type=float, default=1.0, show_default=True, help="T of both divergences."),
-            click.option("--self-weight", type=float, default=self_weight, show_default=True,
-                         help="b: subtracted self-distillation."),
-            click.option("--kd-weight", type=float, default=0.5, show_default=True, help="a: share of distillation."),
+            click.option(
+                "--label-smoothing",
+                type=float,
+                default=0.0,
+                show_default=True,
+                help="e of the label term.",
+            ),
+            click.option(
+                "--temperature",
+                type=float,
+                default=1.0,
+                show_default=True,
+                help="T of both divergences.",
+            ),
+            click.option(
+                "--self-weight",
+                type=float,
+                default=self_weight,
+                show_default=True,
+                help="b: subtracted self-distillation.",
+            ),
+            click.option(
+                "--kd-weight",
+                type=float,
+                default=0.5,
+                show_default=True,
+                help="a: share of distillation.",
+            ),
         ):
             function = option(function)
         return function
@@ -157,7 +205,9 @@ def _check_tables(tables, verbs, path, prefix=""):
             what = "table" if isinstance(table, dict) else "key outside of tables"
             raise UsageError(f"{path}: {full}: unknown {what}; {_known(full, verbs)}")
         if not isinstance(table, dict):
-            raise UsageError(f"{path}: {full}: expected a table, found {_kind(table)}; write [{full}]")
+            raise UsageError(
+                f"{path}: {full}: expected a table, found {_kind(table)}; write [{full}]"
+            )
         if group:
             _check_tables(table, verbs, path, f"{full}.")
 
@@ -187,7 +237,9 @@ def _is_scalar(value):
 def _kind(value):
     """Return a TOML value for a message: what it is, and what it says if that is short and sane."""
     said = f" {short(repr(value))}" if _is_scalar(value) else ""
-    return {bool: "boolean", int: "number", float: "number", str: "text"}.get(type(value), type(value).__name__) + said
+    return {bool: "boolean", int: "number", float: "number", str: "text"}.get(
+        type(value), type(value).__name__
+    ) + said
 
 
 def _known(name, names):
@@ -202,7 +254,9 @@ def _place(context, parameter):
     if source is ParameterSource.ENVIRONMENT:
         return parameter.envvar
     if source is ParameterSource.DEFAULT_MAP:
-        (name,) = (name for name, option in options_of(context.command).items() if option is parameter)
+        (name,) = (
+            name for name, option in options_of(context.command).items() if option is parameter
+        )
         return f"{name} in [{_table_of(context)}] of {context.meta['minipc.config']}"
     return None
 
@@ -210,4 +264,10 @@ def _place(context, parameter):
 def _table_of(context):
     """Return the name of the table of this verb: the words typed before its options, with dots."""
     above = context.parent and _table_of(context.parent)
-    return "" if context.parent is None else f"{above}.{context.info_name}" if above else context.info_name
+    return (
+        ""
+        if context.parent is None
+        else f"{above}.{context.info_name}"
+        if above
+        else context.info_name
+    )

@@ -9,12 +9,19 @@ from minipc.cli.show import Console, result
 @click.command("predict", cls=Verb, short_help="The class of single clouds.")
 @click.argument("model", metavar="MODEL", type=FILE)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
-@click.option("--top", type=click.IntRange(1), default=1, show_default=True, help="Classes told of each file.")
+@click.option(
+    "--top", type=click.IntRange(1), default=1, show_default=True, help="Classes told of each file."
+)
 @click.option("--num-points", type=int, help="Points of each cloud.  [default: as in training]")
-@click.option("--up-axis", type=click.Choice(["x", "y", "z", "unknown"]),
-              help="Of the files; compared with the model's.")
+@click.option(
+    "--up-axis",
+    type=click.Choice(["x", "y", "z", "unknown"]),
+    help="Of the files; compared with the model's.",
+)
 @shared_options
-def command(model, files, top, num_points, up_axis, backend, engine, threads, as_json, quiet, verbose):
+def command(
+    model, files, top, num_points, up_axis, backend, engine, threads, as_json, quiet, verbose
+):
     """Predict the class of each FILE (.npy, .npz, .xyz, .txt, .csv or .pts) with MODEL, a file or a run folder.
 
     Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
@@ -24,8 +31,15 @@ def command(model, files, top, num_points, up_axis, backend, engine, threads, as
 
     with Console(quiet, verbose) as console:
         values = predict_files(
-            model, files, top=top, num_points=num_points, up_axis=up_axis,
-            xp=load(backend, console.say), engine=engine, threads=threads, say=console.say,
+            model,
+            files,
+            top=top,
+            num_points=num_points,
+            up_axis=up_axis,
+            xp=load(backend, console.say),
+            engine=engine,
+            threads=threads,
+            say=console.say,
         )
     names = [click.format_filename(file) for file in files]  # a name need not be text
     width = max(map(len, names))

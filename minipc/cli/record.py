@@ -17,30 +17,82 @@ class ShareOf(click.ParamType):
         try:
             number, count = (int(part) for part in value.split("/"))
         except ValueError:
-            self.fail(f"{value!r} is not i/n, e.g. 0/4 for the first of four shares", parameter, context)
+            self.fail(
+                f"{value!r} is not i/n, e.g. 0/4 for the first of four shares", parameter, context
+            )
         return number, count
 
 
-@click.command("record", cls=Verb, interrupted="what was committed is kept; the same command again continues",
-               short_help="Run a teacher once over augmented views.")
+@click.command(
+    "record",
+    cls=Verb,
+    interrupted="what was committed is kept; the same command again continues",
+    short_help="Run a teacher once over augmented views.",
+)
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option("--teacher", metavar="MODEL", type=FILE, help="The trained teacher: a model file or a run folder.")
-@click.option("--views", type=int, default=10, show_default=True, help="Augmented views of each cloud.")
+@click.option(
+    "--teacher",
+    metavar="MODEL",
+    type=FILE,
+    help="The trained teacher: a model file or a run folder.",
+)
+@click.option(
+    "--views", type=int, default=10, show_default=True, help="Augmented views of each cloud."
+)
 @click.option("--out", "-o", type=FILE, default="record.h5", show_default=True, help="The record.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views.")
-@click.option("--logits", type=click.Choice(["float16", "float32"]), default="float16", show_default=True,
-              help="How logits are stored.")
-@click.option("--with-clouds", is_flag=True, help="Embed training and test clouds: one file trains a student.")
+@click.option(
+    "--logits",
+    type=click.Choice(["float16", "float32"]),
+    default="float16",
+    show_default=True,
+    help="How logits are stored.",
+)
+@click.option(
+    "--with-clouds", is_flag=True, help="Embed training and test clouds: one file trains a student."
+)
 @click.option("--dry-run", is_flag=True, help="Check and say what would be done; change nothing.")
-@click.option("--workers", type=click.IntRange(1, 1000), default=1, show_default=True,
-              help="Processes, each with its share of the shards.")
-@click.option("--shards", "share", type=ShareOf(), help="Only every n-th shard from the i-th on; a later run finishes.")
-@click.option("--scheduler", metavar="ADDRESS", help="A Dask scheduler whose workers compute the shards.")
-@click.option("--force", is_flag=True, help="Record a teacher that is no better than chance, or depends on the block.")
+@click.option(
+    "--workers",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    help="Processes, each with its share of the shards.",
+)
+@click.option(
+    "--shards",
+    "share",
+    type=ShareOf(),
+    help="Only every n-th shard from the i-th on; a later run finishes.",
+)
+@click.option(
+    "--scheduler", metavar="ADDRESS", help="A Dask scheduler whose workers compute the shards."
+)
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Record a teacher that is no better than chance, or depends on the block.",
+)
 @shared_options
 def command(
-    data, teacher, views, out, seed, logits, with_clouds, dry_run, workers, share, scheduler, force, backend, engine,
-    threads, as_json, quiet, verbose,
+    data,
+    teacher,
+    views,
+    out,
+    seed,
+    logits,
+    with_clouds,
+    dry_run,
+    workers,
+    share,
+    scheduler,
+    force,
+    backend,
+    engine,
+    threads,
+    as_json,
+    quiet,
+    verbose,
 ):
     """Record a teacher's logits over augmented views of each training cloud.
 
@@ -54,8 +106,9 @@ def command(
 
     if (data is None) != (teacher is None):
         raise click.UsageError(
-            "name the data too: minipc record DATA --teacher MODEL" if data is None else
-            f"a teacher is needed; train one with: minipc train {data} --labels-only --model teacher --out teacher, "
+            "name the data too: minipc record DATA --teacher MODEL"
+            if data is None
+            else f"a teacher is needed; train one with: minipc train {data} --labels-only --model teacher --out teacher, "
             f"then: minipc record {data} --teacher teacher"
         )
     if share is not None and (workers > 1 or data is None):
@@ -65,7 +118,9 @@ def command(
     if scheduler is not None and not scheduler.strip():
         raise click.UsageError("--scheduler: the address is empty; e.g. tcp://10.0.0.1:8786")
     if scheduler and (workers > 1 or share is not None or data is None):
-        raise click.UsageError("--scheduler goes with DATA and --teacher, and without --workers and --shards")
+        raise click.UsageError(
+            "--scheduler goes with DATA and --teacher, and without --workers and --shards"
+        )
     what = dict(views=views, out=out, seed=seed, logits=logits, with_clouds=with_clouds)
     with Console(quiet, verbose) as console:
         xp = load(backend, console.say)
@@ -77,12 +132,18 @@ def command(
         if data is None:
             done = record_shapes(**settings)
         else:
-            done = record_files(data, teacher, share=share, workers=workers, scheduler=scheduler, **settings)
+            done = record_files(
+                data, teacher, share=share, workers=workers, scheduler=scheduler, **settings
+            )
     if isinstance(done, Share):
-        return result(done._asdict(), as_json, [
-            f"{done.out}: share {done.share} is there, {done.shards_there} of {done.shards} shards in all",
-            "the other shares, or the same command without --shards, go on and finish",
-        ])
+        return result(
+            done._asdict(),
+            as_json,
+            [
+                f"{done.out}: share {done.share} is there, {done.shards_there} of {done.shards} shards in all",
+                "the other shares, or the same command without --shards, go on and finish",
+            ],
+        )
     lines = [
         f"{done.out}: {done.clouds} clouds x {done.views} views, {size(done.bytes)}, run {done.run_id[:16]}",
         f"teacher accuracy on the recorded views {100 * done.teacher_accuracy:.2f} %; "
@@ -97,7 +158,9 @@ def _carried(done):
     """Return the line about clouds in the record, if there are any."""
     if done.clouds_as is None:
         return []
-    how = {"int16": "int16, lossless", "float32": "float32, as int16 would lose bits"}[done.clouds_as]
+    how = {"int16": "int16, lossless", "float32": "float32, as int16 would lose bits"}[
+        done.clouds_as
+    ]
     return [f"training and test clouds embedded as {how}: {size(done.clouds_bytes)}"]
 
 

@@ -48,7 +48,9 @@ class Console:
             return
         if sys.stderr.isatty():
             if self.bar is None:
-                self.bar = click.progressbar(length=total, file=sys.stderr, show_pos=False, update_min_steps=1)
+                self.bar = click.progressbar(
+                    length=total, file=sys.stderr, show_pos=False, update_min_steps=1
+                )
                 self.bar.__enter__()
             self.bar.label = text
             self.bar.update(done - self.bar.pos)
@@ -94,4 +96,6 @@ def result(value, as_json, lines):
     except BrokenPipeError:
         raise  # whoever reads has seen enough
     except OSError as reason:
-        raise MinipcError(f"stdout: cannot be written ({reason.strerror}); free some space") from reason
+        raise MinipcError(
+            f"stdout: cannot be written ({reason.strerror}); free some space"
+        ) from reason

@@ -22,11 +22,17 @@ class Sample(click.ParamType):
         return int(value)
 
 
-@click.command("verify", cls=Verb, short_help="Whether a record is what its data and teacher make of it.")
+@click.command(
+    "verify", cls=Verb, short_help="Whether a record is what its data and teacher make of it."
+)
 @click.argument("record", metavar="RECORD", type=FILE)
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option("--teacher", metavar="MODEL", type=FILE, help="Run this model again over a sample of the rows.")
-@click.option("--sample", type=Sample(), default="1024", show_default=True, help="Rows for --teacher, or all.")
+@click.option(
+    "--teacher", metavar="MODEL", type=FILE, help="Run this model again over a sample of the rows."
+)
+@click.option(
+    "--sample", type=Sample(), default="1024", show_default=True, help="Rows for --teacher, or all."
+)
 @shared_options
 def command(record, data, teacher, sample, backend, engine, threads, as_json, quiet, verbose):
     """Verify RECORD: its bytes, its data, every stored parameter, and with --teacher its logits.
@@ -38,12 +44,22 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
     from minipc.jobs import verify_files
 
     context = click.get_current_context()
-    if teacher is None and context.get_parameter_source("sample") is not click.core.ParameterSource.DEFAULT:
+    if (
+        teacher is None
+        and context.get_parameter_source("sample") is not click.core.ParameterSource.DEFAULT
+    ):
         raise click.UsageError("--sample has no use without --teacher; add it")
     with Console(quiet, verbose) as console:
         found = verify_files(
-            record, data, teacher, sample=sample or None, xp=load(backend, console.say), engine=engine, threads=threads,
-            say=console.say, progress=console.progress,
+            record,
+            data,
+            teacher,
+            sample=sample or None,
+            xp=load(backend, console.say),
+            engine=engine,
+            threads=threads,
+            say=console.say,
+            progress=console.progress,
         )
     lines = [
         f"{record}: whole, and made from these clouds",
@@ -56,7 +72,8 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
             f"difference {found.largest_difference:.2g}, arg-max agrees in {100 * found.agreement:.2f} %"
         )
         lines.append(
-            "asked for bit for bit: versions, kernel and device are those it was made with" if found.bitwise
+            "asked for bit for bit: versions, kernel and device are those it was made with"
+            if found.bitwise
             else f"not asked for bit for bit: {found.why}"
         )
     else:

@@ -44,7 +44,9 @@ class Clouds:
                 f"clouds: expected float32 points and int64 labels, got {self.points.dtype} and {self.labels.dtype}"
             )
         if not self.points.size:
-            raise DataError(f"clouds: expected at least one cloud of one point, got shape {self.points.shape}")
+            raise DataError(
+                f"clouds: expected at least one cloud of one point, got shape {self.points.shape}"
+            )
         finite = np.isfinite(self.points).all(axis=(1, 2))
         if not finite.all():
             raise DataError(
@@ -52,23 +54,41 @@ class Clouds:
             )
         names = self.class_names
         if not all(isinstance(name, str) and name and name.isprintable() for name in names):
-            raise DataError(f"clouds: expected class names that are printable text, got {short(names)}")
+            raise DataError(
+                f"clouds: expected class names that are printable text, got {short(names)}"
+            )
         if len(names) < 2:
-            raise DataError(f"clouds: expected at least 2 class names, got {len(names)}; add another class")
+            raise DataError(
+                f"clouds: expected at least 2 class names, got {len(names)}; add another class"
+            )
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
-            raise DataError(f"clouds: expected distinct class names, got {short(repeated)} more than once; rename them")
+            raise DataError(
+                f"clouds: expected distinct class names, got {short(repeated)} more than once; rename them"
+            )
         composed(names)
         check_labels(self.labels, names)
         if self.up_axis not in UP_AXES:
             raise DataError(f"clouds: expected up axis {', '.join(UP_AXES)}, got {self.up_axis!r}")
         if self.normalisation not in NORMALISATIONS:
-            raise DataError(f"clouds: expected normalisation unit_sphere or none, got {self.normalisation!r}")
+            raise DataError(
+                f"clouds: expected normalisation unit_sphere or none, got {self.normalisation!r}"
+            )
         if not isinstance(self.source, str):
             raise DataError(f"clouds: expected a source that is text, got {self.source!r}")
 
     @classmethod
-    def from_arrays(cls, points, labels, class_names, *, up_axis="unknown", normalise=True, num_points=None, source=""):
+    def from_arrays(
+        cls,
+        points,
+        labels,
+        class_names,
+        *,
+        up_axis="unknown",
+        normalise=True,
+        num_points=None,
+        source="",
+    ):
         """Return Clouds of arrays of any real dtype: points (N, P, 3), or N arrays (P_i, 3).
 
         labels (N,) or (N, 1) are whole numbers, indices into class_names, a list.  normalise brings
@@ -81,8 +101,17 @@ class Clouds:
                 "no such order; pass a list"
             )
         normalisation = "unit_sphere" if normalise else "none"
-        whole = isinstance(points, np.ndarray) and points.ndim == 3 and points.shape[1] and points.shape[2] == 3
-        arrays = float_points(points) if whole else [_one_cloud(i, array) for i, array in enumerate(points)]
+        whole = (
+            isinstance(points, np.ndarray)
+            and points.ndim == 3
+            and points.shape[1]
+            and points.shape[2] == 3
+        )
+        arrays = (
+            float_points(points)
+            if whole
+            else [_one_cloud(i, array) for i, array in enumerate(points)]
+        )
         counts = {len(array) for array in arrays}
         if num_points is None and len(counts) > 1:
             raise DataError(
@@ -100,7 +129,9 @@ class Clouds:
                     fitted[i], _ = prepare(array, normalisation, num_points)
                 except DataError as reason:
                     raise DataError(f"cloud {i}: {reason}") from reason
-        return cls(fitted, whole_labels(labels), composed(class_names), up_axis, normalisation, source)
+        return cls(
+            fitted, whole_labels(labels), composed(class_names), up_axis, normalisation, source
+        )
 
     def __len__(self):
         return len(self.points)
@@ -172,7 +203,9 @@ def composed(names):
                 f"class names: {ascii(known[form])} and {ascii(name)} are one name in two Unicode forms; rename one, "
                 "or put the clouds of both together"
             )
-    return tuple(unicodedata.normalize("NFC", name) if isinstance(name, str) else name for name in names)
+    return tuple(
+        unicodedata.normalize("NFC", name) if isinstance(name, str) else name for name in names
+    )
 
 
 def whole_labels(labels, name="labels"):
@@ -182,7 +215,9 @@ def whole_labels(labels, name="labels"):
     except ValueError as reason:
         raise DataError(f"{name}: expected (N,) whole numbers ({reason})") from reason
     if values.size and values.dtype.kind not in "iuf":
-        raise DataError(f"{name}: expected whole numbers, got {values.dtype}; number the classes from 0")
+        raise DataError(
+            f"{name}: expected whole numbers, got {values.dtype}; number the classes from 0"
+        )
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.ndim != 1:
@@ -192,9 +227,13 @@ def whole_labels(labels, name="labels"):
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
     if (whole < 0).any():
-        raise DataError(f"{name}: expected whole numbers from 0, got {whole.min()}; number the classes from 0")
+        raise DataError(
+            f"{name}: expected whole numbers from 0, got {whole.min()}; number the classes from 0"
+        )
     if not (whole == values).all():
-        raise DataError(f"{name}: expected whole numbers, got {values[whole != values][0]}; number the classes from 0")
+        raise DataError(
+            f"{name}: expected whole numbers, got {values[whole != values][0]}; number the classes from 0"
+        )
     return whole
 
 
@@ -254,7 +293,9 @@ def write_clouds(path, splits):
     splits do not belong together or path cannot be written.
     """
     check_new(path)
-    check_same_kind(splits.test.described, splits.train.described, "the test split", "the training split")
+    check_same_kind(
+        splits.test.described, splits.train.described, "the test split", "the training split"
+    )
 
     def fill(file):
         hdf5.write_meta(file, {**splits.train.described, "source": splits.train.source})
@@ -280,7 +321,9 @@ def read_clouds(path):
             hdf5.check_members(file[name], {"points", "labels"}, path)
             points = hdf5.read_array(file, f"{name}/points", np.float32, (None, None, 3), path)
             labels = hdf5.read_array(file, f"{name}/labels", np.int64, (None,), path)
-            splits.append(files.from_dict(
-                Clouds, {"points": points, "labels": labels, **meta}, f"{path}: {name}"
-            ))
+            splits.append(
+                files.from_dict(
+                    Clouds, {"points": points, "labels": labels, **meta}, f"{path}: {name}"
+                )
+            )
     return Splits(*splits)

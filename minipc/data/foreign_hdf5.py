@@ -20,7 +20,9 @@ from minipc.errors import DataError, short
 
 LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 TiB
 COLUMNS = 16  # most of a point; (N, 3, P) is transposed and no clouds of three points
-PIECE = 16 * 2**20  # bytes of one cloud, or of one compressed chunk: what has to be in memory at once
+PIECE = (
+    16 * 2**20
+)  # bytes of one cloud, or of one compressed chunk: what has to be in memory at once
 CLOUDS, CLASSES = 2**22, 2**16  # most of a member
 ATTRIBUTES = 2**10  # most names in an attribute
 TEXTS = 16  # read at once; each may be long
@@ -39,12 +41,16 @@ def foreign(path):
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as reason:
-        if "lock file" in str(reason) or "open for write" in str(reason):  # by libhdf5's lock, or its mark in the file
+        if "lock file" in str(reason) or "open for write" in str(
+            reason
+        ):  # by libhdf5's lock, or its mark in the file
             raise DataError(
                 f"{path}: another program has it open for writing; close it there (left by one that died: h5clear -s "
                 "FILE; on a file system without locks: HDF5_USE_FILE_LOCKING=FALSE)"
             ) from reason
-        raise DataError(f"{path}: cannot be read as HDF5 ({reason}); copy it again, or name another") from reason
+        raise DataError(
+            f"{path}: cannot be read as HDF5 ({reason}); copy it again, or name another"
+        ) from reason
 
 
 def member(file, name, path):
@@ -52,19 +58,25 @@ def member(file, name, path):
 
     Links, storage elsewhere, and sizes that the file cannot hold or a reader not bear are a DataError.
     """
-    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
+        file[name], h5py.Dataset
+    ):
         raise DataError(f"{path}: expected a data set {name!r}; found {sorted(file)[:8]}")
     found = file[name]
     stored = found.id.get_storage_size()
-    if found.external or found.is_virtual or found.nbytes > min(LARGEST, 1100 * stored):  # gzip's best: 1032
+    if (
+        found.external or found.is_virtual or found.nbytes > min(LARGEST, 1100 * stored)
+    ):  # gzip's best: 1032
         raise DataError(
             f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it again"
         )
     row = found.dtype.itemsize * prod(found.shape[1:])
     chunks = found.chunks or (1,)
     if (
-        max(row, found.dtype.itemsize * prod(chunks), chunks[0] * row // 2) > PIECE  # of chunks side by side too
-        or found.ndim and len(found) > CLOUDS
+        max(row, found.dtype.itemsize * prod(chunks), chunks[0] * row // 2)
+        > PIECE  # of chunks side by side too
+        or found.ndim
+        and len(found) > CLOUDS
     ):
         raise DataError(
             f"{path}: {name} has {found.shape} {found.dtype} in chunks of {found.chunks}; at most {CLOUDS} rows, and "
@@ -84,8 +96,16 @@ def blocks(dataset):
             yield first + at, rows[at : at + small]
 
 
-def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit_sphere", test_fraction=None,
-                     val_split=None, progress=lambda *_: None):
+def read_single_hdf5(
+    path,
+    num_points,
+    *,
+    up_axis="unknown",
+    normalisation="unit_sphere",
+    test_fraction=None,
+    val_split=None,
+    progress=lambda *_: None,
+):
     """Return the Packed of one HDF5 file, found by names in any case: points, data or X with labels,
     label or y.
 
@@ -99,7 +119,11 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
     check_count(num_points)
     kind = files.kind_of(path)  # refuses what is missing, no file or a pipe
     if kind:
-        told = "packed already: use it as it is" if kind == "clouds" else f"a minipc {kind} file; name a data set"
+        told = (
+            "packed already: use it as it is"
+            if kind == "clouds"
+            else f"a minipc {kind} file; name a data set"
+        )
         raise DataError(f"{path}: is {told}")
     if path.lower().endswith(SUFFIXES):
         raise DataError(f"{path}: is one cloud; pack the folder that holds its class folder")
@@ -107,35 +131,62 @@ def read_single_hdf5(path, num_points, *, up_axis="unknown", normalisation="unit
         names = _members(file)
         pairs, split = _pairs(file, names, path), _find(names, ("split",), path)
         words = _split(member(file, split, path), path) if split else None  # of each cloud
-        third = [name for name in (sorted(set(words)) if split else pairs) if name not in ("", *Splits._fields)]
+        third = [
+            name
+            for name in (sorted(set(words)) if split else pairs)
+            if name not in ("", *Splits._fields)
+        ]
         joins, told = joins_training(path, third, val_split)
         if not joins:
             pairs = {name: pair for name, pair in pairs.items() if name not in third}
         arrays = [_checked(file, *pair, path) for pair in pairs.values()]
-        labels, sizes = np.concatenate([labels for *_, labels in arrays]), [len(data) for data, *_ in arrays]
+        labels, sizes = (
+            np.concatenate([labels for *_, labels in arrays]),
+            [len(data) for data, *_ in arrays],
+        )
         if split and len(words) != len(labels):
-            raise DataError(f"{path}: split: expected {len(labels)} times train or test, found {len(words)}; repair it")
+            raise DataError(
+                f"{path}: split: expected {len(labels)} times train or test, found {len(words)}; repair it"
+            )
         if not split:
             words = np.repeat(list(pairs), sizes)
         classes = _class_names(file, _find(names, NAMES, path), pairs.values(), labels, path)
-        points, moved = np.empty((len(labels), num_points, 3), np.float32), np.empty(len(labels), bool)
+        points, moved = (
+            np.empty((len(labels), num_points, 3), np.float32),
+            np.empty(len(labels), bool),
+        )
         at = 0
         for data, scale, _ in arrays:
             for first, block in blocks(data):
                 block = block[:, :, :3] if scale is None else block[:, :, :3] * scale
                 rows = slice(at, at := at + len(block))
                 try:
-                    points[rows], moved[rows] = _prepared(float_points(block), normalisation, num_points)
+                    points[rows], moved[rows] = _prepared(
+                        float_points(block), normalisation, num_points
+                    )
                 except DataError as reason:
-                    raise bad_cloud(block, first, normalisation, num_points, f"{path}: {data.name[1:]}") from reason
+                    raise bad_cloud(
+                        block, first, normalisation, num_points, f"{path}: {data.name[1:]}"
+                    ) from reason
                 progress(at, len(labels), f"reading {path}")
         counts = np.repeat([data.shape[1] for data, *_ in arrays], sizes)
     if split and third and not joins:
         kept = ~np.isin(words, third)
-        words, points, labels, counts, moved = (array[kept] for array in (words, points, labels, counts, moved))
+        words, points, labels, counts, moved = (
+            array[kept] for array in (words, points, labels, counts, moved)
+        )
     return packed(
-        path, points, labels, None if "" in pairs and not split else words == "test", counts, moved, test_fraction,
-        told, class_names=classes, up_axis=up_axis, normalisation=normalisation,
+        path,
+        points,
+        labels,
+        None if "" in pairs and not split else words == "test",
+        counts,
+        moved,
+        test_fraction,
+        told,
+        class_names=classes,
+        up_axis=up_axis,
+        normalisation=normalisation,
         source=made_from(f"HDF5 file {os.path.basename(path)}"),
     )
 
@@ -161,7 +212,9 @@ def _members(file):
     """Return the names in the file and in the groups of its own at the top."""
     names = sorted(file)
     for group in list(names):
-        ours = isinstance(file.get(group, getlink=True), h5py.HardLink) and isinstance(file[group], h5py.Group)
+        ours = isinstance(file.get(group, getlink=True), h5py.HardLink) and isinstance(
+            file[group], h5py.Group
+        )
         if ours and file[group] != file["/"]:
             names += [f"{group}/{name}" for name in sorted(file[group])]
     return names
@@ -180,9 +233,10 @@ def _pairs(file, names, path):
             pairs[word] = pair
         elif ours and (pair[0] or word and pair[1]):  # labels alone at the top can be anything
             raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
-    if [word for word in pairs if word in ("", *Splits._fields)] not in ([""], list(Splits._fields)) or (
-        "" not in pairs and _find(names, ("split",), path)
-    ):
+    if [word for word in pairs if word in ("", *Splits._fields)] not in (
+        [""],
+        list(Splits._fields),
+    ) or ("" not in pairs and _find(names, ("split",), path)):
         raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
     return pairs
 
@@ -202,21 +256,30 @@ def _words(names):
 def _of_split(names, split):
     if not split:
         return names
-    return [text for name in names for text in (f"{split}/{name}", f"{split}_{name}", f"{name}_{split}")]
+    return [
+        text for name in names for text in (f"{split}/{name}", f"{split}_{name}", f"{name}_{split}")
+    ]
 
 
 def _find(names, wanted, path):
     """Return the one of names that is wanted, or None.  Raises DataError where there are two."""
     found = [name for name in names if name.lower() in wanted]
     if len(found) > 1:
-        raise DataError(f"{path}: expected one of {short(', '.join(wanted))}; found {', '.join(found)}; remove others")
+        raise DataError(
+            f"{path}: expected one of {short(', '.join(wanted))}; found {', '.join(found)}; remove others"
+        )
     return found[0] if found else None
 
 
 def _checked(file, points, labels, path):
     """Return points as a dataset, their scale or None, and labels (N,) int64."""
     data, label = member(file, points, path), member(file, labels, path)
-    if data.ndim != 3 or not 3 <= data.shape[2] <= COLUMNS or not data.size or data.dtype.kind not in "fiu":
+    if (
+        data.ndim != 3
+        or not 3 <= data.shape[2] <= COLUMNS
+        or not data.size
+        or data.dtype.kind not in "fiu"
+    ):
         raise DataError(
             f"{path}: {points}: expected (N, P, 3) float or integer with a scale, got {data.shape} {data.dtype}"
         )
@@ -226,18 +289,35 @@ def _checked(file, points, labels, path):
             f"argmax(axis=1)), got {label.shape}"
         )
     if label.dtype.kind not in "iuf":
-        raise DataError(f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes from 0")
-    return data, None if data.dtype.kind == "f" else _scale(file, data, path), whole_labels(
-        label[()], f"{path}: {labels}"
+        raise DataError(
+            f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes from 0"
+        )
+    return (
+        data,
+        None if data.dtype.kind == "f" else _scale(file, data, path),
+        whole_labels(label[()], f"{path}: {labels}"),
     )
 
 
 def _scale(file, data, path):
-    places = [name for name in (f"{data.parent.name}/scale", "/scale") if file.get(name, getlink=True)]
-    scale = data.attrs["scale"] if "scale" in data.attrs else member(file, places[0], path) if places else None
+    places = [
+        name for name in (f"{data.parent.name}/scale", "/scale") if file.get(name, getlink=True)
+    ]
+    scale = (
+        data.attrs["scale"]
+        if "scale" in data.attrs
+        else member(file, places[0], path)
+        if places
+        else None
+    )
     if isinstance(scale, h5py.Dataset) and scale.size == 1:
         scale = scale[()]
-    if scale is None or np.size(scale) != 1 or np.asarray(scale).dtype.kind not in "fiu" or not 0 < scale < np.inf:
+    if (
+        scale is None
+        or np.size(scale) != 1
+        or np.asarray(scale).dtype.kind not in "fiu"
+        or not 0 < scale < np.inf
+    ):
         raise DataError(
             f"{path}: {data.name[1:]}: is {data.dtype}, so one positive number is expected as its attribute scale or "
             f"as a data set scale, found {short(scale)}"
@@ -260,7 +340,9 @@ def _split(dataset, path):
     """Return the split of each cloud, (N,) of the words train and test and those of a third."""
     meaning = {0: "train", 1: "test", **{word: word for word in (*Splits._fields, *VALIDATION)}}
     if dataset.ndim not in (1, 2) or dataset.size != len(dataset):
-        raise DataError(f"{path}: split: expected (N,) values, train or test, found {dataset.shape}; repair it")
+        raise DataError(
+            f"{path}: split: expected (N,) values, train or test, found {dataset.shape}; repair it"
+        )
     words = []
     for value in _text(dataset) or dataset[()].reshape(-1).tolist():
         if value not in meaning:
@@ -279,7 +361,9 @@ def _class_names(file, name, pairs, labels, path):
         dataset = member(file, name, path)
         texts = _text(dataset) if dataset.ndim < 2 and dataset.size <= CLASSES else None
         if texts is None:
-            raise DataError(f"{path}: {name}: expected text, one name a class, got {dataset.shape} {dataset.dtype}")
+            raise DataError(
+                f"{path}: {name}: expected text, one name a class, got {dataset.shape} {dataset.dtype}"
+            )
         found[name] = tuple(short(text, 1000) for text in texts)  # bombs alone are cut
     datasets = [file[name] for pair in pairs for name in pair]
     for node in (file, *datasets, *(dataset.parent for dataset in datasets)):
@@ -287,22 +371,32 @@ def _class_names(file, name, pairs, labels, path):
             if key.lower() in NAMES:
                 found[f"attribute {key} of {node.name}"] = _attribute(node.attrs, key, path)
     if len(set(found.values())) > 1:
-        raise DataError(f"{path}: class names differ between {short(' and '.join(found), 200)}; remove all but one")
+        raise DataError(
+            f"{path}: class names differ between {short(' and '.join(found), 200)}; remove all but one"
+        )
     if found:
         return next(iter(found.values()))
     classes = int(labels.max(initial=-1)) + 1
     if classes > max(len(labels), 2):
-        raise DataError(f"{path}: has a label {classes - 1}, but {len(labels)} clouds; check it, or add class_names")
+        raise DataError(
+            f"{path}: has a label {classes - 1}, but {len(labels)} clouds; check it, or add class_names"
+        )
     return tuple(map(str, range(classes)))
 
 
 def _attribute(attributes, key, path):
     """Return the text of an attribute, one name a class.  It is read at once, so there are fewer at most."""
     stored = attributes.get_id(key)
-    if h5py.check_string_dtype(stored.dtype) is None or len(stored.shape) != 1 or stored.shape[0] > ATTRIBUTES:
+    if (
+        h5py.check_string_dtype(stored.dtype) is None
+        or len(stored.shape) != 1
+        or stored.shape[0] > ATTRIBUTES
+    ):
         raise DataError(
             f"{path}: attribute {key}: expected text, one name a class, up to {ATTRIBUTES}, got {stored.shape} "
             f"{stored.dtype}; store a list, or a data set {key}"
         )
-    texts = [text.decode() if isinstance(text, bytes) else text for text in attributes[key].tolist()]
+    texts = [
+        text.decode() if isinstance(text, bytes) else text for text in attributes[key].tolist()
+    ]
     return tuple(short(text.strip(), 1000) for text in texts)

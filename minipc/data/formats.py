@@ -23,8 +23,16 @@ LAYOUT = "expected ply_data_{train,test}N.h5, train_files.txt, test_files.txt an
 TREE = "expected class/file, class/train/file and class/test/file, or train/class/file and test/class/file"
 
 
-def read_source(path, num_points, *, up_axis=None, normalisation="unit_sphere", test_fraction=None, val_split=None,
-                progress=lambda *_: None):
+def read_source(
+    path,
+    num_points,
+    *,
+    up_axis=None,
+    normalisation="unit_sphere",
+    test_fraction=None,
+    val_split=None,
+    progress=lambda *_: None,
+):
     """Return the Packed of whatever path is: a ModelNet HDF5 folder, a tree of files, one HDF5 file.
 
     up_axis None: y for ModelNet, else unknown.  val_split as in joins_training.  progress(done,
@@ -38,12 +46,27 @@ def read_source(path, num_points, *, up_axis=None, normalisation="unit_sphere", 
         lists = [f"{split}_files.txt" for split in Splits._fields] + ["shape_names.txt"]
         modelnet = any(os.path.exists(os.path.join(path, name)) for name in lists)
         read, usual = (read_modelnet, "y") if modelnet else (read_tree, "unknown")
-    return read(path, num_points, up_axis=up_axis or usual, normalisation=normalisation, test_fraction=test_fraction,
-                val_split=val_split, progress=progress)
+    return read(
+        path,
+        num_points,
+        up_axis=up_axis or usual,
+        normalisation=normalisation,
+        test_fraction=test_fraction,
+        val_split=val_split,
+        progress=progress,
+    )
 
 
-def read_tree(folder, num_points, *, up_axis="unknown", normalisation="unit_sphere", test_fraction=None,
-              val_split=None, progress=lambda *_: None):
+def read_tree(
+    folder,
+    num_points,
+    *,
+    up_axis="unknown",
+    normalisation="unit_sphere",
+    test_fraction=None,
+    val_split=None,
+    progress=lambda *_: None,
+):
     """Return the Packed of a folder of class folders; class names are folder names, sorted.
 
     Layouts: class/file, of which packed draws the split; class/train/file with class/test/file;
@@ -64,8 +87,18 @@ def read_tree(folder, num_points, *, up_axis="unknown", normalisation="unit_sphe
     labels = np.array([label for _, label, _ in found], np.int64)
     test = None if found[0][2] is None else np.array([split == "test" for _, _, split in found])
     return packed(
-        folder, points, labels, test, counts, moved, test_fraction, told, class_names=names, up_axis=up_axis,
-        normalisation=normalisation, source=made_from(f"folder {os.path.basename(os.path.abspath(folder))}"),
+        folder,
+        points,
+        labels,
+        test,
+        counts,
+        moved,
+        test_fraction,
+        told,
+        class_names=names,
+        up_axis=up_axis,
+        normalisation=normalisation,
+        source=made_from(f"folder {os.path.basename(os.path.abspath(folder))}"),
     )
 
 
@@ -73,33 +106,56 @@ def _tree(folder):
     """Return the class names and (path, label, split) of every file, by class; split None: none."""
     entries, both = _folders(folder), set(Splits._fields)
     splits = [*Splits._fields, *VALIDATION]
-    if set(entries) & both and set(entries) <= set(splits):  # train/class/file; train alone can be a class, of engines
+    if set(entries) & both and set(entries) <= set(
+        splits
+    ):  # train/class/file; train alone can be a class, of engines
         if not both <= set(entries):
-            raise DataError(f"{folder}: holds {', '.join(entries)}, expected train and test; name both so; {TREE}")
-        names = sorted({name for split in entries for name in _folders(os.path.join(folder, split))})
-        groups = [(i, split, os.path.join(folder, split, name)) for i, name in enumerate(names) for split in splits]
+            raise DataError(
+                f"{folder}: holds {', '.join(entries)}, expected train and test; name both so; {TREE}"
+            )
+        names = sorted(
+            {name for split in entries for name in _folders(os.path.join(folder, split))}
+        )
+        groups = [
+            (i, split, os.path.join(folder, split, name))
+            for i, name in enumerate(names)
+            for split in splits
+        ]
     else:
         names, groups = entries, []
         for i, name in enumerate(names):
             inside = _entries(os.path.join(folder, name))
             nested = bool(set(inside) & both)
-            groups += [(i, split, os.path.join(folder, name, split)) for split in splits] if nested else [
-                (i, None, os.path.join(folder, name))]
+            groups += (
+                [(i, split, os.path.join(folder, name, split)) for split in splits]
+                if nested
+                else [(i, None, os.path.join(folder, name))]
+            )
             if nested and not set(inside) <= set(splits):
                 other = next(x for x in inside if x not in splits)
-                raise DataError(f"{folder}: class {name} holds train or test and also {other}; {TREE}")
+                raise DataError(
+                    f"{folder}: class {name} holds train or test and also {other}; {TREE}"
+                )
     kinds = {split is None for _, split, _ in groups}
     if len(kinds) != 1:
-        raise DataError(f"{folder}: {'some classes have train and test folders, some not' if kinds else 'is empty'}; "
-                        f"{TREE}")
-    found = [(os.path.join(place, name), i, split) for i, split, place in groups if os.path.lexists(place)
-             for name in _entries(place)]
+        raise DataError(
+            f"{folder}: {'some classes have train and test folders, some not' if kinds else 'is empty'}; "
+            f"{TREE}"
+        )
+    found = [
+        (os.path.join(place, name), i, split)
+        for i, split, place in groups
+        if os.path.lexists(place)
+        for name in _entries(place)
+    ]
     for path, _, _ in found:
         if os.path.isdir(path):
             raise DataError(f"{path}: is a folder where a cloud is expected; {TREE}")
     for name in names:
         if not name.isprintable():
-            raise DataError(f"{folder}: class folder {name!r}: expected a printable name; rename it")
+            raise DataError(
+                f"{folder}: class folder {name!r}: expected a printable name; rename it"
+            )
     try:
         composed(names)
     except DataError as reason:
@@ -107,7 +163,9 @@ def _tree(folder):
     training = {i for _, i, split in found if split in (None, "train")}
     for i, name in enumerate(names):
         if i not in training:
-            raise DataError(f"{folder}: class {name} has no training cloud; add one or remove the class")
+            raise DataError(
+                f"{folder}: class {name} has no training cloud; add one or remove the class"
+            )
     return tuple(names), found
 
 
@@ -116,7 +174,9 @@ def _entries(folder):
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as reason:
-        raise DataError(f"{folder}: cannot be listed as a folder ({reason.strerror}); {TREE}") from reason
+        raise DataError(
+            f"{folder}: cannot be listed as a folder ({reason.strerror}); {TREE}"
+        ) from reason
 
 
 def _folders(folder):
@@ -133,8 +193,16 @@ def _folders(folder):
     return names
 
 
-def read_modelnet(folder, num_points, *, up_axis="y", normalisation="unit_sphere", test_fraction=None, val_split=None,
-                  progress=lambda *_: None):
+def read_modelnet(
+    folder,
+    num_points,
+    *,
+    up_axis="y",
+    normalisation="unit_sphere",
+    test_fraction=None,
+    val_split=None,
+    progress=lambda *_: None,
+):
     """Return the Packed of ModelNet40 in the HDF5 layout of PointNet: data (N, P, 3) float, label (N, 1) uint8.
 
     Each cloud is brought to the unit sphere as it is stored, then its first num_points points are
@@ -145,11 +213,15 @@ def read_modelnet(folder, num_points, *, up_axis="y", normalisation="unit_sphere
     """
     check_count(num_points)
     if test_fraction is not None:
-        raise UsageError(f"{folder}: has a split of its own, so a test fraction has no use; leave it out")
+        raise UsageError(
+            f"{folder}: has a split of its own, so a test fraction has no use; leave it out"
+        )
     if not os.path.isdir(folder):
         raise DataError(f"{folder}: not a folder; {LAYOUT}")
     names = tuple(_lines(folder, "shape_names.txt"))
-    third = [word for word in VALIDATION if os.path.lexists(os.path.join(folder, f"{word}_files.txt"))]
+    third = [
+        word for word in VALIDATION if os.path.lexists(os.path.join(folder, f"{word}_files.txt"))
+    ]
     joins, told = joins_training(folder, third, val_split)
     training = _listed(folder, ["train", *(third if joins else [])])
     listed, parts = training + _listed(folder, ["test"]), []
@@ -160,8 +232,17 @@ def read_modelnet(folder, num_points, *, up_axis="y", normalisation="unit_sphere
     test = np.arange(len(points)) >= sum(len(labels) for _, labels, _ in parts[: len(training)])
     del parts  # as large as points
     return packed(
-        folder, points, labels, test, np.full(len(points), num_points), moved, None, told,
-        class_names=names, up_axis=up_axis, normalisation=normalisation,
+        folder,
+        points,
+        labels,
+        test,
+        np.full(len(points), num_points),
+        moved,
+        None,
+        told,
+        class_names=names,
+        up_axis=up_axis,
+        normalisation=normalisation,
         source=made_from(f"ModelNet HDF5 folder {os.path.basename(os.path.abspath(folder))}"),
     )
 
@@ -189,7 +270,11 @@ def _lines(folder, name):
     if not os.path.lexists(path):
         raise DataError(f"{path}: missing; {LAYOUT}")
     try:
-        lines = [line.strip() for line in files.read_bytes(path, LIST).decode("utf-8-sig").splitlines() if line.strip()]
+        lines = [
+            line.strip()
+            for line in files.read_bytes(path, LIST).decode("utf-8-sig").splitlines()
+            if line.strip()
+        ]
     except UnicodeDecodeError as reason:
         raise DataError(f"{path}: cannot be read as text: {reason}; save it as UTF-8") from reason
     if not lines:
@@ -200,16 +285,22 @@ def _lines(folder, name):
 def _read_part(path, num_points, normalisation):
     """Return points (N, num_points, 3) float32, labels (N,) int64 and which clouds were normalised."""
     if not os.path.exists(path):
-        raise DataError(f"{path}: missing, though the list file names it; copy it beside the list file")
+        raise DataError(
+            f"{path}: missing, though the list file names it; copy it beside the list file"
+        )
     if not stat.S_ISREG(os.stat(path).st_mode):
         raise DataError(f"{path}: expected a regular HDF5 file")
     with foreign(path) as file:
         data = member(file, "data", path)
         label = member(file, "label", path)
         if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f":
-            raise DataError(f"{path}: data: expected (N, P, 3) float, got {data.shape} {data.dtype}")
+            raise DataError(
+                f"{path}: data: expected (N, P, 3) float, got {data.shape} {data.dtype}"
+            )
         if label.shape not in ((len(data),), (len(data), 1)) or label.dtype.kind not in "iu":
-            raise DataError(f"{path}: label: expected ({len(data)}, 1) integer, got {label.shape} {label.dtype}")
+            raise DataError(
+                f"{path}: label: expected ({len(data)}, 1) integer, got {label.shape} {label.dtype}"
+            )
         if data.shape[1] < num_points:
             raise DataError(
                 f"{path}: holds {data.shape[1]} points a cloud, fewer than the {num_points} asked for; "

@@ -38,7 +38,12 @@ def joins_training(where, found, val_split):
     if not found and val_split is not None:
         raise UsageError(f"{where}: has no third split, so --val-split has no use; leave it out")
     joins = val_split == "train"
-    return joins, f", {short(told)} {'joined to the training clouds' if joins else 'left out'}" if found else ""
+    return (
+        joins,
+        f", {short(told)} {'joined to the training clouds' if joins else 'left out'}"
+        if found
+        else "",
+    )
 
 
 def packed(where, points, labels, test, counts, moved, test_fraction, third="", **described):
@@ -50,7 +55,9 @@ def packed(where, points, labels, test, counts, moved, test_fraction, third="", 
     DataError, UsageError.
     """
     if test is not None and test_fraction is not None:
-        raise UsageError(f"{where}: has a split of its own, so a test fraction has no use; leave it out")
+        raise UsageError(
+            f"{where}: has a split of its own, so a test fraction has no use; leave it out"
+        )
     try:
         described["class_names"] = composed(described["class_names"])
         check_labels(labels, described["class_names"])
@@ -68,7 +75,9 @@ def packed(where, points, labels, test, counts, moved, test_fraction, third="", 
         test = stratified(labels, fraction, 0, "split")
         how = f"{100 * fraction:g} % of each class drawn for the test, by seed 0"
         if not test.any():
-            raise DataError(f"{where}: a test split needs a class of at least 2 clouds; add clouds, or a split")
+            raise DataError(
+                f"{where}: a test split needs a class of at least 2 clouds; add clouds, or a split"
+            )
     for label, name in enumerate(described["class_names"]):
         if not (~test & (labels == label)).any():
             raise DataError(

@@ -37,7 +37,9 @@ def read_points(path):
         raise DataError(f"{path}: {told}; put one cloud into it, or remove the file")
     values = read_text(path) if suffix in TEXT else _array(path, _npz if suffix == ".npz" else _npy)
     if values.ndim != 2 or not 3 <= values.shape[1] <= COLUMNS or values.dtype.kind not in "iuf":
-        raise DataError(f"{path}: {WANTED}, found {values.shape} {short(values.dtype)}; save one cloud a file")
+        raise DataError(
+            f"{path}: {WANTED}, found {values.shape} {short(values.dtype)}; save one cloud a file"
+        )
     if not len(values):
         raise DataError(f"{path}: holds no points; put some into it, or remove the file")
     try:
@@ -64,9 +66,13 @@ def _array(path, read):
         return read(path)
     except DataError:
         raise
-    except Exception as reason:  # an array header is parsed as Python source, which can raise anything
+    except (
+        Exception
+    ) as reason:  # an array header is parsed as Python source, which can raise anything
         told = " ".join(str(reason).split()) or type(reason).__name__
-        raise DataError(f"{path}: is damaged or no plain array ({short(told, 120)}); save it again") from reason
+        raise DataError(
+            f"{path}: is damaged or no plain array ({short(told, 120)}); save it again"
+        ) from reason
 
 
 def _npy(path):
@@ -78,7 +84,9 @@ def _npz(path):
         arrays = {info.filename: info for info in archive.infolist()}
         name = "points.npy" if "points.npy" in arrays else next(iter(arrays), "")
         if not name.endswith(".npy") or len(arrays) > 1 and name != "points.npy":
-            raise DataError(f"{path}: expected an array named points, or one array, found {short(sorted(arrays))}")
+            raise DataError(
+                f"{path}: expected an array named points, or one array, found {short(sorted(arrays))}"
+            )
         if arrays[name].file_size > LARGEST:
             raise DataError(
                 f"{path}: {name} unpacks to {arrays[name].file_size} bytes, expected at most {LARGEST} for one cloud"

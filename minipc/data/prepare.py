@@ -26,14 +26,24 @@ def float_points(values):
     if values.dtype.kind not in "iuf":
         raise DataError(f"expected real numbers, found {values.dtype}")
     small = values.dtype.kind == "f" and values.dtype.itemsize <= 4
-    points = np.array(values, np.float32 if small else np.float64, order="C")  # sums differ with the order
+    points = np.array(
+        values, np.float32 if small else np.float64, order="C"
+    )  # sums differ with the order
     bad = np.argwhere(~representable(points).all(axis=-1))
     if len(bad):
-        at = ", ".join(f"{name} {i}" for name, i in zip(("cloud", "point")[-bad.shape[1]:], bad[0]))
+        at = ", ".join(
+            f"{name} {i}" for name, i in zip(("cloud", "point")[-bad.shape[1] :], bad[0])
+        )
         found = ", ".join(map(str, values[tuple(bad[0])].tolist()))
-        raise DataError(f"{at}: expected finite float32 coordinates, found {found}; remove or repair it")
-    _check_steps(points, values.dtype if small else np.float64, "so its shape was lost where it was saved; subtract "
-                 "an offset before saving, or save more digits")
+        raise DataError(
+            f"{at}: expected finite float32 coordinates, found {found}; remove or repair it"
+        )
+    _check_steps(
+        points,
+        values.dtype if small else np.float64,
+        "so its shape was lost where it was saved; subtract "
+        "an offset before saving, or save more digits",
+    )
     return points
 
 
@@ -83,11 +93,16 @@ def normalised(points, normalisation):
     which has no radius, and where it stays as it is and is too far from the origin for float32.
     """
     if normalisation == "none":
-        _check_steps(points, np.float32, "and clouds are kept in float32; normalise to unit_sphere, or subtract an "
-                     "offset")
+        _check_steps(
+            points,
+            np.float32,
+            "and clouds are kept in float32; normalise to unit_sphere, or subtract an offset",
+        )
         return points.astype(np.float32, copy=False), np.zeros(len(points), bool)
     with np.errstate(over="ignore"):
-        single = ((points - points[:, :1]).astype(np.float32) == 0).all(axis=(1, 2))  # nearer than 1e-45 is one, too
+        single = ((points - points[:, :1]).astype(np.float32) == 0).all(
+            axis=(1, 2)
+        )  # nearer than 1e-45 is one, too
     if single.any():
         where = f"cloud {single.argmax()}: " if len(points) > 1 else ""
         raise DataError(
@@ -120,6 +135,8 @@ def _rows(points, count):
     """Return the indices (count,) that fit_points takes."""
     if count >= len(points):
         return np.arange(count) % len(points)
-    stored = points.astype(np.float32, copy=False)  # a text and an array of the same cloud give the same draw
+    stored = points.astype(
+        np.float32, copy=False
+    )  # a text and an array of the same cloud give the same draw
     words = np.frombuffer(bytes.fromhex(sha256_arrays(stored)), ">u4")
     return np.sort(stream(0, "subset", *words.tolist()).permutation(len(points))[:count])

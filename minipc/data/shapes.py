@@ -213,7 +213,9 @@ def _aeroplane(rng):
     sweep, tail = u(0.0, 0.5), -0.45 * length
     for side in (-1, 1):
         parts.append(_wing((at, 0, u(-0.5, 0.5) * r), chord, sweep, side * np.array([0, span, 0])))
-        parts.append(_wing((tail, 0, 0), 0.6 * chord, 0.5 * sweep, side * np.array([0, 0.4 * span, 0])))
+        parts.append(
+            _wing((tail, 0, 0), 0.6 * chord, 0.5 * sweep, side * np.array([0, 0.4 * span, 0]))
+        )
     return [*parts, _wing((tail, 0, 0), 0.6 * chord, 0.3, np.array([0, 0, u(0.25, 0.5)]))]
 
 
@@ -256,7 +258,15 @@ def _bottle(rng):
     r, height, neck = u(0.18, 0.4), u(0.9, 1.5), u(0.06, 0.14)
     shoulder, low = height * u(0.45, 0.7), height * u(0.72, 0.85)
     base, waist = r * u(0.7, 1.1), r * u(0.8, 1.1)
-    profile = [(0, 0), (base, 0), (waist, shoulder / 2), (r, shoulder), (neck, low), (neck, height), (0, height)]
+    profile = [
+        (0, 0),
+        (base, 0),
+        (waist, shoulder / 2),
+        (r, shoulder),
+        (neck, low),
+        (neck, height),
+        (0, height),
+    ]
     return [_turned(profile)]
 
 
@@ -339,7 +349,11 @@ def _stairs(rng):
         parts.append(_box((i * run, 0, i * rise - thick / 2), (run, width, thick)))
     if not closed:
         parts += [
-            _box((run, side * width / 2, steps * rise / 2), (0.12, 0.04, steps * rise), steps * run - run)
+            _box(
+                (run, side * width / 2, steps * rise / 2),
+                (0.12, 0.04, steps * rise),
+                steps * run - run,
+            )
             for side in (-1, 1)
         ]
     return parts

@@ -16,10 +16,16 @@ from minipc.errors import DataError, short
 PART = 1 << 20  # characters read at a time, and most above the points
 LINE = 1 << 16  # most of a line
 COLUMNS = 16  # most of a point without named columns; (3, P) is a transposed cloud and no cloud of three points
-SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}  # where the first occurs in a line, it separates
+SEPARATORS = {
+    "\t": "tabs",
+    ";": "semicolons",
+    ",": "commas",
+}  # where the first occurs in a line, it separates
 COMMENT = re.compile(r"(?:^|(?<=[\s,;]))#.*")  # not inside a number: -1.#IND
 COUNT = re.compile(r"\d{1,12}")
-NOT_FINITE = re.compile(r"[-+]?(nan.*|inf.*|\d\.#(ind|inf|qnan|snan).*)", re.IGNORECASE)  # 1.#QNAN, -1.#IND00, NaN(ind)
+NOT_FINITE = re.compile(
+    r"[-+]?(nan.*|inf.*|\d\.#(ind|inf|qnan|snan).*)", re.IGNORECASE
+)  # 1.#QNAN, -1.#IND00, NaN(ind)
 DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
 
 
@@ -86,7 +92,9 @@ def _form(path, file):
         if len(line) > LINE:
             raise _long(path, number)
         if above > PART:
-            raise DataError(f"{path}: holds no point in its first {number} lines; remove what is above the points")
+            raise DataError(
+                f"{path}: holds no point in its first {number} lines; remove what is above the points"
+            )
         line = line.rstrip("\n")
         if line.lstrip().startswith(("#", "//")):
             if axes := _axes(line.strip().lstrip("#/").rpartition(":")[2]):
@@ -166,7 +174,9 @@ def _without_comment(line):
 
 
 def _long(path, number):
-    return DataError(f"{path}: line {number}: has more than {LINE} characters; save one point a line")
+    return DataError(
+        f"{path}: line {number}: has more than {LINE} characters; save one point a line"
+    )
 
 
 def _parts(path, file, first, number):
@@ -187,7 +197,9 @@ def _lines(form, part):
     lines = part.split("\n")
     if "#" in part:
         lines = map(_without_comment, lines)
-    blank = None if form.separator is None else " "  # tabs alone are empty fields where tabs separate
+    blank = (
+        None if form.separator is None else " "
+    )  # tabs alone are empty fields where tabs separate
     return [line.strip(blank) for line in lines]
 
 
@@ -205,7 +217,9 @@ def _values(form, part):
     if mixed or sizes != {form.fields}:
         return None
     try:
-        values = np.loadtxt(lines, delimiter=form.separator, comments=None, usecols=form.columns, ndmin=2)
+        values = np.loadtxt(
+            lines, delimiter=form.separator, comments=None, usecols=form.columns, ndmin=2
+        )
     except ValueError:
         return None
     return values if representable(values).all() else None
@@ -221,7 +235,9 @@ def _refusal(path, form, number, part):
     for number, line in enumerate(_lines(form, part), number):
         if line and (fault := _fault(form, line, number == form.line)):
             return DataError(f"{path}: line {number}: {fault}")
-    return DataError(f"{path}: line {number}: expected lines of 3 numbers above it; save the file again")
+    return DataError(
+        f"{path}: line {number}: expected lines of 3 numbers above it; save the file again"
+    )
 
 
 def _fault(form, line, first):

@@ -94,7 +94,9 @@ def enter(points, widths, work):
     """
     clouds, count, channels = points.shape
     rows = channels + 1 + sum(width + 1 for width in widths)
-    tower = work.array(f"tower {widths}", (clouds, rows, count), points.dtype, fill=1)  # the ones stay
+    tower = work.array(
+        f"tower {widths}", (clouds, rows, count), points.dtype, fill=1
+    )  # the ones stay
     z = tower[:, :channels]
     z[...] = points.swapaxes(1, 2)
     shift = z.mean(axis=(0, 2))  # of the copy: the same bits in whatever order points lie in memory
@@ -105,7 +107,9 @@ def enter(points, widths, work):
         z = x.of(clouds)
         z -= shift[:, None]
 
-    return _filled(x, write, "points", exact=True)  # three channels: it costs nothing, and no batch norm tamed them
+    return _filled(
+        x, write, "points", exact=True
+    )  # three channels: it costs nothing, and no batch norm tamed them
 
 
 def _filled(y, write, name, exact=False):
@@ -174,7 +178,9 @@ def _affine(x, W, gamma, beta, eps, name):
     scale = gamma * inv_std
     c = beta - scale * (m @ exact)
     mean = (m + x.shift) @ exact
-    At = xp.multiply(W.T, scale.astype(dtype)[:, None], out=work.array(f"{name} A", W.shape[::-1], dtype))
+    At = xp.multiply(
+        W.T, scale.astype(dtype)[:, None], out=work.array(f"{name} A", W.shape[::-1], dtype)
+    )
     affine = Affine(At, c.astype(dtype), m.astype(dtype), narrow, W, gamma, inv_std.astype(dtype))
     return affine, BatchStats(mean.astype(dtype), var.astype(dtype), x.rows)
 
@@ -293,9 +299,13 @@ def pooled_forward(x, W, gamma, beta, eps, name):
         z = x.of(clouds)
         for some in _slices(width, points, work):
             P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
-            won = product(affine.At[some], z, P, work).argmax(axis=2)  # points are contiguous: as fast as memory
+            won = product(affine.At[some], z, P, work).argmax(
+                axis=2
+            )  # points are contiguous: as fast as memory
             winners[clouds, some] = won
-            largest[clouds, some] = P.reshape(-1)[won.ravel() + points * xp.arange(won.size)].reshape(won.shape)
+            largest[clouds, some] = P.reshape(-1)[
+                won.ravel() + points * xp.arange(won.size)
+            ].reshape(won.shape)
 
     work.map(pool, x.blocks())
     h = largest + affine.c
@@ -316,7 +326,9 @@ def pooled_backward(dh, cache):
     x, affine, winners, positive, name = cache
     work, g = x.work, dh * positive
     if work.turn != x.turn:
-        raise DataError("fast engine: this tape was read already, or a later forward wrote over it; run forward again")
+        raise DataError(
+            "fast engine: this tape was read already, or a later forward wrote over it; run forward again"
+        )
     work.turn += 1
     inputs, width = affine.W.shape
     products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
@@ -329,7 +341,9 @@ def pooled_backward(dh, cache):
 def leave(gradient):
     """Return the gradient (B, N, I) of what enter() took; training never asks for it."""
     x = gradient.x
-    return x.work.xp.concatenate([gradient.of(clouds).swapaxes(1, 2).copy() for clouds in x.blocks()])
+    return x.work.xp.concatenate(
+        [gradient.of(clouds).swapaxes(1, 2).copy() for clouds in x.blocks()]
+    )
 
 
 def eval_maps(layers, eps):

@@ -52,7 +52,11 @@ def check_gradients(f, inputs, grads, rng, step=STEP):
         direction = rng.standard_normal(value.shape)
         direction /= np.linalg.norm(direction)
         analytic = float((grads[name] * direction).sum())
-        reports.append(GradientReport(name, analytic, central_difference(f, inputs, name, direction, step), largest))
+        reports.append(
+            GradientReport(
+                name, analytic, central_difference(f, inputs, name, direction, step), largest
+            )
+        )
     return reports
 
 
@@ -66,7 +70,9 @@ def central_difference(f, inputs, name, direction, step=STEP):
 
 def require(reports, tolerance=1e-6):
     """Raise CheckFailed naming the worst array unless every relative error is below tolerance."""
-    worst = max(reports, key=lambda report: (not report.error <= tolerance, report.error))  # NaN is worst
+    worst = max(
+        reports, key=lambda report: (not report.error <= tolerance, report.error)
+    )  # NaN is worst
     if not worst.error <= tolerance:
         raise CheckFailed(
             f"gradient of {worst.name}: analytic {worst.analytic:.9g}, numeric {worst.numeric:.9g}, "
@@ -88,5 +94,6 @@ def taylor_rates(f, x, grad, direction, steps=4, first=1e-2):
         rests.append(abs(f(x + h * direction) - start - h * slope))
     rounding = ROUNDINGS * np.finfo(np.float64).eps * max(abs(start), 1.0)
     return [
-        float(np.log2(rests[i] / rests[i + 1])) if rests[i + 1] > rounding else float("nan") for i in range(steps)
+        float(np.log2(rests[i] / rests[i + 1])) if rests[i + 1] > rounding else float("nan")
+        for i in range(steps)
     ]

@@ -151,11 +151,15 @@ def loss_forward(z, y, v, u, has_u, config):
     a, T = config.kd_weight, config.temperature
     labels, labels_cache = soft_cross_entropy_forward(z, y)
     if v is None and a != 0:
-        raise UsageError(f"kd weight: a = {a:g} needs teacher logits; without a record use --labels-only")
+        raise UsageError(
+            f"kd weight: a = {a:g} needs teacher logits; without a record use --labels-only"
+        )
     if v is None and u is None:
         zero = xp.zeros((), z.dtype)
         total = labels.mean()
-        return LossTerms(total, total, zero, zero, zero, zero), LossCache(labels_cache, None, config)
+        return LossTerms(total, total, zero, zero, zero, zero), LossCache(
+            labels_cache, None, config
+        )
 
     _, log_s = _log_softmax_at(z, T)
     p, kd = xp.zeros_like(z), xp.zeros_like(labels)

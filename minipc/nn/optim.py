@@ -14,7 +14,9 @@ from minipc.errors import DataError
 def _same_names(params, grads):
     if params.keys() != grads.keys():
         odd = sorted(params.keys() ^ grads.keys())
-        raise DataError(f"optimiser: parameters and gradients must have the same names; only one side has {odd}")
+        raise DataError(
+            f"optimiser: parameters and gradients must have the same names; only one side has {odd}"
+        )
 
 
 def _decay(name, weight_decay):
@@ -65,7 +67,9 @@ def adamw_in_place(params, grads, state, lr, weight_decay, work, beta1=0.9, beta
     xp, step = work.xp, state.step + 1
     scale1, scale2 = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
     slices = [
-        (name, first) for name, value in params.items() for first in range(0, value.size, work.slice)
+        (name, first)
+        for name, value in params.items()
+        for first in range(0, value.size, work.slice)
     ]
 
     def update(item):

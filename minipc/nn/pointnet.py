@@ -43,13 +43,17 @@ class ModelConfig:
     def __post_init__(self):
         widths = (*self.shared, *self.head)
         if not self.shared or any(not isinstance(w, int) or w < 1 for w in widths):
-            raise UsageError(f"model: expected positive widths, at least one shared, got {self.shared}, {self.head}")
+            raise UsageError(
+                f"model: expected positive widths, at least one shared, got {self.shared}, {self.head}"
+            )
         if not isinstance(self.classes, int) or self.classes < 2:
             raise UsageError(f"model: expected at least 2 classes, got {self.classes!r}")
         if not 0 <= self.dropout < 1:
             raise UsageError(f"model: expected 0 <= dropout < 1, got {self.dropout!r}")
         if not (self.eps > 0 and 0 < self.momentum <= 1):
-            raise UsageError(f"model: expected eps > 0 and 0 < momentum <= 1, got {self.eps!r}, {self.momentum!r}")
+            raise UsageError(
+                f"model: expected eps > 0 and 0 < momentum <= 1, got {self.eps!r}, {self.momentum!r}"
+            )
 
 
 def sizes(text, classes):
@@ -169,7 +173,8 @@ def forward_train(params, points, config, mask=None, engine="fused", work=None):
         for name, _, _ in shared:
             last = name == shared[-1].name
             pair = (
-                (fused.pooled_forward, fused.pooled_backward) if last
+                (fused.pooled_forward, fused.pooled_backward)
+                if last
                 else (fused.shared_forward, fused.shared_backward)
             )
             names = [f"{name}.{part}" for part in ("W", "gamma", "beta")]
@@ -180,7 +185,9 @@ def forward_train(params, points, config, mask=None, engine="fused", work=None):
     if mask is not None:
         x = record(ops.dropout_forward(x, mask), ops.dropout_backward)
     x = linear(x, out.name)
-    logits = record(ops.bias_forward(x, params[f"{out.name}.b"]), ops.bias_backward, f"{out.name}.b")
+    logits = record(
+        ops.bias_forward(x, params[f"{out.name}.b"]), ops.bias_backward, f"{out.name}.b"
+    )
     return logits, batch, tape
 
 
@@ -222,7 +229,12 @@ def evaluator(params, stats, config, engine="fused"):
     shared, head, out = _layers(config)
 
     def constants(name):
-        return params[f"{name}.gamma"], params[f"{name}.beta"], stats[f"{name}.mean"], stats[f"{name}.var"]
+        return (
+            params[f"{name}.gamma"],
+            params[f"{name}.beta"],
+            stats[f"{name}.mean"],
+            stats[f"{name}.var"],
+        )
 
     def norm_relu(x, name):
         x, _ = ops.batch_norm_eval_forward(x, *constants(name), config.eps)
@@ -230,7 +242,9 @@ def evaluator(params, stats, config, engine="fused"):
 
     factors = {name: exact.factor(params[f"{name}.W"]) for name, _, _ in (*head, out)}
     if engine == "fused":
-        maps = fused.eval_maps([(params[f"{name}.W"], *constants(name)) for name, _, _ in shared], config.eps)
+        maps = fused.eval_maps(
+            [(params[f"{name}.W"], *constants(name)) for name, _, _ in shared], config.eps
+        )
         work = Workspace(xp)
 
     def logits_of(points):
@@ -239,7 +253,9 @@ def evaluator(params, stats, config, engine="fused"):
         if engine == "fused":
             x = fused.shared_eval(points, maps, work)
         else:
-            x = xp.ascontiguousarray(points)  # a product can round otherwise where memory is walked otherwise
+            x = xp.ascontiguousarray(
+                points
+            )  # a product can round otherwise where memory is walked otherwise
             for name, _, _ in shared:
                 x = norm_relu(ops.linear_forward(x, params[f"{name}.W"])[0], name)
             x = x.max(axis=1)  # (M12) without the search for who won, which only a backward needs

@@ -46,21 +46,31 @@ def add_at_winners(dx, winners, g, At, work):
 
 def _add_sparse(dx, winners, g, At, work):
     """As above: channels sorted by the point they chose, then one row of a sparse product for each such point."""
-    from scipy import sparse  # here: it takes as long to import as all else together, and predicting needs none
+    from scipy import (
+        sparse,
+    )  # here: it takes as long to import as all else together, and predicting needs none
 
     (clouds, inputs, points), channels = dx.shape, len(At)
-    order = winners.astype(np.min_scalar_type(points)).argsort(axis=1, kind="stable")  # of two bytes: radix sort
+    order = winners.astype(np.min_scalar_type(points)).argsort(
+        axis=1, kind="stable"
+    )  # of two bytes: radix sort
     order = (order + channels * np.arange(clouds)[:, None]).ravel()
     at = (winners + points * np.arange(clouds)[:, None]).ravel()[order]
     starts = np.flatnonzero(np.diff(at, prepend=-1))
     S = sparse.csr_array(
-        (g.ravel()[order], order % channels, np.append(starts, len(at))), shape=(len(starts), channels)
+        (g.ravel()[order], order % channels, np.append(starts, len(at))),
+        shape=(len(starts), channels),
     )
     cloud, point = np.divmod(at[starts], points)
-    shape, most = (inputs, len(starts)), inputs * len(at)  # that many winning points today, and at most ever
+    shape, most = (
+        (inputs, len(starts)),
+        inputs * len(at),
+    )  # that many winning points today, and at most ever
     flat = work.scratch("flat", (most,), np.intp)[: prod(shape)].reshape(shape)
     sums = work.scratch("sums", (most,), dx.dtype)[: prod(shape)].reshape(shape)
-    np.add(cloud * inputs * points + point, points * np.arange(inputs)[:, None], out=flat)  # as memory runs
+    np.add(
+        cloud * inputs * points + point, points * np.arange(inputs)[:, None], out=flat
+    )  # as memory runs
     entries = dx.reshape(-1)
     entries.take(flat, out=sums, mode="clip")  # all lie inside; "raise" would copy
     sums += (S @ At).T

@@ -31,7 +31,9 @@ class Workspace:
         # Elements computed together: on the host as few as repay the interpreter, which threads take in turns;
         # a device takes all.
         self.block = 5 * 2**18 if on_host else 2**31
-        self.slice = 2**16 if on_host else 2**22  # elements of one cloud, or of one array, that stay in a cache
+        self.slice = (
+            2**16 if on_host else 2**22
+        )  # elements of one cloud, or of one array, that stay in a cache
         # Rows of a product multiplied at once, None for all (products.py).
         self.group = 4 if on_host and blas_kernel() in SMALL_MATRIX_KERNELS else None
         self.turn = 0  # counts forwards, and backwards that end what a forward wrote
@@ -69,7 +71,10 @@ class Workspace:
                 results[number] = function(items[number])
 
         # With a copy of the context each, in which NumPy keeps what to do about overflow.
-        helpers = [self._pool.submit(copy_context().run, work) for _ in range(min(self.threads, len(items)) - 1)]
+        helpers = [
+            self._pool.submit(copy_context().run, work)
+            for _ in range(min(self.threads, len(items)) - 1)
+        ]
         try:
             work()
         finally:

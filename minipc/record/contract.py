@@ -31,15 +31,31 @@ def answer(returned, shape):
     if returned is None:
         raise DataError(f"teacher: returned None; is a `return` missing? {REMEDY}")
     if isinstance(returned, (tuple, list, dict)):
-        held = f"with {short(', '.join(map(str, returned)))}" if isinstance(returned, dict) else f"of {len(returned)}"
-        raise DataError(f"teacher: returned a {kind} {held}; take the logits out of it and {REMEDY}")
+        held = (
+            f"with {short(', '.join(map(str, returned)))}"
+            if isinstance(returned, dict)
+            else f"of {len(returned)}"
+        )
+        raise DataError(
+            f"teacher: returned a {kind} {held}; take the logits out of it and {REMEDY}"
+        )
     try:
         array = np.asarray(to_host(returned))
-    except (RuntimeError, TypeError, ValueError) as reason:  # PyTorch: gradients, a device, bfloat16
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as reason:  # PyTorch: gradients, a device, bfloat16
         told = " ".join(str(reason).split()).rstrip(".")
-        raise DataError(f"teacher: returned a {kind} that is no array of numbers ({told}); {REMEDY}") from reason
+        raise DataError(
+            f"teacher: returned a {kind} that is no array of numbers ({told}); {REMEDY}"
+        ) from reason
     if array.dtype.kind != "f":
-        what = "classes or votes are no logits" if array.dtype.kind in "biu" else "expected floating point numbers"
+        what = (
+            "classes or votes are no logits"
+            if array.dtype.kind in "biu"
+            else "expected floating point numbers"
+        )
         raise DataError(f"teacher: returned a {kind} of dtype {array.dtype}: {what}; {REMEDY}")
     if array.shape != shape:
         raise DataError(
@@ -47,7 +63,9 @@ def answer(returned, shape):
             f"{array.shape}; {REMEDY}"
         )
     with np.errstate(over="ignore"):  # infinite then, which is refused where it is seen
-        return array.astype(np.float32)  # always a copy: the teacher may write over what it returned
+        return array.astype(
+            np.float32
+        )  # always a copy: the teacher may write over what it returned
 
 
 def check_repeats(logits_of, block, classes, xp, alone=True):
@@ -59,7 +77,9 @@ def check_repeats(logits_of, block, classes, xp, alone=True):
     beside = np.concatenate([block[:half], np.repeat(block[:1], len(block) - half, axis=0)])
 
     def logits(points):
-        return answer(logits_of(xp.array(points)), (len(points), classes))  # a copy: it may write into it
+        return answer(
+            logits_of(xp.array(points)), (len(points), classes)
+        )  # a copy: it may write into it
 
     first = logits(block)
     off = _difference(first, logits(block))
@@ -88,7 +108,9 @@ def check_no_probabilities(logits):
 
     Logarithms of probabilities are logits: their softmax is what they are the logarithms of.
     """
-    if (logits >= 0).all() and (np.abs(logits.sum(axis=1, dtype=np.float64) - 1) < SUMS_TO_ONE).all():
+    if (logits >= 0).all() and (
+        np.abs(logits.sum(axis=1, dtype=np.float64) - 1) < SUMS_TO_ONE
+    ).all():
         raise DataError(
             "teacher: returned probabilities (no number is negative, every row sums to one), and a softmax of them is "
             "nearly flat; return the logits before its softmax, or the logarithms of the probabilities"
@@ -102,14 +124,18 @@ class Trial(NamedTuple):
     clouds: int
     class_accuracy: float  # mean over the classes that occur
     needed: int | None  # right answers that pass the first test; None where not even all of them do
-    class_needed: float | None  # mean class accuracy that passes the second; None where not even 1 does
+    class_needed: (
+        float | None
+    )  # mean class accuracy that passes the second; None where not even 1 does
 
     @property
     def passed(self):
         """Whether it is better than a guess, or there are too few clouds for any teacher to show that."""
         by_count = self.needed is not None and self.correct >= self.needed
-        return self.undecidable or by_count or (
-            self.class_needed is not None and self.class_accuracy >= self.class_needed
+        return (
+            self.undecidable
+            or by_count
+            or (self.class_needed is not None and self.class_accuracy >= self.class_needed)
         )
 
     @property
@@ -128,13 +154,18 @@ def trial(labels, logits, share):
     from scipy.special import bdtrc  # here, for a light start of whatever tries no teacher
 
     right, number = logits.argmax(axis=1) == labels, len(labels)
-    enough = np.flatnonzero(bdtrc(np.arange(number), number, share) <= LEVEL)  # P(more than k right)
+    enough = np.flatnonzero(
+        bdtrc(np.arange(number), number, share) <= LEVEL
+    )  # P(more than k right)
     _, of, per_class = np.unique(labels, return_inverse=True, return_counts=True)
     class_accuracy = (np.bincount(of, right) / per_class).mean()
     least = (1 + np.sqrt(-np.log(LEVEL) / 2 * (1 / per_class).sum())) / len(per_class)
     return Trial(
-        int(right.sum()), number, float(class_accuracy),
-        int(enough[0]) + 1 if len(enough) else None, float(least) if least <= 1 else None,
+        int(right.sum()),
+        number,
+        float(class_accuracy),
+        int(enough[0]) + 1 if len(enough) else None,
+        float(least) if least <= 1 else None,
     )
 
 
@@ -142,7 +173,9 @@ def check_chance(trial, force, say):
     """Raise DataError for a Trial that is not passed, unless force; say where it could not tell."""
     if trial.passed or force:
         if trial.undecidable:
-            say(f"teacher: {trial.correct} of {trial.clouds} training clouds right; so few cannot tell it from a guess")
+            say(
+                f"teacher: {trial.correct} of {trial.clouds} training clouds right; so few cannot tell it from a guess"
+            )
         return
     needed = [f"{trial.needed} right"] * (trial.needed is not None)
     needed += [f"{100 * trial.class_needed:.1f} % by class"] * (trial.class_needed is not None)

@@ -42,7 +42,9 @@ def encode(splits):
     arrays = {}
     for name, clouds, values in zip(Splits._fields, splits, stored):
         arrays[f"clouds/{name}/points"], arrays[f"clouds/{name}/labels"] = values, clouds.labels
-    return Embedded({"dtype": dtype, "exponent": exponent, "source": splits.train.source or None}, arrays)
+    return Embedded(
+        {"dtype": dtype, "exponent": exponent, "source": splits.train.source or None}, arrays
+    )
 
 
 def check_meta(meta, path):
@@ -50,8 +52,11 @@ def check_meta(meta, path):
     files.check_keys(meta, CLOUDS_META, path)
     kind, exponent = meta["dtype"], meta["exponent"]
     if not (
-        kind == "float32" and exponent is None
-        or kind == "int16" and type(exponent) is int and abs(exponent) < 256  # float32 has 2^-149 to 2^127
+        kind == "float32"
+        and exponent is None
+        or kind == "int16"
+        and type(exponent) is int
+        and abs(exponent) < 256  # float32 has 2^-149 to 2^127
     ):
         raise DataError(f"{path}: clouds as {kind!r} * 2^{exponent!r}: make the record again")
 
@@ -67,9 +72,11 @@ def decode(stored, meta, plan, path):
     for name in Splits._fields:
         points, labels = (stored[f"clouds/{name}/{part}"].read() for part in ("points", "labels"))
         points = points if meta["exponent"] is None else _decode(points, meta["exponent"])
-        splits.append(files.from_dict(
-            Clouds, {"points": points, "labels": labels, **described}, f"{path}: clouds/{name}"
-        ))
+        splits.append(
+            files.from_dict(
+                Clouds, {"points": points, "labels": labels, **described}, f"{path}: clouds/{name}"
+            )
+        )
     check_recorded(splits[0], plan, f"{path}: clouds/train")
     return Splits(*splits)
 

@@ -165,7 +165,10 @@ def _reserve(fd, size):
         os.posix_fallocate(fd, 0, size)
     except (AttributeError, OSError) as reason:  # missing in the system or in the file system
         if getattr(reason, "errno", errno.ENOSYS) not in (
-            errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
+            errno.EINVAL,
+            errno.ENOTSUP,
+            errno.EOPNOTSUPP,
+            errno.ENOSYS,
         ):
             raise
         for at in range(0, size, CHUNK):

@@ -72,7 +72,8 @@ class RecordReader:
         found = {"points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash, **described}
         differing = [
             f"{name} is {told(getattr(self.plan, name))} there and {told(value)} here"
-            for name, value in found.items() if getattr(self.plan, name) != value
+            for name, value in found.items()
+            if getattr(self.plan, name) != value
         ]
         if differing:
             raise DataError(
@@ -83,7 +84,9 @@ class RecordReader:
     def check_beside(self, record):
         """Raise DataError unless this record differs from another in its teacher alone."""
         if self.plan.teacher_id == record.plan.teacher_id:
-            raise DataError(f"{self.path}: holds the teacher of {record.path} itself; record an earlier student")
+            raise DataError(
+                f"{self.path}: holds the teacher of {record.path} itself; record an earlier student"
+            )
         same = replace(self.plan, teacher_id=record.plan.teacher_id)
         if not same.same_identity(record.plan):
             raise DataError(

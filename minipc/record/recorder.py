@@ -17,7 +17,13 @@ from minipc.backend import BLOCK, ordered_map, padded_block
 from minipc.errors import CheckFailed, DataError, MinipcError, UsageError
 from minipc.nn.pointnet import evaluator
 from minipc.provenance import provenance
-from minipc.record.contract import answer, check_chance, check_no_probabilities, check_repeats, trial
+from minipc.record.contract import (
+    answer,
+    check_chance,
+    check_no_probabilities,
+    check_repeats,
+    trial,
+)
 from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
@@ -64,7 +70,9 @@ class Forecast(NamedTuple):
     shards: int | None = None  # in all
     shards_there: int | None = None  # that verify, those of a finished record's views too
     rows_left: int | None = None  # to compute
-    bytes_needed: int | None = None  # for what is missing: the finished file is made beside its shards
+    bytes_needed: int | None = (
+        None  # for what is missing: the finished file is made beside its shards
+    )
     bytes_free: int | None = None  # None also where the system does not tell
     damaged: tuple = ()  # a line for each file that would be set aside
 
@@ -99,8 +107,16 @@ def quiet(*anything):
 
 
 def forecast(
-    clouds, teacher_id, out, views, *,
-    seed=0, augment=AugmentConfig(), logits="float16", data_file=None, with_clouds=None,
+    clouds,
+    teacher_id,
+    out,
+    views,
+    *,
+    seed=0,
+    augment=AugmentConfig(),
+    logits="float16",
+    data_file=None,
+    with_clouds=None,
 ):
     """Return the Forecast of record() with these arguments, by looking alone: nothing is changed.
 
@@ -111,36 +127,72 @@ def forecast(
     store.check_space()
     shards, (needed, free) = sum(1 for _ in plan.shards()), store.space()
     return Forecast(
-        out, plan.views, [] if store.complete else [out],
-        run_id=plan.run_id, clouds=plan.clouds, classes=plan.classes,
-        bytes=plan.estimated_bytes + store.clouds_bytes, bytes_per_view=plan.bytes_per_view,
-        clouds_as=store.clouds_meta and store.clouds_meta["dtype"], clouds_bytes=store.clouds_bytes,
-        shards=shards, shards_there=shards - len(missing), rows_left=sum(stop - first for _, first, stop in missing),
-        bytes_needed=needed, bytes_free=free, damaged=tuple(store.damaged),
+        out,
+        plan.views,
+        [] if store.complete else [out],
+        run_id=plan.run_id,
+        clouds=plan.clouds,
+        classes=plan.classes,
+        bytes=plan.estimated_bytes + store.clouds_bytes,
+        bytes_per_view=plan.bytes_per_view,
+        clouds_as=store.clouds_meta and store.clouds_meta["dtype"],
+        clouds_bytes=store.clouds_bytes,
+        shards=shards,
+        shards_there=shards - len(missing),
+        rows_left=sum(stop - first for _, first, stop in missing),
+        bytes_needed=needed,
+        bytes_free=free,
+        damaged=tuple(store.damaged),
     )
 
 
 def _check_share(share):
     if share is not None and not 0 <= share[0] < share[1]:
-        raise UsageError(f"shards: expected i/n with 0 <= i < n, e.g. 0/4, got {share[0]}/{share[1]}")
+        raise UsageError(
+            f"shards: expected i/n with 0 <= i < n, e.g. 0/4, got {share[0]}/{share[1]}"
+        )
 
 
 def _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds):
     """Return the Store of a recording, after every check that needs no teacher."""
     check_request(out, views, seed)
     plan = Plan(
-        clouds=len(clouds), classes=len(clouds.class_names), logits=logits, block=BLOCK,
-        rows_per_shard=MOST_ROWS, augment={**asdict(augment), "order": ORDER}, seed=seed,
-        points_hash=clouds.points_hash, labels_hash=clouds.labels_hash, teacher_id=teacher_id,
-        **clouds.described, views=views,
+        clouds=len(clouds),
+        classes=len(clouds.class_names),
+        logits=logits,
+        block=BLOCK,
+        rows_per_shard=MOST_ROWS,
+        augment={**asdict(augment), "order": ORDER},
+        seed=seed,
+        points_hash=clouds.points_hash,
+        labels_hash=clouds.labels_hash,
+        teacher_id=teacher_id,
+        **clouds.described,
+        views=views,
     )
     return Store(out, plan, data_file, with_clouds)
 
 
 def record(
-    clouds, logits_of, teacher_id, out, views, *,
-    seed=0, augment=AugmentConfig(), logits="float16", xp=np, threads=1,
-    engine=None, data_file=None, with_clouds=None, force=False, share=None, elsewhere=None, say=quiet, progress=quiet,
+    clouds,
+    logits_of,
+    teacher_id,
+    out,
+    views,
+    *,
+    seed=0,
+    augment=AugmentConfig(),
+    logits="float16",
+    xp=np,
+    threads=1,
+    engine=None,
+    data_file=None,
+    with_clouds=None,
+    force=False,
+    share=None,
+    elsewhere=None,
+    say=quiet,
+    progress=quiet,
 ):
     """Record views 0 .. views - 1 of every cloud to the file out and return Recorded.
 
@@ -179,7 +231,9 @@ def record(
     left = sum(stop - first for _, first, stop in missing)
     seconds = 0.0
     if missing:
-        takes = f", about {left / rate:.0f} s" if rate else ""  # none: it went missing in this very moment
+        takes = (
+            f", about {left / rate:.0f} s" if rate else ""
+        )  # none: it went missing in this very moment
         megabytes = (plan.estimated_bytes + store.clouds_bytes) / 1e6
         say(
             f"{out}: {plan.clouds} clouds x {plan.views} views, {plan.bytes_per_view} bytes each, "
@@ -197,32 +251,53 @@ def record(
             if elsewhere is not None:
                 elsewhere(store.parts, plan, augment, missing, block_done)
             else:
-                _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engine, block_done)
+                _compute_here(
+                    store, clouds, logits_of, augment, missing, xp, threads, engine, block_done
+                )
         except BaseException as reason:  # whatever the teacher raises, and Ctrl-C
             store.abandon()
             if not isinstance(reason, MinipcError):
                 raise
             # another recorder may have finished meanwhile, and removed the parts
-            store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
+            store = _place(
+                clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds
+            )
             if store.missing() or isinstance(reason, CheckFailed):
                 raise
         seconds = time.perf_counter() - start
     elif share is None:
-        say(f"{out}: all {plan.views} views are recorded already" + ("" if store.complete else "; writing the file"))
+        say(
+            f"{out}: all {plan.views} views are recorded already"
+            + ("" if store.complete else "; writing the file")
+        )
     if share is not None:  # others may have committed meanwhile, or finished
-        store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
+        store = _place(
+            clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds
+        )
         left = len(store.missing())
         if left:
-            return Share(out, plan.run_id, f"{share[0]}/{share[1]}", len(shards), len(shards) - left)
+            return Share(
+                out, plan.run_id, f"{share[0]}/{share[1]}", len(shards), len(shards) - left
+            )
     # Also where nothing was missing: a kill may have come between the last shard and the merge.
     for name in store.finalise(progress):
         say(f"{store.parts}: {name} is kept; look at it and remove it")
     with RecordReader(out) as reader:
         carried = reader.meta.get("clouds")
         return Recorded(
-            out, plan.run_id, plan.clouds, reader.views, plan.classes, os.path.getsize(out), plan.bytes_per_view,
-            _recorded_accuracy(reader, clouds.labels), round(left / seconds, 1) if seconds else 0.0,
-            present, reader.meta["max_kl_of_rounding"], carried and carried["dtype"], store.clouds_bytes,
+            out,
+            plan.run_id,
+            plan.clouds,
+            reader.views,
+            plan.classes,
+            os.path.getsize(out),
+            plan.bytes_per_view,
+            _recorded_accuracy(reader, clouds.labels),
+            round(left / seconds, 1) if seconds else 0.0,
+            present,
+            reader.meta["max_kl_of_rounding"],
+            carried and carried["dtype"],
+            store.clouds_bytes,
         )
 
 
@@ -237,7 +312,9 @@ def _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engin
             )
             if committing:
                 committing.result()
-            committing = committer.submit(store.commit_shard, view, first, *arrays, {**made_with, "max_kl": kl})
+            committing = committer.submit(
+                store.commit_shard, view, first, *arrays, {**made_with, "max_kl": kl}
+            )
         committing.result()
 
 
@@ -246,20 +323,26 @@ def provenance_of(xp, engine):
     return provenance(xp) | ({"engine": engine} if engine else {})
 
 
-def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet):
+def compute_shard(
+    clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet
+):
     """Return what one shard holds: scale and shift (R, 3) float32, logits (R, K) as stored, and a KL.
 
     Clouds first .. stop - 1 of one view in blocks of plan.block, aligned to the cloud number and
     padded at the end, so that the bytes do not depend on who computes which shard.  The KL is the
     largest KL(softmax(v) || softmax(v as stored)) at T = 1.
     """
-    from scipy.special import log_softmax  # here: slow to import, and training and evaluation read records without
+    from scipy.special import (
+        log_softmax,
+    )  # here: slow to import, and training and evaluation read records without
 
     params = draw(plan.seed, view, first, stop - first, augment)
 
     def block_logits(start):
         points = xp.asarray(padded_block(clouds.points[:stop], start, plan.block))
-        applied = Params(*(xp.asarray(padded_block(value, start - first, plan.block)) for value in params))
+        applied = Params(
+            *(xp.asarray(padded_block(value, start - first, plan.block)) for value in params)
+        )
         return answer(logits_of(apply(points, applied)), (plan.block, plan.classes))[: stop - start]
 
     blocks = []
@@ -268,7 +351,9 @@ def compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threa
         block_done(len(logits))
     exact = np.concatenate(blocks)
     if not np.isfinite(exact).all():
-        raise DataError(f"teacher: logits of view {view} are not finite; check the model and its input")
+        raise DataError(
+            f"teacher: logits of view {view} are not finite; check the model and its input"
+        )
     with np.errstate(over="ignore"):
         stored = exact.astype(plan.logits)
     if not np.isfinite(stored).all():
@@ -286,7 +371,13 @@ def _try_teacher(clouds, logits_of, plan, augment, xp, threads, force, say):
     chosen = np.sort(stream(plan.seed, "trial").permutation(len(clouds))[:TRIAL])
     some = replace(clouds, points=clouds.points[chosen], labels=clouds.labels[chosen])
     few = padded_block(some.points, 0, plan.block)
-    check_repeats(logits_of, apply(few, draw(plan.seed, 0, 0, len(few), augment)), plan.classes, xp, alone=not force)
+    check_repeats(
+        logits_of,
+        apply(few, draw(plan.seed, 0, 0, len(few), augment)),
+        plan.classes,
+        xp,
+        alone=not force,
+    )
     start = time.perf_counter()
     logits = compute_shard(some, logits_of, plan, augment, 0, 0, len(some), xp, threads)[2]
     rate = len(some) / (time.perf_counter() - start)
@@ -298,5 +389,7 @@ def _try_teacher(clouds, logits_of, plan, augment, xp, threads, force, say):
 
 def _recorded_accuracy(reader, labels):
     """Return the share of recorded rows whose largest logit is the label."""
-    right = sum(int((reader.view(view)[2].argmax(axis=1) == labels).sum()) for view in range(reader.views))
+    right = sum(
+        int((reader.view(view)[2].argmax(axis=1) == labels).sum()) for view in range(reader.views)
+    )
     return right / (reader.views * len(labels))

@@ -40,8 +40,19 @@ def on_scheduler(address, read, backend, engine, parts, plan, augment, missing, 
         read = client.submit(_read, read, plan, pure=False, retries=RETRIES)
         tasks = {
             client.submit(
-                _compute, read, backend, engine, parts, plan, augment, view, first, stop,
-                pure=False, retries=RETRIES, priority=-number,  # view by view
+                _compute,
+                read,
+                backend,
+                engine,
+                parts,
+                plan,
+                augment,
+                view,
+                first,
+                stop,
+                pure=False,
+                retries=RETRIES,
+                priority=-number,  # view by view
             ): (view, first, stop)
             for number, (view, first, stop) in enumerate(missing)
         }
@@ -56,7 +67,9 @@ def on_scheduler(address, read, backend, engine, parts, plan, augment, missing, 
                 raise
             except Exception as reason:  # of a worker that died too often, or cannot run this
                 told = f"view {view}, row {first}: {type(reason).__name__}: {' '.join(str(reason).split())}"
-                raise MinipcError(f"{address}: {told}; look at the workers and type the same again") from reason
+                raise MinipcError(
+                    f"{address}: {told}; look at the workers and type the same again"
+                ) from reason
             task.release()
             block_done(stop - first)
 
@@ -97,8 +110,12 @@ def _client(address):
     try:
         from distributed import Client
     except ImportError as reason:
-        raise BackendError(f"scheduler: Dask is not installed ({reason}); pip install minipc[dask]") from reason
-    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)  # what went wrong is told once, in one line
+        raise BackendError(
+            f"scheduler: Dask is not installed ({reason}); pip install minipc[dask]"
+        ) from reason
+    logging.getLogger("distributed.client").setLevel(
+        logging.CRITICAL
+    )  # what went wrong is told once, in one line
     answer = queue.SimpleQueue()
 
     def connect():
@@ -107,19 +124,25 @@ def _client(address):
         except Exception as reason:
             answer.put(reason)
 
-    threading.Thread(target=connect, daemon=True).start()  # who answers in another protocol can hold it for ever
+    threading.Thread(
+        target=connect, daemon=True
+    ).start()  # who answers in another protocol can hold it for ever
     try:
         client = answer.get(timeout=PATIENCE + 5)
     except queue.Empty:
         client = TimeoutError("it speaks, but not as a scheduler does: is this its port?")
     if isinstance(client, Exception):
         told = " ".join(str(client).split())
-        raise BackendError(f"scheduler: {address} does not answer ({told}); start it: dask scheduler") from client
+        raise BackendError(
+            f"scheduler: {address} does not answer ({told}); start it: dask scheduler"
+        ) from client
     with client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError as reason:
-            told = f"scheduler: {address} has no worker; start one: dask worker {address} --nthreads 1"
+            told = (
+                f"scheduler: {address} has no worker; start one: dask worker {address} --nthreads 1"
+            )
             raise BackendError(told) from reason
         yield client
 

@@ -35,7 +35,9 @@ def read_shard(path, plan, view, first, stop):
         return meta, {name: hdf5.read_dataset(dataset, path) for name, dataset in datasets.items()}
 
 
-def commit_shard(parts, plan, view, first, scale, shift, logits, provenance, *, prepare=lambda: None):
+def commit_shard(
+    parts, plan, view, first, scale, shift, logits, provenance, *, prepare=lambda: None
+):
     """Make one shard durable in the folder parts, rows first, first + 1, ... of a view; return its meta.
 
     scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS, device,
@@ -50,8 +52,12 @@ def commit_shard(parts, plan, view, first, scale, shift, logits, provenance, *, 
     stop = min(first + plan.rows_per_shard, plan.clouds)
     made_with = dict(provenance)
     meta = {
-        "run_id": plan.run_id, "view": view, "first": first, "rows": stop - first,
-        "max_kl": check_kl(made_with.pop("max_kl", 0.0), path), "provenance": made_with,
+        "run_id": plan.run_id,
+        "view": view,
+        "first": first,
+        "rows": stop - first,
+        "max_kl": check_kl(made_with.pop("max_kl", 0.0), path),
+        "provenance": made_with,
     }
     arrays = {"augment/scale": scale, "augment/shift": shift, "logits": logits}
     fields = shard_fields(plan.logits)

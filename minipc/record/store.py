@@ -46,8 +46,12 @@ class Store:
         self._embedded = None
         if with_clouds is not None:
             embedded.check_recorded(with_clouds.train, plan, "the training clouds to carry")
-            check_same_kind(with_clouds.test.described, with_clouds.train.described,
-                            "the test split", "the training split")
+            check_same_kind(
+                with_clouds.test.described,
+                with_clouds.train.described,
+                "the test split",
+                "the training split",
+            )
             self._embedded = embedded.encode(with_clouds)
             self.clouds_meta, self.clouds_bytes = self._embedded.meta, self._embedded.bytes
         self.damaged = []  # a line for every bad file met by looking
@@ -60,7 +64,8 @@ class Store:
         if self._present is None:
             self.scan()
         return [
-            shard for shard in self.plan.shards()
+            shard
+            for shard in self.plan.shards()
             if shard[0] >= self._finished and shard[:2] not in self._present
         ]
 
@@ -117,7 +122,9 @@ class Store:
         """
         needed, free = self.space()
         if needed and not os.access(os.path.dirname(os.path.abspath(self.out)), os.W_OK):
-            raise DataError(f"{self.out}: cannot be written; name a file in a folder that you may write to")
+            raise DataError(
+                f"{self.out}: cannot be written; name a file in a folder that you may write to"
+            )
         if free is not None and needed > free:
             raise MinipcError(
                 f"{self.out}: needs {needed / 1e6:.1f} MB more, but its disk has {free / 1e6:.1f} MB free; "
@@ -130,7 +137,14 @@ class Store:
         Arguments and errors as in shard.commit_shard.
         """
         meta = commit_shard(
-            self.parts, self.plan, view, first, scale, shift, logits, provenance,
+            self.parts,
+            self.plan,
+            view,
+            first,
+            scale,
+            shift,
+            logits,
+            provenance,
             prepare=self._commit_plan,  # another recorder may have finished and removed the parts
         )
         if self._present is not None:
@@ -276,6 +290,7 @@ class Store:
 
     def _lock(self, held):
         """Lock the parts until the ExitStack held ends; False where another recorder removed them meanwhile."""
+
         def opened(path, flags):
             fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
             held.callback(os.close, fd)
@@ -309,7 +324,10 @@ class Store:
                 nonlocal done
                 for view, first, stop in plan.shards():
                     if view < self._finished:
-                        arrays = {name: each.row(view).rows(first, stop).read() for name, each in old.rows.items()}
+                        arrays = {
+                            name: each.row(view).rows(first, stop).read()
+                            for name, each in old.rows.items()
+                        }
                     else:
                         arrays = self._read(view, first, stop)[1]
                     yield view, first, arrays
@@ -335,7 +353,9 @@ class Store:
             kl = max(kl, meta["max_kl"])
             rows[files.canonical_json(meta["provenance"])] += meta["rows"]
         return {
-            "plan": self.plan.to_dict(), "run_id": self.plan.run_id, "data_file": self.data_file,
+            "plan": self.plan.to_dict(),
+            "run_id": self.plan.run_id,
+            "data_file": self.data_file,
             "max_kl_of_rounding": kl,
             "provenance": [
                 {"made_with": files.parse_json(text, self.out), "rows": rows[text]}

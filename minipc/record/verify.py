@@ -27,7 +27,9 @@ class Verified(NamedTuple):
     rows: int  # of the record, all of whose parameters were drawn again
     parameters: int  # rows whose stored scale or shift is not what the seed draws
     sampled: int  # rows over which the teacher ran again; 0 without a teacher
-    bitwise: bool | None  # whether equality was asked for: all shards were made by arithmetic that repeats here
+    bitwise: (
+        bool | None
+    )  # whether equality was asked for: all shards were made by arithmetic that repeats here
     why: str  # where it was not, what differs there and here; else empty
     different: int  # sampled rows with a logit beyond what is allowed
     largest_difference: float  # between a stored and a computed logit
@@ -36,7 +38,9 @@ class Verified(NamedTuple):
     failed: str  # what did not hold, in a line; empty where all did
 
 
-def verify(reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, engine=None, progress=quiet):
+def verify(
+    reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, engine=None, progress=quiet
+):
     """Return Verified of an open record made from clouds.
 
     logits_of as in recorder.record, None to leave the teacher out; sample: rows to compute again, drawn
@@ -46,13 +50,19 @@ def verify(reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, eng
     reader.check_belongs(clouds)
     plan = reader.plan
     augment = from_dict(
-        AugmentConfig, {name: value for name, value in plan.augment.items() if name != "order"}, f"{reader.path}: plan"
+        AugmentConfig,
+        {name: value for name, value in plan.augment.items() if name != "order"},
+        f"{reader.path}: plan",
     )
     if plan.augment["order"] != ORDER:
-        raise DataError(f"{reader.path}: recorded with {plan.augment['order']!r}; this minipc draws {ORDER!r}")
+        raise DataError(
+            f"{reader.path}: recorded with {plan.augment['order']!r}; this minipc draws {ORDER!r}"
+        )
     blocks = _sample(plan, reader.views, sample) if logits_of else {}
     here = provenance_of(xp, engine)
-    reasons = [unlike(item["made_with"], here) for item in reader.meta["provenance"]] if logits_of else []
+    reasons = (
+        [unlike(item["made_with"], here) for item in reader.meta["provenance"]] if logits_of else []
+    )
     why = next(filter(None, reasons), "")
     bitwise = not why if logits_of else None
     total, done, wrong, different, same, largest = sum(map(len, blocks.values())), 0, 0, 0, 0, 0.0
@@ -62,7 +72,9 @@ def verify(reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, eng
         wrong += int(((drawn.scale != scale) | (drawn.shift != shift)).any(axis=1).sum())
         for first in blocks.get(view, ()):
             stop = min(first + plan.block, plan.clouds)
-            found = compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads)[2]
+            found = compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads)[
+                2
+            ]
             stored = logits[first:stop]
             difference = np.abs(found.astype(np.float64) - stored)
             allowed = 0.0 if bitwise else _allowed(stored)
@@ -72,15 +84,25 @@ def verify(reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, eng
             done += 1
             progress(done, total, "teacher again")
     rows = reader.views * plan.clouds
-    sampled = sum(min(plan.block, plan.clouds - first) for firsts in blocks.values() for first in firsts)
+    sampled = sum(
+        min(plan.block, plan.clouds - first) for firsts in blocks.values() for first in firsts
+    )
     failed = []
     if wrong:
         failed.append(f"{wrong} of {rows} rows hold other parameters than seed {plan.seed} draws")
     if different:
         failed.append(f"{different} of {sampled} rows hold other logits than the teacher computes")
     return Verified(
-        rows, wrong, sampled, bitwise, why, different, largest, same / sampled if sampled else None,
-        not failed, "; ".join(failed),
+        rows,
+        wrong,
+        sampled,
+        bitwise,
+        why,
+        different,
+        largest,
+        same / sampled if sampled else None,
+        not failed,
+        "; ".join(failed),
     )
 
 
@@ -100,4 +122,8 @@ def _allowed(stored):
     """Return the largest difference that another build may make, (B, K)."""
     exact = np.abs(stored.astype(np.float64))
     bound = ELSEWHERE * exact.max(axis=1, keepdims=True)
-    return bound + NEIGHBOUR * exact if stored.dtype == np.float16 else np.broadcast_to(bound, exact.shape)
+    return (
+        bound + NEIGHBOUR * exact
+        if stored.dtype == np.float16
+        else np.broadcast_to(bound, exact.shape)
+    )

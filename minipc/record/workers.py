@@ -27,7 +27,9 @@ def run_workers(function, count, *, say, progress):
     try:
         for number in range(count):
             receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(target=_worker, args=(function, number, count, sender), daemon=True)
+            process = context.Process(
+                target=_worker, args=(function, number, count, sender), daemon=True
+            )
             process.start()
             sender.close()
             workers.append((number, process, receiver))
@@ -43,8 +45,14 @@ def run_workers(function, count, *, say, progress):
                     say(f"worker {number + 1} of {count}: {told}")
                 said.add(told)
             elif process.exitcode:
-                how = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-                say(f"worker {number + 1} of {count}: ended with {how}; what it left is computed here")
+                how = (
+                    f"signal {-process.exitcode}"
+                    if process.exitcode < 0
+                    else f"exit code {process.exitcode}"
+                )
+                say(
+                    f"worker {number + 1} of {count}: ended with {how}; what it left is computed here"
+                )
     finally:
         for _, process, receiver in workers:
             process.kill()
@@ -70,10 +78,14 @@ def _told(receiver):
 
 def device_of(worker, devices, visible):
     """Return CUDA_VISIBLE_DEVICES for a worker: one device each, in turn; visible: its value here, or None."""
-    names = [name for name in (visible or "").split(",") if name] or [str(number) for number in range(devices)]
+    names = [name for name in (visible or "").split(",") if name] or [
+        str(number) for number in range(devices)
+    ]
     return names[worker % len(names)]
 
 
 def use_device(worker, devices):
     """Leave this process one device alone; to be called before CuPy is loaded."""
-    os.environ["CUDA_VISIBLE_DEVICES"] = device_of(worker, devices, os.environ.get("CUDA_VISIBLE_DEVICES"))
+    os.environ["CUDA_VISIBLE_DEVICES"] = device_of(
+        worker, devices, os.environ.get("CUDA_VISIBLE_DEVICES")
+    )
