@@ -1,4 +1,6 @@
-"""Hold your own loss against the conformance vectors; here one in PyTorch, its gradient by autograd."""
+"""Hold your own loss against the conformance vectors; here one in PyTorch, its gradient by
+autograd.
+"""
 
 import torch
 

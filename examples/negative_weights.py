@@ -1,4 +1,5 @@
-"""A negative weight, bounded and not: one row, its margins, and the walk along which the loss falls.
+"""A negative weight, bounded and not: one row, its margins, and the walk along which the loss
+falls.
 
 Theorem 2.1 of docs/math.md: the raw loss has a lower bound if and only if every margin
 M_i = (1-a) y_i + T (a p_i - b r_i) is at least zero.  Then: the guard.
@@ -33,7 +34,8 @@ def main():
     p, r = softmax(TEACHER / T), softmax(EARLIER / T)
     safe = float(largest_safe_b(LABEL, p, r, LossConfig(A, 0.0, T))[0])
     print(
-        f"teacher p {np.round(p[0], 3)}, earlier self r {np.round(r[0], 3)}: b up to {safe:.3f} is safe here"
+        f"teacher p {np.round(p[0], 3)}, earlier self r {np.round(r[0], 3)}: b up to {safe:.3f} is "
+        "safe here"
     )
     for b in (0.9 * safe, 0.2):
         M = margins(LABEL, p, r, b, LossConfig(A, b, T, 0.0, "none"))[0]
@@ -46,10 +48,12 @@ def main():
     for t in (0.0, 10.0, 100.0, 1000.0, 10000.0):
         z = np.array([[2.0, 1, 0, -t]])
         print(
-            f"{t:8g} {loss(z, 0.9 * safe, 'none'):14.2f} {loss(z, 0.2, 'none'):14.2f} {loss(z, 0.2, 'clip'):17.2f}"
+            f"{t:8g} {loss(z, 0.9 * safe, 'none'):14.2f} {loss(z, 0.2, 'none'):14.2f} "
+            f"{loss(z, 0.2, 'clip'):17.2f}"
         )
     print(
-        "The column b = 0.2, raw falls for ever while nothing is learnt: a falling loss is no evidence."
+        "The column b = 0.2, raw falls for ever while nothing is learnt: a falling loss is no "
+        "evidence."
     )
 
 

@@ -1,7 +1,8 @@
 """One operation by hand: a layer, its backward, and the proof that they belong together.
 
-y = x W, and L = sum of dy * y for a dy of our choice, so that dy is the gradient of L in y.  What the
-backward says of W is held against a difference quotient: the same question, asked without calculus.
+y = x W, and L = sum of dy * y for a dy of our choice, so that dy is the gradient of L in y.  What
+the backward says of W is held against a difference quotient: the same question, asked without
+calculus.
 """
 
 import numpy as np

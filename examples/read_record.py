@@ -23,7 +23,9 @@ def check(path):
 
 
 def read_record(path):
-    """Yield the metadata, the clouds {split: (points, labels)}, then (scale, shift, logits) of each view."""
+    """Yield the metadata, the clouds {split: (points, labels)}, then (scale, shift, logits) of each
+    view.
+    """
     check(path)
     with h5py.File(path, "r") as file:
         yield (meta := json.loads(file["meta"][()].tobytes()))

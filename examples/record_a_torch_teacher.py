@@ -67,7 +67,8 @@ def main(out="torch_teacher.h5", steps=250):
 
     done = record(clouds, logits_of, weights_id(model), out, views=2)
     print(
-        f"{out}: {done.views} views, teacher accuracy {100 * done.teacher_accuracy:.1f} %, {done.bytes} bytes"
+        f"{out}: {done.views} views, teacher accuracy {100 * done.teacher_accuracy:.1f} %, "
+        f"{done.bytes} bytes"
     )
 
 

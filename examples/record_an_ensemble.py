@@ -26,7 +26,8 @@ def main(out="ensemble.h5", epochs=4):
         done = train(splits, sizes(widths, len(splits.train.class_names)), loss, config, views)
         teachers.append(done.model)
         print(
-            f"teacher {widths}, seed {seed}: {100 * done.epochs[-1]['test_accuracy']:.1f} % on the test split"
+            f"teacher {widths}, seed {seed}: {100 * done.epochs[-1]['test_accuracy']:.1f} % on the "
+            "test split"
         )
 
     members = [pointnet_teacher(model) for model in teachers]
@@ -40,7 +41,8 @@ def main(out="ensemble.h5", epochs=4):
     )
     done = record(splits.train, logits_of, both, out, views=2, with_clouds=splits)
     print(
-        f"{out}: {100 * done.teacher_accuracy:.1f} % of {done.views} recorded views, {done.bytes} bytes with clouds"
+        f"{out}: {100 * done.teacher_accuracy:.1f} % of {done.views} recorded views, {done.bytes} "
+        "bytes with clouds"
     )
 
 

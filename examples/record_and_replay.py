@@ -1,7 +1,7 @@
 """Record a teacher, replay it: the student sees the very points that the teacher saw, bit for bit.
 
-The record holds what was applied to each cloud, scale and shift as float32, and not a seed alone: two
-roundings, the same on every machine.  One fused multiply-add instead would already differ.
+The record holds what was applied to each cloud, scale and shift as float32, and not a seed alone:
+two roundings, the same on every machine.  One fused multiply-add instead would already differ.
 """
 
 import numpy as np
@@ -45,7 +45,8 @@ def main(out="replay.h5", clouds=64):
     )
     once = (train.points.astype(np.float64) * scale[:, None] + shift[:, None]).astype(np.float32)
     print(
-        f"rounded once instead of twice: {100 * (once != replayed).mean():.0f} % of the coordinates differ"
+        f"rounded once instead of twice: {100 * (once != replayed).mean():.0f} % of the "
+        "coordinates differ"
     )
     print(
         "teacher right on its recorded logits:", bool((logits.argmax(axis=1) == train.labels).all())

@@ -1,4 +1,6 @@
-"""python -m minipc, and the command minipc: the command line, and an end by Ctrl-C at any moment."""
+"""python -m minipc, and the command minipc: the command line, and an end by Ctrl-C at any
+moment.
+"""
 
 import os
 import signal
@@ -8,7 +10,9 @@ from contextlib import suppress
 
 
 def main():
-    """Run the command line; an interruption while it is being loaded, or at its end, is no traceback either."""
+    """Run the command line; an interruption while it is being loaded, or at its end, is no
+    traceback either.
+    """
     sys.unraisablehook = _interrupt_again
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
@@ -25,7 +29,9 @@ def main():
 
 
 def _interrupt_again(lost):
-    """Repeat an interruption that fell into a finaliser or a weak reference, where Python drops it."""
+    """Repeat an interruption that fell into a finaliser or a weak reference, where Python drops
+    it.
+    """
     if lost.exc_type is KeyboardInterrupt:
         with suppress(RuntimeError):  # too late for a thread: the process ends anyway
             threading.Timer(

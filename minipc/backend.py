@@ -15,9 +15,13 @@ import numpy as np
 
 from minipc.errors import BackendError, UsageError
 
-BLOCK = 32  # clouds computed together by evaluation and recording, whatever the batch size or the threads
+# clouds computed together by evaluation and recording, whatever the batch size or the threads
+BLOCK = 32
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-REMEDY = "install minipc[gpu12] or minipc[gpu13] on a machine with an NVIDIA driver, or use --backend numpy"
+REMEDY = (
+    "install minipc[gpu12] or minipc[gpu13] on a machine with an NVIDIA driver, or use "
+    "--backend numpy"
+)
 
 
 def load(name, say=lambda line: None):
@@ -89,7 +93,8 @@ def ordered_map(function, items, threads):
 
 
 def one_blas_thread():
-    """Return whether BLAS uses one thread: told so before NumPy was loaded, or by threadpoolctl since.
+    """Return whether BLAS uses one thread: told so before NumPy was loaded, or by threadpoolctl
+    since.
 
     Bitwise repetition on one machine is promised only then: the same product differs in the last
     place between one BLAS thread and two.  The command line sets these variables; for a notebook
@@ -122,8 +127,10 @@ def blas_on_one_thread(say=None):
             except ImportError:
                 if say:
                     say(
-                        "BLAS may use several threads: results are not promised to repeat bit for bit, and steps are "
-                        "slower beside other work; pip install minipc[threads], or set OPENBLAS_NUM_THREADS, "
+                        "BLAS may use several threads: results are not promised to repeat bit for "
+                        "bit, and steps are "
+                        "slower beside other work; pip install minipc[threads], or set "
+                        "OPENBLAS_NUM_THREADS, "
                         "MKL_NUM_THREADS and OMP_NUM_THREADS to 1 before NumPy is imported"
                     )
             else:
@@ -133,11 +140,12 @@ def blas_on_one_thread(say=None):
 
 @cache
 def blas_kernel():
-    """Return the name of the kernel that OpenBLAS chose for this processor, "" where BLAS is another one.
+    """Return the name of the kernel that OpenBLAS chose for this processor, "" where BLAS is
+    another one.
 
     One build of OpenBLAS holds kernels for many processors; they round differently and are fast at
-    different shapes.  The question goes to the very library that NumPy loaded: a symbol is looked for
-    in NumPy's extension and then in what that depends on.
+    different shapes.  The question goes to the very library that NumPy loaded: a symbol is looked
+    for in NumPy's extension and then in what that depends on.
     """
     library = ctypes.CDLL(np._core._multiarray_umath.__file__)
     for name in (

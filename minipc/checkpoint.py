@@ -1,4 +1,5 @@
-"""The state of a training run after an epoch, to a file and back: all that the next epoch depends on.
+"""The state of a training run after an epoch, to a file and back: all that the next epoch depends
+on.
 
 Random streams are drawn by name, seed, epoch and step (streams.py), so their position is the
 number of epochs done; the rest is arrays.  Nothing here knows what the arrays mean.
@@ -81,7 +82,8 @@ def read_checkpoint(path):
             for name, (dtype, shape) in layout.items():
                 if dtype not in DTYPES:
                     raise DataError(
-                        f"{path}: {group}/{name}: expected one of {DTYPES}, found {dtype}; train again"
+                        f"{path}: {group}/{name}: expected one of {DTYPES}, found {dtype}; train "
+                        "again"
                     )
                 read[group][name] = hdf5.read_array(
                     file[group], name, np.dtype(dtype), tuple(shape), path

@@ -1,7 +1,7 @@
 """What our files and folders are, as numbers for programs and lines for people.
 
-A file is read by its own reader, all of it, before it is called intact.  Nothing is written, renamed
-or removed, so a recording or a training under way can be looked at.
+A file is read by its own reader, all of it, before it is called intact.  Nothing is written,
+renamed or removed, so a recording or a training under way can be looked at.
 """
 
 import os
@@ -85,10 +85,12 @@ def _model(path):
         values,
         [
             f"PointNet {widths}, {values['parameters']} parameters, {config.classes} classes, "
-            f"up axis {values['up_axis']}, normalisation {values['normalisation']}, identity {values['model_id'][:16]}",
+            f"up axis {values['up_axis']}, normalisation {values['normalisation']}, identity "
+            f"{values['model_id'][:16]}",
             "not trained"
             if not trained
-            else f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs on "
+            else f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs "
+            "on "
             f"{trained.get('data_file')}, training points {str(trained.get('points_hash'))[:16]}",
             f"made with {_made_with(trained.get('made_with'))}",
         ],
@@ -115,7 +117,8 @@ def _record(path):
         values,
         [
             *_lines_of_plan(plan),
-            f"largest KL by rounding logits {meta['max_kl_of_rounding']:.1e}, data file {meta['data_file']}, "
+            f"largest KL by rounding logits {meta['max_kl_of_rounding']:.1e}, data file "
+            f"{meta['data_file']}, "
             f"clouds in it: {carries}",
             *(
                 f"{item['rows']} rows made with {_made_with(item['made_with'])}"
@@ -131,11 +134,13 @@ def _shard(path):
         if shard_name(view, first) == os.path.basename(path):
             meta, _ = read_shard(path, plan, view, first, stop)
             lines = [
-                f"rows {first} to {stop - 1} of view {view}, made with {_made_with(meta['provenance'])}"
+                f"rows {first} to {stop - 1} of view {view}, made with "
+                f"{_made_with(meta['provenance'])}"
             ]
             return Description({**_of_plan(plan), **meta}, lines + _lines_of_plan(plan))
     raise DataError(
-        f"{path}: is no shard of the plan.json beside it; `minipc record` makes what is missing again"
+        f"{path}: is no shard of the plan.json beside it; `minipc record` makes what is missing "
+        "again"
     )
 
 
@@ -161,7 +166,9 @@ OF_KIND = {
 
 
 def _recording(folder):
-    """Return the Description of OUT.parts: the plan, and which of its shards are there and verify."""
+    """Return the Description of OUT.parts: the plan, and which of its shards are there and
+    verify.
+    """
     plan, out = (
         read_plan(os.path.join(folder, "plan.json")),
         folder.rstrip(os.sep).removesuffix(".parts"),
@@ -183,7 +190,8 @@ def _recording(folder):
     others, present = sorted(names - set(wanted)), len(names & set(wanted)) - len(bad)
     if bad:
         raise DataError(
-            f"{bad[0]} ({len(bad)} shards are bad and {present} intact; `minipc record`, run again, sets bad ones "
+            f"{bad[0]} ({len(bad)} shards are bad and {present} intact; `minipc record`, run "
+            "again, sets bad ones "
             "aside and makes them again)"
         ) from bad[0]
     values = {
@@ -224,7 +232,8 @@ def _run(folder):
         isinstance(settings.get(name), dict) for name in ("training", "clouds", "provenance")
     ):
         raise DataError(
-            f"{path}: is not of a run of ours: it misses clouds, provenance or training; check the name"
+            f"{path}: is not of a run of ours: it misses clouds, provenance or training; check the "
+            "name"
         )
     places = {name: os.path.join(folder, name) for name in IN_A_RUN}
     inside = {name: describe(place) for name, place in places.items() if os.path.lexists(place)}
@@ -232,7 +241,8 @@ def _run(folder):
         settings
     ):
         raise DataError(
-            f"{folder}: checkpoint.h5 belongs to another run than run.json beside it; restore either"
+            f"{folder}: checkpoint.h5 belongs to another run than run.json beside it; restore "
+            "either"
         )
     done = (
         inside["checkpoint.h5"].values if "checkpoint.h5" in inside else {"epochs": 0, "last": None}
@@ -263,7 +273,8 @@ def _run(folder):
         )
     if done["epochs"] and "model.h5" not in inside:
         lines.append(
-            f"{places['model.h5']}: is missing; minipc train --resume --out {folder} writes it again"
+            f"{places['model.h5']}: is missing; minipc train --resume --out {folder} writes it "
+            "again"
         )
     return Description(values, lines + [described.lines[0] for described in inside.values()])
 
@@ -278,7 +289,8 @@ def _lines_of_plan(plan):
     return [
         f"{plan.clouds} clouds x {plan.views} views, {plan.classes} classes, logits {plan.logits}, "
         f"{plan.bytes_per_view} bytes a view of a cloud, seed {plan.seed}, run {plan.run_id[:16]}",
-        f"teacher {plan.teacher_id[:16]}, up axis {plan.up_axis}, normalisation {plan.normalisation}, "
+        f"teacher {plan.teacher_id[:16]}, up axis {plan.up_axis}, normalisation "
+        f"{plan.normalisation}, "
         f"training points {plan.points_hash[:16]}",
     ]
 
@@ -314,9 +326,11 @@ def describe_splits(path, splits):
     }
     width = max(len(name) for name in train.class_names)
     lines = [
-        f"{path}: {len(train)} training and {len(test)} test clouds of {values['points']} points, {classes} classes",
+        f"{path}: {len(train)} training and {len(test)} test clouds of {values['points']} points, "
+        f"{classes} classes",
         f"made from {train.source or 'an unknown source'}",
-        f"up axis {train.up_axis}, normalisation {train.normalisation}, training points {train.points_hash[:16]}",
+        f"up axis {train.up_axis}, normalisation {train.normalisation}, training points "
+        f"{train.points_hash[:16]}",
         *(
             f"  {name:{width}}  {counts['train'][i]:5d} train  {counts['test'][i]:5d} test"
             for i, name in enumerate(train.class_names)

@@ -24,7 +24,9 @@ class Environment(NamedTuple):
 
 
 def versions():
-    """Return one line naming minipc, Python, what minipc stands on, and CuPy, as installed: nothing is imported."""
+    """Return one line naming minipc, Python, what minipc stands on, and CuPy, as installed: nothing
+    is imported.
+    """
     found = {name: version_of(name) or "none" for name in STANDS_ON}
     found["CuPy"] = " and ".join(cupy_distributions().values()) or "none"
     told = ", ".join(f"{name} {number}" for name, number in found.items())
@@ -32,7 +34,9 @@ def versions():
 
 
 def examine():
-    """Return the Environment of this process and of the current folder; a temporary file comes and goes."""
+    """Return the Environment of this process and of the current folder; a temporary file comes and
+    goes.
+    """
     import h5py  # here and in _devices, so that --version does not wait for any of these
     import numpy as np
     import scipy
@@ -100,7 +104,9 @@ def _lines(values):
 
 
 def _devices():
-    """Return the devices that CuPy computes on, with their memory, or the reason why there is none."""
+    """Return the devices that CuPy computes on, with their memory, or the reason why there is
+    none.
+    """
     from minipc.backend import load
 
     try:
@@ -115,7 +121,9 @@ def _devices():
 
 
 def _folder():
-    """Return whether the file system of the current folder keeps locks and reserves space: "yes" or why not."""
+    """Return whether the file system of the current folder keeps locks and reserves space: "yes" or
+    why not.
+    """
     try:
         with tempfile.NamedTemporaryFile(dir=".", prefix=".minipc-doctor-") as file:
             return {

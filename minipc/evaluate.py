@@ -17,10 +17,10 @@ VOTE_SEED = 0  # of the views that vote: the same for every model, so that votin
 def predict(model, points, xp, threads, engine="fused"):
     """Return the logits (N, K) float32, on the host, of points (N, P, 3) on the host.
 
-    model's arrays belong to xp.  Predictions do not depend on how many clouds are asked for, on their
-    places, nor on threads (pointnet.evaluator; on a device, whose library may choose by the number of
-    clouds, also because blocks of 32 are padded).  Raises MinipcError for logits that are not finite:
-    nothing below could tell them from numbers.
+    model's arrays belong to xp.  Predictions do not depend on how many clouds are asked for, on
+    their places, nor on threads (pointnet.evaluator; on a device, whose library may choose by the
+    number of clouds, also because blocks of 32 are padded).  Raises MinipcError for logits that are
+    not finite: nothing below could tell them from numbers.
     """
     compute = evaluator(model.params, model.stats, model.config, engine)
 
@@ -32,7 +32,8 @@ def predict(model, points, xp, threads, engine="fused"):
     logits = np.concatenate(list(ordered_map(logits_of, range(0, len(points), BLOCK), threads)))
     if not np.isfinite(logits).all():
         raise MinipcError(
-            "model: its logits are no longer finite; it has diverged (start a new run with a lower --lr), or these "
+            "model: its logits are no longer finite; it has diverged (start a new run with a lower "
+            "--lr), or these "
             "clouds are far larger than those it was trained on"
         )
     return logits

@@ -237,7 +237,9 @@ def digest_of(path):
 
 
 def digest_in(file):
-    """Return the digest in the header of a file object that guarded yields: the one that held.  Raises DataError."""
+    """Return the digest in the header of a file object that guarded yields: the one that held.
+    Raises DataError.
+    """
     with _reading(file.path):
         head = os.pread(file.fileno(), _HEADER.size, 0)
     if len(head) < _HEADER.size:
@@ -264,7 +266,9 @@ def read_bytes(path, most):
 
 @contextmanager
 def _reading(path):
-    """Turn an OSError of reading into MinipcError: a disk that fails is no evidence that the file is bad."""
+    """Turn an OSError of reading into MinipcError: a disk that fails is no evidence that the file
+    is bad.
+    """
     try:
         yield
     except OSError as reason:
@@ -276,8 +280,8 @@ def _reading(path):
 class _Exact(io.RawIOBase):
     """A regular file whose reads are whole or raise: libhdf5 takes a short one for zeros.
 
-    The position is that of this object alone.  The kernel's belongs to the open file, which a forked process
-    shares: with that, each would read where another has just been.
+    The position is that of this object alone.  The kernel's belongs to the open file, which a
+    forked process shares: with that, each would read where another has just been.
     """
 
     def __init__(self, path):
@@ -317,7 +321,8 @@ class _Exact(io.RawIOBase):
             self._fd = None
 
     def read_at(self, at, buffer):
-        """Fill a writable bytes-like from byte at on; any threads and forked processes may do so at once.
+        """Fill a writable bytes-like from byte at on; any threads and forked processes may do so at
+        once.
 
         Raises DataError where the file ends earlier, MinipcError where it cannot be read.
         """
@@ -327,7 +332,8 @@ class _Exact(io.RawIOBase):
                 piece = os.pread(self.fileno(), min(len(view), CHUNK), at)
             if not piece:
                 raise DataError(
-                    f"{self.path}: became shorter while it was read: another program writes into it, or its disk "
+                    f"{self.path}: became shorter while it was read: another program writes into "
+                    "it, or its disk "
                     "fails; look with minipc info, and restore a copy if it is damaged"
                 )
             view[: len(piece)] = piece

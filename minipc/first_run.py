@@ -47,7 +47,8 @@ def record_shapes(*, xp, engine, threads, say, progress, **settings):
         splits = built_in_shapes(0)
         write_clouds(DATA, splits)
         say(
-            f"{DATA}: made {len(splits.train)} training and {len(splits.test)} test clouds of built-in shapes"
+            f"{DATA}: made {len(splits.train)} training and {len(splits.test)} test clouds of "
+            "built-in shapes"
         )
     running = dict(xp=xp, threads=threads, say=say, progress=progress)
     if _unfinished(TEACHER):
@@ -107,14 +108,16 @@ def _unfinished(folder):
 
 
 def train_both(model, loss, config, *, out, self_config, dry_run, running):
-    """Train model from record.h5 and, as its baseline, on labels alone: the two Runs, baseline first.
+    """Train model from record.h5 and, as its baseline, on labels alone: the two Runs, baseline
+    first.
 
     out is the folder of the first, or None; the baseline goes into out-labels.  Interrupted at any
     moment, resume_both() goes on with both.  With dry_run: [].
     """
     if not os.path.exists(RECORD):
         raise DataError(
-            f"{RECORD}: not here; make it with: minipc record, or train on data: minipc train DATA --labels-only"
+            f"{RECORD}: not here; make it with: minipc record, or train on data: minipc train DATA "
+            "--labels-only"
         )
     out = out or free_name("run", BASELINE)
     for name in (out, out + BASELINE):

@@ -28,7 +28,8 @@ from minipc.run_folder import model_path
 
 
 def find_file(given, hint, near, what):
-    """Return the path given, or where the file named hint lies: beside near, one folder up, or here.
+    """Return the path given, or where the file named hint lies: beside near, one folder up, or
+    here.
 
     (A model lies in a run folder.)  what names the option to pass.  Raises DataError.
     """
@@ -41,7 +42,8 @@ def find_file(given, hint, near, what):
     found = next((os.path.normpath(place) for place in places if os.path.exists(place)), None)
     if found is None:
         raise DataError(
-            f"{near}: its file {hint or '(not named in it)'} is not beside it and not here; pass {what}"
+            f"{near}: its file {hint or '(not named in it)'} is not beside it and not here; pass "
+            f"{what}"
         )
     return found
 
@@ -60,7 +62,8 @@ def find_data(data, hint, near, points_hash=None):
 
 
 def clouds_of(data, reader, hint, near):
-    """Return the path and Splits of data, or of what an open record holds, or of the file named hint.
+    """Return the path and Splits of data, or of what an open record holds, or of the file named
+    hint.
 
     reader: a RecordReader or None; hint and near as in find_file.  Raises DataError.
     """
@@ -69,7 +72,9 @@ def clouds_of(data, reader, hint, near):
 
 
 def read_data(path):
-    """Return the Splits of a clouds file, or of a record that carries its clouds.  Raises DataError."""
+    """Return the Splits of a clouds file, or of a record that carries its clouds.  Raises
+    DataError.
+    """
     if os.path.isdir(path):
         is_run = os.path.exists(os.path.join(path, "run.json"))
         raise DataError(
@@ -108,11 +113,12 @@ def record_files(
     say=quiet,
     progress=quiet,
 ):
-    """Record the model in file or run folder teacher on the training clouds of file data: Recorded, or Share.
+    """Record the model in file or run folder teacher on the training clouds of file data: Recorded,
+    or Share.
 
-    share as in recorder.record.  workers: processes that compute shares before this one does what they
-    left and finishes; each with its part of the threads, or with one device.  scheduler: address of a Dask
-    scheduler whose workers compute the shards.
+    share as in recorder.record.  workers: processes that compute shares before this one does what
+    they left and finishes; each with its part of the threads, or with one device.  scheduler:
+    address of a Dask scheduler whose workers compute the shards.
     """
     splits, model = _matching(data, teacher)
     if workers > 1:
@@ -171,13 +177,16 @@ def record_files(
     if trained.get("views_seed") == seed and trained.get("points_hash") == splits.train.points_hash:
         seen = min(views, trained.get("epochs", 0))
         say(
-            f"{teacher}: learnt from {seen} of these views, so its accuracy on them flatters; --seed draws others"
+            f"{teacher}: learnt from {seen} of these views, so its accuracy on them flatters; "
+            "--seed draws others"
         )
     return done
 
 
 def _record_share(data, teacher, out, devices, arguments, number, count):
-    """Compute one share of a recording, in a process of its own; devices: CUDA devices to choose from, or 0."""
+    """Compute one share of a recording, in a process of its own; devices: CUDA devices to choose
+    from, or 0.
+    """
     if devices:
         use_device(number, devices)
     record_files(
@@ -219,7 +228,9 @@ def forecast_files(data, teacher, out, *, views, seed=0, logits="float16", with_
 
 
 def _matching(data, teacher):
-    """Return the Splits in data and the Model in teacher.  Raises DataError unless they are of one kind."""
+    """Return the Splits in data and the Model in teacher.  Raises DataError unless they are of one
+    kind.
+    """
     splits, path = read_data(data), model_path(teacher)
     model = read_model(path)
     check_same_kind(splits.train.described, model.described, data, path)
@@ -283,10 +294,11 @@ def verify_files(
     say=quiet,
     progress=quiet,
 ):
-    """Return the record.verify.Verified of a record, its data (as in find_data) and a teacher, or None for none.
+    """Return the record.verify.Verified of a record, its data (as in find_data) and a teacher, or
+    None for none.
 
-    sample: rows over which the teacher runs again, None for all.  Raises DataError where record, data
-    and teacher do not belong together.
+    sample: rows over which the teacher runs again, None for all.  Raises DataError where record,
+    data and teacher do not belong together.
     """
     with RecordReader(record_path) as reader, blas_on_one_thread(say):
         clouds = clouds_of(data, reader, reader.meta["data_file"], record_path)[1].train
@@ -295,7 +307,8 @@ def verify_files(
             model = read_model(model_path(teacher))
             if model_id(model) != reader.plan.teacher_id:
                 raise DataError(
-                    f"{teacher}: is not the teacher of {record_path}, which is {reader.plan.teacher_id[:16]}, "
+                    f"{teacher}: is not the teacher of {record_path}, which is "
+                    f"{reader.plan.teacher_id[:16]}, "
                     f"found {model_id(model)[:16]}; pass the model that was recorded"
                 )
             logits_of = pointnet_teacher(on_module(model, xp), engine)
@@ -312,7 +325,9 @@ def verify_files(
 
 
 def audit_record(record_path, data, config, self_record=None):
-    """Return the audit.teacher.TeacherAudit of a record under a LossConfig; data as in find_data.  Raises DataError."""
+    """Return the audit.teacher.TeacherAudit of a record under a LossConfig; data as in find_data.
+    Raises DataError.
+    """
     from minipc.audit.teacher import (
         audit_teacher,
     )  # here and below: with scipy.special, which no other verb needs
@@ -322,7 +337,9 @@ def audit_record(record_path, data, config, self_record=None):
 
 
 def recorded_rows(record_path, data, self_record=None):
-    """Return the audit.bound.Rows of the first view of a record; data as in find_data.  Raises DataError."""
+    """Return the audit.bound.Rows of the first view of a record; data as in find_data.  Raises
+    DataError.
+    """
     from minipc.audit.bound import Rows
     from minipc.audit.teacher import earlier_self, named_self
 
@@ -330,9 +347,13 @@ def recorded_rows(record_path, data, self_record=None):
         u = earlier_self(reader, earlier, 0)
         if u is None:
             raise DataError(
-                f"{record_path}: one view, so nothing to take for an earlier self; pass --self-record"
+                f"{record_path}: one view, so nothing to take for an earlier self; pass "
+                "--self-record"
             )
-        what = f"{record_path}, view 0, {len(labels)} rows; earlier self: {named_self(reader, earlier)}"
+        what = (
+            f"{record_path}, view 0, {len(labels)} rows; earlier self: "
+            f"{named_self(reader, earlier)}"
+        )
         return Rows(labels, reader.view(0)[2].astype(np.float64), u, what)
 
 

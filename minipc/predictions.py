@@ -1,7 +1,7 @@
 """Single clouds in files: read, prepared as for training, classified.
 
-What `minipc predict` does.  Apart from jobs.py because what a recording needs takes longer to import
-than one cloud to classify.
+What `minipc predict` does.  Apart from jobs.py because what a recording needs takes longer to
+import than one cloud to classify.
 """
 
 import numpy as np
@@ -30,7 +30,8 @@ def predict_files(
     threads=None,
     say=lambda line: None,
 ):
-    """Predict the class of the cloud in each file with the model in a file or run folder: values for JSON.
+    """Predict the class of the cloud in each file with the model in a file or run folder: values
+    for JSON.
 
     Clouds are prepared as `data pack` does; num_points None: as many points as in training.  All
     files are read before anything is computed.  Raises DataError for one that is no cloud, and
@@ -41,7 +42,8 @@ def predict_files(
     described, names = read.described, read.described["class_names"]
     if up_axis not in (None, described["up_axis"]):
         raise DataError(
-            f"{path}: was trained with up axis {described['up_axis']}, but the files have {up_axis}; turn the clouds, "
+            f"{path}: was trained with up axis {described['up_axis']}, but the files have "
+            f"{up_axis}; turn the clouds, "
             "or use another model"
         )
     count = check_count(

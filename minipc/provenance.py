@@ -38,7 +38,9 @@ def provenance(xp):
 
 
 def _device_provenance(xp):
-    """Return the same of a device: its libraries, each of which may round otherwise in another version."""
+    """Return the same of a device: its libraries, each of which may round otherwise in another
+    version.
+    """
     cuda = xp.cuda
     return {
         "device": cuda.runtime.getDeviceProperties(cuda.runtime.getDevice())["name"].decode(),
@@ -58,12 +60,15 @@ def _device_provenance(xp):
 
 
 def unlike(there, here):
-    """Return why the same arithmetic may round differently under two provenances, "" where its bits repeat.
+    """Return why the same arithmetic may round differently under two provenances, "" where its bits
+    repeat.
 
-    An entry that one of them lacks (files of earlier versions say less) is unknown, and so not the same.
+    An entry that one of them lacks (files of earlier versions say less) is unknown, and so not the
+    same.
     """
     other = [
-        f"{name.replace('_', ' ')} {there.get(name, 'not said')} there, {here.get(name, 'not said')} here"
+        f"{name.replace('_', ' ')} {there.get(name, 'not said')} there, "
+        f"{here.get(name, 'not said')} here"
         for name in sorted(there.keys() | here.keys())
         if (there.get(name), name in there) != (here.get(name), name in here)
     ]

@@ -18,7 +18,6 @@ from minipc.checkpoint import read_checkpoint, write_checkpoint
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.model_file import write_model
 
-
 MOST_TEXT = 1 << 24  # bytes of run.json
 
 
@@ -73,7 +72,8 @@ class RunFolder:
     """The files of one training run, locked while it is open."""
 
     def __init__(self, path, described=None):
-        """Make the folder and commit run.json (described: JSON), or without it open an existing run.
+        """Make the folder and commit run.json (described: JSON), or without it open an existing
+        run.
 
         Raises UsageError where path exists (or is at work in another process), DataError where it
         cannot be made or is no run.
@@ -90,7 +90,8 @@ class RunFolder:
                 pass
             except OSError as reason:
                 raise DataError(
-                    f"{path}: the run folder cannot be made: {reason.strerror}; choose another --out"
+                    f"{path}: the run folder cannot be made: {reason.strerror}; choose another "
+                    "--out"
                 ) from reason
         elif not os.path.isdir(path):
             read_run(path)  # says what is there instead
@@ -112,7 +113,9 @@ class RunFolder:
         self.run_id = run_id_of(self.described)
 
     def _take(self):
-        """Return a descriptor of the folder that holds its only lock.  Raises UsageError, DataError."""
+        """Return a descriptor of the folder that holds its only lock.  Raises UsageError,
+        DataError.
+        """
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as reason:
@@ -157,7 +160,8 @@ class RunFolder:
         found = read_checkpoint(path)
         if found.run_id != self.run_id:
             raise DataError(
-                f"{path}: belongs to another run than run.json beside it; restore either, or train again"
+                f"{path}: belongs to another run than run.json beside it; restore either, or train "
+                "again"
             )
         return found
 
@@ -169,12 +173,16 @@ class RunFolder:
                 os.rmdir(self.path)
 
     def epoch_ended(self, checkpoint, model, best):
-        """Commit one epoch's Checkpoint and what follows from it; best: it is the best one so far."""
+        """Commit one epoch's Checkpoint and what follows from it; best: it is the best one so
+        far.
+        """
         write_checkpoint(self.file("checkpoint.h5"), checkpoint)
         self.follow(checkpoint.rows, model, best)
 
     def follow(self, rows, model, best):
-        """Commit metrics, the last model and, if best, the best one: rows {name: number} of all epochs."""
+        """Commit metrics, the last model and, if best, the best one: rows {name: number} of all
+        epochs.
+        """
         files.commit(
             self.file("metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode()
         )

@@ -77,11 +77,14 @@ class RunConfig:
         for name, kind in kinds.items():
             if not isinstance(getattr(self, name), kind):
                 raise DataError(
-                    f"{name}: expected {getattr(kind, '__name__', kind)}, found {getattr(self, name)!r}"
+                    f"{name}: expected {getattr(kind, '__name__', kind)}, found "
+                    f"{getattr(self, name)!r}"
                 )
 
     def on_labels_alone(self):
-        """Return the RunConfig of the same model on the same views, without the teacher's logits."""
+        """Return the RunConfig of the same model on the same views, without the teacher's
+        logits.
+        """
         loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)
         return replace(
             self, loss=loss, labels_only=True, self_target=None, self_record=None, baseline=None
@@ -151,7 +154,8 @@ def train_files(
         raise UsageError("views: chosen views are those of a record; add --record FILE")
     if (self_record is not None) != (loss.self_weight > 0 and self_config.kind == "record"):
         raise UsageError(
-            "self record: --self-record FILE and --self-target record with --self-weight go together"
+            "self record: --self-record FILE and --self-target record with --self-weight go "
+            "together"
         )
     config.last_epoch(running.get("stop_after"))
     out = out or free_name("run")
@@ -209,7 +213,8 @@ def resume_files(out, *, data=None, record_path=None, self_record=None, wanted=N
             if begun_with is None:
                 if given is not None:
                     raise UsageError(
-                        f"{out}: this run has no use for {option}; leave it out, or start another run"
+                        f"{out}: this run has no use for {option}; leave it out, or start another "
+                        "run"
                     )
                 return None
             path = find_file(given, begun_with.file, place, f"{option} FILE")
@@ -234,9 +239,11 @@ def resume_files(out, *, data=None, record_path=None, self_record=None, wanted=N
 
 
 def resume_both(out, *, wanted, **files_and_running):
-    """Go on with the run in folder out and with its baseline, which is begun if it is not there: two Runs.
+    """Go on with the run in folder out and with its baseline, which is begun if it is not there:
+    two Runs.
 
-    The baseline comes first.  Arguments as of resume_files; what the baseline has no use for is not asked of it.
+    The baseline comes first.  Arguments as of resume_files; what the baseline has no use for is not
+    asked of it.
     """
     config = read_config(out)
     baseline = os.path.join(os.path.dirname(out), config.baseline)
@@ -278,7 +285,8 @@ class _Work:
         if self.earlier:
             if self.reader is None:
                 raise UsageError(
-                    "self record: it goes with the record that it was made beside; add --record FILE"
+                    "self record: it goes with the record that it was made beside; add --record "
+                    "FILE"
                 )
             self.earlier.check_beside(self.reader)
         return splits, config.model, config.loss, config.training, views
@@ -311,8 +319,10 @@ class _Work:
         learnt, held = config.training.split(clouds.labels)
         epochs = config.training.epochs
         say(
-            f"{self.out}: {config.name}, {size.parameters} parameters, {size.macs / 1e6:.2f} M multiply-adds a cloud, "
-            f"{epochs} epoch{'s' * (epochs > 1)} of {len(learnt)} clouds{f', {len(held)} held out' * bool(len(held))}, "
+            f"{self.out}: {config.name}, {size.parameters} parameters, {size.macs / 1e6:.2f} M "
+            "multiply-adds a cloud, "
+            f"{epochs} epoch{'s' * (epochs > 1)} of {len(learnt)} "
+            f"clouds{f', {len(held)} held out' * bool(len(held))}, "
             f"backend {xp.__name__}"
         )
         say(formula(config.loss))
@@ -331,7 +341,9 @@ class _Work:
         detail=None,
         stop_after=None,
     ):
-        """Train to the end, or to the epoch stop_after, from where the folder's checkpoint is: Run."""
+        """Train to the end, or to the epoch stop_after, from where the folder's checkpoint is:
+        Run.
+        """
         self.announce(xp, say)
         config, threads = self.config, threads or default_threads(xp)
         work = Workspace(xp, threads)
@@ -353,7 +365,8 @@ class _Work:
             why = unlike(config.provenance, now)
             if why and len(resume.rows) < config.training.last_epoch(stop_after):
                 say(
-                    f"{self.out}: bits may differ from here on from those of an uninterrupted run: {why}"
+                    f"{self.out}: bits may differ from here on from those of an uninterrupted run: "
+                    f"{why}"
                 )
                 about["continued_with"] = now
         trained = train(
@@ -422,6 +435,7 @@ def _insist(described, wanted, out):
                     "decay": "ema decay",
                 }
                 raise UsageError(
-                    f"{out}: {told.get(name, name).replace('_', ' ')} is {there.get(name)} there and {value} here; a "
+                    f"{out}: {told.get(name, name).replace('_', ' ')} is {there.get(name)} there "
+                    f"and {value} here; a "
                     "run goes on with its own settings: leave the option out, or start another run"
                 )

@@ -40,7 +40,9 @@ class SelfTarget:
         """Epoch (from 0) begins on module xp."""
 
     def target(self, rows, points):
-        """rows (B,) on the host, points (B, N, 3) -> u (B, K), has (B,) of 0 and 1; or None for no row."""
+        """rows (B,) on the host, points (B, N, 3) -> u (B, K), has (B,) of 0 and 1; or None for no
+        row.
+        """
         raise NotImplementedError
 
     def stepped(self, rows, logits, params):
@@ -85,7 +87,8 @@ class Snapshot(SelfTarget):
 
 
 class Ema(Snapshot):
-    """A moving average of the student's weights, e <- m e + (1 - m) w after each step, from the first on.
+    """A moving average of the student's weights, e <- m e + (1 - m) w after each step, from the
+    first on.
 
     Run like a snapshot: with the batch's own statistics a student at rest equals its average
     exactly, so the stationary points stay and averaged statistics are not needed.  (Tarvainen &

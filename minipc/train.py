@@ -106,7 +106,8 @@ def drawn_views(clouds, seed, augment):
 
 
 def recorded_views(reader, labels_only=False, first=0, stop=None):
-    """Return views(epoch) -> (Params, logits) of an open RecordReader: views first .. stop - 1 in turn.
+    """Return views(epoch) -> (Params, logits) of an open RecordReader: views first .. stop - 1 in
+    turn.
 
     With labels_only the same views come without logits, for a fair label-only student.  Raises
     UsageError for views that were not recorded.
@@ -114,7 +115,8 @@ def recorded_views(reader, labels_only=False, first=0, stop=None):
     stop = reader.views if stop is None else stop
     if not 0 <= first < stop <= reader.views:
         raise UsageError(
-            f"views {first}:{stop}: expected A:B with 0 <= A < B <= {reader.views}, the views of {reader.path}"
+            f"views {first}:{stop}: expected A:B with 0 <= A < B <= {reader.views}, the views of "
+            f"{reader.path}"
         )
 
     def views(epoch):
@@ -131,7 +133,9 @@ class Trained(NamedTuple):
 
 
 def best_epoch(rows):
-    """Return the index of the first epoch of the largest validation accuracy, or None without one."""
+    """Return the index of the first epoch of the largest validation accuracy, or None without
+    one.
+    """
     if not rows or "val_accuracy" not in rows[0]:
         return None
     return max(range(len(rows)), key=lambda epoch: rows[epoch]["val_accuracy"])
@@ -149,7 +153,8 @@ class State(NamedTuple):
 class Task:
     """What stays the same during a run; arrays belong to module xp."""
 
-    points: Any  # (N, 3, P): axes in the order in which both augmentation and the fast engine walk memory
+    # (N, 3, P): axes in the order in which both augmentation and the fast engine walk memory
+    points: Any
     labels: Any  # (N,)
     model: ModelConfig
     loss: LossConfig
@@ -159,13 +164,16 @@ class Task:
     xp: Any
 
     def start(self, model):
-        """Return the State before the first step of an untrained Model; steps may write into its arrays."""
+        """Return the State before the first step of an untrained Model; steps may write into its
+        arrays.
+        """
         params = {name: value.copy() for name, value in tree_to(self.xp, model.params).items()}
         start = optim.adamw_start if self.config.optimiser == "adamw" else optim.sgd_start
         return State(params, tree_to(self.xp, model.stats), start(params))
 
     def epoch(self, state, epoch, order, augmentation, logits, progress):
-        """Return the State after one epoch, the mean of each number told, and the last learning rate.
+        """Return the State after one epoch, the mean of each number told, and the last learning
+        rate.
 
         order: the rows to learn from, shuffled; augmentation, logits: of all N clouds, on the host
         (logits None for labels alone).
@@ -253,11 +261,11 @@ def train(
     splits: data.clouds.Splits; views: as drawn_views or recorded_views return; self_target: see
     self_target.py, needed if loss_config.self_weight > 0; folder: a RunFolder or None; progress:
     called as progress(steps done, steps in all, text), detail as detail(line) after each epoch;
-    about: written into the model for people, e.g. {"data_file": a base name}; resume: the Checkpoint to
-    go on from; stop_after: the epoch to stop after, of config.epochs; work: a Workspace to share
-    with the self target.  The test split is measured
-    after every epoch and chooses nothing.  Raises UsageError for settings that cannot run,
-    DataError for a checkpoint of other sizes, MinipcError where the loss stops being finite.
+    about: written into the model for people, e.g. {"data_file": a base name}; resume: the
+    Checkpoint to go on from; stop_after: the epoch to stop after, of config.epochs; work: a
+    Workspace to share with the self target.  The test split is measured after every epoch and
+    chooses nothing.  Raises UsageError for settings that cannot run, DataError for a checkpoint of
+    other sizes, MinipcError where the loss stops being finite.
     """
     clouds = splits.train
     learnt, held = config.split(clouds.labels)
@@ -266,7 +274,8 @@ def train(
     last_epoch = config.last_epoch(stop_after)
     if resume is not None and last_epoch < len(resume.rows):
         raise UsageError(
-            f"stop after: {len(resume.rows)} epochs are done already, got {last_epoch}; leave it out"
+            f"stop after: {len(resume.rows)} epochs are done already, got {last_epoch}; leave it "
+            "out"
         )
     threads = threads or default_threads(xp)
     begun = time.perf_counter()
@@ -383,7 +392,9 @@ def _moments(optimiser):
 
 
 def _restored(checkpoint, fresh, xp):
-    """Return the State of a Checkpoint on xp, in new arrays; a fresh State says which names and shapes are expected."""
+    """Return the State of a Checkpoint on xp, in new arrays; a fresh State says which names and
+    shapes are expected.
+    """
     for mine, found in (
         (fresh.params, checkpoint.params),
         (fresh.stats, checkpoint.stats),

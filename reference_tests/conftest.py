@@ -1,17 +1,18 @@
 """Fixtures of all tests: array modules, of which one is a device that is not there, and problems
-whose gradients can be checked."""
+whose gradients can be checked.
+"""
 
 import os
 import sys
 import warnings
 from typing import Any, NamedTuple
 
-from minipc.cli.main import main  # one BLAS thread, as the commands do, before NumPy is loaded
 import numpy as np  # noqa: E402
 import pytest
-
 from fake_device import fake_module
+
 from minipc import backend, first_run
+from minipc.cli.main import main  # one BLAS thread, as the commands do, before NumPy is loaded
 from minipc.data import shapes
 from minipc.data.clouds import Clouds, Splits, write_clouds
 from minipc.errors import BackendError
@@ -61,7 +62,9 @@ def device(request):
 
 @pytest.fixture
 def torch():
-    """PyTorch; a test that asks for it is skipped where it is not installed, or fails where it must be."""
+    """PyTorch; a test that asks for it is skipped where it is not installed, or fails where it must
+    be.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, at import; ours stay errors
@@ -240,7 +243,9 @@ STRETCH = {
 
 @pytest.fixture
 def vessels(folder):
-    """vessels/: eighty .xyz files of 40 points in each of three class folders, as somebody might have them."""
+    """vessels/: eighty .xyz files of 40 points in each of three class folders, as somebody might
+    have them.
+    """
     return write_vessels(folder)
 
 

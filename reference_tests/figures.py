@@ -40,7 +40,9 @@ def walk():
 
 
 class OtherView(Snapshot):
-    """History of a toy in which every cloud has two views, one after the other: u is the other view's."""
+    """History of a toy in which every cloud has two views, one after the other: u is the other
+    view's.
+    """
 
     def target(self, rows, points):
         u, has = super().target(rows, points)
@@ -48,11 +50,12 @@ class OtherView(Snapshot):
 
 
 def toy():
-    """Return {kind: distances} of a linear student from where distillation alone ends, every EVERY steps.
+    """Return {kind: distances} of a linear student from where distillation alone ends, every EVERY
+    steps.
 
-    Eight clouds of two views each, five features, four classes; the student cannot match its teacher
-    exactly.  All start near the end of distillation alone and go on with a self target of kind
-    "snapshot", "ema", "history" or "record", subtracted with b = 0.2, no guard.
+    Eight clouds of two views each, five features, four classes; the student cannot match its
+    teacher exactly.  All start near the end of distillation alone and go on with a self target of
+    kind "snapshot", "ema", "history" or "record", subtracted with b = 0.2, no guard.
     """
     rng = np.random.default_rng(0)
     x = np.repeat(rng.standard_normal((8, 5)), 2, axis=0) + 0.3 * rng.standard_normal((16, 5))

@@ -1,10 +1,12 @@
-"""What a redesign must not change, as digests: `make frozen` compares, --write REASON writes them anew.
+"""What a redesign must not change, as digests: `make frozen` compares, --write REASON writes them
+anew.
 
-Arrays: logits, gradients and statistics of both engines over sizes, dtypes and dropout.  Files: data,
-teacher, record and runs of a shortened demo, with one and two threads, provenance fixed.  Texts: every
---help, docs/mistakes.md.  Arrays and files hold for one kernel of BLAS and for one arithmetic of NumPy,
-so there is a file for each kernel (frozen/KERNEL.json), which names that arithmetic; where none fits, it
-says so and compares the texts alone.  A change has a reason, which the file keeps.
+Arrays: logits, gradients and statistics of both engines over sizes, dtypes and dropout.  Files:
+data, teacher, record and runs of a shortened demo, with one and two threads, provenance fixed.
+Texts: every --help, docs/mistakes.md.  Arrays and files hold for one kernel of BLAS and for one
+arithmetic of NumPy, so there is a file for each kernel (frozen/KERNEL.json), which names that
+arithmetic; where none fits, it says so and compares the texts alone.  A change has a reason, which
+the file keeps.
 """
 
 import argparse
@@ -20,14 +22,13 @@ from pathlib import Path
 from unittest import mock
 
 os.environ["COLUMNS"] = "100"  # the width of a help text
-from minipc.cli.main import main as command_line  # noqa: E402  one BLAS thread, before NumPy is loaded
-from minipc.cli.main import minipc  # noqa: E402
-from minipc.cli.options import verbs_below  # noqa: E402
-
 import numpy as np  # noqa: E402
 
 from minipc import first_run  # noqa: E402
 from minipc.backend import blas_kernel  # noqa: E402
+from minipc.cli.main import main as command_line  # noqa: E402  one BLAS thread, before NumPy is loaded
+from minipc.cli.main import minipc  # noqa: E402
+from minipc.cli.options import verbs_below  # noqa: E402
 from minipc.data import shapes  # noqa: E402
 from minipc.files import sha256_arrays  # noqa: E402
 from minipc.nn import pointnet  # noqa: E402
@@ -72,7 +73,9 @@ def arrays():
 
 
 def files(threads):
-    """Yield (name, digest) of the files that the bare commands write, on fewer shapes and epochs."""
+    """Yield (name, digest) of the files that the bare commands write, on fewer shapes and
+    epochs.
+    """
 
     def few(seed):
         return shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)
@@ -164,7 +167,8 @@ def main():
     for line in lines:
         print(line)
     print(
-        f"frozen under {kernel}: {len(found)} digests, {len(lines)} {'written anew' if options.write else 'differ'}"
+        f"frozen under {kernel}: {len(found)} digests, {len(lines)} "
+        f"{'written anew' if options.write else 'differ'}"
     )
     sys.exit(bool(lines) and not options.write)
 

@@ -1,8 +1,9 @@
-"""The tests that touch BLAS, under every kernel of OpenBLAS that this processor can run: make test-kernels.
+"""The tests that touch BLAS, under every kernel of OpenBLAS that this processor can run: make
+test-kernels.
 
 One build of OpenBLAS holds kernels for many processors, which round differently; the variable
-OPENBLAS_CORETYPE chooses one when the library is loaded.  Each kernel has its own process.
-`python -m reference_tests.kernels Haswell Nehalem` tries these alone, with --others but for the one that is
+OPENBLAS_CORETYPE chooses one when the library is loaded.  Each kernel has its own process. `python
+-m reference_tests.kernels Haswell Nehalem` tries these alone, with --others but for the one that is
 taken unasked, under which make test runs; what cannot run here is said.
 """
 
@@ -41,7 +42,9 @@ def environment(kernel):
 
 
 def answer(kernel):
-    """Return the name by which OpenBLAS calls this kernel when asked for it, or "" where it cannot run here."""
+    """Return the name by which OpenBLAS calls this kernel when asked for it, or "" where it cannot
+    run here.
+    """
     done = subprocess.run(
         [sys.executable, "-c", PROBE], env=environment(kernel), capture_output=True, text=True
     )
@@ -49,7 +52,9 @@ def answer(kernel):
 
 
 def runnable(wanted, say=lambda line: None):
-    """Return {kernel asked for: name it answers by} of those that run here, each once; say(line) names the others."""
+    """Return {kernel asked for: name it answers by} of those that run here, each once; say(line)
+    names the others.
+    """
     found = {}
     for kernel in wanted:
         name = answer(kernel)

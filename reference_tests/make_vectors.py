@@ -1,4 +1,5 @@
-"""Compute minipc/vectors/loss.json: the loss to 30 digits, by mpmath with 50, from its definition alone.
+"""Compute minipc/vectors/loss.json: the loss to 30 digits, by mpmath with 50, from its definition
+alone.
 
     python -m reference_tests.make_vectors minipc/vectors/loss.json
 
@@ -32,7 +33,9 @@ def told(value):
 
 
 def case(name, z, v, u, label, a, b, T, smoothing):
-    """Return one case: what goes in, and every number that the definitions (L3) to (L8) make of it."""
+    """Return one case: what goes in, and every number that the definitions (L3) to (L8) make of
+    it.
+    """
     K = len(z)
     z, v, u = ([mpf(x) / 8 for x in row] for row in (z, v, u))
     a, b, T, e = (mpf(x) for x in (a, b, T, smoothing))
@@ -74,7 +77,9 @@ def case(name, z, v, u, label, a, b, T, smoothing):
 
 
 def cases():
-    """Return the list of cases: by hand where a convention or an edge is in question, then at random."""
+    """Return the list of cases: by hand where a convention or an edge is in question, then at
+    random.
+    """
     z, v, u = [8, -4, 0, 13], [20, 3, -6, 1], [5, 6, -2, 0]
     far = [8000, -8000, 0, 4000]
     found = [
@@ -170,11 +175,16 @@ def cases():
 def document():
     """Return the text of the file."""
     about = (
-        "The three-term loss of minipc, row by row: equations (L3) to (L8) of docs/math.md, computed with 50 digits "
-        "and rounded to 30. Logits are multiples of 1/8. gradient and guarded_gradient are of one row, in z."
+        "The three-term loss of minipc, row by row: equations (L3) to (L8) of docs/math.md, "
+        "computed with 50 digits "
+        "and rounded to 30. Logits are multiples of 1/8. gradient and guarded_gradient are of one "
+        "row, in z."
     )
     lines = ",\n".join(json.dumps(one) for one in cases())
-    return f'{{"about": {json.dumps(about)}, "version": 1, "guard_floor": "0.05", "cases": [\n{lines}\n]}}\n'
+    return (
+        f'{{"about": {json.dumps(about)}, "version": 1, "guard_floor": "0.05", "cases": '
+        f"[\n{lines}\n]}}\n"
+    )
 
 
 if __name__ == "__main__":

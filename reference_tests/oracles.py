@@ -113,7 +113,9 @@ def raw_loss(z, y, v, u, has_u, a, b, T):
 
 
 def guarded_loss(z, y, v, u, has_u, a, b, T, delta=0.05):
-    """(L9): (1-a) CE(y, s_1) + T^2 [H(q', s_T) - a H(p, p) + b H(r, r)], q' as in (L8), mean over rows."""
+    """(L9): (1-a) CE(y, s_1) + T^2 [H(q', s_T) - a H(p, p) + b H(r, r)], q' as in (L8), mean over
+    rows.
+    """
     total = 0.0
     for i in range(len(z)):
         p = [exp(value) for value in log_softmax([float(x) / T for x in v[i]])]

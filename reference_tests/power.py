@@ -1,10 +1,11 @@
 """A disk that can lose its power: what is on it after a crash, for every crash there can be.
 
 A Journal stands in for the module `os` in minipc's modules, lets every call through and notes what
-changes files.  From the notes it makes the states of the disk after a crash at any moment.  What the
-model says of a power failure, after POSIX:
+changes files.  From the notes it makes the states of the disk after a crash at any moment.  What
+the model says of a power failure, after POSIX:
 
-- bytes of a file are safe once fsync on it has returned; of later ones any subset of 512-byte blocks is
+- bytes of a file are safe once fsync on it has returned; of later ones any subset of 512-byte
+    blocks is
   there, and a file ends where its last surviving block does, with zeros where one is missing;
 - names (creating, renaming, removing) are safe once fsync on their folder has returned; later ones
   happen in order, and any prefix of them is there.
@@ -121,7 +122,9 @@ def written(data, one):
 
 
 def after_kill(log, at, bytes_of_last=None):
-    """Return {path: bytes} after a kill when log[:at] had happened; of a last write only some bytes."""
+    """Return {path: bytes} after a kill when log[:at] had happened; of a last write only some
+    bytes.
+    """
     contents = {}
     for number, one in enumerate(log[:at]):
         if one.what == "write" and number == at - 1 and bytes_of_last is not None:
@@ -153,7 +156,9 @@ def after_power_failure(log, at, names, rng):
 
 
 def _some_blocks(durable, data, rng):
-    """Return what is left of data where only durable was synchronised: any subset of the blocks that differ."""
+    """Return what is left of data where only durable was synchronised: any subset of the blocks
+    that differ.
+    """
     found = durable
     for first in range(0, len(data), BLOCK):
         block = data[first : first + BLOCK]
@@ -167,7 +172,9 @@ def _disk(names, contents):
 
 
 def unsafe_names(log, at):
-    """Return the numbers of the operations on names in log[:at] that no fsync of their folder followed."""
+    """Return the numbers of the operations on names in log[:at] that no fsync of their folder
+    followed.
+    """
     return [
         number
         for number, one in enumerate(log[:at])

@@ -1,9 +1,10 @@
-"""Does the store stay linear: `python -m reference_tests.scale` measures it with made-up logits, 10,000 shards.
+"""Does the store stay linear: `python -m reference_tests.scale` measures it with made-up logits,
+10,000 shards.
 
-No teacher runs: a callable returns numbers, and a shard holds the rows of one view of a few clouds, so
-that what is measured is the store.  Every stage runs in a process of its own, so that its peak memory is its
-own.  Then the same for shards of several sizes, `--sizes` rows, and for recordings of usual sizes, `--large`.
-Prints the tables of docs/scale.md.
+No teacher runs: a callable returns numbers, and a shard holds the rows of one view of a few clouds,
+so that what is measured is the store.  Every stage runs in a process of its own, so that its peak
+memory is its own.  Then the same for shards of several sizes, `--sizes` rows, and for recordings of
+usual sizes, `--large`. Prints the tables of docs/scale.md.
 """
 
 import argparse
@@ -60,7 +61,9 @@ def stage(name, path, views):
 
 
 def measured(name, path, views):
-    """Return (seconds, bytes of peak memory above the imports) of one stage in a process of its own."""
+    """Return (seconds, bytes of peak memory above the imports) of one stage in a process of its
+    own.
+    """
     done = subprocess.run(
         [
             sys.executable,
@@ -104,7 +107,9 @@ def print_shards(numbers):
 
 
 def commits(rows, many=2**17):
-    """Return (seconds, bytes, files) of committing `many` rows in shards of some rows, and seconds of finalising."""
+    """Return (seconds, bytes, files) of committing `many` rows in shards of some rows, and seconds
+    of finalising.
+    """
     rng = np.random.default_rng(0)
     params, logits = (
         rng.standard_normal((2, rows, 3), np.float32),
@@ -146,14 +151,16 @@ def commits(rows, many=2**17):
 
 def print_sizes(sizes):
     print(
-        "| rows a shard | kB a shard on disk | ms a commit | rows committed a second | finalised, MB/s | "
+        "| rows a shard | kB a shard on disk | ms a commit | rows committed a second | finalised, "
+        "MB/s | "
         "files of a million clouds x 100 views |"
     )
     print("| ---: | ---: | ---: | ---: | ---: | ---: |")
     for rows in sizes:
         seconds, size, files, finalising, whole = commits(rows)
         print(
-            f"| {rows:,} | {size / files / 1e3:.0f} | {1e3 * seconds / files:.1f} | {rows * files / seconds:,.0f} | "
+            f"| {rows:,} | {size / files / 1e3:.0f} | {1e3 * seconds / files:.1f} | "
+            f"{rows * files / seconds:,.0f} | "
             f"{whole / finalising / 1e6:.0f} | {100 * -(-(10**6) // rows):,} |"
         )
 
@@ -191,7 +198,8 @@ def print_large(count, views):
         for name, value in seconds.items()
     )
     print(
-        f"{count:,} clouds x {views} views: {size / 1e6:.1f} MB, {size / count / views:.4f} bytes a row; {told}"
+        f"{count:,} clouds x {views} views: {size / 1e6:.1f} MB, {size / count / views:.4f} bytes "
+        f"a row; {told}"
     )
 
 

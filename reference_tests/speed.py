@@ -158,12 +158,15 @@ def recording(machine, values, say):
         values["recording_vs_torch_eager"] = round(theirs[0] / mine, 2)
         values["torch_recording_clouds_per_second"] = round(clouds / theirs[0])
     say(
-        f"recording: {values['recording_clouds_per_second']} clouds a second, {gflops:.0f} of {large:.0f} GFLOP/s"
+        f"recording: {values['recording_clouds_per_second']} clouds a second, {gflops:.0f} of "
+        f"{large:.0f} GFLOP/s"
     )
 
 
 def on_device(machine, values, say):
-    """Training steps and recording on a CUDA device, against PyTorch there, in milliseconds and clouds a second."""
+    """Training steps and recording on a CUDA device, against PyTorch there, in milliseconds and
+    clouds a second.
+    """
     values["device"] = provenance(load("cupy"))  # BackendError without one
     for kind, sizes_of, per in (("step", NAMED_SIZES, 1000 / IN_A_ROW), ("record", ["teacher"], 1)):
         for size in sizes_of:
@@ -291,13 +294,16 @@ def on_files(values, say):
     values["reading_share"] = round(median(reads) / steps, 4)
     values["epoch_vs_steps"] = round(median(epochs) / steps, 3)
     say(
-        f"store {values['store_share']:.2%} of the teacher, reading {values['reading_share']:.2%} of tiny's steps, "
+        f"store {values['store_share']:.2%} of the teacher, reading {values['reading_share']:.2%} "
+        "of tiny's steps, "
         f"epoch {values['epoch_vs_steps']} times its steps"
     )
 
 
 def narrow_layers(values, say):
-    """What products and moments cost in each layer in the forms there are, and passes over a stored activation."""
+    """What products and moments cost in each layer in the forms there are, and passes over a stored
+    activation.
+    """
     rng, ours, whole, fours, points = (
         np.random.default_rng(0),
         Workspace(),
@@ -365,7 +371,9 @@ def narrow_layers(values, say):
 
 
 def other_kernels(values, say):
-    """Steps and products under every other kernel of OpenBLAS that this processor can run, the short form."""
+    """Steps and products under every other kernel of OpenBLAS that this processor can run, the
+    short form.
+    """
     values["kernels"] = {
         values["kernel"]: {name: values[name] for name in BY_KERNEL if name in values}
     }
@@ -393,7 +401,8 @@ def machine_lines():
     versions |= {name: version for name in ("torch", "jax") if (version := installed(name))}
     told = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
-        f"{THREADS} cores ({model}), Python {platform.python_version()}, {told}, {blas['name']} {blas['version']}, "
+        f"{THREADS} cores ({model}), Python {platform.python_version()}, {told}, {blas['name']} "
+        f"{blas['version']}, "
         f"kernel {blas_kernel() or 'unknown'}"
     )
 

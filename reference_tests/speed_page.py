@@ -1,4 +1,6 @@
-"""docs/performance.md from what the benchmark measured; every measured number on the page comes from here."""
+"""docs/performance.md from what the benchmark measured; every measured number on the page comes
+from here.
+"""
 
 from minipc.nn.pointnet import NAMED_SIZES
 
@@ -105,12 +107,18 @@ def page(v):
         f"{v['recording_clouds_per_second']}"
     )
     if "recording_vs_torch_eager" in v:
-        recording += f", PyTorch eager {v['torch_recording_clouds_per_second']}: {v['recording_vs_torch_eager']} times faster"
+        recording += (
+            f", PyTorch eager {v['torch_recording_clouds_per_second']}: "
+            f"{v['recording_vs_torch_eager']} times faster"
+        )
     recording += (
-        f".\nThat is {v['recording_gflops']} GFLOP/s. A float32 product of 4,096 x 4,096 by NumPy's BLAS on all "
+        f".\nThat is {v['recording_gflops']} GFLOP/s. A float32 product of 4,096 x 4,096 by "
+        "NumPy's BLAS on all "
         "threads\n"
-        f"reaches {v['large_product_gflops']} here, so this is {100 * v['recording_vs_large_product']:.0f} % of it: "
-        "worker threads with BLAS on one thread each\nare the better division, and no product is too small."
+        f"reaches {v['large_product_gflops']} here, so this is "
+        f"{100 * v['recording_vs_large_product']:.0f} % of it: "
+        "worker threads with BLAS on one thread each\nare the better division, and no product is "
+        "too small."
     )
     parts = [
         (

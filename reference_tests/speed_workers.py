@@ -1,9 +1,10 @@
-"""The contenders of the benchmark, each in a process of its own: `python -m reference_tests.speed_workers NAME`.
+"""The contenders of the benchmark, each in a process of its own: `python -m
+reference_tests.speed_workers NAME`.
 
-A worker reads one JSON object a line, {"task", "size", "clouds", "points", "repeat", ...}, and answers
-with {"seconds": [...]} or {"bytes": ...}; "device": true is a task for CuPy or CUDA.  It is set up once
-for each distinct task; the parent decides who computes when, so contenders alternate and nobody
-computes beside another.
+A worker reads one JSON object a line, {"task", "size", "clouds", "points", "repeat", ...}, and
+answers with {"seconds": [...]} or {"bytes": ...}; "device": true is a task for CuPy or CUDA.  It is
+set up once for each distinct task; the parent decides who computes when, so contenders alternate
+and nobody computes beside another.
 """
 
 import json
@@ -113,7 +114,9 @@ def in_a_row(step, wait, task):
 
 
 def large_product(task):
-    """Return a function that multiplies two float32 matrices of 4,096 x 4,096, by NumPy's BLAS on all threads."""
+    """Return a function that multiplies two float32 matrices of 4,096 x 4,096, by NumPy's BLAS on
+    all threads.
+    """
     a = np.random.default_rng(0).standard_normal((4096, 4096)).astype(np.float32)
     out = np.empty_like(a)
     return lambda: np.matmul(a, a.T.copy(), out=out)
@@ -267,7 +270,9 @@ CONTENDERS = {
 
 
 def memory(function):
-    """Return the bytes that three calls of what function() makes need above the interpreter with its libraries."""
+    """Return the bytes that three calls of what function() makes need above the interpreter with
+    its libraries.
+    """
 
     def run():
         once = function()

@@ -1,4 +1,6 @@
-"""The audit passes where the engine is right, and catches whatever is not: mutants, and one percent of any gradient."""
+"""The audit passes where the engine is right, and catches whatever is not: mutants, and one percent
+of any gradient.
+"""
 
 import json
 from contextlib import ExitStack

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
+from fake_device import assert_agrees, moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fake_device import assert_agrees, moved
 from minipc.augment import AugmentConfig, Params, apply, draw
 from minipc.errors import BackendError, DataError, UsageError
 from minipc.streams import check_seed, stream, view_words

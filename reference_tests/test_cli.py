@@ -35,7 +35,9 @@ def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes
 
 
 def interrupt_in_epoch(number, patch):
-    """Make training end as by Ctrl-C after the steps of this epoch of the process, before its checkpoint."""
+    """Make training end as by Ctrl-C after the steps of this epoch of the process, before its
+    checkpoint.
+    """
     calls = []
 
     def interrupted(*arguments):
@@ -599,7 +601,9 @@ def test_the_pair_of_the_bare_command_goes_on_from_wherever_it_was_interrupted(
 
 
 def test_a_model_that_diverges_ends_in_one_line(data, say, folder):
-    words = "--model 8-16:8 --batch-size 8 --epochs 3 --lr 1e20 --optimiser sgd --warmup-steps 0".split()
+    words = (
+        "--model 8-16:8 --batch-size 8 --epochs 3 --lr 1e20 --optimiser sgd --warmup-steps 0"
+    ).split()
     code, out, err = say("train", data, "--labels-only", "--quiet", *words)
     assert (
         (code, out, err.count("\n")) == (1, "", 1)

@@ -1,4 +1,6 @@
-"""What a weight means elsewhere: every conversion is tested on gradients, against the formula of that convention."""
+"""What a weight means elsewhere: every conversion is tested on gradients, against the formula of
+that convention.
+"""
 
 import json
 

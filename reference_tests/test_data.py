@@ -148,7 +148,9 @@ def test_a_cloud_of_one_repeated_point_goes_to_the_origin():
 
 @pytest.fixture
 def modelnet(tmp_path):
-    """A folder in the customary layout: two training files, foreign prefixes, a unit sphere each."""
+    """A folder in the customary layout: two training files, foreign prefixes, a unit sphere
+    each.
+    """
     folder = tmp_path / "modelnet40_ply_hdf5_2048"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -242,7 +244,8 @@ def damage(folder, change):
         ("data lies in another file", "expected a data set 'data'"),
         (
             "data is NaN",
-            "ply_data_train0.h5: data: cloud 0: point 0: expected finite float32 coordinates, found nan",
+            "ply_data_train0.h5: data: cloud 0: point 0: expected finite float32 coordinates, "
+            "found nan",
         ),
         ("labels are fewer", r"label: expected \(4, 1\) integer, got \(3, 1\)"),
         ("a label is out of range", r"labels from 0 to 2 \(3 class names\)"),

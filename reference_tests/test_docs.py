@@ -11,8 +11,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-
 from conftest import STRETCH
+
 from minipc import first_run
 from minipc.cli.main import main
 from minipc.data import shapes
@@ -46,7 +46,9 @@ def of_minipc(text):
 
 @pytest.fixture
 def place(vessels, tmp_path, monkeypatch):
-    """A folder with small stand-ins of all that the pages name, and small models: seconds, not hours."""
+    """A folder with small stand-ins of all that the pages name, and small models: seconds, not
+    hours.
+    """
     monkeypatch.setitem(pointnet.NAMED_SIZES, "teacher", ((16, 32), (16,), 0.0))
     monkeypatch.setitem(pointnet.NAMED_SIZES, "student", ((8, 16), (8,), 0.0))
     monkeypatch.setattr(TrainConfig, "epochs", 15)  # where a command does not say
@@ -105,7 +107,9 @@ def execute(words, monkeypatch):
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_every_command_and_every_python_block_of_a_page_runs_in_its_order(page, place, monkeypatch):
-    """On stand-ins: the commands are typed as they stand, with small data and a small teacher behind the names."""
+    """On stand-ins: the commands are typed as they stand, with small data and a small teacher
+    behind the names.
+    """
     text = page.read_text()
     for settings in blocks(text, "toml"):
         (place / "settings.toml").write_text(settings)

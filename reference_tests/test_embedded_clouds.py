@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_files import killed_at
 
 from minipc import files, hdf5
 from minipc.data.clouds import Clouds, Splits, write_clouds
@@ -18,7 +19,6 @@ from minipc.record import embedded
 from minipc.record.finished import open_record
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
-from test_files import killed_at
 
 GRID = 2.0**-14
 
@@ -281,7 +281,9 @@ def test_other_test_clouds_than_those_in_the_record_are_refused(out, splits):
 
 
 def rewrite(out, change):
-    """Commit the record in out again after change(arrays, meta), self-consistent and with a right digest."""
+    """Commit the record in out again after change(arrays, meta), self-consistent and with a right
+    digest.
+    """
     with open_record(out) as found:
         arrays = {name: each.read() for name, each in {**found.rows, **found.clouds}.items()}
         meta = found.meta

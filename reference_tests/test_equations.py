@@ -368,7 +368,10 @@ def test_the_page_of_the_fast_engine_counts_its_operations():
         forward = sum(i * (i + 1) + i * o for i, o in (*layers, (I_last, O_last)))
         backward = sum((i + 1) * o for i, o in layers) + sum(i * (i + 1 + o) for i, o in layers[1:])
         pooled = I_last * (I_last + 1)
-        row = f"| {name} {'-'.join(map(str, shared))} | {textbook:,} | {forward + backward + pooled:,} |"
+        row = (
+            f"| {name} {'-'.join(map(str, shared))} | {textbook:,} | "
+            f"{forward + backward + pooled:,} |"
+        )
         assert row in FAST, row
 
 

@@ -1,15 +1,17 @@
-"""Every call that a recording makes to the system fails once, or from then on: nothing committed is lost."""
+"""Every call that a recording makes to the system fails once, or from then on: nothing committed is
+lost.
+"""
 
 import errno
 import os
 import signal
 
 import pytest
+from test_power import PLAN, SHARDS, Judge, commit, on, record
 
 from minipc import files
 from minipc.errors import MinipcError
 from minipc.record.store import Store
-from test_power import PLAN, SHARDS, Judge, commit, on, record
 
 CALLS = "open pwrite fsync rename posix_fallocate mkdir unlink rmdir listdir fstat pread".split()
 MANY, SOME = 20, 6  # calls of one function that are made to fail, spread over the recording
@@ -101,7 +103,9 @@ def open_and_read(path):
 
 @pytest.mark.parametrize("nth", [1, 3, 6])
 def test_a_disk_that_fails_under_libhdf5_sets_no_shard_aside(nth, judge, tmp_path, monkeypatch):
-    """libhdf5 reads through a file object, which calls no function of os: here its descriptor goes bad."""
+    """libhdf5 reads through a file object, which calls no function of os: here its descriptor goes
+    bad.
+    """
     place = Store(tmp_path / "record.h5", PLAN)
     for shard in place.missing():
         commit(place, *shard)

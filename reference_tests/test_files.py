@@ -1,4 +1,6 @@
-"""Every byte that we write or believe: commits that are all or nothing, readers that believe nothing."""
+"""Every byte that we write or believe: commits that are all or nothing, readers that believe
+nothing.
+"""
 
 import errno
 import fcntl
@@ -371,7 +373,8 @@ def test_a_failed_write_leaves_no_view_of_its_image(tmp_path):
         for entry in caught.traceback
         if "image" in entry.frame.f_locals
     )
-    image.close()  # refused while there is a view; Python 3.13 says so on stderr when the traceback goes
+    # refused while there is a view; Python 3.13 says so on stderr when the traceback goes
+    image.close()
 
 
 def test_a_file_above_the_cap_is_not_even_hashed(path):

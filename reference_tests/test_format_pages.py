@@ -17,7 +17,8 @@ from minipc import checkpoint, files, model_file
 from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.data import clouds
 from minipc.nn.pointnet import ModelConfig
-from minipc.record import embedded, fields as record_table, finished, plan, recorder, shard, store
+from minipc.record import embedded, finished, plan, recorder, shard, store
+from minipc.record import fields as record_table
 from minipc.record.reader import RecordReader
 from minipc.streams import view_words
 
@@ -36,7 +37,9 @@ def section(text, heading):
 
 
 def tables(text):
-    """Return each table as a list of rows, without the head; code marks are taken off whole cells."""
+    """Return each table as a list of rows, without the head; code marks are taken off whole
+    cells.
+    """
     found = []
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
         rows = [

@@ -1,4 +1,6 @@
-"""Trees of files, single HDF5 files and arrays of users: what becomes of them, and what is refused."""
+"""Trees of files, single HDF5 files and arrays of users: what becomes of them, and what is
+refused.
+"""
 
 import json
 import os
@@ -11,8 +13,8 @@ import numpy as np
 import pytest
 
 from minipc.data.clouds import Clouds, read_clouds
-from minipc.data.formats import read_source, read_tree
 from minipc.data.foreign_hdf5 import read_single_hdf5
+from minipc.data.formats import read_source, read_tree
 from minipc.data.point_files import read_prepared
 from minipc.errors import DataError, UsageError
 
@@ -39,7 +41,9 @@ SUFFIXES = (".npy", ".npz", ".xyz", ".txt", ".csv")
 
 
 def mixed_tree(root, layout="{name}/{number}{suffix}", per_class=10):
-    """A tree of all formats, point counts 20 to 40; layout may name {split}: every fifth is for the test."""
+    """A tree of all formats, point counts 20 to 40; layout may name {split}: every fifth is for the
+    test.
+    """
     for label, name in enumerate(CLASSES):
         for number in range(per_class):
             split = "test" if number % 5 == 4 else "train"
@@ -252,7 +256,7 @@ def test_a_single_file_is_read_under_common_names(tmp_path, names):
         and train.class_names == ("0", "1", "2")
         and train.up_axis == "z"
     )
-    rows = [int(np.flatnonzero((POINTS == one).all(axis=(1, 2)))[0]) for one in train.points]
+    rows = [int(np.flatnonzero((one == POINTS).all(axis=(1, 2)))[0]) for one in train.points]
     np.testing.assert_array_equal(LABELS[rows], train.labels)
 
 
@@ -466,11 +470,14 @@ def test_far_clouds_of_a_data_set_are_centred_before_they_are_rounded(tmp_path):
 
 
 def test_a_file_that_is_open_for_writing_is_not_called_damaged(tmp_path):
-    """By libhdf5's lock while it is written, and by its mark in the file when the writer is dead."""
+    """By libhdf5's lock while it is written, and by its mark in the file when the writer is
+    dead.
+    """
     path = str(tmp_path / "a.h5")
     for version, ending in (("earliest", "file.close()"), ("latest", "os._exit(1)")):
         hold = (
-            f"import h5py, os, sys\nfile = h5py.File({path!r}, 'w', libver={version!r})\nfile['points'] = [1.0]\n"
+            f"import h5py, os, sys\nfile = h5py.File({path!r}, 'w', "
+            f"libver={version!r})\nfile['points'] = [1.0]\n"
             f"file.flush(); print('open', flush=True); sys.stdin.read()\n{ending}"
         )
         with subprocess.Popen(
@@ -683,7 +690,8 @@ def test_class_names_without_the_order_of_the_labels_are_refused(names):
         (
             POINTS,
             LABELS + 1,
-            r"count from 1 to 3, expected from 0 to 2 \(3 class names\); subtract 1 from all labels",
+            r"count from 1 to 3, expected from 0 to 2 \(3 class names\); subtract 1 from all "
+            r"labels",
         ),
         (
             POINTS,

@@ -46,7 +46,9 @@ def read_all(record_property):
 
 
 def read_in_a_process(folder, files):
-    """Read {kind: [(name, bytes)]} in a process of its own: {(kind, name): (outcome, seconds)}, and its memory."""
+    """Read {kind: [(name, bytes)]} in a process of its own: {(kind, name): (outcome, seconds)}, and
+    its memory.
+    """
     names = {}
     for kind, members in files.items():
         os.makedirs(folder / kind)
@@ -74,7 +76,9 @@ def test_every_hostile_file_of_every_kind_is_refused(good, read_all, tmp_path):
 
 
 def test_the_good_files_of_the_corpus_are_read(good, read_all, tmp_path):
-    """Also after a change that changes nothing, sealed again: what refuses the others is their content."""
+    """Also after a change that changes nothing, sealed again: what refuses the others is their
+    content.
+    """
     same = {
         kind: [
             ("as it was", whole),
@@ -88,7 +92,9 @@ def test_the_good_files_of_the_corpus_are_read(good, read_all, tmp_path):
 
 @pytest.fixture
 def of_others():
-    """{kind: bytes} of good data sets that are not ours: one HDF5 file, and a part of a ModelNet folder."""
+    """{kind: bytes} of good data sets that are not ours: one HDF5 file, and a part of a ModelNet
+    folder.
+    """
     rng, found = np.random.default_rng(0), {}
     points, labels = (
         rng.standard_normal((60, 64, 3)).astype(np.float32),

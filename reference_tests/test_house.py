@@ -147,7 +147,9 @@ def test_help_and_version_load_no_numerical_library(arguments):
 
 
 def test_what_takes_longer_to_import_than_a_cloud_to_predict_is_not_imported(data, folder):
-    """scipy.special and scipy.sparse take longer than all else together, and none of it is needed."""
+    """scipy.special and scipy.sparse take longer than all else together, and none of it is
+    needed.
+    """
     splits = read_clouds(data)
     write_model("model.h5", new_model(sizes("tiny", 3), splits.test.described, seed=0))
     np.save("cloud.npy", splits.test.points[0])
@@ -236,7 +238,9 @@ MATHEMATICS = "errors streams backend augment evaluate self_target train".split(
 
 
 def test_the_package_stays_readable_in_an_afternoon():
-    """The mathematics is one afternoon; files, formats and the command line are there for reference."""
+    """The mathematics is one afternoon; files, formats and the command line are there for
+    reference.
+    """
     lines = {name: len(path.read_text().splitlines()) for name, path in modules_of(PACKAGE).items()}
     mathematics = (name for name in lines if name.startswith("nn.") or name in MATHEMATICS)
     assert sum(lines[name] for name in mathematics) <= 2600

@@ -6,6 +6,9 @@ import shutil
 
 import numpy as np
 import pytest
+from test_cli import QUICK
+from test_record_store import PLAN, record, shard, shard_path
+from test_record_store import replace as with_fields
 
 from minipc import hdf5
 from minipc.describe import describe
@@ -15,9 +18,6 @@ from minipc.model_file import new_model, write_model
 from minipc.nn.pointnet import ModelConfig
 from minipc.record.plan import write_plan
 from minipc.record.store import Store
-from test_cli import QUICK
-from test_record_store import PLAN, record, shard, shard_path
-from test_record_store import replace as with_fields
 
 
 def snapshot(folder):

@@ -1,4 +1,6 @@
-"""One machine stands in for another: what is made under one kernel of BLAS is honest under the next."""
+"""One machine stands in for another: what is made under one kernel of BLAS is honest under the
+next.
+"""
 
 import json
 import subprocess
@@ -18,7 +20,8 @@ def two():
     found = list(kernels.runnable(("Haswell", "Nehalem", "Sandybridge", "Prescott")))
     if len(found) < 2:
         pytest.skip(
-            f"this processor and its BLAS run {len(found)} of the kernels of OpenBLAS that are tried"
+            f"this processor and its BLAS run {len(found)} of the kernels of OpenBLAS that are "
+            "tried"
         )
     return found[:2]
 

@@ -7,13 +7,13 @@ Equation numbers in comments are those of the loss's derivation: (L) is the raw 
 from dataclasses import replace
 
 import numpy as np
+import oracles
 import pytest
+from fake_device import assert_agrees, moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special
 
-import oracles
-from fake_device import assert_agrees, moved
 from minipc.errors import CheckFailed, DataError, UsageError
 from minipc.nn import gradcheck
 from minipc.nn.losses import (
@@ -580,7 +580,9 @@ def test_the_total_is_the_formula_bit_for_bit_where_nothing_is_raised_and_more_e
 
 
 def test_at_the_teachers_own_logits_distillation_alone_costs_nothing():
-    """T^2 KL(p || p) is 0: what is reported is the formula's value, the entropy of the teacher with it."""
+    """T^2 KL(p || p) is 0: what is reported is the formula's value, the entropy of the teacher with
+    it.
+    """
     z, y, *_ = draw(21)
     terms, _ = loss_forward(z, y, z, None, None, LossConfig(1.0, 0.0, 4.0))
     assert float(terms.total) == float(terms.distillation) == 0.0

@@ -1,4 +1,5 @@
-"""Every ordinary mistake: its exit code, one line that says what to do, no traceback, nothing left behind.
+"""Every ordinary mistake: its exit code, one line that says what to do, no traceback, nothing left
+behind.
 
 docs/mistakes.md shows the messages, word for word.  After a change of a message write it anew:
 MINIPC_WRITE_MISTAKES=1 python -m pytest reference_tests/test_mistakes.py
@@ -13,13 +14,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-
 from conftest import STRETCH, write_three_classes, write_vessels
+from test_cli import QUICK, snapshot
+
 from minipc.cli.main import main
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.model_file import new_model, write_model
 from minipc.nn.pointnet import ModelConfig, sizes
-from test_cli import QUICK, snapshot
 
 PAGE = Path(__file__).parent.parent / "docs" / "mistakes.md"
 WRITE = bool(os.environ.get("MINIPC_WRITE_MISTAKES"))
@@ -121,12 +122,14 @@ MISTAKES = {
         (3, "train turned.h5 --record record.h5", "up_axis is z there and y here"),
         (
             3,
-            "train --record record.h5 --self-weight 0.2 --self-target record --self-record seeded.h5",
+            "train --record record.h5 --self-weight 0.2 --self-target record --self-record "
+            "seeded.h5",
             "teacher alone",
         ),
         (
             3,
-            "train --record record.h5 --self-weight 0.2 --self-target record --self-record record.h5",
+            "train --record record.h5 --self-weight 0.2 --self-target record --self-record "
+            "record.h5",
             "record an earlier student",
         ),
         (3, "record clouds.h5 --teacher forty.h5 --out new.h5", "class names"),
@@ -477,7 +480,8 @@ def escaped(message):
 THEIRS = {
     r"^(?:Invalid|Missing|No such) .*(\(see minipc .*\))": r"... \1",  # click
     r"(as HDF5|as TOML|plain array) \(.*\);": r"\1 (...);",
-    r"\b[0-9a-f]{16}\.\.\.": "...",  # digests, sizes and counts that another machine may have otherwise
+    # digests, sizes and counts that another machine may have otherwise
+    r"\b[0-9a-f]{16}\.\.\.": "...",
     r"it has \d+ bytes, but \d+ were": "it has ... bytes, but ... were",
     r"\d+ of (\d+ training clouds right, mean class accuracy) [\d.]+": r"... of \1 ...",
 }

@@ -6,12 +6,12 @@ A new `*_forward` without an entry fails test_every_forward_has_an_entry.
 from typing import Callable, NamedTuple
 
 import numpy as np
-import pytest
-from scipy import special
-
 import oracles
+import pytest
 from conftest import KINK
 from fake_device import assert_agrees, leaves, map_arrays, moved, on_host
+from scipy import special
+
 from minipc.errors import BackendError, DataError
 from minipc.nn import gradcheck, losses, ops
 from minipc.nn.losses import LossConfig

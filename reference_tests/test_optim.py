@@ -3,10 +3,10 @@
 from math import cos, pi, sqrt
 
 import numpy as np
-import pytest
-
 import oracles
+import pytest
 from fake_device import assert_agrees, map_arrays, moved
+
 from minipc.errors import BackendError, DataError
 from minipc.nn import optim
 

@@ -92,7 +92,8 @@ def test_integers_are_coordinates_too(tmp_path):
         ("0 0 1\n1 2 1_000\n", "line 2: column 3: expected a number, found '1_000'"),
         (
             "a,b,c\n0,0,1\n",
-            "line 1: column 1: expected a number, found 'a' in 'a,b,c'; repair it, or name the columns x",
+            "line 1: column 1: expected a number, found 'a' in 'a,b,c'; repair it, or name the "
+            "columns x",
         ),
         # fields that are missing, empty or too many
         (
@@ -161,7 +162,8 @@ def test_integers_are_coordinates_too(tmp_path):
         ),
         (
             "id x y z\n0 0 1\n",
-            "line 1: names 4 columns, x, y and z among them, but line 2 has 3; give every column one",
+            "line 1: names 4 columns, x, y and z among them, but line 2 has 3; give every column "
+            "one",
         ),
         ("# id x y z\n0 0 1\n", "line 1: names 4 columns, x, y and z among them, but line 2 has 3"),
         ("x y z x y z\n0 0 1 2 3 4\n", "line 1: column 1: expected a number, found 'x'"),
@@ -412,7 +414,9 @@ def far_and_near(points=60, side=0.02):
 
 @pytest.mark.parametrize("suffix", ["xyz", "csv", "npy", "npz"])
 def test_a_small_cloud_far_from_the_origin_is_the_cloud_that_it_is_at_the_origin(tmp_path, suffix):
-    """float64 holds coordinates of 5e6 to 1e-9, which is 5e-8 of the radius; float32 to 0.5, more than the cloud."""
+    """float64 holds coordinates of 5e6 to 1e-9, which is 5e-8 of the radius; float32 to 0.5, more
+    than the cloud.
+    """
     ready = []
     for name, values in zip(("near", "far"), far_and_near()):
         path = tmp_path / f"{name}.{suffix}"
@@ -427,7 +431,9 @@ def test_a_small_cloud_far_from_the_origin_is_the_cloud_that_it_is_at_the_origin
 
 
 def test_float32_points_keep_the_bits_that_they_had():
-    """Centred and scaled in float64 and rounded once, whatever they come as; here with the arithmetic written out."""
+    """Centred and scaled in float64 and rounded once, whatever they come as; here with the
+    arithmetic written out.
+    """
     cloud = (7 + 3 * np.random.default_rng(0).standard_normal((50, 3))).astype(np.float32)
     centred = cloud.astype(np.float64) - cloud.astype(np.float64).mean(axis=0)
     wanted = (centred / np.linalg.norm(centred, axis=1).max()).astype(np.float32)

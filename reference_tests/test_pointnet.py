@@ -1,11 +1,11 @@
 """The whole network: sizes, forward against loops, gradients, invariances, training steps."""
 
 import numpy as np
-import pytest
-
 import oracles
+import pytest
 from conftest import KINK, distance_to_kinks, multiplied_out
 from fake_device import assert_agrees, leaves, map_arrays, moved
+
 from minipc.errors import BackendError, DataError, UsageError
 from minipc.nn import gradcheck, optim
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
@@ -436,7 +436,8 @@ def test_training_steps_agree_between_modules(dtype, guard, device, engine):
         return (*out, forward_eval(p, s, x, SMALL, engine))
 
     want, got = three_steps(np), three_steps(device)
-    # textbook: bit for bit on the fake device.  A real one sums in another order, and the fast engine
-    # divides its products otherwise there; AdamW divides a small gradient by itself, noise included
+    # textbook: bit for bit on the fake device.  A real one sums in another order, and the fast
+    # engine divides its products otherwise there; AdamW divides a small gradient by itself, noise
+    # included
     digits = 1e-9 if dtype == np.float64 else 1e-2
     assert_agrees(device, got, want, digits, exact=engine == "textbook")

@@ -13,13 +13,13 @@ from hashlib import sha256
 
 import numpy as np
 import pytest
+from test_record_store import PLAN
 
 from minipc import files
 from minipc.errors import DataError
 from minipc.record import fields, store
 from minipc.record.store import Store, read_shard, shard_name
 from reference_tests import power
-from test_record_store import PLAN
 
 SHARDS = list(PLAN.shards())
 DRAWS = 40  # of the blocks that survive, for each moment and each prefix of names
@@ -79,7 +79,9 @@ class Judge:
         self.record = (whole / "record.h5").read_bytes()
 
     def readable(self, data, view, first, stop):
-        """Return whether a shard's bytes are accepted; raises AssertionError where wrong rows would be."""
+        """Return whether a shard's bytes are accepted; raises AssertionError where wrong rows would
+        be.
+        """
         key = sha256(data).digest(), view, first
         if key not in self.seen:
             path = self.folder / "shard.h5"
@@ -121,7 +123,9 @@ def promised(log, at):
 
 
 def power_failures(log):
-    """Yield (moment, state of the disk) of every moment and prefix of names, with some subsets of blocks."""
+    """Yield (moment, state of the disk) of every moment and prefix of names, with some subsets of
+    blocks.
+    """
     rng = random.Random(0)
     for at in range(len(log) + 1):
         for names in range(len(power.unsafe_names(log, at)) + 1):
@@ -153,7 +157,8 @@ def test_a_kill_after_any_byte_loses_no_committed_shard(log, judge, record_prope
         ends = range(len(last.data) + 1) if last and last.what == "write" else [None]
         for bytes_of_last in ends:
             states += 1
-            # while a write goes on its file has its temporary name: what differs is not looked at twice
+            # while a write goes on its file has its temporary name: what differs is not looked at
+            # twice
             state = power.after_kill(log, at, bytes_of_last)
             assert judge.fault(state, promised(log, at)) is None, (at, bytes_of_last)
     record_property("states", states)

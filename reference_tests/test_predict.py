@@ -5,18 +5,20 @@ import os
 
 import numpy as np
 import pytest
+from test_cli import QUICK
 
 from minipc.data.clouds import read_clouds
 from minipc.data.point_files import read_prepared
 from minipc.evaluate import predict
 from minipc.model_file import read_model, write_model
 from minipc.predictions import predict_files
-from test_cli import QUICK
 
 
 @pytest.fixture
 def trained(vessels, say):
-    """vessels.h5 and a run on it; the files that the model has never seen are those of the test split."""
+    """vessels.h5 and a run on it; the files that the model has never seen are those of the test
+    split.
+    """
     assert (
         say("data", "pack", "vessels", "-o", "vessels.h5", "--num-points", 32, "--up-axis", "z")[0]
         == 0
@@ -98,7 +100,9 @@ def test_the_cloud_is_normalised_exactly_if_the_model_was_trained_so(trained, fo
 
 
 def test_a_cloud_far_from_the_origin_is_predicted_as_it_is_at_the_origin(trained, folder):
-    """Five decimals both times; the points that are taken depend on the numbers, so here all are taken."""
+    """Five decimals both times; the points that are taken depend on the numbers, so here all are
+    taken.
+    """
     points = 0.02 * np.loadtxt("vessels/mug/003.xyz")
     count = len(points)
     np.savetxt("near.xyz", points, fmt="%.5f")

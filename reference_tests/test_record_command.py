@@ -1,14 +1,16 @@
-"""minipc record: views and clouds added by the same command, and a record as the data of another."""
+"""minipc record: views and clouds added by the same command, and a record as the data of
+another.
+"""
 
 import json
 import os
 from dataclasses import replace
 
 import numpy as np
+from test_cli import QUICK
 
 from minipc.data.clouds import Splits, read_clouds, write_clouds
 from minipc.record.reader import RecordReader
-from test_cli import QUICK
 
 
 def test_views_and_clouds_are_added_by_the_same_command(data, say, folder):  # noqa: F811

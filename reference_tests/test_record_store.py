@@ -1,4 +1,6 @@
-"""The record store: what a kill, a full disk, a damaged or a hostile file cannot do to a recording."""
+"""The record store: what a kill, a full disk, a damaged or a hostile file cannot do to a
+recording.
+"""
 
 import errno
 import fcntl
@@ -14,15 +16,15 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from test_files import killed_at
 
 from minipc import files, hdf5
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.record.fields import _Layout, record_fields
+from minipc.record.finished import open_record
 from minipc.record.plan import Plan
 from minipc.record.reader import RecordReader
-from minipc.record.finished import open_record
 from minipc.record.store import Store
-from test_files import killed_at
 
 PLAN = Plan(
     clouds=10,
@@ -72,7 +74,9 @@ def shard_path(out, view, first):
 
 @pytest.fixture(autouse=True, scope="module")
 def no_disk():
-    """No test here cuts the power, so none waits for a disk; killed_at counts fsync all the same."""
+    """No test here cuts the power, so none waits for a disk; killed_at counts fsync all the
+    same.
+    """
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         yield

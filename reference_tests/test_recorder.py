@@ -242,7 +242,8 @@ def test_recording_runs_on_the_device_and_gives_the_same_rows(tmp_path, clouds, 
             (*params, logits), (*others, answers) = one.view(view), other.view(view)
             for a, b in zip(params, others):
                 np.testing.assert_array_equal(a, b)
-            # a fake device computes on the host; a real one sums in another order: one step of float16
+            # a fake device computes on the host; a real one sums in another order: one step of
+            # float16
             tolerance = 0 if hasattr(device, "fake") else 2**-9
             np.testing.assert_allclose(answers, logits, rtol=tolerance, atol=tolerance)
 

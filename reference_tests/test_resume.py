@@ -314,7 +314,9 @@ def test_a_kill_in_the_middle_of_an_epoch_costs_that_epoch_alone(splits, tmp_pat
 def test_a_disk_that_is_full_at_any_file_of_an_epoch_costs_that_epoch_alone(
     splits, tmp_path, monkeypatch, after
 ):
-    """run.json, then checkpoint, two metrics, model and best of each epoch, predictions at the end."""
+    """run.json, then checkpoint, two metrics, model and best of each epoch, predictions at the
+    end.
+    """
     run(splits, tmp_path / "whole", "history", val_fraction=0.2)
     calls = []
 
@@ -488,7 +490,10 @@ def test_the_last_run_is_the_last_of_the_numbered_names(tmp_path, monkeypatch):
 
 # The command line, in processes of its own.
 
-QUICK = "--labels-only --model 8-16:8 --lr 0.01 --warmup-steps 4 --batch-size 16 --val-fraction 0.2 --threads 1".split()
+QUICK = (
+    "--labels-only --model 8-16:8 --lr 0.01 --warmup-steps 4 --batch-size 16 --val-fraction "
+    "0.2 --threads 1"
+).split()
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from test_power import PLAN, SHARDS, rows
 
 from minipc import files
 from minipc.data.clouds import read_clouds
@@ -28,7 +29,6 @@ from minipc.model_file import model_id, read_model
 from minipc.record import recorder, scheduler
 from minipc.record.reader import RecordReader
 from minipc.record.shard import commit_shard, shard_name
-from test_power import PLAN, SHARDS, rows
 
 QUICK = ("--epochs", "1", "--model", "6-8:6", "--quiet")
 VIEWS = 12
@@ -178,7 +178,9 @@ def programs(folder):
 
 @pytest.fixture
 def by_hand(cluster):
-    """The three commands of the README, in a fence of their own, for this machine and a free port."""
+    """The three commands of the README, in a fence of their own, for this machine and a free
+    port.
+    """
     (text,) = (
         block
         for block in re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)

@@ -1,7 +1,8 @@
-"""The four earlier selves: what they are, and the effects that docs/math.md derives, on convex problems.
+"""The four earlier selves: what they are, and the effects that docs/math.md derives, on convex
+problems.
 
-The problems are linear: logits z = x W of features x, or logits free of each other.  The targets are
-the ones training uses; only the forward that they are given is small.
+The problems are linear: logits z = x W of features x, or logits free of each other.  The targets
+are the ones training uses; only the forward that they are given is small.
 """
 
 import numpy as np
@@ -42,7 +43,9 @@ def gradient(z, y, v, target, config):
 
 
 def descend(target, config, steps, rate, seed=1):
-    """Full-batch descent on problem(); each step is an epoch.  Returns W and the last change of it."""
+    """Full-batch descent on problem(); each step is an epoch.  Returns W and the last change of
+    it.
+    """
     x, y, v = problem()
     params = {"W": np.random.default_rng(seed).standard_normal((4, 3))}
     rows = np.arange(len(x))
@@ -96,8 +99,8 @@ def test_a_target_that_follows_keeps_the_stationary_point(make):
     plain, rest = descend(None, RAW, 4000, 0.5)
     negative, rest_negative = descend(make(), RAW, 4000, 0.5)
     assert max(rest, rest_negative) < 1e-12
-    # the minimiser is unique up to a constant in z, here a constant column shift of W that never moves
-    # from its start; a gradient of 1e-12 and a curvature above 1e-2 leave 1e-10
+    # the minimiser is unique up to a constant in z, here a constant column shift of W that never
+    # moves from its start; a gradient of 1e-12 and a curvature above 1e-2 leave 1e-10
     np.testing.assert_allclose(negative, plain, atol=1e-10)
     early, _ = descend(make(), RAW, 20, 0.5)
     early_plain, _ = descend(None, RAW, 20, 0.5)
@@ -195,7 +198,9 @@ def test_history_raises_the_variance_within_a_cloud_and_moves_the_weights_at_its
 
 @pytest.mark.parametrize("side, settles", [(0.97, True), (1.03, False)])
 def test_ema_is_stable_exactly_below_the_stated_bound(side, settles):
-    """Single mode: stable iff rate b λ < rate h + (1 - m) / m; h, λ curvatures of the rest and of the target."""
+    """Single mode: stable iff rate b λ < rate h + (1 - m) / m; h, λ curvatures of the rest and of
+    the target.
+    """
     h, m, rate = 0.2, 0.9, 0.5
     b_curvature = side * (h + (1 - m) / (m * rate))
     target = Ema(lambda params, x: params["w"], decay=m)

@@ -1,4 +1,6 @@
-"""Ctrl-C and closed pipes: one line or none, never a traceback, and nothing lost that was committed."""
+"""Ctrl-C and closed pipes: one line or none, never a traceback, and nothing lost that was
+committed.
+"""
 
 import os
 import signal
@@ -9,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-
 from test_cli import QUICK
 
 MINIPC = [sys.executable, "-m", "minipc"]

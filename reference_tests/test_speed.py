@@ -1,4 +1,6 @@
-"""The benchmark works: its tasks run, its contenders compute the same thing, its page is made of its numbers."""
+"""The benchmark works: its tasks run, its contenders compute the same thing, its page is made of
+its numbers.
+"""
 
 import json
 import subprocess

@@ -8,9 +8,9 @@ import warnings
 
 import numpy as np
 import pytest
-
 from conftest import multiplied_out
 from fake_device import map_arrays
+
 from minipc.nn import optim
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.params import initialise

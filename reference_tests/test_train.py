@@ -221,8 +221,8 @@ def test_training_runs_on_the_device_and_agrees_with_the_host(splits, fake_cupy,
     )
     if engine == "textbook":
         assert_same_model(host.model, device.model)
-    # The fast engine divides its products otherwise there; AdamW makes steps of the noise of an offset
-    # whose gradient is truly zero, so parameters are not compared, but what they amount to.
+    # The fast engine divides its products otherwise there; AdamW makes steps of the noise of an
+    # offset whose gradient is truly zero, so parameters are not compared, but what they amount to.
     for name in ("total", "labels", "distillation"):
         mine, theirs = ([row[name] for row in trained.epochs] for trained in (host, device))
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, err_msg=name)

@@ -1,4 +1,6 @@
-"""Conformance vectors: what is stored is what the independent script computes, and it catches wrong losses."""
+"""Conformance vectors: what is stored is what the independent script computes, and it catches wrong
+losses.
+"""
 
 import json
 from importlib.resources import files

@@ -14,6 +14,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+from test_power import PLAN, SHARDS, commit, rows
 
 from minipc.augment import AugmentConfig
 from minipc.data.clouds import read_clouds
@@ -23,7 +24,6 @@ from minipc.record.plan import read_plan
 from minipc.record.recorder import Share, record
 from minipc.record.store import Store
 from minipc.record.workers import device_of, run_workers
-from test_power import PLAN, SHARDS, commit, rows
 
 QUICK = ("--epochs", "1", "--model", "6-8:6", "--quiet")
 

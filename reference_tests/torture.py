@@ -1,9 +1,10 @@
-"""Real faults on real processes: `python -m reference_tests.torture` (make torture), bounded in count and time.
+"""Real faults on real processes: `python -m reference_tests.torture` (make torture), bounded in
+count and time.
 
-Recorder and training are killed at random moments and go on, until both have ended as if nothing had
-happened: byte for byte.  Then a full disk (a small tmpfs, where this user may mount one), Ctrl-C, two
-recorders at once, a damaged shard, and a finalise that is killed.  Ends with 0 if nothing was lost and
-with a table for docs/reliability.md.
+Recorder and training are killed at random moments and go on, until both have ended as if nothing
+had happened: byte for byte.  Then a full disk (a small tmpfs, where this user may mount one),
+Ctrl-C, two recorders at once, a damaged shard, and a finalise that is killed.  Ends with 0 if
+nothing was lost and with a table for docs/reliability.md.
 """
 
 import argparse
@@ -73,13 +74,16 @@ def run(*words, cwd, expected=0):
     _, err = process.communicate()
     if process.returncode != expected:
         raise SystemExit(
-            f"torture: {' '.join(words)}: exit {process.returncode}, expected {expected}: {err[-500:]}"
+            f"torture: {' '.join(words)}: exit {process.returncode}, expected {expected}: "
+            f"{err[-500:]}"
         )
     return time.monotonic() - start
 
 
 def prepare(folder):
-    """Make clouds.h5, teacher/, the record whole.h5 and the run undisturbed/; return their seconds."""
+    """Make clouds.h5, teacher/, the record whole.h5 and the run undisturbed/; return their
+    seconds.
+    """
     rng = np.random.default_rng(0)
     stretch = np.array([[1, 1, 0.1], [0.1, 0.1, 1], [0.6, 0.6, 0.6]])
 
@@ -97,7 +101,9 @@ def prepare(folder):
 
 
 def killed(start, finished, seconds, kills, rng):
-    """Kill what start() begins at random moments, `kills` times; return how often it had ended before."""
+    """Kill what start() begins at random moments, `kills` times; return how often it had ended
+    before.
+    """
     done = ended = 0
     while done < kills:
         process = start()
@@ -238,7 +244,9 @@ def small_disk(size):
 
 
 def too_small_disk(folder):
-    """Record on disks of more and more bytes: each too small one is refused in one line, before anything is lost."""
+    """Record on disks of more and more bytes: each too small one is refused in one line, before
+    anything is lost.
+    """
     whole, stages = (folder / "whole.h5").read_bytes(), 0
     for size in range(64 << 10, 4 * len(whole), 192 << 10):
         with small_disk(size) as disk:
@@ -269,10 +277,11 @@ def fill(disk):
 
 
 def disk_fills(folder, words, again, stages, same):
-    """Fill the disk under a running command at each of stages, which say when; then free it and go on.
+    """Fill the disk under a running command at each of stages, which say when; then free it and go
+    on.
 
-    words, again: the command and how it is typed again, functions of a folder on the disk; same(folder): raises
-    unless it holds what an undisturbed run left.
+    words, again: the command and how it is typed again, functions of a folder on the disk;
+    same(folder): raises unless it holds what an undisturbed run left.
     """
     failed = 0
     for reached in stages:

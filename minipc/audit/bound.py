@@ -18,7 +18,9 @@ T = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
 
 class Rows(NamedTuple):
-    """Rows of any loss: labels (N,), teacher logits v and logits u of the earlier self (N, K), and what they are."""
+    """Rows of any loss: labels (N,), teacher logits v and logits u of the earlier self (N, K), and
+    what they are.
+    """
 
     labels: np.ndarray
     v: np.ndarray
@@ -27,12 +29,18 @@ class Rows(NamedTuple):
 
 
 def example_rows(classes, rows=2000):
-    """Return Rows as in docs/math.md: logit 12 of the teacher, 8 of the self at the label, N(0, 1.5) elsewhere."""
+    """Return Rows as in docs/math.md: logit 12 of the teacher, 8 of the self at the label, N(0,
+    1.5) elsewhere.
+    """
     rng = stream(0, "audit", 3)
     labels = rng.integers(0, classes, rows)
     v, u = 1.5 * rng.standard_normal((2, rows, classes))
     v[np.arange(rows), labels], u[np.arange(rows), labels] = 12, 8
-    what = f"{rows} made-up rows of {classes} classes, teacher 12 and earlier self 8 at the label, N(0, 1.5) elsewhere"
+    what = (
+        f"{rows} made-up rows of {classes} classes, teacher 12 and earlier self 8 at the "
+        "label, "
+        "N(0, 1.5) elsewhere"
+    )
     return Rows(labels, v, u, what)
 
 
@@ -72,10 +80,11 @@ class WorstRow(NamedTuple):
 
 
 def worst_row(rows, config):
-    """Return the WorstRow of Rows under a LossConfig, with the targets of the loss in use, guard included.
+    """Return the WorstRow of Rows under a LossConfig, with the targets of the loss in use, guard
+    included.
 
-    At T = 1 the loss is one signed cross-entropy with weights (1-a) y + q; by (L2) its gradient vanishes
-    where s is these weights over their sum.
+    At T = 1 the loss is one signed cross-entropy with weights (1-a) y + q; by (L2) its gradient
+    vanishes where s is these weights over their sum.
     """
     safe = _safe(rows, config)
     row = int(np.argmin(safe))

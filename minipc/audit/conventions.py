@@ -12,7 +12,9 @@ from minipc.errors import UsageError
 
 
 class Convention(NamedTuple):
-    """Loss of a library: labels * CE + soft * factor * (T^2 KL summed over classes, mean over the batch)."""
+    """Loss of a library: labels * CE + soft * factor * (T^2 KL summed over classes, mean over the
+    batch).
+    """
 
     used_by: str
     formula: str
@@ -34,7 +36,8 @@ CONVENTIONS = {
         _share,
     ),
     "torchdistill": Convention(
-        # With alpha = 0 some versions of it leave out T^2: no weight is sure to mean distillation alone.
+        # With alpha = 0 some versions of it leave out T^2: no weight is sure to mean distillation
+        # alone.
         "torchdistill KDLoss: alpha > 0 is the weight of the labels",
         "alpha CE + (1 - alpha) T^2 KL, batchmean",
         lambda T, K: 1.0,
@@ -64,7 +67,10 @@ CONVENTIONS = {
     ),
 }
 # Not a KL at any weight: its gradient has another direction.
-KD_LIB = "KD_Lib: (1 - w) CE + w T^2 mean squared difference of probabilities: no KL, and no weight makes it one"
+KD_LIB = (
+    "KD_Lib: (1 - w) CE + w T^2 mean squared difference of probabilities: no KL, and no "
+    "weight makes it one"
+)
 
 
 class Translated(NamedTuple):
@@ -73,7 +79,8 @@ class Translated(NamedTuple):
 
 
 def to_theirs(name, a, T, classes):
-    """Return Translated: the weight that gives the direction of our first two terms, ours = times * theirs.
+    """Return Translated: the weight that gives the direction of our first two terms, ours = times *
+    theirs.
 
     inf where no weight of theirs does.  Raises UsageError for an unknown name.
     """
@@ -95,7 +102,8 @@ def from_theirs(name, weight, T, classes):
     soft *= convention.factor(T, classes)
     if labels < 0 or soft < 0 or labels + soft == 0:
         raise UsageError(
-            f"{name}: weight {weight:g} makes the weight of a term negative; between 0 and 1 it does not"
+            f"{name}: weight {weight:g} makes the weight of a term negative; between 0 and 1 it "
+            "does not"
         )
     return Translated(soft / (labels + soft), labels + soft)
 

@@ -1,7 +1,7 @@
 """Mutants: one thing broken on purpose, so that the audit can be seen to catch it.
 
-Each replaces functions of one module for the time of one audit, and is the mistake that somebody has
-made or could make.  The code that it breaks does not know of it.
+Each replaces functions of one module for the time of one audit, and is the mistake that somebody
+has made or could make.  The code that it breaks does not know of it.
 """
 
 import copy
@@ -48,7 +48,9 @@ def find(name):
 
 
 def _with_config(right, change):
-    """Return a loss_forward that computes with a changed LossConfig, which no check has to accept."""
+    """Return a loss_forward that computes with a changed LossConfig, which no check has to
+    accept.
+    """
 
     def loss_forward(z, y, v, u, has_u, config):
         changed = copy.copy(config)

@@ -37,7 +37,9 @@ class TeacherAudit(NamedTuple):
 
 
 def largest_safe_b(y, p, r, config):
-    """Return the largest b for which every M_i of (L6) is >= 0, row by row.    (B, K) each -> (B,)"""
+    """Return the largest b for which every M_i of (L6) is >= 0, row by row.
+    (B, K) each -> (B,)
+    """
     a, T = config.kd_weight, config.temperature
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = ((1 - a) * y + a * T * p) / (T * r)
@@ -47,8 +49,8 @@ def largest_safe_b(y, p, r, config):
 def audit_teacher(reader, labels, config, earlier=None):
     """Return the TeacherAudit of an open record whose clouds have labels (N,), under a LossConfig.
 
-    earlier: a second open record of the same views, an earlier student's.  Without one, u is what the
-    teacher said of the cloud's next view: an earlier self as good as the teacher, seen under
+    earlier: a second open record of the same views, an earlier student's.  Without one, u is what
+    the teacher said of the cloud's next view: an earlier self as good as the teacher, seen under
     another view.
     """
     clouds, classes = len(labels), reader.plan.classes

@@ -1,4 +1,6 @@
-"""minipc audit: the mathematics held against itself, mutants, conformance vectors, and a record's teacher."""
+"""minipc audit: the mathematics held against itself, mutants, conformance vectors, and a record's
+teacher.
+"""
 
 from contextlib import nullcontext
 from math import isfinite, log
@@ -90,7 +92,9 @@ def command(
 
 
 def _audit(name, console):
-    """Return the object and the lines of one audit, with the mutant of this name in place or without one."""
+    """Return the object and the lines of one audit, with the mutant of this name in place or
+    without one.
+    """
     from minipc.audit import checks, mutants
 
     mutant = None if name is None else mutants.find(name)
@@ -107,11 +111,14 @@ def _audit(name, console):
         ],
     }
     lines = [
-        f"{'':26} {'gradients':>9}  {'largest':>8}  {'median':>8}  {'Taylor':>6}  {'float32':>8}  {'facts':>5}"
+        f"{'':26} {'gradients':>9}  {'largest':>8}  {'median':>8}  {'Taylor':>6}  {'float32':>8}  "
+        f"{'facts':>5}"
         f"  {'largest':>8}",
         *map(_row, found),
-        "Relative errors of gradients in float64, at the best of three steps: 1e-6 is allowed.  Taylor: 2 is right.",
-        "float32: the same gradients computed in single precision; it decides nothing.  Facts: values by definition.",
+        "Relative errors of gradients in float64, at the best of three steps: 1e-6 is allowed.  "
+        "Taylor: 2 is right.",
+        "float32: the same gradients computed in single precision; it decides nothing.  Facts: "
+        "values by definition.",
         f"{len(found) - len(failed)} of {len(found)} checks hold"
         + (f" with the mutant {name}: {mutant.says}" if mutant else ""),
     ]
@@ -137,14 +144,17 @@ def _number(value):
 def _row(check):
     return (
         f"{check.name:26} {check.gradients or '-':>9}  {_or_dash(check.largest, '8.1e')}  "
-        f"{_or_dash(check.median, '8.1e')}  {_or_dash(check.rate, '6.2f')}  {_or_dash(check.float32, '8.1e')}  "
+        f"{_or_dash(check.median, '8.1e')}  {_or_dash(check.rate, '6.2f')}  "
+        f"{_or_dash(check.float32, '8.1e')}  "
         f"{check.facts or '-':>5}  {_or_dash(check.deviation, '8.1e')}  "
         f"{'ok' if check.passed else 'FAILED: ' + check.worst}"
     )
 
 
 def _all_mutants(console):
-    """Return the object and the lines of all mutants, each stopped at the first check that catches it."""
+    """Return the object and the lines of all mutants, each stopped at the first check that catches
+    it.
+    """
     from minipc.audit import checks, mutants
 
     caught, lines = {}, [f"{'mutant':36} caught by"]
@@ -196,7 +206,8 @@ def _vectors():
         )
     return values, [
         *(f"{name:20} {error:8.1e}" for name, error in sorted(by_number.items())),
-        f"{len(names)} cases, {len(found)} numbers; largest difference {worst:.1e} ({number} of {case!r}), "
+        f"{len(names)} cases, {len(found)} numbers; largest difference {worst:.1e} ({number} of "
+        f"{case!r}), "
         f"{TOLERANCE:g} is allowed",
     ]
 
@@ -214,12 +225,15 @@ def _teacher(record, data, self_record, a, b, T, smoothing):
     mean = sum(found.accuracy) / len(found.accuracy)
     lines = [
         f"{record}: {found.clouds} clouds, {found.views} views, {found.classes} classes",
-        f"teacher right in {100 * mean:.2f} % of the rows, by view {100 * least:.2f} to {100 * most:.2f} %",
+        f"teacher right in {100 * mean:.2f} % of the rows, by view {100 * least:.2f} to "
+        f"{100 * most:.2f} %",
         f"all views of a cloud name one class in {100 * found.unanimous:.2f} % of the clouds; "
         f"{100 * found.agreement:.2f} % of a cloud's views name its most frequent one",
-        f"confidence {found.confidence:.3f}, entropy {found.entropy:.3f} nats (T = {T:g}: {found.entropy_at_T:.3f}; "
+        f"confidence {found.confidence:.3f}, entropy {found.entropy:.3f} nats (T = {T:g}: "
+        f"{found.entropy_at_T:.3f}; "
         f"uniform: {log(found.classes):.3f})",
-        f"largest b with a bounded raw loss, at a = {a:g}, T = {T:g}, smoothing {smoothing:g}; rows",
+        f"largest b with a bounded raw loss, at a = {a:g}, T = {T:g}, smoothing {smoothing:g}; "
+        "rows",
         *_histogram("whatever the earlier self", found.safe_for_all, SAFE_B),
     ]
     if found.safe_b is not None:
@@ -231,7 +245,8 @@ def _teacher(record, data, self_record, a, b, T, smoothing):
                 if b < a / 2
                 else f"the guard does not take it, it needs b < a / 2 = {a / 2:g}"
             ),
-            f"view {found.worst[0]} of cloud {found.worst[1]} bears least: b = {found.worst[2]:.2g}",
+            f"view {found.worst[0]} of cloud {found.worst[1]} bears least: b = "
+            f"{found.worst[2]:.2g}",
         ]
     return values, lines
 

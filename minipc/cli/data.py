@@ -110,7 +110,8 @@ def pack(
         "no cloud was normalised"
         if normalisation == "none"
         else f"{packed.moved} of {total} clouds were moved into the unit sphere{rest}",
-        f"{packed.sampled} clouds had more points than {num_points} and were sampled, {packed.padded} had fewer and "
+        f"{packed.sampled} clouds had more points than {num_points} and were sampled, "
+        f"{packed.padded} had fewer and "
         "are repeated",
         f"split: {packed.split}",
         *([f"note: {twins} test clouds are also training clouds, bit for bit"] if twins else []),

@@ -153,7 +153,8 @@ def _gradient(config):
         return [f"gradient = {' '.join(terms)}, of a row, in its logits"]
     return [
         f"gradient = {1 - a:g} (s_1 - y) + {T:g} ((sum q') s_T - q'), of a row, in its logits;",
-        f"q' = max({a:g} p - {b:g} r, {GUARD_FLOOR * a:g} p), class by class; it does not sum to one: p - q is wrong",
+        f"q' = max({a:g} p - {b:g} r, {GUARD_FLOOR * a:g} p), class by class; it does not sum to "
+        "one: p - q is wrong",
     ]
 
 
@@ -208,7 +209,8 @@ def _bound(config, rows, worst):
         columns["target"], pulls = worst.soft_target, "the soft terms of the loss in use pull s_T"
     lines = [
         f"Rows: {rows.what}.",
-        f"{verdict}. Row {worst.row} (label {worst.label}) bears b up to {worst.safe_b:.3g}; its least margins:",
+        f"{verdict}. Row {worst.row} (label {worst.label}) bears b up to {worst.safe_b:.3g}; its "
+        "least margins:",
         "  " + "  ".join(f"{name:>11}" for name in columns),
         *(
             "  " + "  ".join(f"{values[k]:11.3g}" for values in columns.values())

@@ -1,4 +1,5 @@
-"""Where the value of an option comes from: a flag, MINIPC_<OPTION>, --config FILE.toml, its default.
+"""Where the value of an option comes from: a flag, MINIPC_<OPTION>, --config FILE.toml, its
+default.
 
 click keeps the precedence.  Here is what click does not know: which variable belongs to an option,
 how the table of a verb becomes click's default_map, and from which place a wrong value came.
@@ -70,7 +71,9 @@ class Verbs(click.Group):
 
 
 def common_options(function):
-    """Add --quiet, --verbose, --json and --config, which every verb has: (quiet, verbose, as_json)."""
+    """Add --quiet, --verbose, --json and --config, which every verb has: (quiet, verbose,
+    as_json).
+    """
     for option in (
         click.option(
             "--config",
@@ -92,7 +95,9 @@ def common_options(function):
 
 
 def shared_options(function):
-    """Add --backend, --engine and --threads to the common options: (backend, engine, threads) as well."""
+    """Add --backend, --engine and --threads to the common options: (backend, engine, threads) as
+    well.
+    """
     function = common_options(function)
     for option in (
         click.option(
@@ -118,7 +123,8 @@ def shared_options(function):
 
 
 def loss_options(self_weight=0.0):
-    """Return a decorator that adds the weights of the loss: (kd_weight, self_weight, temperature, label_smoothing).
+    """Return a decorator that adds the weights of the loss: (kd_weight, self_weight, temperature,
+    label_smoothing).
 
     Defaults are those of losses.LossConfig, but for the one that is passed.
     """
@@ -197,7 +203,9 @@ def _configure(context, parameter, path):
 
 
 def _check_tables(tables, verbs, path, prefix=""):
-    """Raise UsageError unless tables holds tables of verbs; what is in those of other verbs is theirs."""
+    """Raise UsageError unless tables holds tables of verbs; what is in those of other verbs is
+    theirs.
+    """
     for name, table in tables.items():
         full = prefix + name
         group = any(verb.startswith(f"{full}.") for verb in verbs)
@@ -213,7 +221,9 @@ def _check_tables(tables, verbs, path, prefix=""):
 
 
 def _defaults(table, verb, where):
-    """Return {parameter name: value} of a table; text and numbers as text, which click parses as typed."""
+    """Return {parameter name: value} of a table; text and numbers as text, which click parses as
+    typed.
+    """
     options, values = options_of(verb), {}
     del options["config"]
     for key, value in table.items():

@@ -22,7 +22,8 @@ from minipc.cli.show import Console, result
 def command(
     model, files, top, num_points, up_axis, backend, engine, threads, as_json, quiet, verbose
 ):
-    """Predict the class of each FILE (.npy, .npz, .xyz, .txt, .csv or .pts) with MODEL, a file or a run folder.
+    """Predict the class of each FILE (.npy, .npz, .xyz, .txt, .csv or .pts) with MODEL, a file or a
+    run folder.
 
     Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
     """

@@ -108,7 +108,8 @@ def command(
         raise click.UsageError(
             "name the data too: minipc record DATA --teacher MODEL"
             if data is None
-            else f"a teacher is needed; train one with: minipc train {data} --labels-only --model teacher --out teacher, "
+            else f"a teacher is needed; train one with: minipc train {data} --labels-only --model "
+            "teacher --out teacher, "
             f"then: minipc record {data} --teacher teacher"
         )
     if share is not None and (workers > 1 or data is None):
@@ -140,12 +141,14 @@ def command(
             done._asdict(),
             as_json,
             [
-                f"{done.out}: share {done.share} is there, {done.shards_there} of {done.shards} shards in all",
+                f"{done.out}: share {done.share} is there, {done.shards_there} of {done.shards} "
+                "shards in all",
                 "the other shares, or the same command without --shards, go on and finish",
             ],
         )
     lines = [
-        f"{done.out}: {done.clouds} clouds x {done.views} views, {size(done.bytes)}, run {done.run_id[:16]}",
+        f"{done.out}: {done.clouds} clouds x {done.views} views, {size(done.bytes)}, run "
+        f"{done.run_id[:16]}",
         f"teacher accuracy on the recorded views {100 * done.teacher_accuracy:.2f} %; "
         f"largest KL by rounding logits {done.max_kl_of_rounding:.1e}",
         *_carried(done),
@@ -171,9 +174,11 @@ def _foreseen(found):
         return [makes]
     free = "unknown" if found.bytes_free is None else size(found.bytes_free)
     return [
-        f"{found.out}: {found.clouds} clouds x {found.views} views, {size(found.bytes)}, run {found.run_id[:16]}",
+        f"{found.out}: {found.clouds} clouds x {found.views} views, {size(found.bytes)}, run "
+        f"{found.run_id[:16]}",
         *_carried(found),
-        f"shards: {found.shards}, there {found.shards_there}, to do {found.shards - found.shards_there} "
+        f"shards: {found.shards}, there {found.shards_there}, to do "
+        f"{found.shards - found.shards_there} "
         f"({found.rows_left} rows); needs {size(found.bytes_needed)}, free {free}",
         *(f"would set aside: {line}" for line in found.damaged),
         makes,

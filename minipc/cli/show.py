@@ -43,7 +43,9 @@ class Console:
             self.say(line)
 
     def progress(self, done, total, text):
-        """Show done of total with the time left: a bar on a terminal, else a line every few seconds."""
+        """Show done of total with the time left: a bar on a terminal, else a line every few
+        seconds.
+        """
         if self.quiet:
             return
         if sys.stderr.isatty():
@@ -89,7 +91,9 @@ def size(count):
 
 
 def result(value, as_json, lines):
-    """Print value as one JSON object, or lines of text, on stdout.  Raises MinipcError for a full disk."""
+    """Print value as one JSON object, or lines of text, on stdout.  Raises MinipcError for a full
+    disk.
+    """
     try:
         for line in [json.dumps(value)] if as_json else lines:
             click.echo(line)

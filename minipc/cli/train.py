@@ -267,7 +267,9 @@ def _given():
 
 
 def _wanted(given):
-    """Return {section of run.json: {setting: value}} of the options that were given, as resume_files takes it."""
+    """Return {section of run.json: {setting: value}} of the options that were given, as
+    resume_files takes it.
+    """
     from minipc.nn.losses import LossConfig
     from minipc.train import TrainConfig
 
@@ -300,7 +302,8 @@ def _table(runs):
     for run in runs:
         source = "labels" if run["labels_only"] else "record"
         lines.append(
-            f"{source:12} {100 * run['test_accuracy']:8.2f}% {100 * run['test_mean_class_accuracy']:10.2f}% "
+            f"{source:12} {100 * run['test_accuracy']:8.2f}% "
+            f"{100 * run['test_mean_class_accuracy']:10.2f}% "
             f"{100 * run['best_test_accuracy']:11.2f}% {run['parameters']:11,d} "
             f"{run['macs_per_cloud'] / 1e6:7.2f}M  {run['out']}{os.sep}"
         )
@@ -308,7 +311,8 @@ def _table(runs):
     if "chosen" in last:
         chosen = last["chosen"]
         lines.append(
-            f"epoch {chosen['epoch']} is best on the validation clouds ({100 * chosen['val_accuracy']:.2f}%); "
+            f"epoch {chosen['epoch']} is best on the validation clouds "
+            f"({100 * chosen['val_accuracy']:.2f}%); "
             f"there the test accuracy is {100 * chosen['test_accuracy']:.2f}%: {chosen['model']}"
         )
     if last["epochs_done"] < last["epochs"]:

@@ -63,13 +63,16 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
         )
     lines = [
         f"{record}: whole, and made from these clouds",
-        f"parameters: {found.rows - found.parameters} of {found.rows} rows are what the seed draws, bit for bit",
+        f"parameters: {found.rows - found.parameters} of {found.rows} rows are what the seed "
+        "draws, bit for bit",
     ]
     if found.sampled:
         asked = "bit for bit" if found.bitwise else "to within what rounding changes elsewhere"
         lines.append(
-            f"teacher: {found.sampled - found.different} of {found.sampled} sampled rows come out {asked}; largest "
-            f"difference {found.largest_difference:.2g}, arg-max agrees in {100 * found.agreement:.2f} %"
+            f"teacher: {found.sampled - found.different} of {found.sampled} sampled rows come out "
+            f"{asked}; largest "
+            f"difference {found.largest_difference:.2g}, arg-max agrees in "
+            f"{100 * found.agreement:.2f} %"
         )
         lines.append(
             "asked for bit for bit: versions, kernel and device are those it was made with"

@@ -41,7 +41,8 @@ class Clouds:
         check_shape("labels", self.labels, (len(self.points),))
         if self.points.dtype != np.float32 or self.labels.dtype != np.int64:
             raise DataError(
-                f"clouds: expected float32 points and int64 labels, got {self.points.dtype} and {self.labels.dtype}"
+                f"clouds: expected float32 points and int64 labels, got {self.points.dtype} and "
+                f"{self.labels.dtype}"
             )
         if not self.points.size:
             raise DataError(
@@ -50,7 +51,8 @@ class Clouds:
         finite = np.isfinite(self.points).all(axis=(1, 2))
         if not finite.all():
             raise DataError(
-                f"clouds: cloud {int(finite.argmin())} holds NaN or infinite coordinates; remove or repair it"
+                f"clouds: cloud {int(finite.argmin())} holds NaN or infinite coordinates; remove "
+                "or repair it"
             )
         names = self.class_names
         if not all(isinstance(name, str) and name and name.isprintable() for name in names):
@@ -64,7 +66,8 @@ class Clouds:
         repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise DataError(
-                f"clouds: expected distinct class names, got {short(repeated)} more than once; rename them"
+                f"clouds: expected distinct class names, got {short(repeated)} more than once; "
+                "rename them"
             )
         composed(names)
         check_labels(self.labels, names)
@@ -97,7 +100,8 @@ class Clouds:
         """
         if isinstance(class_names, (str, bytes, Set, Mapping)):
             raise DataError(
-                f"class names: expected a list in the order of the labels, got {type(class_names).__name__}, which has "
+                "class names: expected a list in the order of the labels, got "
+                f"{type(class_names).__name__}, which has "
                 "no such order; pass a list"
             )
         normalisation = "unit_sphere" if normalise else "none"
@@ -115,7 +119,8 @@ class Clouds:
         counts = {len(array) for array in arrays}
         if num_points is None and len(counts) > 1:
             raise DataError(
-                f"points: clouds have from {min(counts)} to {max(counts)} points; pass num_points: from larger clouds "
+                f"points: clouds have from {min(counts)} to {max(counts)} points; pass num_points: "
+                "from larger clouds "
                 "so many are drawn, those of smaller ones are repeated"
             )
         if not len(arrays):
@@ -169,7 +174,9 @@ def _one_cloud(i, array):
 
 
 def check_count(num_points):
-    """Return num_points.  Raises UsageError unless it is a positive integer that memory could hold."""
+    """Return num_points.  Raises UsageError unless it is a positive integer that memory could
+    hold.
+    """
     if not isinstance(num_points, (int, np.integer)) or not 1 <= num_points <= MOST_POINTS:
         raise UsageError(f"num points: expected 1 to {MOST_POINTS}, got {num_points!r}")
     return num_points
@@ -180,18 +187,21 @@ def check_labels(labels, names):
     low, high = int(labels.min()), int(labels.max())
     if (low, high) == (1, len(names)):
         raise DataError(
-            f"clouds: the labels count from 1 to {high}, expected from 0 to {high - 1} ({high} class names); subtract "
+            f"clouds: the labels count from 1 to {high}, expected from 0 to {high - 1} ({high} "
+            "class names); subtract "
             "1 from all labels"
         )
     if low < 0 or high >= len(names):
         raise DataError(
-            f"clouds: expected labels from 0 to {len(names) - 1} ({len(names)} class names), got {low} to {high}; "
+            f"clouds: expected labels from 0 to {len(names) - 1} ({len(names)} class names), got "
+            f"{low} to {high}; "
             "count from 0, in the order of the names"
         )
 
 
 def composed(names):
-    """Return class names as a tuple in Unicode's composed form (NFC): file systems spell one name in two ways.
+    """Return class names as a tuple in Unicode's composed form (NFC): file systems spell one name
+    in two ways.
 
     Raises DataError for two names that differ in that alone.
     """
@@ -200,7 +210,8 @@ def composed(names):
         form = unicodedata.normalize("NFC", name) if isinstance(name, str) else name
         if known.setdefault(form, name) != name:
             raise DataError(
-                f"class names: {ascii(known[form])} and {ascii(name)} are one name in two Unicode forms; rename one, "
+                f"class names: {ascii(known[form])} and {ascii(name)} are one name in two Unicode "
+                "forms; rename one, "
                 "or put the clouds of both together"
             )
     return tuple(
@@ -209,7 +220,9 @@ def composed(names):
 
 
 def whole_labels(labels, name="labels"):
-    """Return labels (N,) or (N, 1), whole numbers of any real dtype, as (N,) int64.  Raises DataError naming them."""
+    """Return labels (N,) or (N, 1), whole numbers of any real dtype, as (N,) int64.  Raises
+    DataError naming them.
+    """
     try:
         values = np.asarray(labels)
     except ValueError as reason:
@@ -222,7 +235,8 @@ def whole_labels(labels, name="labels"):
         values = values[:, 0]
     if values.ndim != 1:
         raise DataError(
-            f"{name}: expected (N,) whole numbers, got {values.shape}; of one-hot rows take argmax(axis=1)"
+            f"{name}: expected (N,) whole numbers, got {values.shape}; of one-hot rows take "
+            "argmax(axis=1)"
         )
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
@@ -232,7 +246,8 @@ def whole_labels(labels, name="labels"):
         )
     if not (whole == values).all():
         raise DataError(
-            f"{name}: expected whole numbers, got {values[whole != values][0]}; number the classes from 0"
+            f"{name}: expected whole numbers, got {values[whole != values][0]}; number the classes "
+            "from 0"
         )
     return whole
 
@@ -248,17 +263,21 @@ class Splits(NamedTuple):
 
 
 def check_same_kind(found, wanted, found_in, wanted_by):
-    """Raise DataError unless two `described` mappings agree; both sides are named in the message."""
+    """Raise DataError unless two `described` mappings agree; both sides are named in the
+    message.
+    """
     for key, value in wanted.items():
         if found[key] != value:
             raise DataError(
-                f"{found_in}: {key.replace('_', ' ')} is {short(found[key])}, but {wanted_by} has {short(value)}; "
+                f"{found_in}: {key.replace('_', ' ')} is {short(found[key])}, but {wanted_by} has "
+                f"{short(value)}; "
                 "use the data that it was made from"
             )
 
 
 def stratified(labels, fraction, seed, purpose):
-    """Return a mask (N,) bool that takes round(fraction n) of the n clouds of each class, at random.
+    """Return a mask (N,) bool that takes round(fraction n) of the n clouds of each class, at
+    random.
 
     Of a class with two clouds or more at least one is taken (if fraction > 0) and at least one
     left.  labels (N,) integer; the draw is the stream (seed, purpose, class).

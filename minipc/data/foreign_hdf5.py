@@ -28,7 +28,10 @@ ATTRIBUTES = 2**10  # most names in an attribute
 TEXTS = 16  # read at once; each may be long
 POINTS, LABELS = ("points", "data", "x"), ("labels", "label", "y")
 NAMES = ("class_names", "classes", "shape_names", "label_names")
-LAYOUT = "expected points (or data, X) and labels (or label, y), or both for train and test (train/points, X_train)"
+LAYOUT = (
+    "expected points (or data, X) and labels (or label, y), or both for train and test "
+    "(train/points, X_train)"
+)
 
 
 @contextmanager
@@ -45,7 +48,8 @@ def foreign(path):
             reason
         ):  # by libhdf5's lock, or its mark in the file
             raise DataError(
-                f"{path}: another program has it open for writing; close it there (left by one that died: h5clear -s "
+                f"{path}: another program has it open for writing; close it there (left by one "
+                "that died: h5clear -s "
                 "FILE; on a file system without locks: HDF5_USE_FILE_LOCKING=FALSE)"
             ) from reason
         raise DataError(
@@ -56,7 +60,8 @@ def foreign(path):
 def member(file, name, path):
     """Return a dataset that lies in this file itself and can be read piece by piece.
 
-    Links, storage elsewhere, and sizes that the file cannot hold or a reader not bear are a DataError.
+    Links, storage elsewhere, and sizes that the file cannot hold or a reader not bear are a
+    DataError.
     """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
         file[name], h5py.Dataset
@@ -68,7 +73,8 @@ def member(file, name, path):
         found.external or found.is_virtual or found.nbytes > min(LARGEST, 1100 * stored)
     ):  # gzip's best: 1032
         raise DataError(
-            f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it again"
+            f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it "
+            "again"
         )
     row = found.dtype.itemsize * prod(found.shape[1:])
     chunks = found.chunks or (1,)
@@ -79,8 +85,10 @@ def member(file, name, path):
         and len(found) > CLOUDS
     ):
         raise DataError(
-            f"{path}: {name} has {found.shape} {found.dtype} in chunks of {found.chunks}; at most {CLOUDS} rows, and "
-            f"{PIECE >> 20} MiB of a row or a chunk, are read; split it, or store it in smaller chunks"
+            f"{path}: {name} has {found.shape} {found.dtype} in chunks of {found.chunks}; at most "
+            f"{CLOUDS} rows, and "
+            f"{PIECE >> 20} MiB of a row or a chunk, are read; split it, or store it in smaller "
+            "chunks"
         )
     return found
 
@@ -106,8 +114,8 @@ def read_single_hdf5(
     val_split=None,
     progress=lambda *_: None,
 ):
-    """Return the Packed of one HDF5 file, found by names in any case: points, data or X with labels,
-    label or y.
+    """Return the Packed of one HDF5 file, found by names in any case: points, data or X with
+    labels, label or y.
 
     points (N, P, 3 to 16) float, or integer with a scalar `scale` (attribute or dataset); labels
     (N,) or (N, 1).  Split: groups train and test, names with such a prefix or suffix, a dataset
@@ -146,7 +154,8 @@ def read_single_hdf5(
         )
         if split and len(words) != len(labels):
             raise DataError(
-                f"{path}: split: expected {len(labels)} times train or test, found {len(words)}; repair it"
+                f"{path}: split: expected {len(labels)} times train or test, found {len(words)}; "
+                "repair it"
             )
         if not split:
             words = np.repeat(list(pairs), sizes)
@@ -199,7 +208,9 @@ def _prepared(block, normalisation, count):
 
 
 def bad_cloud(block, first, normalisation, num_points, where):
-    """Return the error that names the first bad cloud of a block, which begins at cloud first; slow, for a message."""
+    """Return the error that names the first bad cloud of a block, which begins at cloud first;
+    slow, for a message.
+    """
     for i, one in enumerate(block, first):
         try:
             prepare(float_points(one), normalisation, num_points)
@@ -221,7 +232,8 @@ def _members(file):
 
 
 def _pairs(file, names, path):
-    """Return {split: names of points and labels}: train and test, or "" for all clouds; then what looks like others.
+    """Return {split: names of points and labels}: train and test, or "" for all clouds; then what
+    looks like others.
 
     Others are pairs named after another word, of which the points are no vector of statistics.
     """
@@ -266,7 +278,8 @@ def _find(names, wanted, path):
     found = [name for name in names if name.lower() in wanted]
     if len(found) > 1:
         raise DataError(
-            f"{path}: expected one of {short(', '.join(wanted))}; found {', '.join(found)}; remove others"
+            f"{path}: expected one of {short(', '.join(wanted))}; found {', '.join(found)}; remove "
+            "others"
         )
     return found[0] if found else None
 
@@ -281,16 +294,19 @@ def _checked(file, points, labels, path):
         or data.dtype.kind not in "fiu"
     ):
         raise DataError(
-            f"{path}: {points}: expected (N, P, 3) float or integer with a scale, got {data.shape} {data.dtype}"
+            f"{path}: {points}: expected (N, P, 3) float or integer with a scale, got {data.shape} "
+            f"{data.dtype}"
         )
     if label.shape not in ((len(data),), (len(data), 1)):
         raise DataError(
-            f"{path}: {labels}: expected ({len(data)},) labels of {points}, one whole number each (of one-hot rows "
+            f"{path}: {labels}: expected ({len(data)},) labels of {points}, one whole number each "
+            "(of one-hot rows "
             f"argmax(axis=1)), got {label.shape}"
         )
     if label.dtype.kind not in "iuf":
         raise DataError(
-            f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes from 0"
+            f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes from "
+            "0"
         )
     return (
         data,
@@ -319,7 +335,8 @@ def _scale(file, data, path):
         or not 0 < scale < np.inf
     ):
         raise DataError(
-            f"{path}: {data.name[1:]}: is {data.dtype}, so one positive number is expected as its attribute scale or "
+            f"{path}: {data.name[1:]}: is {data.dtype}, so one positive number is expected as its "
+            "attribute scale or "
             f"as a data set scale, found {short(scale)}"
         )
     return float(np.reshape(scale, ()))
@@ -347,7 +364,8 @@ def _split(dataset, path):
     for value in _text(dataset) or dataset[()].reshape(-1).tolist():
         if value not in meaning:
             raise DataError(
-                f"{path}: split: expected {len(dataset)} times train or test, or 0 or 1; found {short(repr(value))}; "
+                f"{path}: split: expected {len(dataset)} times train or test, or 0 or 1; found "
+                f"{short(repr(value))}; "
                 "repair it"
             )
         words.append(meaning[value])
@@ -355,14 +373,17 @@ def _split(dataset, path):
 
 
 def _class_names(file, name, pairs, labels, path):
-    """Return the class names of a file: a dataset, attributes of file, groups or datasets, or the labels."""
+    """Return the class names of a file: a dataset, attributes of file, groups or datasets, or the
+    labels.
+    """
     found = {}
     if name is not None:
         dataset = member(file, name, path)
         texts = _text(dataset) if dataset.ndim < 2 and dataset.size <= CLASSES else None
         if texts is None:
             raise DataError(
-                f"{path}: {name}: expected text, one name a class, got {dataset.shape} {dataset.dtype}"
+                f"{path}: {name}: expected text, one name a class, got {dataset.shape} "
+                f"{dataset.dtype}"
             )
         found[name] = tuple(short(text, 1000) for text in texts)  # bombs alone are cut
     datasets = [file[name] for pair in pairs for name in pair]
@@ -372,20 +393,24 @@ def _class_names(file, name, pairs, labels, path):
                 found[f"attribute {key} of {node.name}"] = _attribute(node.attrs, key, path)
     if len(set(found.values())) > 1:
         raise DataError(
-            f"{path}: class names differ between {short(' and '.join(found), 200)}; remove all but one"
+            f"{path}: class names differ between {short(' and '.join(found), 200)}; remove all but "
+            "one"
         )
     if found:
         return next(iter(found.values()))
     classes = int(labels.max(initial=-1)) + 1
     if classes > max(len(labels), 2):
         raise DataError(
-            f"{path}: has a label {classes - 1}, but {len(labels)} clouds; check it, or add class_names"
+            f"{path}: has a label {classes - 1}, but {len(labels)} clouds; check it, or add "
+            "class_names"
         )
     return tuple(map(str, range(classes)))
 
 
 def _attribute(attributes, key, path):
-    """Return the text of an attribute, one name a class.  It is read at once, so there are fewer at most."""
+    """Return the text of an attribute, one name a class.  It is read at once, so there are fewer at
+    most.
+    """
     stored = attributes.get_id(key)
     if (
         h5py.check_string_dtype(stored.dtype) is None
@@ -393,7 +418,8 @@ def _attribute(attributes, key, path):
         or stored.shape[0] > ATTRIBUTES
     ):
         raise DataError(
-            f"{path}: attribute {key}: expected text, one name a class, up to {ATTRIBUTES}, got {stored.shape} "
+            f"{path}: attribute {key}: expected text, one name a class, up to {ATTRIBUTES}, got "
+            f"{stored.shape} "
             f"{stored.dtype}; store a list, or a data set {key}"
         )
     texts = [

@@ -20,7 +20,10 @@ from minipc.errors import DataError, UsageError
 
 LIST = 2**20  # most bytes of a list of names
 LAYOUT = "expected ply_data_{train,test}N.h5, train_files.txt, test_files.txt and shape_names.txt"
-TREE = "expected class/file, class/train/file and class/test/file, or train/class/file and test/class/file"
+TREE = (
+    "expected class/file, class/train/file and class/test/file, or train/class/file and "
+    "test/class/file"
+)
 
 
 def read_source(
@@ -33,7 +36,8 @@ def read_source(
     val_split=None,
     progress=lambda *_: None,
 ):
-    """Return the Packed of whatever path is: a ModelNet HDF5 folder, a tree of files, one HDF5 file.
+    """Return the Packed of whatever path is: a ModelNet HDF5 folder, a tree of files, one HDF5
+    file.
 
     up_axis None: y for ModelNet, else unknown.  val_split as in joins_training.  progress(done,
     total, text) is told how far it is.  Raises DataError for what is none of these, UsageError for
@@ -111,7 +115,8 @@ def _tree(folder):
     ):  # train/class/file; train alone can be a class, of engines
         if not both <= set(entries):
             raise DataError(
-                f"{folder}: holds {', '.join(entries)}, expected train and test; name both so; {TREE}"
+                f"{folder}: holds {', '.join(entries)}, expected train and test; name both so; "
+                f"{TREE}"
             )
         names = sorted(
             {name for split in entries for name in _folders(os.path.join(folder, split))}
@@ -187,7 +192,8 @@ def _folders(folder):
         raise DataError(f"{folder}: holds {others[0]} and no folder of a class; {TREE}")
     if others:
         raise DataError(
-            f"{os.path.join(folder, others[0])}: lies beside the folders of classes and is none; move it away, or into "
+            f"{os.path.join(folder, others[0])}: lies beside the folders of classes and is none; "
+            "move it away, or into "
             f"the folder of its class; {TREE}"
         )
     return names
@@ -203,13 +209,14 @@ def read_modelnet(
     val_split=None,
     progress=lambda *_: None,
 ):
-    """Return the Packed of ModelNet40 in the HDF5 layout of PointNet: data (N, P, 3) float, label (N, 1) uint8.
+    """Return the Packed of ModelNet40 in the HDF5 layout of PointNet: data (N, P, 3) float, label
+    (N, 1) uint8.
 
     Each cloud is brought to the unit sphere as it is stored, then its first num_points points are
     kept (the stored order is random, and a draw made here would be an augmentation that no record
     tells).  List files carry a foreign path prefix: only base names count.  A list val_files.txt is
-    a third split: val_split as in joins_training; test_fraction has no use.  Raises DataError naming
-    the file, what was expected and found, UsageError.
+    a third split: val_split as in joins_training; test_fraction has no use.  Raises DataError
+    naming the file, what was expected and found, UsageError.
     """
     check_count(num_points)
     if test_fraction is not None:
@@ -258,7 +265,8 @@ def _listed(folder, splits):
             part = ntpath.basename(line)
             if part in parts:
                 raise DataError(
-                    f"{os.path.join(folder, name)}: names {part} again (folders before a name do not count), so its "
+                    f"{os.path.join(folder, name)}: names {part} again (folders before a name do "
+                    "not count), so its "
                     "clouds would be there twice; leave one line"
                 )
             parts.append(part)
@@ -283,7 +291,9 @@ def _lines(folder, name):
 
 
 def _read_part(path, num_points, normalisation):
-    """Return points (N, num_points, 3) float32, labels (N,) int64 and which clouds were normalised."""
+    """Return points (N, num_points, 3) float32, labels (N,) int64 and which clouds were
+    normalised.
+    """
     if not os.path.exists(path):
         raise DataError(
             f"{path}: missing, though the list file names it; copy it beside the list file"
@@ -303,7 +313,8 @@ def _read_part(path, num_points, normalisation):
             )
         if data.shape[1] < num_points:
             raise DataError(
-                f"{path}: holds {data.shape[1]} points a cloud, fewer than the {num_points} asked for; "
+                f"{path}: holds {data.shape[1]} points a cloud, fewer than the {num_points} asked "
+                "for; "
                 f"pass --num-points {data.shape[1]} or less"
             )
         points, moved = np.empty((len(data), num_points, 3), np.float32), np.zeros(len(data), bool)

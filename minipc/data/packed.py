@@ -32,7 +32,8 @@ def joins_training(where, found, val_split):
     told = ", ".join(found)
     if found and val_split is None:
         raise UsageError(
-            f"{where}: has a third split, {short(told)}, beside train and test; pass --val-split train to join it to "
+            f"{where}: has a third split, {short(told)}, beside train and test; pass --val-split "
+            "train to join it to "
             "the training clouds, or --val-split leave-out to pack without it"
         )
     if not found and val_split is not None:
@@ -47,7 +48,8 @@ def joins_training(where, found, val_split):
 
 
 def packed(where, points, labels, test, counts, moved, test_fraction, third="", **described):
-    """Return Packed of prepared points (N, P, 3), labels (N,), their stored counts (N,) and moved (N,).
+    """Return Packed of prepared points (N, P, 3), labels (N,), their stored counts (N,) and moved
+    (N,).
 
     test (N,) bool is the source's own split, or None: then a share test_fraction (None: 0.2) of
     each class is drawn from the streams (0, "split", class), and one training cloud always stays.
@@ -66,7 +68,8 @@ def packed(where, points, labels, test, counts, moved, test_fraction, third="", 
     if labels.min() == 1:
         first = described["class_names"][0]
         raise DataError(
-            f"{where}: labels begin at 1, expected 0; subtract 1 if they count from 1, or add clouds of class {first}"
+            f"{where}: labels begin at 1, expected 0; subtract 1 if they count from 1, or add "
+            f"clouds of class {first}"
         )
     how = "as the source has it"
     if test is None:
@@ -81,7 +84,8 @@ def packed(where, points, labels, test, counts, moved, test_fraction, third="", 
     for label, name in enumerate(described["class_names"]):
         if not (~test & (labels == label)).any():
             raise DataError(
-                f"{where}: class {name} has no training cloud; add one, or remove the class and number the labels anew"
+                f"{where}: class {name} has no training cloud; add one, or remove the class and "
+                "number the labels anew"
             )
     if not test.any():
         raise DataError(f"{where}: its test split is empty; add clouds, or leave the split out")

@@ -22,7 +22,8 @@ WANTED = f"expected one cloud, (P, 3) real numbers or up to {COLUMNS} columns"
 
 
 def read_points(path):
-    """Return the points (P, 3) of the one cloud in the file path, finite, as float_points does: float32 or float64.
+    """Return the points (P, 3) of the one cloud in the file path, finite, as float_points does:
+    float32 or float64.
 
     Raises DataError naming the file, and the line or the point, for whatever is not that.
     """
@@ -85,11 +86,13 @@ def _npz(path):
         name = "points.npy" if "points.npy" in arrays else next(iter(arrays), "")
         if not name.endswith(".npy") or len(arrays) > 1 and name != "points.npy":
             raise DataError(
-                f"{path}: expected an array named points, or one array, found {short(sorted(arrays))}"
+                f"{path}: expected an array named points, or one array, found "
+                f"{short(sorted(arrays))}"
             )
         if arrays[name].file_size > LARGEST:
             raise DataError(
-                f"{path}: {name} unpacks to {arrays[name].file_size} bytes, expected at most {LARGEST} for one cloud"
+                f"{path}: {name} unpacks to {arrays[name].file_size} bytes, expected at most "
+                f"{LARGEST} for one cloud"
             )
         with archive.open(name) as member:  # yields at most the declared size
             values = np.lib.format.read_array(member, allow_pickle=False)

@@ -12,13 +12,14 @@ from minipc.files import sha256_arrays
 from minipc.streams import stream
 
 NORMALISATIONS = ("unit_sphere", "none")
-# Largest step between neighbouring numbers, as a share of a cloud's largest side.  It is the slack of the unit
-# sphere too (below), and so what counts as no change of a cloud.
+# Largest step between neighbouring numbers, as a share of a cloud's largest side.  It is the slack
+# of the unit sphere too (below), and so what counts as no change of a cloud.
 COARSEST = 1e-3
 
 
 def float_points(values):
-    """Return (..., P, 3) of a real dtype as a new array: float32 of float16 and float32, else float64.
+    """Return (..., P, 3) of a real dtype as a new array: float32 of float16 and float32, else
+    float64.
 
     Raises DataError naming a point that is not finite in float32, or the dtype where it is too
     coarse for a cloud so far from the origin.
@@ -54,7 +55,9 @@ def representable(values):
 
 
 def _check_steps(points, dtype, remedy):
-    """Raise DataError for the first cloud of points (..., P, 3) too far from the origin for dtype."""
+    """Raise DataError for the first cloud of points (..., P, 3) too far from the origin for
+    dtype.
+    """
     if not points.size:
         return
     low, high = points.min(axis=-2), points.max(axis=-2)
@@ -66,13 +69,15 @@ def _check_steps(points, dtype, remedy):
         first = np.unravel_index(coarse.argmax(), coarse.shape)
         where = f"cloud {first[0]}: " if coarse.size > 1 else ""
         raise DataError(
-            f"{where}steps of {np.dtype(dtype).name} are {step[first]:.2g} at coordinates of {far[first]:.3g}, more "
+            f"{where}steps of {np.dtype(dtype).name} are {step[first]:.2g} at coordinates of "
+            f"{far[first]:.3g}, more "
             f"than {COARSEST:g} of the cloud's largest side, {side[first]:.2g}, {remedy}"
         )
 
 
 def unit_sphere(points):
-    """Return points with each centroid at the origin and the farthest point at radius 1, and a mask.
+    """Return points with each centroid at the origin and the farthest point at radius 1, and a
+    mask.
 
     (N, P, 3) float32 or float64 -> float32 of the same shape, (N,) bool: which clouds were changed.
     A cloud within 1e-3 of that already is kept (bit for bit in float32), so the operation is
@@ -87,7 +92,8 @@ def unit_sphere(points):
 
 
 def normalised(points, normalisation):
-    """Return points (N, P, 3) normalised, as float32, and which of the clouds were changed (N,) bool.
+    """Return points (N, P, 3) normalised, as float32, and which of the clouds were changed (N,)
+    bool.
 
     points are what float_points returns.  Raises DataError where a cloud is one repeated point,
     which has no radius, and where it stays as it is and is too far from the origin for float32.
@@ -106,7 +112,8 @@ def normalised(points, normalisation):
     if single.any():
         where = f"cloud {single.argmax()}: " if len(points) > 1 else ""
         raise DataError(
-            f"{where}expected at least 2 distinct points, found one ({points.shape[1]} times), which has no radius "
+            f"{where}expected at least 2 distinct points, found one ({points.shape[1]} times), "
+            "which has no radius "
             "for the unit sphere; remove the cloud"
         )
     return unit_sphere(points)
@@ -122,7 +129,8 @@ def fit_points(points, count):
 
 
 def prepare(points, normalisation, count):
-    """Return one cloud (P, 3), as float_points returns it, as (count, 3) float32, and whether it was changed.
+    """Return one cloud (P, 3), as float_points returns it, as (count, 3) float32, and whether it
+    was changed.
 
     The whole cloud is normalised; then the points are taken that fit_points takes of the cloud as
     it was stored: a last bit of the normalisation, which machines may round apart, chooses nothing.

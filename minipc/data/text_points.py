@@ -1,4 +1,5 @@
-"""One cloud from a text file: a point a line, numbers with blanks, tabs, commas or semicolons between them.
+"""One cloud from a text file: a point a line, numbers with blanks, tabs, commas or semicolons
+between them.
 
 Tables are written by many programs, and a shifted column is a plausible cloud.  So every line has
 as many fields as the first, and what could mean two things is refused: nothing is guessed.  A file
@@ -15,7 +16,8 @@ from minipc.errors import DataError, short
 
 PART = 1 << 20  # characters read at a time, and most above the points
 LINE = 1 << 16  # most of a line
-COLUMNS = 16  # most of a point without named columns; (3, P) is a transposed cloud and no cloud of three points
+# most of a point without named columns; (3, P) is a transposed cloud and no cloud of three points
+COLUMNS = 16
 SEPARATORS = {
     "\t": "tabs",
     ";": "semicolons",
@@ -64,20 +66,23 @@ def _points(path, file):
             raise _refusal(path, form, number, part)
         if not found and form.ordinals and (form.fields > 3 or _decimals(form, part)):
             raise DataError(
-                f"{path}: line {form.line}: expected a point, found {short(first.strip())!r}, which numbers the "
+                f"{path}: line {form.line}: expected a point, found {short(first.strip())!r}, "
+                "which numbers the "
                 "columns; remove the line (pandas: header=False), or name the columns x, y and z"
             )
         found.append(values)
     points = np.concatenate(found)
     if form.count not in (None, len(points)):
         raise DataError(
-            f"{path}: line {form.count_line}: says {form.count} points, found {len(points)}; the file is cut, or holds "
+            f"{path}: line {form.count_line}: says {form.count} points, found {len(points)}; the "
+            "file is cut, or holds "
             "several clouds: save each in a file of its own"
         )
     if not form.named and form.fields > 3 and len(points) > 2 and points[0, 0] in (0, 1):
         if (np.diff(points[:, 0]) == 1).all():
             raise DataError(
-                f"{path}: column 1 counts the lines, expected x; save the table without it (pandas: index=False), or "
+                f"{path}: column 1 counts the lines, expected x; save the table without it "
+                "(pandas: index=False), or "
                 "put a header above that names x, y and z"
             )
     return points
@@ -93,7 +98,8 @@ def _form(path, file):
             raise _long(path, number)
         if above > PART:
             raise DataError(
-                f"{path}: holds no point in its first {number} lines; remove what is above the points"
+                f"{path}: holds no point in its first {number} lines; remove what is above the "
+                "points"
             )
         line = line.rstrip("\n")
         if line.lstrip().startswith(("#", "//")):
@@ -122,25 +128,30 @@ def _columns(path, number, line, names, comment):
     header, named, columns = names or comment or (0, 0, [0, 1, 2])
     if trailing and named == len(fields):  # the last column is there and empty
         trailing, size = False, named
-    # Words in a comment that begin with x, y and z describe the first three columns, however they go on.
+    # Words in a comment that begin with x, y and z describe the first three columns, however they
+    # go on.
     if named not in (0, size) and (names or columns != [0, 1, 2]):
         raise DataError(
-            f"{path}: line {header}: names {named} columns, x, y and z among them, but line {number} has {size}; give "
+            f"{path}: line {header}: names {named} columns, x, y and z among them, but line "
+            f"{number} has {size}; give "
             "every column one name without blanks in it, or remove the line"
         )
     if size < 3:
         raise DataError(
-            f"{path}: line {number}: expected 3 numbers with {_between(separator)} between them, found "
+            f"{path}: line {number}: expected 3 numbers with {_between(separator)} between them, "
+            "found "
             f"{short(line.strip())!r}; save x, y and z of one point a line"
         )
     if separator == "," and "." not in line and re.search(r",\d.*, |, .*,\d", line):
         raise DataError(
-            f"{path}: line {number}: has commas with and without a blank behind them, which may be decimal ones, in "
+            f"{path}: line {number}: has commas with and without a blank behind them, which may be "
+            "decimal ones, in "
             f"{short(repr(line.strip()))}; write decimals with a point, and all separators alike"
         )
     if size > COLUMNS and named != size:
         raise DataError(
-            f"{path}: line {number}: expected x, y and z and at most {COLUMNS} columns, found {size}; save one point a "
+            f"{path}: line {number}: expected x, y and z and at most {COLUMNS} columns, found "
+            f"{size}; save one point a "
             "line, or put a header above that names x, y and z"
         )
     ordinals = not named and fields[:size] == [str(i) for i in range(size)]
@@ -148,7 +159,9 @@ def _columns(path, number, line, names, comment):
 
 
 def _axes(line):
-    """Return how many columns a line names and where x, y and z are, or None where it does not name them."""
+    """Return how many columns a line names and where x, y and z are, or None where it does not name
+    them.
+    """
     names = [name.strip("\"'").lower() for name in _fields(line, _separator(line))]
     if names and not names[-1]:
         names.pop()
@@ -180,7 +193,9 @@ def _long(path, number):
 
 
 def _parts(path, file, first, number):
-    """Yield (number of its first line, text) of the rest of a file, whole lines; first is the line before it."""
+    """Yield (number of its first line, text) of the rest of a file, whole lines; first is the line
+    before it.
+    """
     rest = first + "\n"
     while read := file.read(PART):
         part, newline, rest = (rest + read).rpartition("\n")
@@ -231,7 +246,9 @@ def _decimals(form, part):
 
 
 def _refusal(path, form, number, part):
-    """Return the error that names the first line of a part that is no point; slow, for a message."""
+    """Return the error that names the first line of a part that is no point; slow, for a
+    message.
+    """
     for number, line in enumerate(_lines(form, part), number):
         if line and (fault := _fault(form, line, number == form.line)):
             return DataError(f"{path}: line {number}: {fault}")
@@ -244,7 +261,10 @@ def _fault(form, line, first):
     """Return what is wrong with a line, or None; first: whether it is where a header may be."""
     fields, told = _fields(line, form.separator), short(repr(line))
     if form.separator is None and "\t" in line:
-        return f"expected blanks between numbers, as in line {form.line}, found tabs; use one separator in all lines"
+        return (
+            f"expected blanks between numbers, as in line {form.line}, found tabs; use one "
+            "separator in all lines"
+        )
     if len(fields) != form.fields + form.trailing or form.trailing and fields[-1]:
         return (
             f"expected {form.fields} fields with {_between(form.separator)} between them"
@@ -265,5 +285,9 @@ def _fault(form, line, first):
                 return f"{at} a number, found {short(repr(field))} in {told}; {remedy}"
             value = np.nan
         if not representable(np.float64(value)):
-            return f"{at} a finite float32 number, found {short(repr(field))} in {told}; repair or remove the line"
+            return (
+                f"{at} a finite float32 number, found {short(repr(field))} in {told}; repair "
+                "or "
+                "remove the line"
+            )
     return None

@@ -1,11 +1,12 @@
-"""A matrix product each of whose rows is the same bits in any company, on any kernel and any device.
+"""A matrix product each of whose rows is the same bits in any company, on any kernel and any
+device.
 
 BLAS adds the products of a row in an order that depends on the row's place among the others, so the
 logits of a cloud would depend on what is predicted with it.  Here both factors are written in whole
-numbers so small that every sum of their products is below 2^53: float64 holds such sums exactly, and
-exact sums have no order.  (An error-free transformation of a product: Ozaki, Ogita, Oishi & Rump 2012,
-Numerical Algorithms 59, section 3.)  It costs some ten ordinary products, so it is for the head alone,
-in evaluation.
+numbers so small that every sum of their products is below 2^53: float64 holds such sums exactly,
+and exact sums have no order.  (An error-free transformation of a product: Ozaki, Ogita, Oishi &
+Rump 2012, Numerical Algorithms 59, section 3.)  It costs some ten ordinary products, so it is for
+the head alone, in evaluation.
 """
 
 from typing import Any, NamedTuple
@@ -25,7 +26,9 @@ class Factor(NamedTuple):
 
 
 def factor(W):
-    """Return the Factor of W (I, O), of as many parts as its dtype needs: two for float32, three for float64."""
+    """Return the Factor of W (I, O), of as many parts as its dtype needs: two for float32, three
+    for float64.
+    """
     xp = module_of(W)
     check_shape("W", W, (None, None))
     parts = 2 if W.dtype == np.float32 else 3
@@ -35,10 +38,11 @@ def factor(W):
 
 
 def product(x, right):
-    """y = x W, rounded to float64 and then to the dtype of x.  (F10)    x (B, I), right a Factor of W -> y (B, O)
+    """y = x W, rounded to float64 and then to the dtype of x.  (F10)
+    x (B, I), right a Factor of W -> y (B, O)
 
-    With x = u (n_1 + n_2 / 2^t + ...) row by row, u a power of two and every n whole and at most 2^t,
-    and W = v (m_1 + m_2 / 2^t + ...) column by column,
+    With x = u (n_1 + n_2 / 2^t + ...) row by row, u a power of two and every n whole and at most
+    2^t, and W = v (m_1 + m_2 / 2^t + ...) column by column,
 
         y = u v (n_1 m_1 + (n_1 m_2 + n_2 m_1) / 2^t + ...)
 
@@ -54,7 +58,9 @@ def product(x, right):
 
 
 def _whole_numbers(x, axis, parts, bits):
-    """Return [n_1, n_2, ...] and u, float64: x = u (n_1 + n_2 / 2^bits + ...), u a power of two constant along axis."""
+    """Return [n_1, n_2, ...] and u, float64: x = u (n_1 + n_2 / 2^bits + ...), u a power of two
+    constant along axis.
+    """
     xp = module_of(x)
     _, exponent = xp.frexp(abs(x).max(axis=axis, keepdims=True))
     unit = xp.ldexp(xp.ones(exponent.shape), exponent - bits)

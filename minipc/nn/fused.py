@@ -5,13 +5,13 @@ before the pool matters only at its maxima.  So a layer is one product and a ReL
 is never stored, and a backward is one product again.  Exact, not approximate: docs/fast_engine.md
 derives every line from (M1) to (M13), and the tests hold both engines against each other.
 
-Letters as in ops.py; M = B N rows.  An activation y is kept shifted, Z = y - s, channels first, with
-a row of ones below it, in one array of all layers, the tower:
+Letters as in ops.py; M = B N rows.  An activation y is kept shifted, Z = y - s, channels first,
+with a row of ones below it, in one array of all layers, the tower:
 
     tower[b] = [Z_0, 1, Z_1, 1, ..., Z_l, 1]    (rows, N) for cloud b        Z~ = [Z, 1]
 
-so that bias, mean and constant row are rows of the products.  A backward writes the gradient D of
-a layer over its Z, and all large arrays are the Workspace's: a tape can be read once, before the next
+so that bias, mean and constant row are rows of the products.  A backward writes the gradient D of a
+layer over its Z, and all large arrays are the Workspace's: a tape can be read once, before the next
 forward, and its gradients live as long.
 """
 
@@ -88,7 +88,8 @@ def _sum_over_blocks(function, x, shape, name):
 
 
 def enter(points, widths, work):
-    """Return the Activation of points (B, N, I), shifted by their mean, with room for layers of widths.
+    """Return the Activation of points (B, N, I), shifted by their mean, with room for layers of
+    widths.
 
     Whoever enters ends the life of every tape that this Workspace served before.
     """
@@ -139,7 +140,9 @@ class HeadCache(NamedTuple):
 
 
 def linear_forward(x, W, work, name):
-    """(M1) for a layer of the head, whose gradient has a buffer.    x (B, I), W (I, O) -> y (B, O)"""
+    """(M1) for a layer of the head, whose gradient has a buffer.
+    x (B, I), W (I, O) -> y (B, O)
+    """
     return x @ W, HeadCache(x, W, work.array(f"{name} dW", W.shape, W.dtype))
 
 
@@ -161,7 +164,9 @@ class Affine(NamedTuple):
 
 
 def _affine(x, W, gamma, beta, eps, name):
-    """sigma^2 = w^T C w + eps, A = W gamma / sigma, c = beta - A^T m.  (F1)    -> Affine, BatchStats"""
+    """sigma^2 = w^T C w + eps, A = W gamma / sigma, c = beta - A^T m.  (F1)
+    -> Affine, BatchStats
+    """
     check_shape("W", W, (len(x.shift), None))
     check_shape("gamma", gamma, W.shape[1:])
     check_shape("beta", beta, W.shape[1:])
@@ -213,7 +218,9 @@ def shared_forward(x, W, gamma, beta, eps, name):
 
 
 class Gradient(NamedTuple):
-    """dX of a layer, not multiplied out: dX = K [Z, 1, D], or K [Z, 1] + A S^T for the pool.  (F4), (F7)"""
+    """dX of a layer, not multiplied out: dX = K [Z, 1, D], or K [Z, 1] + A S^T for the pool.  (F4),
+    (F7)
+    """
 
     x: Activation
     K: Any  # (I, I + 1 + O), or (I, I + 1) with winners
@@ -254,7 +261,8 @@ def _gradients(products, x, affine, name):
 
 
 def shared_backward(dy, cache):
-    """D = dY where y > 0, then (F2), (F3) and (F4).    dy a Gradient -> Gradient dx, dW, dgamma, dbeta
+    """D = dY where y > 0, then (F2), (F3) and (F4).
+    dy a Gradient -> Gradient dx, dW, dgamma, dbeta
 
     D takes the place of Z in the tower.
     """
@@ -313,7 +321,9 @@ def pooled_forward(x, W, gamma, beta, eps, name):
 
 
 def _slices(width, points, work):
-    """Return slices of the output channels whose product of one cloud fits work.slice: the same for any batch."""
+    """Return slices of the output channels whose product of one cloud fits work.slice: the same for
+    any batch.
+    """
     step = max(work.slice // points // SHARE, 1) * SHARE
     return [slice(first, min(first + step, width)) for first in range(0, width, step)]
 
@@ -327,7 +337,8 @@ def pooled_backward(dh, cache):
     work, g = x.work, dh * positive
     if work.turn != x.turn:
         raise DataError(
-            "fast engine: this tape was read already, or a later forward wrote over it; run forward again"
+            "fast engine: this tape was read already, or a later forward wrote over it; run "
+            "forward again"
         )
     work.turn += 1
     inputs, width = affine.W.shape
@@ -347,7 +358,8 @@ def leave(gradient):
 
 
 def eval_maps(layers, eps):
-    """Return [(A^T (O, I), c (O,)), ...] of shared layers (W, gamma, beta, mean, var) with tracked statistics.  (F9)
+    """Return [(A^T (O, I), c (O,)), ...] of shared layers (W, gamma, beta, mean, var) with tracked
+    statistics.  (F9)
 
     A = W gamma / sigma and c = beta - mean gamma / sigma.
     """
@@ -364,8 +376,8 @@ def shared_eval(points, maps, work):
     """Return the pooled features h (B, O) of points (B, N, 3) under the maps of eval_maps().
 
     A block of clouds goes through all layers before the next one starts and only its maxima leave.
-    Every product is of one cloud and of a shape that other clouds have no part in, so neither have they
-    in its bits.
+    Every product is of one cloud and of a shape that other clouds have no part in, so neither have
+    they in its bits.
     """
     xp, (clouds, count, channels), dtype = work.xp, points.shape, points.dtype
     *narrow, (At, c) = maps

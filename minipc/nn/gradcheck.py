@@ -75,7 +75,8 @@ def require(reports, tolerance=1e-6):
     )  # NaN is worst
     if not worst.error <= tolerance:
         raise CheckFailed(
-            f"gradient of {worst.name}: analytic {worst.analytic:.9g}, numeric {worst.numeric:.9g}, "
+            f"gradient of {worst.name}: analytic {worst.analytic:.9g}, numeric "
+            f"{worst.numeric:.9g}, "
             f"relative error {worst.error:.2g} exceeds {tolerance:g}"
         )
 

@@ -119,7 +119,9 @@ def guarded(ap, br):
 
 
 class LossTerms(NamedTuple):
-    """Means over the batch, as 0-d arrays of the logits' module: transfer them once, at the edge."""
+    """Means over the batch, as 0-d arrays of the logits' module: transfer them once, at the
+    edge.
+    """
 
     total: Any  # of the formula in use: (L5), and with the guard T^2 H(q' - q, s_T) more, (L9)
     labels: Any  # CE(y, s_1)

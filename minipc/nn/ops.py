@@ -126,7 +126,9 @@ def batch_norm_eval_forward(x, gamma, beta, mean, var, eps):
 
 
 def batch_norm_eval_backward(dy, cache):
-    """dx = dy gamma inv_std, dgamma = sum dy xhat, dbeta = sum dy; mean and var are constants.  (M8)"""
+    """dx = dy gamma inv_std, dgamma = sum dy xhat, dbeta = sum dy; mean and var are constants.
+    (M8)
+    """
     x, mean, inv_std, gamma = cache
     xhat = (x - mean) * inv_std
     return dy * (gamma * inv_std), _rows(dy * xhat).sum(axis=0), _rows(dy).sum(axis=0)

@@ -44,7 +44,8 @@ class ModelConfig:
         widths = (*self.shared, *self.head)
         if not self.shared or any(not isinstance(w, int) or w < 1 for w in widths):
             raise UsageError(
-                f"model: expected positive widths, at least one shared, got {self.shared}, {self.head}"
+                f"model: expected positive widths, at least one shared, got {self.shared}, "
+                f"{self.head}"
             )
         if not isinstance(self.classes, int) or self.classes < 2:
             raise UsageError(f"model: expected at least 2 classes, got {self.classes!r}")
@@ -52,7 +53,8 @@ class ModelConfig:
             raise UsageError(f"model: expected 0 <= dropout < 1, got {self.dropout!r}")
         if not (self.eps > 0 and 0 < self.momentum <= 1):
             raise UsageError(
-                f"model: expected eps > 0 and 0 < momentum <= 1, got {self.eps!r}, {self.momentum!r}"
+                f"model: expected eps > 0 and 0 < momentum <= 1, got {self.eps!r}, "
+                f"{self.momentum!r}"
             )
 
 
@@ -69,7 +71,8 @@ def sizes(text, classes):
         widths = [tuple(int(w) for w in part.split("-")) if part else () for part in (shared, head)]
     except ValueError:
         raise UsageError(
-            f"model: expected {', '.join(NAMED_SIZES)} or widths such as 16-16-32-64:32, got {text!r}"
+            f"model: expected {', '.join(NAMED_SIZES)} or widths such as 16-16-32-64:32, got "
+            f"{text!r}"
         ) from None
     return ModelConfig(*widths, classes)
 
@@ -220,9 +223,9 @@ def track(stats, batch, config):
 def evaluator(params, stats, config, engine="fused"):
     """Return logits_of(points), what a finished model computes: running statistics, no dropout.
 
-    logits_of takes points (B, N, 3) and returns logits (B, K), the same bits for a cloud alone and at
-    any place among any others: the layers before the pool are a product of BLAS for each cloud, and the
-    head's sums are exact.  Constants are computed here, once.  Threads may share it.
+    logits_of takes points (B, N, 3) and returns logits (B, K), the same bits for a cloud alone and
+    at any place among any others: the layers before the pool are a product of BLAS for each cloud,
+    and the head's sums are exact.  Constants are computed here, once.  Threads may share it.
     """
     check_engine(engine)
     xp = module_of(*params.values(), *stats.values())

@@ -1,10 +1,11 @@
 """The products of the fast engine: one form for each kind of kernel, chosen by the kernel's name.
 
 OpenBLAS copies both factors of a product into an order of its own before it multiplies.  A layer of
-PointNet is a short, wide product, (O, I) times (I, N).  Most kernels are fastest on it whole.  Those of
-SMALL_MATRIX_KERNELS can multiply small matrices where they lie: four rows at a time, such a layer has
-no copies and runs at the speed of a large product (docs/performance.md).  The name decides and never
-a clock, since the two forms round differently and a choice must not change between two runs.
+PointNet is a short, wide product, (O, I) times (I, N).  Most kernels are fastest on it whole.
+Those of SMALL_MATRIX_KERNELS can multiply small matrices where they lie: four rows at a time, such
+a layer has no copies and runs at the speed of a large product (docs/performance.md).  The name
+decides and never a clock, since the two forms round differently and a choice must not change
+between two runs.
 """
 
 import numpy as np
@@ -13,7 +14,9 @@ SMALL = 10**6  # multiply-adds up to which these kernels multiply without copyin
 
 
 def product(a, z, out, work):
-    """out = a z for each cloud.    a (M, K), z (C, K, N), out (C, M, N): views with contiguous points"""
+    """out = a z for each cloud.
+    a (M, K), z (C, K, N), out (C, M, N): views with contiguous points
+    """
     (rows, inner), (clouds, _, points) = a.shape, z.shape
     group, parts = _divided(rows, inner, points, work)
     if group == rows and parts == 1:
@@ -27,7 +30,9 @@ def product(a, z, out, work):
 
 
 def inner_product(z, d, work):
-    """Return the sum over clouds and points of z d^T, over clouds in float64.    z (C, K, N), d (C, M, N) -> (K, M)"""
+    """Return the sum over clouds and points of z d^T, over clouds in float64.
+    z (C, K, N), d (C, M, N) -> (K, M)
+    """
     (clouds, inner, points), rows = z.shape, d.shape[1]
     group, parts = _divided(rows, inner, points, work)
     if group == rows and parts == 1:

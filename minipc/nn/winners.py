@@ -45,7 +45,9 @@ def add_at_winners(dx, winners, g, At, work):
 
 
 def _add_sparse(dx, winners, g, At, work):
-    """As above: channels sorted by the point they chose, then one row of a sparse product for each such point."""
+    """As above: channels sorted by the point they chose, then one row of a sparse product for each
+    such point.
+    """
     from scipy import (
         sparse,
     )  # here: it takes as long to import as all else together, and predicting needs none

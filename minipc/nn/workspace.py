@@ -28,8 +28,8 @@ class Workspace:
     def __init__(self, xp=np, threads=1):
         self.xp, self.threads = xp, threads
         on_host = xp is np
-        # Elements computed together: on the host as few as repay the interpreter, which threads take in turns;
-        # a device takes all.
+        # Elements computed together: on the host as few as repay the interpreter, which threads
+        # take in turns; a device takes all.
         self.block = 5 * 2**18 if on_host else 2**31
         self.slice = (
             2**16 if on_host else 2**22
@@ -41,7 +41,9 @@ class Workspace:
         self._pool = ThreadPoolExecutor(threads - 1, "minipc-step") if threads > 1 else None
 
     def array(self, name, shape, dtype, fill=None):
-        """Return the buffer of this name, made and filled anew only where shape or dtype changed."""
+        """Return the buffer of this name, made and filled anew only where shape or dtype
+        changed.
+        """
         found = self._arrays.get(name)
         if found is None or found.shape != shape or found.dtype != dtype:
             found = self._arrays[name] = self.xp.empty(shape, dtype)
@@ -78,7 +80,8 @@ class Workspace:
         try:
             work()
         finally:
-            # One that has not begun finds nothing to do; one that has must end before buffers are used again.
+            # One that has not begun finds nothing to do; one that has must end before buffers are
+            # used again.
             failed = [helper.exception() for helper in helpers if not helper.cancel()]
         for error in failed:
             if error is not None:

@@ -1,7 +1,9 @@
-"""What a teacher must be, and what it is told where it is not: its answers, and the trial before the first shard.
+"""What a teacher must be, and what it is told where it is not: its answers, and the trial before
+the first shard.
 
-A teacher is any callable from points (B, P, 3) to logits (B, K).  It must repeat itself, whatever else is in the
-block; it must answer with logits, not with probabilities; and it must be better than a guess.
+A teacher is any callable from points (B, P, 3) to logits (B, K).  It must repeat itself, whatever
+else is in the block; it must answer with logits, not with probabilities; and it must be better than
+a guess.
 """
 
 from typing import NamedTuple
@@ -11,21 +13,24 @@ import numpy as np
 from minipc.backend import to_host
 from minipc.errors import DataError, short
 
-# Largest difference between two answers to the same clouds, in units of the largest logit of the row: what another
-# order of summation may change (threads, atomics of a device), as `minipc verify` allows it; dropout changes more.
+# Largest difference between two answers to the same clouds, in units of the largest logit of the
+# row: what another order of summation may change (threads, atomics of a device), as `minipc verify`
+# allows it; dropout changes more.
 REPEATS = 1e-4
 # A softmax in float16, stored as float16: two roundings to 11 bits.
 SUMS_TO_ONE = 2e-3
-# A teacher that guesses passes either test of Trial with at most this probability, and one of the two in 1 of 100.
+# A teacher that guesses passes either test of Trial with at most this probability, and one of the
+# two in 1 of 100.
 LEVEL = 0.005
 REMEDY = "return an array of logits (B, K), for PyTorch logits.detach().cpu().float().numpy()"
 
 
 def answer(returned, shape):
-    """Return what a teacher returned for one block as a new array of this shape, float32, on the host.
+    """Return what a teacher returned for one block as a new array of this shape, float32, on the
+    host.
 
-    Arrays of the backend, and whatever NumPy makes an array of floating point numbers of: a PyTorch tensor on the CPU
-    too.  Raises DataError for anything else, with what to return instead.
+    Arrays of the backend, and whatever NumPy makes an array of floating point numbers of: a PyTorch
+    tensor on the CPU too.  Raises DataError for anything else, with what to return instead.
     """
     kind = type(returned).__name__
     if returned is None:
@@ -59,7 +64,8 @@ def answer(returned, shape):
         raise DataError(f"teacher: returned a {kind} of dtype {array.dtype}: {what}; {REMEDY}")
     if array.shape != shape:
         raise DataError(
-            f"teacher: expected logits of shape {shape}, a row for each cloud and a column for each class name, got "
+            f"teacher: expected logits of shape {shape}, a row for each cloud and a column for "
+            "each class name, got "
             f"{array.shape}; {REMEDY}"
         )
     with np.errstate(over="ignore"):  # infinite then, which is refused where it is seen
@@ -71,7 +77,8 @@ def answer(returned, shape):
 def check_repeats(logits_of, block, classes, xp, alone=True):
     """Raise DataError unless the teacher says the same of the same clouds twice.
 
-    block (B, P, 3) float32, on the host.  alone: of half of them beside other clouds too, which finds batch statistics.
+    block (B, P, 3) float32, on the host.  alone: of half of them beside other clouds too, which
+    finds batch statistics.
     """
     half = len(block) // 2
     beside = np.concatenate([block[:half], np.repeat(block[:1], len(block) - half, axis=0)])
@@ -85,13 +92,16 @@ def check_repeats(logits_of, block, classes, xp, alone=True):
     off = _difference(first, logits(block))
     if off:
         raise DataError(
-            f"teacher: asked twice about the same clouds it gave logits that differ by {off:.2g}: something in it is "
-            "random; switch dropout off (PyTorch: model.eval()), or draw from a generator that is seeded in each call"
+            f"teacher: asked twice about the same clouds it gave logits that differ by {off:.2g}: "
+            "something in it is "
+            "random; switch dropout off (PyTorch: model.eval()), or draw from a generator that is "
+            "seeded in each call"
         )
     off = _difference(first[:half], logits(beside)[:half]) if alone else 0.0
     if off:
         raise DataError(
-            f"teacher: the logits of a cloud differ by {off:.2g} with the clouds beside it: batch statistics? use "
+            f"teacher: the logits of a cloud differ by {off:.2g} with the clouds beside it: batch "
+            "statistics? use "
             "running ones (PyTorch: model.eval()), or pass --force"
         )
 
@@ -112,8 +122,10 @@ def check_no_probabilities(logits):
         np.abs(logits.sum(axis=1, dtype=np.float64) - 1) < SUMS_TO_ONE
     ).all():
         raise DataError(
-            "teacher: returned probabilities (no number is negative, every row sums to one), and a softmax of them is "
-            "nearly flat; return the logits before its softmax, or the logarithms of the probabilities"
+            "teacher: returned probabilities (no number is negative, every row sums to one), and a "
+            "softmax of them is "
+            "nearly flat; return the logits before its softmax, or the logarithms of the "
+            "probabilities"
         )
 
 
@@ -130,7 +142,9 @@ class Trial(NamedTuple):
 
     @property
     def passed(self):
-        """Whether it is better than a guess, or there are too few clouds for any teacher to show that."""
+        """Whether it is better than a guess, or there are too few clouds for any teacher to show
+        that.
+        """
         by_count = self.needed is not None and self.correct >= self.needed
         return (
             self.undecidable
@@ -144,12 +158,14 @@ class Trial(NamedTuple):
 
 
 def trial(labels, logits, share):
-    """Return the Trial of logits (R, K) for clouds of these labels (R,); share: of the largest class in all clouds.
+    """Return the Trial of logits (R, K) for clouds of these labels (R,); share: of the largest
+    class in all clouds.
 
-    Who answers without looking is right in each cloud with a probability of at most share, so the tail of the binomial
-    distribution bounds that of the right answers: exact for whoever always names the largest class.  The mean class
-    accuracy A of C classes is the mean of independent answers with weights 1 / (C n_k), and not above 1 / C on average;
-    by Hoeffding's inequality P(A >= 1 / C + d) <= exp(-2 (C d)^2 / sum_k 1 / n_k).
+    Who answers without looking is right in each cloud with a probability of at most share, so the
+    tail of the binomial distribution bounds that of the right answers: exact for whoever always
+    names the largest class.  The mean class accuracy A of C classes is the mean of independent
+    answers with weights 1 / (C n_k), and not above 1 / C on average; by Hoeffding's inequality P(A
+    >= 1 / C + d) <= exp(-2 (C d)^2 / sum_k 1 / n_k).
     """
     from scipy.special import bdtrc  # here, for a light start of whatever tries no teacher
 
@@ -174,13 +190,15 @@ def check_chance(trial, force, say):
     if trial.passed or force:
         if trial.undecidable:
             say(
-                f"teacher: {trial.correct} of {trial.clouds} training clouds right; so few cannot tell it from a guess"
+                f"teacher: {trial.correct} of {trial.clouds} training clouds right; so few cannot "
+                "tell it from a guess"
             )
         return
     needed = [f"{trial.needed} right"] * (trial.needed is not None)
     needed += [f"{100 * trial.class_needed:.1f} % by class"] * (trial.class_needed is not None)
     raise DataError(
         f"teacher: {trial.correct} of {trial.clouds} training clouds right, mean class accuracy "
-        f"{100 * trial.class_accuracy:.1f} %: no better than chance ({' or '.join(needed)} needed); check that it was "
+        f"{100 * trial.class_accuracy:.1f} %: no better than chance ({' or '.join(needed)} "
+        "needed); check that it was "
         "trained on this data, or pass --force"
     )

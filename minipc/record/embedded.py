@@ -82,12 +82,15 @@ def decode(stored, meta, plan, path):
 
 
 def check_recorded(clouds, plan, where):
-    """Raise DataError unless clouds, a training split, are those that the plan names by its hashes."""
+    """Raise DataError unless clouds, a training split, are those that the plan names by its
+    hashes.
+    """
     for name in ("points_hash", "labels_hash"):
         found, wanted = getattr(clouds, name), getattr(plan, name)
         if found != wanted:
             raise DataError(
-                f"{where}: are not those that are recorded: {name} is {found[:16]}, expected {wanted[:16]}; "
+                f"{where}: are not those that are recorded: {name} is {found[:16]}, expected "
+                f"{wanted[:16]}; "
                 "use the data that the record is made from"
             )
 

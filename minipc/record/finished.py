@@ -1,7 +1,7 @@
 """A finished record, verified: what its metadata must say, and that its arrays are what they say.
 
-Whoever opens one gets arrays that were checked but for finite values; the rows are read later, and libhdf5 has
-no part in that: it does not bear a fork.
+Whoever opens one gets arrays that were checked but for finite values; the rows are read later, and
+libhdf5 has no part in that: it does not bear a fork.
 """
 
 import math
@@ -78,7 +78,9 @@ def check_kl(value, where):
 
 
 def clouds_of(record, path):
-    """Return the Splits that an open Record carries, or None.  Raises DataError as embedded.decode."""
+    """Return the Splits that an open Record carries, or None.  Raises DataError as
+    embedded.decode.
+    """
     if not record.clouds:
         return None
     return embedded.decode(record.clouds, record.meta["clouds"], record.plan, path)

@@ -3,8 +3,9 @@
 Opening reads the whole file for its digest; after that nothing but rows is read.  A record is
 believed only together with the data it was made from: check_belongs().
 
-Any threads may read at once, and so may processes that are forked while a reader is open (the workers of a PyTorch
-DataLoader): every read has its own offset.  Where processes are spawned a reader is sent as path and digest.
+Any threads may read at once, and so may processes that are forked while a reader is open (the
+workers of a PyTorch DataLoader): every read has its own offset.  Where processes are spawned a
+reader is sent as path and digest.
 """
 
 import os
@@ -90,19 +91,23 @@ class RecordReader:
         same = replace(self.plan, teacher_id=record.plan.teacher_id)
         if not same.same_identity(record.plan):
             raise DataError(
-                f"{self.path}: differs from {record.path} not in its teacher alone: {record.plan.differences(same)}; "
+                f"{self.path}: differs from {record.path} not in its teacher alone: "
+                f"{record.plan.differences(same)}; "
                 "record the earlier student with the same data, seed and --logits"
             )
 
 
 def _reopened(path, digest):
-    """Return the RecordReader that was pickled, verified again.  Raises DataError where path holds another record."""
+    """Return the RecordReader that was pickled, verified again.  Raises DataError where path holds
+    another record.
+    """
     reader = RecordReader(path)
     found = reader._opened().digest
     if found != digest:
         reader.close()
         raise DataError(
-            f"{path}: is not the record that was open in the process that sent it: digest {found[:16]}, expected "
+            f"{path}: is not the record that was open in the process that sent it: digest "
+            f"{found[:16]}, expected "
             f"{digest[:16]}; it was replaced or extended meanwhile: open it again"
         )
     return reader

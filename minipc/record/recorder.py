@@ -1,7 +1,8 @@
 """record(): run any teacher once over augmented views of each training cloud, into shards.
 
-A teacher is any callable from (B, P, 3) float32 to (B, K) logits; ours is one of them, contract.py says what is
-asked of it.  The file protocol is store.py's: this module only computes what a shard holds.
+A teacher is any callable from (B, P, 3) float32 to (B, K) logits; ours is one of them, contract.py
+says what is asked of it.  The file protocol is store.py's: this module only computes what a shard
+holds.
 """
 
 import os
@@ -98,7 +99,9 @@ def check_request(out, views, seed):
 
 
 def pointnet_teacher(model, engine="fused"):
-    """Return logits_of for record(): our PointNet in evaluation mode, on the module of its arrays."""
+    """Return logits_of for record(): our PointNet in evaluation mode, on the module of its
+    arrays.
+    """
     return evaluator(model.params, model.stats, model.config, engine)
 
 
@@ -198,22 +201,23 @@ def record(
 
     clouds: data.clouds.Clouds; logits_of: (B, P, 3) float32 of module xp -> (B, K), K the number of
     class names; it is called with blocks of one fixed size, by several threads at once if threads
-    is above 1, and must repeat itself, whatever else is in the block.  teacher_id names the teacher for
-    ever: another id is another record.  data_file is a hint for people, a base name.  with_clouds: the
-    Splits whose training split is clouds, for a record that carries both, so that it and nothing else trains
-    a student.  engine: which of ours computes, for the provenance of the shards.  say(line) and
-    progress(done, total, text) report.
-    share: (i, n) with 0 <= i < n, only every n-th shard from the i-th on; where shards are missing
-    afterwards the result is a Share, else the record is finished as ever.  elsewhere: a function of (parts, plan,
-    augment, missing, block_done) that has the missing shards committed into the folder parts by others, as
+    is above 1, and must repeat itself, whatever else is in the block.  teacher_id names the teacher
+    for ever: another id is another record.  data_file is a hint for people, a base name.
+    with_clouds: the Splits whose training split is clouds, for a record that carries both, so that
+    it and nothing else trains a student.  engine: which of ours computes, for the provenance of the
+    shards.  say(line) and progress(done, total, text) report. share: (i, n) with 0 <= i < n, only
+    every n-th shard from the i-th on; where shards are missing afterwards the result is a Share,
+    else the record is finished as ever.  elsewhere: a function of (parts, plan, augment, missing,
+    block_done) that has the missing shards committed into the folder parts by others, as
     scheduler.on_scheduler does; logits_of then only tries the teacher.
 
     Run again after any interruption it continues; with more views, or with_clouds, it adds them.
-    Raises UsageError for views or a seed that cannot be, DataError for a teacher near chance or whose logits depend on
-    the block (unless force), for one that does not repeat itself or returns no logits, for logits that are not finite
-    or do not fit the chosen dtype, and where another recording is in the same place; MinipcError where the disk is too
-    small.  The teacher is tried before anything is written, and whatever is raised before the first shard is there,
-    by the teacher too, leaves nothing.
+    Raises UsageError for views or a seed that cannot be, DataError for a teacher near chance or
+    whose logits depend on the block (unless force), for one that does not repeat itself or returns
+    no logits, for logits that are not finite or do not fit the chosen dtype, and where another
+    recording is in the same place; MinipcError where the disk is too small.  The teacher is tried
+    before anything is written, and whatever is raised before the first shard is there, by the
+    teacher too, leaves nothing.
     """
     _check_share(share)
     store = _place(clouds, teacher_id, out, views, seed, augment, logits, data_file, with_clouds)
@@ -302,7 +306,9 @@ def record(
 
 
 def _compute_here(store, clouds, logits_of, augment, missing, xp, threads, engine, block_done):
-    """Compute and commit the missing shards of a Store; the disk works while the next one is computed."""
+    """Compute and commit the missing shards of a Store; the disk works while the next one is
+    computed.
+    """
     made_with = provenance_of(xp, engine)
     with ThreadPoolExecutor(1, "minipc-commit") as committer:
         committing = None
@@ -326,7 +332,8 @@ def provenance_of(xp, engine):
 def compute_shard(
     clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet
 ):
-    """Return what one shard holds: scale and shift (R, 3) float32, logits (R, K) as stored, and a KL.
+    """Return what one shard holds: scale and shift (R, 3) float32, logits (R, K) as stored, and a
+    KL.
 
     Clouds first .. stop - 1 of one view in blocks of plan.block, aligned to the cloud number and
     padded at the end, so that the bytes do not depend on who computes which shard.  The KL is the
@@ -358,7 +365,8 @@ def compute_shard(
         stored = exact.astype(plan.logits)
     if not np.isfinite(stored).all():
         raise DataError(
-            f"teacher: a logit of {np.abs(exact).max():.3g} in view {view} does not fit float16; use --logits float32"
+            f"teacher: a logit of {np.abs(exact).max():.3g} in view {view} does not fit float16; "
+            "use --logits float32"
         )
     log_p = log_softmax(exact.astype(np.float64), axis=1)
     log_stored = log_softmax(stored.astype(np.float64), axis=1)
@@ -367,7 +375,9 @@ def compute_shard(
 
 
 def _try_teacher(clouds, logits_of, plan, augment, xp, threads, force, say):
-    """Return rows a second on random training clouds under view 0.  Raises DataError as record() does."""
+    """Return rows a second on random training clouds under view 0.  Raises DataError as record()
+    does.
+    """
     chosen = np.sort(stream(plan.seed, "trial").permutation(len(clouds))[:TRIAL])
     some = replace(clouds, points=clouds.points[chosen], labels=clouds.labels[chosen])
     few = padded_block(some.points, 0, plan.block)

@@ -1,9 +1,9 @@
 """A recording computed by the workers of a Dask scheduler: its tasks are shards.
 
-What is lost with a worker Dask computes again; what is true lies in the store.  A worker commits its
-shards into the folder of the recording, which it must see under the same name, and returns their
-digests.  distributed is imported here alone (the extra "dask").  Whoever can connect to a scheduler can have
-any code executed by its workers: Dask needs a network of its own, or TLS.
+What is lost with a worker Dask computes again; what is true lies in the store.  A worker commits
+its shards into the folder of the recording, which it must see under the same name, and returns
+their digests.  distributed is imported here alone (the extra "dask").  Whoever can connect to a
+scheduler can have any code executed by its workers: Dask needs a network of its own, or TLS.
 """
 
 import logging
@@ -29,11 +29,12 @@ RETRIES = 2  # of a shard that failed; one that was lost with its worker is Dask
 def on_scheduler(address, read, backend, engine, parts, plan, augment, missing, block_done):
     """Have the missing shards of a plan committed into the folder parts by the workers at address.
 
-    read: picklable, without arguments, returns (Clouds, Model); one worker runs it and hands them on.
-    backend, engine: what computes on a worker; block_done(rows) is called for each shard.  Raises BackendError
-    where distributed is missing, nobody answers or no worker is left, what a worker raised on purpose, DataError where
-    a shard that a worker committed is not seen here, MinipcError for any other failure there.  Whatever is
-    raised, Ctrl-C too, cancels what is left; committed shards stay.
+    read: picklable, without arguments, returns (Clouds, Model); one worker runs it and hands them
+    on. backend, engine: what computes on a worker; block_done(rows) is called for each shard.
+    Raises BackendError where distributed is missing, nobody answers or no worker is left, what a
+    worker raised on purpose, DataError where a shard that a worker committed is not seen here,
+    MinipcError for any other failure there.  Whatever is raised, Ctrl-C too, cancels what is left;
+    committed shards stay.
     """
     with _client(address) as client:
         parts, done = os.path.abspath(parts), queue.SimpleQueue()
@@ -66,7 +67,10 @@ def on_scheduler(address, read, backend, engine, parts, plan, augment, missing, 
             except MinipcError:
                 raise
             except Exception as reason:  # of a worker that died too often, or cannot run this
-                told = f"view {view}, row {first}: {type(reason).__name__}: {' '.join(str(reason).split())}"
+                told = (
+                    f"view {view}, row {first}: {type(reason).__name__}: "
+                    f"{' '.join(str(reason).split())}"
+                )
                 raise MinipcError(
                     f"{address}: {told}; look at the workers and type the same again"
                 ) from reason
@@ -80,7 +84,8 @@ def _read(read, plan):
     check_recorded(clouds, plan, "scheduler: the clouds that a worker reads")
     if model_id(model) != plan.teacher_id:
         raise DataError(
-            f"scheduler: a worker reads teacher {model_id(model)[:16]} under its name, the plan has "
+            f"scheduler: a worker reads teacher {model_id(model)[:16]} under its name, the plan "
+            "has "
             f"{plan.teacher_id[:16]}; give workers the files of this process"
         )
     return clouds, model
@@ -92,7 +97,8 @@ def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
 
     if get_worker().state.nthreads > 1 and not one_blas_thread():
         raise BackendError(
-            "scheduler: a worker has several threads and BLAS more than one for each, so bits would not repeat; start "
+            "scheduler: a worker has several threads and BLAS more than one for each, so bits "
+            "would not repeat; start "
             "workers with --nthreads 1"
         )
     clouds, model = read
@@ -154,18 +160,24 @@ def _next(done, client, address):
             return done.get(timeout=PATIENCE)
         except queue.Empty:
             if not client.scheduler_info()["workers"]:
-                told = f"scheduler: {address} has no worker left; look at their output (do they have minipc?)"
+                told = (
+                    f"scheduler: {address} has no worker left; look at their output (do they "
+                    "have minipc?)"
+                )
                 raise BackendError(f"{told}, start one, and type the same again") from None
 
 
 def _seen(path, digest):
-    """Raise DataError unless the shard that a worker committed is here too; a shared folder may be late."""
+    """Raise DataError unless the shard that a worker committed is here too; a shared folder may be
+    late.
+    """
     until = time.monotonic() + LATE
     while not (here := os.path.lexists(path)) and time.monotonic() < until:
         time.sleep(0.2)
     found = files.digest_of(path)[:16] if here else "none"
     if not digest.startswith(found):
         raise DataError(
-            f"{path}: a worker committed {digest[:16]}, found {found}; start workers on a folder that they share with "
+            f"{path}: a worker committed {digest[:16]}, found {found}; start workers on a folder "
+            "that they share with "
             "this process, under the same name, and run the same command again"
         )

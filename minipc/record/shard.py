@@ -1,4 +1,6 @@
-"""One shard of a recording: its name, its commit, and how it is read, with every check that its plan allows."""
+"""One shard of a recording: its name, its commit, and how it is read, with every check that its
+plan allows.
+"""
 
 import os
 
@@ -38,13 +40,14 @@ def read_shard(path, plan, view, first, stop):
 def commit_shard(
     parts, plan, view, first, scale, shift, logits, provenance, *, prepare=lambda: None
 ):
-    """Make one shard durable in the folder parts, rows first, first + 1, ... of a view; return its meta.
+    """Make one shard durable in the folder parts, rows first, first + 1, ... of a view; return its
+    meta.
 
-    scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS, device,
-    and max_kl, the largest KL of rounding the logits.  prepare() is called before anything is written.  Of two
-    recorders of one shard the first stays.
-    Raises UsageError for a shard that is not in the plan, DataError for arrays that are not such, CheckFailed
-    where another recorder committed other rows, MinipcError as files.commit.
+    scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS,
+    device, and max_kl, the largest KL of rounding the logits.  prepare() is called before anything
+    is written.  Of two recorders of one shard the first stays. Raises UsageError for a shard that
+    is not in the plan, DataError for arrays that are not such, CheckFailed where another recorder
+    committed other rows, MinipcError as files.commit.
     """
     path = os.path.join(parts, shard_name(view, first))
     if not (0 <= view < plan.views and 0 <= first < plan.clouds) or first % plan.rows_per_shard:
@@ -77,14 +80,17 @@ def commit_shard(
     same = all(np.array_equal(there[1][name], array) for name, array in arrays.items())
     if not same and there[0]["provenance"] == made_with:
         raise CheckFailed(
-            f"{path}: another recorder computed other rows with the same build: the teacher does not repeat "
+            f"{path}: another recorder computed other rows with the same build: the teacher does "
+            "not repeat "
             "itself; look for what is random in it"
         )
     return there[0]
 
 
 def _committed(path, plan, view, first, stop):
-    """Return what read_shard finds, or None where nothing lies or a bad one, which is written over."""
+    """Return what read_shard finds, or None where nothing lies or a bad one, which is written
+    over.
+    """
     try:
         return read_shard(path, plan, view, first, stop) if os.path.lexists(path) else None
     except DataError:

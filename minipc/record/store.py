@@ -70,7 +70,9 @@ class Store:
         ]
 
     def scan(self, set_aside=False):
-        """Verify every shard there is, and rename the bad ones if set_aside; return a line for each."""
+        """Verify every shard there is, and rename the bad ones if set_aside; return a line for
+        each.
+        """
         self._present, lines = {}, []
         for view, first, stop in self.plan.shards():
             path = self._path(view, first)
@@ -116,7 +118,8 @@ class Store:
         return needed, place.f_bavail * place.f_frsize
 
     def check_space(self):
-        """Raise DataError where nothing may be written, MinipcError where the disk cannot hold what is missing.
+        """Raise DataError where nothing may be written, MinipcError where the disk cannot hold what
+        is missing.
 
         Now, and not after hours.
         """
@@ -127,7 +130,8 @@ class Store:
             )
         if free is not None and needed > free:
             raise MinipcError(
-                f"{self.out}: needs {needed / 1e6:.1f} MB more, but its disk has {free / 1e6:.1f} MB free; "
+                f"{self.out}: needs {needed / 1e6:.1f} MB more, but its disk has {free / 1e6:.1f} "
+                "MB free; "
                 "free some space, or name an --out on another disk"
             )
 
@@ -153,10 +157,10 @@ class Store:
     def finalise(self, progress=None):
         """Make the record of all views durable in out, then remove the parts; return what is left.
 
-        Verifies every shard, merges a finished record of fewer views or without clouds, and verifies
-        the result before anything is removed.  Memory: one shard, and the clouds to carry.  Killed
-        anywhere, it can be run again.  progress(done, total, text) counts rows.  Returns the names
-        left in OUT.parts (shards set aside, shards beyond the views, foreign files).  Raises
+        Verifies every shard, merges a finished record of fewer views or without clouds, and
+        verifies the result before anything is removed.  Memory: one shard, and the clouds to carry.
+        Killed anywhere, it can be run again.  progress(done, total, text) counts rows.  Returns the
+        names left in OUT.parts (shards set aside, shards beyond the views, foreign files).  Raises
         DataError where shards are missing.
         """
         if self.complete and not os.path.isdir(self.parts):
@@ -289,7 +293,9 @@ class Store:
                     return
 
     def _lock(self, held):
-        """Lock the parts until the ExitStack held ends; False where another recorder removed them meanwhile."""
+        """Lock the parts until the ExitStack held ends; False where another recorder removed them
+        meanwhile.
+        """
 
         def opened(path, flags):
             fd = os.open(path, flags | os.O_CLOEXEC, 0o666)

@@ -1,8 +1,9 @@
 """The replay certificate: that a record is what its plan, its data and its teacher make of it.
 
 Integrity was checked when the record was opened.  Here every stored parameter is drawn again from
-the seed, and the teacher runs again over some rows.  Where all that rounds is the same (versions, kernel,
-device: the provenance) its logits must come out bit for bit; elsewhere a stated bound decides.
+the seed, and the teacher runs again over some rows.  Where all that rounds is the same (versions,
+kernel, device: the provenance) its logits must come out bit for bit; elsewhere a stated bound
+decides.
 """
 
 from typing import NamedTuple
@@ -16,8 +17,8 @@ from minipc.provenance import unlike
 from minipc.record.recorder import compute_shard, provenance_of, quiet
 from minipc.streams import stream
 
-# What another kernel of BLAS, another version or a device may change in a logit, in units of the largest
-# logit of its row; stored as float16 it may also fall to the neighbouring number.
+# What another kernel of BLAS, another version or a device may change in a logit, in units of the
+# largest logit of its row; stored as float16 it may also fall to the neighbouring number.
 ELSEWHERE, NEIGHBOUR = 1e-4, 2.0**-10
 
 
@@ -43,9 +44,10 @@ def verify(
 ):
     """Return Verified of an open record made from clouds.
 
-    logits_of as in recorder.record, None to leave the teacher out; sample: rows to compute again, drawn
-    as whole blocks of the plan, None for all.  engine: which of ours computes, as it was recorded.
-    Raises DataError where the record was not made from clouds, or names augmentation that we cannot draw.
+    logits_of as in recorder.record, None to leave the teacher out; sample: rows to compute again,
+    drawn as whole blocks of the plan, None for all.  engine: which of ours computes, as it was
+    recorded. Raises DataError where the record was not made from clouds, or names augmentation that
+    we cannot draw.
     """
     reader.check_belongs(clouds)
     plan = reader.plan

@@ -1,8 +1,8 @@
 """Several processes on one recording: each computes its share of the shards into the same place.
 
-The store holds them together: shards are committed whole, two of a kind are the same bytes, and whoever
-comes last finalises.  So a worker may die at any moment; what it leaves undone is computed by the
-caller.
+The store holds them together: shards are committed whole, two of a kind are the same bytes, and
+whoever comes last finalises.  So a worker may die at any moment; what it leaves undone is computed
+by the caller.
 """
 
 import multiprocessing
@@ -16,11 +16,12 @@ POLL = 0.2  # seconds between two looks at the workers
 
 
 def run_workers(function, count, *, say, progress):
-    """Run function(number, count) for number 0 .. count - 1 in a new process each; return when all ended.
+    """Run function(number, count) for number 0 .. count - 1 in a new process each; return when all
+    ended.
 
-    function: importable, with arguments that can be pickled (functools.partial); a MinipcError that it
-    raises is said, and so is a signal that ended it: the caller looks at what is missing.  progress() is
-    called while they run.  An exception here, Ctrl-C too, ends them all.
+    function: importable, with arguments that can be pickled (functools.partial); a MinipcError that
+    it raises is said, and so is a signal that ended it: the caller looks at what is missing.
+    progress() is called while they run.  An exception here, Ctrl-C too, ends them all.
     """
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and a device's state
     workers = []
@@ -51,7 +52,8 @@ def run_workers(function, count, *, say, progress):
                     else f"exit code {process.exitcode}"
                 )
                 say(
-                    f"worker {number + 1} of {count}: ended with {how}; what it left is computed here"
+                    f"worker {number + 1} of {count}: ended with {how}; what it left is computed "
+                    "here"
                 )
     finally:
         for _, process, receiver in workers:
@@ -77,7 +79,9 @@ def _told(receiver):
 
 
 def device_of(worker, devices, visible):
-    """Return CUDA_VISIBLE_DEVICES for a worker: one device each, in turn; visible: its value here, or None."""
+    """Return CUDA_VISIBLE_DEVICES for a worker: one device each, in turn; visible: its value here,
+    or None.
+    """
     names = [name for name in (visible or "").split(",") if name] or [
         str(number) for number in range(devices)
     ]
