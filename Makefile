@@ -34,10 +34,11 @@ $(OLDEST)/ready: setup.cfg pyproject.toml
 	touch $@
 
 # Left out: half of the suite's time, and nothing of NumPy, SciPy, h5py or click that the other files do not meet.
-NOT_OLDEST := audit docs figures power resume signals teacher_study
+NOT_OLDEST := mathematics/test_audit commands/test_docs tools/test_figures tools/test_teacher_study \
+	faults/test_power faults/test_resume faults/test_signals
 
 test-oldest: $(OLDEST)/ready  ## the tests on the lowest versions that setup.cfg admits, Dask too; without the slowest files
-	MINIPC_OLDEST=1 MINIPC_REQUIRE_DASK=1 $(OLDEST)/bin/python -m pytest $(IN_TWO) $(NOT_OLDEST:%=--ignore reference_tests/test_%.py)
+	MINIPC_OLDEST=1 MINIPC_REQUIRE_DASK=1 $(OLDEST)/bin/python -m pytest $(IN_TWO) $(NOT_OLDEST:%=--ignore reference_tests/%.py)
 
 test-modelnet: $(VENV)/ready  ## the whole way on ModelNet40, at MINIPC_MODELNET; skipped where it is absent
 	$(BIN)/python -m pytest -m modelnet
@@ -45,9 +46,10 @@ test-modelnet: $(VENV)/ready  ## the whole way on ModelNet40, at MINIPC_MODELNET
 KERNELS :=
 
 test-kernels: $(VENV)/ready  ## the tests that touch BLAS under every kernel that runs here, or KERNELS="Haswell Nehalem"
-	$(BIN)/python -m reference_tests.kernels $(KERNELS)
+	$(BIN)/python -m reference_tests.tools.kernels $(KERNELS)
 
-TORCH_TESTS := $(addprefix reference_tests/test_,torch_parity.py docs.py shared_reader.py contract.py)
+TORCH_TESTS := $(addprefix reference_tests/,mathematics/test_torch_parity.py commands/test_docs.py \
+	formats/test_shared_reader.py commands/test_contract.py)
 
 test-torch: $(VENV)/ready  ## parity with PyTorch, its examples, its DataLoader; installed if absent, a missing PyTorch is a failure
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
@@ -55,31 +57,31 @@ test-torch: $(VENV)/ready  ## parity with PyTorch, its examples, its DataLoader;
 
 test-dask: $(VENV)/ready  ## recording on a Dask cluster of this machine; installed if absent, a missing Dask is a failure
 	$(BIN)/pip install --quiet --editable '.[dask]'
-	MINIPC_REQUIRE_DASK=1 $(BIN)/python -m pytest reference_tests/test_scheduler.py
+	MINIPC_REQUIRE_DASK=1 $(BIN)/python -m pytest reference_tests/faults/test_scheduler.py
 
 test-gpu: $(VENV)/ready  ## the same tests on CuPy (pip install the extra gpu12 or gpu13); no device is a failure
 	MINIPC_REQUIRE_GPU=1 $(BIN)/python -m pytest
 
 bench: $(VENV)/ready  ## benchmark against PyTorch and JAX, installed if absent; writes docs/performance.md (15 minutes, alone)
 	$(BIN)/pip install --quiet --editable '.[bench]'
-	$(BIN)/python -m reference_tests.speed
+	$(BIN)/python -m reference_tests.tools.speed
 
 bench-gpu: $(VENV)/ready  ## the same on a CUDA device, with CuPy and PyTorch for CUDA installed; no device is a failure
-	$(BIN)/python -m reference_tests.speed --gpu --json
+	$(BIN)/python -m reference_tests.tools.speed --gpu --json
 
 audit: $(VENV)/installed  ## hold the mathematics against itself, and break it on purpose
 	$(BIN)/minipc audit
 	$(BIN)/minipc audit --inject all
 
 frozen: $(VENV)/ready  ## what a redesign must not change, as digests: arrays, files, help, messages
-	$(BIN)/python -m reference_tests.frozen
+	$(BIN)/python -m reference_tests.tools.frozen
 
 torture: $(VENV)/ready  ## kill recorder and training a hundred times each, fill the disk, and compare byte for byte (ten minutes)
-	$(BIN)/python -m reference_tests.torture
+	$(BIN)/python -m reference_tests.faults.torture
 
 figures: $(VENV)/ready  ## the figures of docs/negative_weights.md, with matplotlib
 	$(BIN)/pip install --quiet --editable '.[docs]'
-	$(BIN)/python -m reference_tests.figures docs/figures
+	$(BIN)/python -m reference_tests.tools.figures docs/figures
 
 lint: $(VENV)/ready  ## flake8, configured in setup.cfg
 	$(BIN)/flake8 minipc reference_tests examples

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from minipc.augment import AugmentConfig, apply, draw
-from minipc.first_run import built_in_shapes
+from minipc.data.augment import AugmentConfig, apply, draw
 from minipc.record.recorder import record
+from minipc.verbs.first_run import built_in_shapes
 
 
 class Teacher(nn.Module):

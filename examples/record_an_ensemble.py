@@ -7,13 +7,13 @@ one confident teacher suffices.)  The student learns from one file and never loa
 
 import hashlib
 
-from minipc.augment import AugmentConfig
-from minipc.first_run import built_in_shapes
-from minipc.model_file import model_id
+from minipc.data.augment import AugmentConfig
+from minipc.distil.train import TrainConfig, drawn_views, train
+from minipc.models.file import model_id
+from minipc.models.pointnet import sizes
 from minipc.nn.losses import LABELS_ALONE, LossConfig
-from minipc.nn.pointnet import sizes
 from minipc.record.recorder import pointnet_teacher, record
-from minipc.train import TrainConfig, drawn_views, train
+from minipc.verbs.first_run import built_in_shapes
 
 
 def main(out="ensemble.h5", epochs=4):

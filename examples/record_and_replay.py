@@ -6,10 +6,10 @@ two roundings, the same on every machine.  One fused multiply-add instead would 
 
 import numpy as np
 
-from minipc import augment
-from minipc.first_run import built_in_shapes
+from minipc.data import augment
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
+from minipc.verbs.first_run import built_in_shapes
 
 
 def main(out="replay.h5", clouds=64):

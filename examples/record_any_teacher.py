@@ -7,12 +7,12 @@ of nearest class means over a few moments of the cloud; a PyTorch or JAX model f
 
 import numpy as np
 
-from minipc.first_run import built_in_shapes
+from minipc.distil.train import TrainConfig, recorded_views, train
+from minipc.models.pointnet import sizes
 from minipc.nn.losses import LossConfig
-from minipc.nn.pointnet import sizes
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
-from minipc.train import TrainConfig, recorded_views, train
+from minipc.verbs.first_run import built_in_shapes
 
 
 def moments(points):

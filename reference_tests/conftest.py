@@ -9,18 +9,21 @@ from typing import Any, NamedTuple
 
 import numpy as np  # noqa: E402
 import pytest
-from fake_device import fake_module
 
-from minipc import backend, first_run
+from minipc import backend
 from minipc.cli.main import main  # one BLAS thread, as the commands do, before NumPy is loaded
 from minipc.data import shapes
 from minipc.data.clouds import Clouds, Splits, write_clouds
+from minipc.distil.train import TrainConfig
 from minipc.errors import BackendError
-from minipc.nn import fused, ops, pointnet
+from minipc.models import pointnet
+from minipc.nn import ops
+from minipc.nn.fast import fused
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.optim import adamw_start, adamw_step
 from minipc.nn.params import initialise
-from minipc.train import TrainConfig
+from minipc.verbs import first_run
+from reference_tests.tools.fake_device import fake_module
 
 KINK = 1e-3  # 100 steps of the gradient checker: closer to a kink a difference would cross it
 

@@ -13,9 +13,12 @@ from unittest import mock
 
 import numpy as np
 
-from minipc import augment, self_target
+from minipc.data import augment
+from minipc.distil import self_target
 from minipc.errors import UsageError
-from minipc.nn import fused, losses, ops, optim, pointnet
+from minipc.models import pointnet
+from minipc.nn import losses, ops, optim
+from minipc.nn.fast import fused
 from minipc.record.reader import RecordReader
 
 

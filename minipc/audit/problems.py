@@ -11,11 +11,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipc import self_target
-from minipc.nn import fused, losses, ops, pointnet
+from minipc.distil import self_target
+from minipc.models import pointnet
+from minipc.nn import losses, ops
+from minipc.nn.fast import fused
+from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.nn.params import initialise
-from minipc.nn.workspace import Workspace
 
 KINK = 1e-3  # how far a small problem keeps from the nearest kink: ten of the largest steps
 

@@ -8,13 +8,15 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 
-from minipc import augment, self_target
 from minipc.audit.facts import ROUNDING, holds, near, same
 from minipc.audit.problems import in_dtype, multiplied_out, step
+from minipc.data import augment
 from minipc.data.clouds import Clouds
-from minipc.nn import losses, optim, pointnet
+from minipc.distil import self_target
+from minipc.models import pointnet
+from minipc.nn import losses, optim
+from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig
-from minipc.nn.workspace import Workspace
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
 

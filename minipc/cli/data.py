@@ -20,8 +20,8 @@ def command():
 def make(out, seed, as_json, quiet, verbose):
     """Write the built-in procedural shapes to one file."""
     from minipc.data.clouds import write_clouds
-    from minipc.describe import describe_splits
-    from minipc.first_run import built_in_shapes
+    from minipc.report.describe import describe_splits
+    from minipc.verbs.first_run import built_in_shapes
 
     splits = built_in_shapes(seed)
     write_clouds(out, splits)
@@ -79,8 +79,8 @@ def pack(
     (of ModelNet40 the first are kept, as is customary).
     """
     from minipc.data.clouds import check_new, repeated, write_clouds
-    from minipc.data.formats import read_source
-    from minipc.describe import describe_splits
+    from minipc.data.readers.formats import read_source
+    from minipc.report.describe import describe_splits
 
     check_new(out)  # before minutes of reading
     with Console(quiet, verbose) as console:
@@ -127,8 +127,8 @@ def pack(
 @common_options
 def info(file, as_json, quiet, verbose):
     """Say what a packed data file holds, or the clouds in a record."""
-    from minipc.describe import describe_splits
-    from minipc.jobs import read_data
+    from minipc.report.describe import describe_splits
+    from minipc.verbs.jobs import read_data
 
     described = describe_splits(file, read_data(file))
     result(described.values, as_json, described.lines)

@@ -13,7 +13,7 @@ def command(as_json, quiet, verbose):
 
     No names of hosts, users or folders: the output can be pasted into a bug report as it is.
     """
-    from minipc.environment import examine
+    from minipc.report.environment import examine
 
     examined = examine()
     result(examined.values, as_json, examined.lines)

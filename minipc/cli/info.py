@@ -15,7 +15,7 @@ def command(file, as_json, quiet, verbose):
     FILE: data, a model, a record, a shard or a checkpoint; a run folder; the folder of an
     unfinished recording, OUT.parts.  Nothing is changed.
     """
-    from minipc.describe import describe
+    from minipc.report.describe import describe
 
     described = describe(file)
     result(described.values, as_json, described.lines)

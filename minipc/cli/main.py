@@ -38,7 +38,7 @@ class Lazy(click.Group):
 def _versions(context, parameter, wanted):
     if not wanted or context.resilient_parsing:
         return
-    from minipc.environment import versions
+    from minipc.report.environment import versions
 
     click.echo(versions())
     context.exit()

@@ -188,7 +188,7 @@ def _configure(context, parameter, path):
         return
     import tomllib  # both here, so that --help does not wait for them: the second loads NumPy
 
-    from minipc.files import read_bytes
+    from minipc.storage.files import read_bytes
 
     try:
         tables = tomllib.loads(read_bytes(path, MOST_CONFIG).decode("utf-8-sig"))

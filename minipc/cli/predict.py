@@ -28,7 +28,7 @@ def command(
     Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
     """
     from minipc.backend import load
-    from minipc.predictions import predict_files
+    from minipc.verbs.predict import predict_files
 
     with Console(quiet, verbose) as console:
         values = predict_files(

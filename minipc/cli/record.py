@@ -100,9 +100,9 @@ def command(
     them (teacher/) and records it.  Interrupted, or with more views, run the same command again.
     """
     from minipc.backend import load
-    from minipc.first_run import forecast_shapes, record_shapes
-    from minipc.jobs import forecast_files, record_files
     from minipc.record.recorder import Share
+    from minipc.verbs.first_run import forecast_shapes, record_shapes
+    from minipc.verbs.jobs import forecast_files, record_files
 
     if (data is None) != (teacher is None):
         raise click.UsageError(

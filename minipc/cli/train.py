@@ -146,12 +146,12 @@ def command(
     the run; one that is given and differs is refused.
     """
     from minipc.backend import load
-    from minipc.first_run import STUDENT_EPOCHS, train_both
+    from minipc.distil.self_target import SelfConfig
+    from minipc.distil.train import TrainConfig
     from minipc.nn.losses import LABELS_ALONE, LossConfig
-    from minipc.run_folder import last_name
-    from minipc.runs import read_config, resume_both, resume_files, train_files
-    from minipc.self_target import SelfConfig
-    from minipc.train import TrainConfig
+    from minipc.runs.folder import last_name
+    from minipc.verbs.first_run import STUDENT_EPOCHS, train_both
+    from minipc.verbs.train import read_config, resume_both, resume_files, train_files
 
     given = _given()
     for name in [
@@ -270,8 +270,8 @@ def _wanted(given):
     """Return {section of run.json: {setting: value}} of the options that were given, as
     resume_files takes it.
     """
+    from minipc.distil.train import TrainConfig
     from minipc.nn.losses import LossConfig
-    from minipc.train import TrainConfig
 
     params = click.get_current_context().params
     sections = {

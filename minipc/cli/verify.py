@@ -41,7 +41,7 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
     beside it.  Ends with 4 if something does not hold.
     """
     from minipc.backend import load
-    from minipc.jobs import verify_files
+    from minipc.verbs.jobs import verify_files
 
     context = click.get_current_context()
     if (

@@ -14,9 +14,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc import __version__, files, hdf5
+from minipc import __version__
 from minipc.data.prepare import NORMALISATIONS, float_points, normalised, prepare
 from minipc.errors import DataError, UsageError, check_shape, short
+from minipc.storage import files, hdf5
 from minipc.streams import stream
 
 KIND, VERSION = "clouds", 2

@@ -8,7 +8,7 @@ float32 once, at the end: far from the origin float32 does not hold the shape of
 import numpy as np
 
 from minipc.errors import DataError
-from minipc.files import sha256_arrays
+from minipc.storage.files import sha256_arrays
 from minipc.streams import stream
 
 NORMALISATIONS = ("unit_sphere", "none")

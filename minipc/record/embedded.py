@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc import files
 from minipc.data.clouds import Clouds, Splits
 from minipc.errors import DataError
+from minipc.storage import files
 
 WITH_CLOUDS = 2  # header version of a record that carries its clouds
 CLOUDS_META = {"dtype", "exponent", "source"}

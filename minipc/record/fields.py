@@ -16,8 +16,8 @@ import h5py
 import numpy as np
 
 from minipc.errors import DataError
-from minipc.files import CHUNK, replacing, seal, write_at
-from minipc.hdf5 import check_members, checked_dataset, hdf5_into, write_meta
+from minipc.storage.files import CHUNK, replacing, seal, write_at
+from minipc.storage.hdf5 import check_members, checked_dataset, hdf5_into, write_meta
 
 
 class Field(NamedTuple):

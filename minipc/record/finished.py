@@ -9,11 +9,11 @@ import os
 from contextlib import contextmanager
 from typing import NamedTuple
 
-from minipc import files, hdf5
 from minipc.errors import DataError
 from minipc.record import embedded
 from minipc.record.fields import cloud_fields, open_fields, record_fields
 from minipc.record.plan import Plan
+from minipc.storage import files, hdf5
 
 RECORD_META = {"plan", "run_id", "data_file", "provenance", "max_kl_of_rounding"}  # and "clouds"
 

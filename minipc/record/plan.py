@@ -12,7 +12,14 @@ from functools import cached_property
 import numpy as np
 
 from minipc.errors import DataError, short
-from minipc.files import canonical_json, check_keys, commit, from_dict, parse_json, read_bytes
+from minipc.storage.files import (
+    canonical_json,
+    check_keys,
+    commit,
+    from_dict,
+    parse_json,
+    read_bytes,
+)
 from minipc.streams import check_seed
 
 FORMAT = 1  # of plans, shards and records together

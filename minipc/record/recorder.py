@@ -13,10 +13,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.backend import BLOCK, ordered_map, padded_block
+from minipc.data.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.errors import CheckFailed, DataError, MinipcError, UsageError
-from minipc.nn.pointnet import evaluator
+from minipc.models.pointnet import evaluator
 from minipc.provenance import provenance
 from minipc.record.contract import (
     answer,

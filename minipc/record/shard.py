@@ -6,11 +6,11 @@ import os
 
 import numpy as np
 
-from minipc import files, hdf5
 from minipc.errors import CheckFailed, DataError, UsageError
 from minipc.record.fields import check_arrays, open_fields, shard_fields
 from minipc.record.finished import check_kl, sizes
 from minipc.record.plan import FORMAT
+from minipc.storage import files, hdf5
 
 SHARD_META = {"run_id", "view", "first", "rows", "provenance", "max_kl"}
 

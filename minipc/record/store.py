@@ -13,7 +13,6 @@ from collections import Counter
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 
-from minipc import files
 from minipc.data.clouds import check_same_kind
 from minipc.errors import DataError, MinipcError
 from minipc.record import embedded
@@ -21,6 +20,7 @@ from minipc.record.fields import cloud_fields, record_fields, write_rows
 from minipc.record.finished import clouds_of, open_record, sizes
 from minipc.record.plan import FORMAT, read_plan, write_plan
 from minipc.record.shard import commit_shard, read_shard, shard_name
+from minipc.storage import files
 
 SHARD_OVERHEAD = 4096  # bytes beside the rows, rounded up, and the block that a file ends in
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minipc.augment import ORDER, AugmentConfig, draw
+from minipc.data.augment import ORDER, AugmentConfig, draw
 from minipc.errors import DataError
-from minipc.files import from_dict
 from minipc.provenance import unlike
 from minipc.record.recorder import compute_shard, provenance_of, quiet
+from minipc.storage.files import from_dict
 from minipc.streams import stream
 
 # What another kernel of BLAS, another version or a device may change in a logit, in units of the

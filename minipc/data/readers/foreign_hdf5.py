@@ -1,0 +1,428 @@
+"""A data set in one HDF5 file that is not ours: points, labels and split under common names.
+
+Foreign HDF5 can point into other files and declare what it does not hold.  Only the members named
+here are opened, and only after their link, their storage and their size are checked.
+"""
+
+import os
+from contextlib import contextmanager
+from math import prod
+
+import h5py
+import numpy as np
+
+from minipc.data.clouds import Splits, check_count, made_from, whole_labels
+from minipc.data.prepare import float_points, normalised, prepare
+from minipc.data.readers.packed import VALIDATION, joins_training, packed
+from minipc.data.readers.point_files import SUFFIXES
+from minipc.errors import DataError, short
+from minipc.storage import files
+
+LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 TiB
+COLUMNS = 16  # most of a point; (N, 3, P) is transposed and no clouds of three points
+PIECE = (
+    16 * 2**20
+)  # bytes of one cloud, or of one compressed chunk: what has to be in memory at once
+CLOUDS, CLASSES = 2**22, 2**16  # most of a member
+ATTRIBUTES = 2**10  # most names in an attribute
+TEXTS = 16  # read at once; each may be long
+POINTS, LABELS = ("points", "data", "x"), ("labels", "label", "y")
+NAMES = ("class_names", "classes", "shape_names", "label_names")
+LAYOUT = (
+    "expected points (or data, X) and labels (or label, y), or both for train and test "
+    "(train/points, X_train)"
+)
+
+
+@contextmanager
+def foreign(path):
+    """Yield an h5py.File of somebody else's file; what h5py raises in the block is a DataError.
+
+    So is a file that another program holds, or left, open for writing: it is not damaged.
+    """
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as reason:
+        if "lock file" in str(reason) or "open for write" in str(
+            reason
+        ):  # by libhdf5's lock, or its mark in the file
+            raise DataError(
+                f"{path}: another program has it open for writing; close it there (left by one "
+                "that died: h5clear -s "
+                "FILE; on a file system without locks: HDF5_USE_FILE_LOCKING=FALSE)"
+            ) from reason
+        raise DataError(
+            f"{path}: cannot be read as HDF5 ({reason}); copy it again, or name another"
+        ) from reason
+
+
+def member(file, name, path):
+    """Return a dataset that lies in this file itself and can be read piece by piece.
+
+    Links, storage elsewhere, and sizes that the file cannot hold or a reader not bear are a
+    DataError.
+    """
+    if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
+        file[name], h5py.Dataset
+    ):
+        raise DataError(f"{path}: expected a data set {name!r}; found {sorted(file)[:8]}")
+    found = file[name]
+    stored = found.id.get_storage_size()
+    if (
+        found.external or found.is_virtual or found.nbytes > min(LARGEST, 1100 * stored)
+    ):  # gzip's best: 1032
+        raise DataError(
+            f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it "
+            "again"
+        )
+    row = found.dtype.itemsize * prod(found.shape[1:])
+    chunks = found.chunks or (1,)
+    if (
+        max(row, found.dtype.itemsize * prod(chunks), chunks[0] * row // 2)
+        > PIECE  # of chunks side by side too
+        or found.ndim
+        and len(found) > CLOUDS
+    ):
+        raise DataError(
+            f"{path}: {name} has {found.shape} {found.dtype} in chunks of {found.chunks}; at most "
+            f"{CLOUDS} rows, and "
+            f"{PIECE >> 20} MiB of a row or a chunk, are read; split it, or store it in smaller "
+            "chunks"
+        )
+    return found
+
+
+def blocks(dataset):
+    """Yield (first, rows) of a dataset in small blocks; no chunk is inflated twice."""
+    small = max(PIECE // 4 // max(dataset.dtype.itemsize * prod(dataset.shape[1:]), 1), 1)
+    tall = (dataset.chunks or (1,))[0]
+    step = max(small // tall, 1) * tall
+    for first in range(0, len(dataset), step):
+        rows = dataset[first : first + step]
+        for at in range(0, len(rows), small):
+            yield first + at, rows[at : at + small]
+
+
+def read_single_hdf5(
+    path,
+    num_points,
+    *,
+    up_axis="unknown",
+    normalisation="unit_sphere",
+    test_fraction=None,
+    val_split=None,
+    progress=lambda *_: None,
+):
+    """Return the Packed of one HDF5 file, found by names in any case: points, data or X with
+    labels, label or y.
+
+    points (N, P, 3 to 16) float, or integer with a scalar `scale` (attribute or dataset); labels
+    (N,) or (N, 1).  Split: groups train and test, names with such a prefix or suffix, a dataset
+    `split` (0 and 1, or the words), or none, as in packed.  What looks like a third split is one:
+    val_split as in joins_training.  Names of the classes: class_names, classes, shape_names or
+    label_names, a dataset or an attribute, else their numbers.  Points are normalised and fitted
+    as prepare does.  Raises DataError naming the file, what was expected and found, UsageError.
+    """
+    check_count(num_points)
+    kind = files.kind_of(path)  # refuses what is missing, no file or a pipe
+    if kind:
+        told = (
+            "packed already: use it as it is"
+            if kind == "clouds"
+            else f"a minipc {kind} file; name a data set"
+        )
+        raise DataError(f"{path}: is {told}")
+    if path.lower().endswith(SUFFIXES):
+        raise DataError(f"{path}: is one cloud; pack the folder that holds its class folder")
+    with foreign(path) as file:
+        names = _members(file)
+        pairs, split = _pairs(file, names, path), _find(names, ("split",), path)
+        words = _split(member(file, split, path), path) if split else None  # of each cloud
+        third = [
+            name
+            for name in (sorted(set(words)) if split else pairs)
+            if name not in ("", *Splits._fields)
+        ]
+        joins, told = joins_training(path, third, val_split)
+        if not joins:
+            pairs = {name: pair for name, pair in pairs.items() if name not in third}
+        arrays = [_checked(file, *pair, path) for pair in pairs.values()]
+        labels, sizes = (
+            np.concatenate([labels for *_, labels in arrays]),
+            [len(data) for data, *_ in arrays],
+        )
+        if split and len(words) != len(labels):
+            raise DataError(
+                f"{path}: split: expected {len(labels)} times train or test, found {len(words)}; "
+                "repair it"
+            )
+        if not split:
+            words = np.repeat(list(pairs), sizes)
+        classes = _class_names(file, _find(names, NAMES, path), pairs.values(), labels, path)
+        points, moved = (
+            np.empty((len(labels), num_points, 3), np.float32),
+            np.empty(len(labels), bool),
+        )
+        at = 0
+        for data, scale, _ in arrays:
+            for first, block in blocks(data):
+                block = block[:, :, :3] if scale is None else block[:, :, :3] * scale
+                rows = slice(at, at := at + len(block))
+                try:
+                    points[rows], moved[rows] = _prepared(
+                        float_points(block), normalisation, num_points
+                    )
+                except DataError as reason:
+                    raise bad_cloud(
+                        block, first, normalisation, num_points, f"{path}: {data.name[1:]}"
+                    ) from reason
+                progress(at, len(labels), f"reading {path}")
+        counts = np.repeat([data.shape[1] for data, *_ in arrays], sizes)
+    if split and third and not joins:
+        kept = ~np.isin(words, third)
+        words, points, labels, counts, moved = (
+            array[kept] for array in (words, points, labels, counts, moved)
+        )
+    return packed(
+        path,
+        points,
+        labels,
+        None if "" in pairs and not split else words == "test",
+        counts,
+        moved,
+        test_fraction,
+        told,
+        class_names=classes,
+        up_axis=up_axis,
+        normalisation=normalisation,
+        source=made_from(f"HDF5 file {os.path.basename(path)}"),
+    )
+
+
+def _prepared(block, normalisation, count):
+    if block.shape[1] == count:
+        return normalised(block, normalisation)
+    both = [prepare(cloud, normalisation, count) for cloud in block]
+    return np.stack([cloud for cloud, _ in both]), [changed for _, changed in both]
+
+
+def bad_cloud(block, first, normalisation, num_points, where):
+    """Return the error that names the first bad cloud of a block, which begins at cloud first;
+    slow, for a message.
+    """
+    for i, one in enumerate(block, first):
+        try:
+            prepare(float_points(one), normalisation, num_points)
+        except DataError as reason:
+            return DataError(f"{where}: cloud {i}: {reason}")
+    return DataError(f"{where}: its clouds cannot be prepared; copy the file again")
+
+
+def _members(file):
+    """Return the names in the file and in the groups of its own at the top."""
+    names = sorted(file)
+    for group in list(names):
+        ours = isinstance(file.get(group, getlink=True), h5py.HardLink) and isinstance(
+            file[group], h5py.Group
+        )
+        if ours and file[group] != file["/"]:
+            names += [f"{group}/{name}" for name in sorted(file[group])]
+    return names
+
+
+def _pairs(file, names, path):
+    """Return {split: names of points and labels}: train and test, or "" for all clouds; then what
+    looks like others.
+
+    Others are pairs named after another word, of which the points are no vector of statistics.
+    """
+    pairs = {}
+    for word in ("", *Splits._fields, *sorted(_words(names) - set(Splits._fields))):
+        pair = tuple(_find(names, _of_split(kind, word), path) for kind in (POINTS, LABELS))
+        ours = word in ("", *Splits._fields, *VALIDATION)
+        if all(pair) and (ours or member(file, pair[0], path).ndim == 3):
+            pairs[word] = pair
+        elif ours and (pair[0] or word and pair[1]):  # labels alone at the top can be anything
+            raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
+    if [word for word in pairs if word in ("", *Splits._fields)] not in (
+        [""],
+        list(Splits._fields),
+    ) or ("" not in pairs and _find(names, ("split",), path)):
+        raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
+    return pairs
+
+
+def _words(names):
+    """Return the words before, behind or above the names of points or labels."""
+    found = set()
+    for name in map(str.lower, names):
+        for kind in (*POINTS, *LABELS):
+            if name.endswith((f"/{kind}", f"_{kind}")):
+                found.add(name[: -len(kind) - 1])
+            elif name.startswith(f"{kind}_"):
+                found.add(name[len(kind) + 1 :])
+    return found
+
+
+def _of_split(names, split):
+    if not split:
+        return names
+    return [
+        text for name in names for text in (f"{split}/{name}", f"{split}_{name}", f"{name}_{split}")
+    ]
+
+
+def _find(names, wanted, path):
+    """Return the one of names that is wanted, or None.  Raises DataError where there are two."""
+    found = [name for name in names if name.lower() in wanted]
+    if len(found) > 1:
+        raise DataError(
+            f"{path}: expected one of {short(', '.join(wanted))}; found {', '.join(found)}; remove "
+            "others"
+        )
+    return found[0] if found else None
+
+
+def _checked(file, points, labels, path):
+    """Return points as a dataset, their scale or None, and labels (N,) int64."""
+    data, label = member(file, points, path), member(file, labels, path)
+    if (
+        data.ndim != 3
+        or not 3 <= data.shape[2] <= COLUMNS
+        or not data.size
+        or data.dtype.kind not in "fiu"
+    ):
+        raise DataError(
+            f"{path}: {points}: expected (N, P, 3) float or integer with a scale, got {data.shape} "
+            f"{data.dtype}"
+        )
+    if label.shape not in ((len(data),), (len(data), 1)):
+        raise DataError(
+            f"{path}: {labels}: expected ({len(data)},) labels of {points}, one whole number each "
+            "(of one-hot rows "
+            f"argmax(axis=1)), got {label.shape}"
+        )
+    if label.dtype.kind not in "iuf":
+        raise DataError(
+            f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes from "
+            "0"
+        )
+    return (
+        data,
+        None if data.dtype.kind == "f" else _scale(file, data, path),
+        whole_labels(label[()], f"{path}: {labels}"),
+    )
+
+
+def _scale(file, data, path):
+    places = [
+        name for name in (f"{data.parent.name}/scale", "/scale") if file.get(name, getlink=True)
+    ]
+    scale = (
+        data.attrs["scale"]
+        if "scale" in data.attrs
+        else member(file, places[0], path)
+        if places
+        else None
+    )
+    if isinstance(scale, h5py.Dataset) and scale.size == 1:
+        scale = scale[()]
+    if (
+        scale is None
+        or np.size(scale) != 1
+        or np.asarray(scale).dtype.kind not in "fiu"
+        or not 0 < scale < np.inf
+    ):
+        raise DataError(
+            f"{path}: {data.name[1:]}: is {data.dtype}, so one positive number is expected as its "
+            "attribute scale or "
+            f"as a data set scale, found {short(scale)}"
+        )
+    return float(np.reshape(scale, ()))
+
+
+def _text(dataset):
+    """Return an iterator over the strings of a text dataset, or None where it holds none."""
+    if h5py.check_string_dtype(dataset.dtype) is None:
+        return None
+    strings, step = dataset.asstr(), max(min(TEXTS, PIECE // 4 // dataset.dtype.itemsize), 1)
+    if not dataset.ndim:
+        return iter([strings[()].strip()])
+    parts = (strings[first : first + step] for first in range(0, len(dataset), step))
+    return (text.strip() for part in parts for text in part.reshape(-1).tolist())
+
+
+def _split(dataset, path):
+    """Return the split of each cloud, (N,) of the words train and test and those of a third."""
+    meaning = {0: "train", 1: "test", **{word: word for word in (*Splits._fields, *VALIDATION)}}
+    if dataset.ndim not in (1, 2) or dataset.size != len(dataset):
+        raise DataError(
+            f"{path}: split: expected (N,) values, train or test, found {dataset.shape}; repair it"
+        )
+    words = []
+    for value in _text(dataset) or dataset[()].reshape(-1).tolist():
+        if value not in meaning:
+            raise DataError(
+                f"{path}: split: expected {len(dataset)} times train or test, or 0 or 1; found "
+                f"{short(repr(value))}; "
+                "repair it"
+            )
+        words.append(meaning[value])
+    return np.array(words)
+
+
+def _class_names(file, name, pairs, labels, path):
+    """Return the class names of a file: a dataset, attributes of file, groups or datasets, or the
+    labels.
+    """
+    found = {}
+    if name is not None:
+        dataset = member(file, name, path)
+        texts = _text(dataset) if dataset.ndim < 2 and dataset.size <= CLASSES else None
+        if texts is None:
+            raise DataError(
+                f"{path}: {name}: expected text, one name a class, got {dataset.shape} "
+                f"{dataset.dtype}"
+            )
+        found[name] = tuple(short(text, 1000) for text in texts)  # bombs alone are cut
+    datasets = [file[name] for pair in pairs for name in pair]
+    for node in (file, *datasets, *(dataset.parent for dataset in datasets)):
+        for key in node.attrs:
+            if key.lower() in NAMES:
+                found[f"attribute {key} of {node.name}"] = _attribute(node.attrs, key, path)
+    if len(set(found.values())) > 1:
+        raise DataError(
+            f"{path}: class names differ between {short(' and '.join(found), 200)}; remove all but "
+            "one"
+        )
+    if found:
+        return next(iter(found.values()))
+    classes = int(labels.max(initial=-1)) + 1
+    if classes > max(len(labels), 2):
+        raise DataError(
+            f"{path}: has a label {classes - 1}, but {len(labels)} clouds; check it, or add "
+            "class_names"
+        )
+    return tuple(map(str, range(classes)))
+
+
+def _attribute(attributes, key, path):
+    """Return the text of an attribute, one name a class.  It is read at once, so there are fewer at
+    most.
+    """
+    stored = attributes.get_id(key)
+    if (
+        h5py.check_string_dtype(stored.dtype) is None
+        or len(stored.shape) != 1
+        or stored.shape[0] > ATTRIBUTES
+    ):
+        raise DataError(
+            f"{path}: attribute {key}: expected text, one name a class, up to {ATTRIBUTES}, got "
+            f"{stored.shape} "
+            f"{stored.dtype}; store a list, or a data set {key}"
+        )
+    texts = [
+        text.decode() if isinstance(text, bytes) else text for text in attributes[key].tolist()
+    ]
+    return tuple(short(text.strip(), 1000) for text in texts)

@@ -1,0 +1,101 @@
+"""One cloud of points from a file of a user: .npy, .npz, .xyz, .txt, .csv or .pts.
+
+The first three columns are the coordinates, or in a text those that a header names x, y and z;
+further ones (normals, colours) are ignored, whatever they hold.  Nothing is skipped in silence and
+nothing is unpickled.
+"""
+
+import os
+import zipfile
+
+import numpy as np
+
+from minipc.data.prepare import float_points, prepare
+from minipc.data.readers.text_points import COLUMNS, read_text
+from minipc.errors import DataError, short
+from minipc.storage import files
+
+TEXT = (".xyz", ".txt", ".csv", ".pts")
+SUFFIXES = (".npy", ".npz", *TEXT)
+LARGEST = 1 << 30  # bytes of one cloud; a small archive can unpack to any number
+WANTED = f"expected one cloud, (P, 3) real numbers or up to {COLUMNS} columns"
+
+
+def read_points(path):
+    """Return the points (P, 3) of the one cloud in the file path, finite, as float_points does:
+    float32 or float64.
+
+    Raises DataError naming the file, and the line or the point, for whatever is not that.
+    """
+    kind = files.kind_of(path)  # refuses what is missing, no file or a pipe
+    if kind:
+        raise DataError(f"{path}: is a minipc {kind} file, expected one cloud as {_told()}")
+    suffix, size = os.path.splitext(path)[1].lower(), os.path.getsize(path)
+    if suffix not in SUFFIXES:
+        raise DataError(f"{path}: unknown suffix {suffix!r}, expected {_told()}; convert it")
+    if not 0 < size <= LARGEST:
+        told = f"has {size} bytes, expected at most {LARGEST} for one cloud" if size else "is empty"
+        raise DataError(f"{path}: {told}; put one cloud into it, or remove the file")
+    values = read_text(path) if suffix in TEXT else _array(path, _npz if suffix == ".npz" else _npy)
+    if values.ndim != 2 or not 3 <= values.shape[1] <= COLUMNS or values.dtype.kind not in "iuf":
+        raise DataError(
+            f"{path}: {WANTED}, found {values.shape} {short(values.dtype)}; save one cloud a file"
+        )
+    if not len(values):
+        raise DataError(f"{path}: holds no points; put some into it, or remove the file")
+    try:
+        return float_points(values[:, :3])
+    except DataError as reason:
+        raise DataError(f"{path}: {reason}") from reason
+
+
+def read_prepared(path, normalisation, count):
+    """Return the cloud in path as prepare does, (count, 3) float32, changed; and its stored P."""
+    points = read_points(path)
+    try:
+        return *prepare(points, normalisation, count), len(points)
+    except DataError as reason:
+        raise DataError(f"{path}: {reason}") from reason
+
+
+def _told():
+    return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
+
+
+def _array(path, read):
+    try:
+        return read(path)
+    except DataError:
+        raise
+    except (
+        Exception
+    ) as reason:  # an array header is parsed as Python source, which can raise anything
+        told = " ".join(str(reason).split()) or type(reason).__name__
+        raise DataError(
+            f"{path}: is damaged or no plain array ({short(told, 120)}); save it again"
+        ) from reason
+
+
+def _npy(path):
+    return np.lib.format.open_memmap(path, mode="r")  # never unpickles; a truncated file has no map
+
+
+def _npz(path):
+    with zipfile.ZipFile(path) as archive:
+        arrays = {info.filename: info for info in archive.infolist()}
+        name = "points.npy" if "points.npy" in arrays else next(iter(arrays), "")
+        if not name.endswith(".npy") or len(arrays) > 1 and name != "points.npy":
+            raise DataError(
+                f"{path}: expected an array named points, or one array, found "
+                f"{short(sorted(arrays))}"
+            )
+        if arrays[name].file_size > LARGEST:
+            raise DataError(
+                f"{path}: {name} unpacks to {arrays[name].file_size} bytes, expected at most "
+                f"{LARGEST} for one cloud"
+            )
+        with archive.open(name) as member:  # yields at most the declared size
+            values = np.lib.format.read_array(member, allow_pickle=False)
+            if member.read(1):  # reading to the end also checks the sum of the member
+                raise ValueError(f"{name} is longer than its array")
+            return values

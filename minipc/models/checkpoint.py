@@ -1,0 +1,93 @@
+"""The state of a training run after an epoch, to a file and back: all that the next epoch depends
+on.
+
+Random streams are drawn by name, seed, epoch and step (streams.py), so their position is the
+number of epochs done; the rest is arrays.  Nothing here knows what the arrays mean.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minipc.errors import DataError
+from minipc.storage import files, hdf5
+
+KIND, VERSION = "checkpoint", 1
+GROUPS = ("params", "stats", "optimiser", "self_target")
+DTYPES = ("<f4", "<f2", "|u1")  # weights and moments; float16 history, and who was visited
+
+
+class Checkpoint(NamedTuple):
+    """A run after len(rows) epochs; arrays on the host."""
+
+    run_id: str  # SHA-256 of run.json: a checkpoint continues this run and no other
+    rows: list  # the numbers of each epoch, as in metrics.jsonl
+    steps: int  # optimiser steps done
+    params: dict  # {name: float32 array}
+    stats: dict
+    optimiser: dict  # {"m.name": array, ...}: moments or velocity
+    self_target: dict  # what SelfTarget.state() returned
+
+
+def write_checkpoint(path, checkpoint):
+    """Commit checkpoint to path, atomically.  Raises as files.commit does."""
+    arrays = {group: getattr(checkpoint, group) for group in GROUPS}
+    layout = {
+        group: {
+            name: [value.dtype.newbyteorder("<").str, list(value.shape)]
+            for name, value in members.items()
+        }
+        for group, members in arrays.items()
+    }
+
+    def fill(file):
+        hdf5.write_meta(
+            file,
+            {
+                "run_id": checkpoint.run_id,
+                "steps": checkpoint.steps,
+                "arrays": layout,
+                "columns": list(checkpoint.rows[0]),
+                "rows": [list(row.values()) for row in checkpoint.rows],
+            },
+        )
+        for group, members in arrays.items():
+            file.create_group(group)
+            for name, value in sorted(members.items()):
+                file[group].create_dataset(name, data=value, dtype=layout[group][name][0])
+
+    hdf5.write_hdf5(path, KIND, VERSION, fill)
+
+
+def read_checkpoint(path):
+    """Return the Checkpoint in path.  Raises DataError for a missing, damaged or foreign file."""
+    with hdf5.open_hdf5(path, KIND, VERSION) as file:
+        hdf5.check_members(file, {"meta", *GROUPS}, path)
+        meta = hdf5.read_meta(file, path)
+        files.check_keys(meta, {"run_id", "columns", "rows", "steps", "arrays"}, path)
+        files.check_keys(meta["arrays"], GROUPS, path)
+        columns, rows = meta["columns"], meta["rows"]
+        if not (
+            type(meta["steps"]) is int
+            and isinstance(rows, list)
+            and rows
+            and isinstance(columns, list)
+            and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
+        ):
+            raise DataError(f"{path}: its metadata contradicts itself; train again")
+        read = {}
+        for group, layout in meta["arrays"].items():
+            hdf5.check_members(file[group], set(layout), path)
+            read[group] = {}
+            for name, (dtype, shape) in layout.items():
+                if dtype not in DTYPES:
+                    raise DataError(
+                        f"{path}: {group}/{name}: expected one of {DTYPES}, found {dtype}; train "
+                        "again"
+                    )
+                read[group][name] = hdf5.read_array(
+                    file[group], name, np.dtype(dtype), tuple(shape), path
+                )
+    return Checkpoint(
+        meta["run_id"], [dict(zip(columns, row)) for row in rows], meta["steps"], **read
+    )

@@ -1,0 +1,92 @@
+"""A trained model to a file and back: weights, running statistics, sizes, and what it was fed.
+
+Arrays and JSON, never a pickle: reading a model cannot execute anything.
+"""
+
+from dataclasses import asdict
+from typing import NamedTuple
+
+import numpy as np
+
+from minipc.backend import tree_to
+from minipc.errors import DataError
+from minipc.models.pointnet import ModelConfig, initial_stats, param_specs
+from minipc.nn.params import initialise
+from minipc.storage import files, hdf5
+from minipc.streams import stream
+
+KIND, VERSION = "model", 1
+
+
+class Model(NamedTuple):
+    """A PointNet with the description of the data that it understands."""
+
+    config: ModelConfig
+    params: dict  # {dotted name: float32 array}, on the host in a file, anywhere in memory
+    stats: dict  # {name.mean, name.var: float32 array}
+    described: dict  # Clouds.described of its training data
+    trained: dict  # how: epochs, seed, data hashes; for people and reports, never used
+
+
+def new_model(config, described, seed):
+    """Return an untrained Model, its weights drawn from the stream "init" of seed."""
+    params = initialise(param_specs(config), stream(seed, "init"))
+    return Model(config, params, initial_stats(config), described, {})
+
+
+def model_id(model):
+    """Return the SHA-256 of sizes, weights and statistics: the identity of a teacher."""
+    arrays = [source[name] for source in (model.params, model.stats) for name in sorted(source)]
+    return files.sha256_arrays(
+        np.frombuffer(files.canonical_json(asdict(model.config)), np.uint8), *arrays
+    )
+
+
+def on_module(model, xp):
+    """Return model with its arrays moved to module xp."""
+    return model._replace(params=tree_to(xp, model.params), stats=tree_to(xp, model.stats))
+
+
+def write_model(path, model):
+    """Commit model to path, atomically; its arrays must be on the host."""
+
+    def fill(file):
+        hdf5.write_meta(
+            file,
+            {
+                "config": asdict(model.config),
+                "described": model.described,
+                "trained": model.trained,
+            },
+        )
+        for group in ("params", "stats"):
+            for name, value in getattr(model, group).items():
+                file.create_dataset(f"{group}/{name}", data=value, dtype="<f4")
+
+    hdf5.write_hdf5(path, KIND, VERSION, fill)
+
+
+def read_model(path):
+    """Return the Model in path.  Raises DataError for a missing, damaged or foreign file."""
+    with hdf5.open_hdf5(path, KIND, VERSION) as file:
+        hdf5.check_members(file, {"meta", "params", "stats"}, path)
+        meta = hdf5.read_meta(file, path)
+        files.check_keys(meta, {"config", "described", "trained"}, path)
+        config = files.from_dict(ModelConfig, meta["config"], path)
+        files.check_keys(meta["described"], {"class_names", "up_axis", "normalisation"}, path)
+        if len(meta["described"]["class_names"]) != config.classes or not isinstance(
+            meta["trained"], dict
+        ):
+            raise DataError(f"{path}: its metadata contradicts itself; train the model again")
+        shapes = {
+            "params": {name: spec.shape for name, spec in param_specs(config).items()},
+            "stats": {name: value.shape for name, value in initial_stats(config).items()},
+        }
+        read = {}
+        for group, wanted in shapes.items():
+            hdf5.check_members(file[group], set(wanted), path)
+            read[group] = {
+                name: hdf5.read_array(file, f"{group}/{name}", np.float32, shape, path)
+                for name, shape in wanted.items()
+            }
+    return Model(config, read["params"], read["stats"], meta["described"], meta["trained"])

@@ -1,0 +1,397 @@
+"""The fast engine: the shared layers and the pool of PointNet by the moments of their inputs.
+
+Batch statistics of a linear layer are functions of its input's first two moments, and the layer
+before the pool matters only at its maxima.  So a layer is one product and a ReLU, the pooled layer
+is never stored, and a backward is one product again.  Exact, not approximate: docs/fast_engine.md
+derives every line from (M1) to (M13), and the tests hold both engines against each other.
+
+Letters as in ops.py; M = B N rows.  An activation y is kept shifted, Z = y - s, channels first,
+with a row of ones below it, in one array of all layers, the tower:
+
+    tower[b] = [Z_0, 1, Z_1, 1, ..., Z_l, 1]    (rows, N) for cloud b        Z~ = [Z, 1]
+
+so that bias, mean and constant row are rows of the products.  A backward writes the gradient D of a
+layer over its Z, and all large arrays are the Workspace's: a tape can be read once, before the next
+forward, and its gradients live as long.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minipc.backend import module_of
+from minipc.errors import DataError, check_shape
+from minipc.nn.fast.products import inner_product, product, second_moments
+from minipc.nn.fast.winners import add_at_winners, sum_at_winners
+from minipc.nn.fast.workspace import Workspace
+from minipc.nn.ops import BatchStats
+
+SHARE = 16  # fewest channels of one piece of work
+
+
+class Activation(NamedTuple):
+    """What a layer hands to the one above."""
+
+    tower: Any  # (B, rows, N)
+    first: int  # row of the tower at which Z begins
+    shift: Any  # (I,), s
+    moments: Any  # (I + 1, I + 1) float64, mean over all rows of Z~ Z~^T
+    work: Workspace
+    turn: int  # of work: which forward this is
+
+    @property
+    def rows(self):
+        """M = B N."""
+        return self.tower.shape[0] * self.tower.shape[2]
+
+    @property
+    def end(self):
+        """The row of the tower after Z~, where the next layer begins."""
+        return self.first + len(self.shift) + 1
+
+    def of(self, clouds):
+        """Return Z (C, I, N) of some clouds, a view."""
+        return self.tower[clouds, self.first : self.end - 1]
+
+    def with_ones(self, clouds, above=0):
+        """Return Z~ = [Z, 1] (C, I + 1 + above, N), and rows of the layer above where asked."""
+        return self.tower[clouds, self.first : self.end + above]
+
+    def blocks(self):
+        """Return the slices of clouds computed together: by shape alone, whatever the threads."""
+        clouds, rows, points = self.tower.shape
+        return _blocks(clouds, rows * points, self.work)
+
+
+def _blocks(clouds, elements, work):
+    """Return slices of as many clouds, a power of two, as have work.block elements or fewer."""
+    fit = max(work.block // elements, 1)
+    each = 1 << (fit.bit_length() - 1)
+    return [slice(first, min(first + each, clouds)) for first in range(0, clouds, each)]
+
+
+def _sum_over_blocks(function, x, shape, name):
+    """Return the sum of function(clouds) over all blocks, in their order, in float64."""
+    blocks, work = x.blocks(), x.work
+    parts = work.array(f"{name} parts", (len(blocks), *shape), np.float64)
+
+    def keep(item):
+        number, clouds = item
+        parts[number] = function(clouds)
+
+    work.map(keep, list(enumerate(blocks)))
+    total = work.array(f"{name} total", shape, np.float64)
+    total[...] = 0
+    for part in parts:
+        total += part
+    return total
+
+
+def enter(points, widths, work):
+    """Return the Activation of points (B, N, I), shifted by their mean, with room for layers of
+    widths.
+
+    Whoever enters ends the life of every tape that this Workspace served before.
+    """
+    clouds, count, channels = points.shape
+    rows = channels + 1 + sum(width + 1 for width in widths)
+    tower = work.array(
+        f"tower {widths}", (clouds, rows, count), points.dtype, fill=1
+    )  # the ones stay
+    z = tower[:, :channels]
+    z[...] = points.swapaxes(1, 2)
+    shift = z.mean(axis=(0, 2))  # of the copy: the same bits in whatever order points lie in memory
+    work.turn += 1
+    x = Activation(tower, 0, shift, None, work, work.turn)
+
+    def write(clouds):
+        z = x.of(clouds)
+        z -= shift[:, None]
+
+    return _filled(
+        x, write, "points", exact=True
+    )  # three channels: it costs nothing, and no batch norm tamed them
+
+
+def _filled(y, write, name, exact=False):
+    """Return the Activation y with its moments, its clouds written by write(clouds) block by block.
+
+    exact: with products in float64 too, not only sums over clouds.
+    """
+    rows = len(y.shift) + 1
+
+    def block(clouds):
+        write(clouds)
+        z = y.with_ones(clouds)
+        if exact:
+            narrow, z = z, y.work.scratch("exact", z.shape, np.float64)
+            z[...] = narrow
+        return second_moments(z, y.work)
+
+    moments = _sum_over_blocks(block, y, (rows, rows), f"{name} moments")
+    moments /= y.rows
+    return y._replace(moments=moments)
+
+
+class HeadCache(NamedTuple):
+    x: Any  # (B, I)
+    W: Any  # (I, O)
+    dW: Any  # (I, O), where the gradient goes
+
+
+def linear_forward(x, W, work, name):
+    """(M1) for a layer of the head, whose gradient has a buffer.
+    x (B, I), W (I, O) -> y (B, O)
+    """
+    return x @ W, HeadCache(x, W, work.array(f"{name} dW", W.shape, W.dtype))
+
+
+def linear_backward(dy, cache):
+    """(M2)    -> dx (B, I), dW (I, O)"""
+    return dy @ cache.W.T, module_of(dy).matmul(cache.x.T, dy, out=cache.dW)
+
+
+class Affine(NamedTuple):
+    """Batch norm of W^T z as one affine map of each channel, and what its backward reads."""
+
+    At: Any  # (O, I)
+    c: Any  # (O,): y = relu(A^T z + c)
+    m: Any  # (I,), mean of z
+    CW: Any  # (I, O)
+    W: Any  # (I, O)
+    gamma: Any  # (O,)
+    inv_std: Any  # (O,)
+
+
+def _affine(x, W, gamma, beta, eps, name):
+    """sigma^2 = w^T C w + eps, A = W gamma / sigma, c = beta - A^T m.  (F1)
+    -> Affine, BatchStats
+    """
+    check_shape("W", W, (len(x.shift), None))
+    check_shape("gamma", gamma, W.shape[1:])
+    check_shape("beta", beta, W.shape[1:])
+    xp, dtype, work = x.work.xp, W.dtype, x.work
+    m = x.moments[-1, :-1]
+    C = x.moments[:-1, :-1] - m[:, None] * m
+    exact = work.array(f"{name} W", W.shape, np.float64)
+    exact[...] = W
+    CW = xp.matmul(C, exact, out=work.array(f"{name} CW in float64", W.shape, np.float64))
+    narrow = work.array(f"{name} CW", W.shape, dtype)
+    narrow[...] = CW
+    var = xp.maximum(xp.multiply(exact, CW, out=CW).sum(axis=0), 0)  # rounding can put it below
+    inv_std = 1 / xp.sqrt(var + eps)
+    scale = gamma * inv_std
+    c = beta - scale * (m @ exact)
+    mean = (m + x.shift) @ exact
+    At = xp.multiply(
+        W.T, scale.astype(dtype)[:, None], out=work.array(f"{name} A", W.shape[::-1], dtype)
+    )
+    affine = Affine(At, c.astype(dtype), m.astype(dtype), narrow, W, gamma, inv_std.astype(dtype))
+    return affine, BatchStats(mean.astype(dtype), var.astype(dtype), x.rows)
+
+
+class SharedCache(NamedTuple):
+    x: Activation
+    y: Activation
+    affine: Affine
+    name: str
+
+
+def shared_forward(x, W, gamma, beta, eps, name):
+    """z' = max(A^T z + c - s, -s): y = relu(A^T z + c), shifted by s = relu(beta).  (F1), (F8)
+
+    x an Activation of I channels, W (I, O), gamma and beta (O,); name keeps the buffers of layers
+    apart.  Returns the Activation y with its moments, SharedCache and BatchStats.
+    """
+    xp, work = x.work.xp, x.work
+    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    shift = xp.maximum(beta, 0)
+    coefficients = xp.concatenate([affine.At, (affine.c - shift)[:, None]], axis=1)  # (O, I + 1)
+    floor = -shift[:, None]
+    y = Activation(x.tower, x.end, shift, None, work, x.turn)
+
+    def write(clouds):
+        z = product(coefficients, x.with_ones(clouds), y.of(clouds), work)
+        xp.maximum(z, floor, out=z)
+
+    return _filled(y, write, name), SharedCache(x, y, affine, name), stats
+
+
+class Gradient(NamedTuple):
+    """dX of a layer, not multiplied out: dX = K [Z, 1, D], or K [Z, 1] + A S^T for the pool.  (F4),
+    (F7)
+    """
+
+    x: Activation
+    K: Any  # (I, I + 1 + O), or (I, I + 1) with winners
+    At: Any = None  # (O, I), with the next two for the pool alone
+    winners: Any = None  # (B, O)
+    g: Any = None  # (B, O)
+
+    def of(self, clouds):
+        """Return dX (C, I, N) of some clouds, in a buffer of this thread."""
+        x, (inputs, columns) = self.x, self.K.shape
+        stack = x.with_ones(clouds, above=columns - inputs - 1)
+        dx = x.work.scratch("dx", (len(stack), inputs, stack.shape[2]), self.K.dtype)
+        product(self.K, stack, dx, x.work)
+        if self.winners is not None:
+            add_at_winners(dx, self.winners[clouds], self.g[clouds], self.At, x.work)
+        return dx
+
+
+def _gradients(products, x, affine, name):
+    """Return dW, dgamma, dbeta and [-Q, k] of (F4) from products = Z~ D^T (I + 1, O), written over.
+
+    dbeta = sum D, R = Z D^T - m dbeta^T, dgamma = w . R / sigma  (F2);
+    dW = (R - C W dgamma / sigma) gamma / sigma  (F3).
+    """
+    xp = x.work.xp
+    At, _, m, CW, W, gamma, inv_std = affine
+    R, dbeta = products[:-1], products[-1]
+    spare = xp.multiply(m[:, None], dbeta, out=x.work.array(f"{name} spare", W.shape, W.dtype))
+    R -= spare
+    dgamma = xp.multiply(W, R, out=spare).sum(axis=0) * inv_std
+    xp.multiply(W, gamma * dgamma * inv_std**2 / x.rows, out=spare)
+    Q = spare @ W.T
+    k = Q @ m - (dbeta / x.rows) @ At
+    CW *= dgamma * inv_std
+    R -= CW
+    R *= gamma * inv_std
+    return R, dgamma, dbeta, xp.concatenate([-Q, k[:, None]], axis=1)
+
+
+def shared_backward(dy, cache):
+    """D = dY where y > 0, then (F2), (F3) and (F4).
+    dy a Gradient -> Gradient dx, dW, dgamma, dbeta
+
+    D takes the place of Z in the tower.
+    """
+    x, y, affine, name = cache
+    xp, work = x.work.xp, x.work
+    floor = -y.shift[:, None]
+
+    def layer(clouds):
+        z = y.of(clouds)
+        positive = xp.greater(z, floor, out=work.scratch("positive", z.shape, bool))
+        xp.multiply(dy.of(clouds), positive, out=z)
+        return inner_product(x.with_ones(clouds), z, work)
+
+    (width, inputs), dtype = affine.At.shape, affine.At.dtype
+    products = _sum_over_blocks(layer, x, (inputs + 1, width), f"{name} products").astype(dtype)
+    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    return Gradient(x, xp.concatenate([K, affine.At.T], axis=1)), dW, dgamma, dbeta
+
+
+class PooledCache(NamedTuple):
+    x: Activation
+    affine: Affine
+    winners: Any  # (B, O) integer, the point that won
+    positive: Any  # (B, O) bool
+    name: str
+
+
+def pooled_forward(x, W, gamma, beta, eps, name):
+    """h_o = relu(c_o + max_n (A^T z)_on), n* the point that won.  (F5)
+
+    The last shared layer and the pool: batch norm is an affine map of each channel, the sign of
+    gamma already in A, and ReLU is increasing, so the maximum may be taken on the product, a slice
+    at a time.  Returns h (B, O), PooledCache and BatchStats.
+    """
+    xp, work = x.work.xp, x.work
+    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    (clouds, _, points), width = x.tower.shape, W.shape[1]
+    winners = work.array(f"{name} winners", (clouds, width), np.intp)
+    largest = work.array(f"{name} largest", (clouds, width), W.dtype)
+
+    def pool(clouds):
+        z = x.of(clouds)
+        for some in _slices(width, points, work):
+            P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
+            won = product(affine.At[some], z, P, work).argmax(
+                axis=2
+            )  # points are contiguous: as fast as memory
+            winners[clouds, some] = won
+            largest[clouds, some] = P.reshape(-1)[
+                won.ravel() + points * xp.arange(won.size)
+            ].reshape(won.shape)
+
+    work.map(pool, x.blocks())
+    h = largest + affine.c
+    return xp.maximum(h, 0), PooledCache(x, affine, winners, h > 0, name), stats
+
+
+def _slices(width, points, work):
+    """Return slices of the output channels whose product of one cloud fits work.slice: the same for
+    any batch.
+    """
+    step = max(work.slice // points // SHARE, 1) * SHARE
+    return [slice(first, min(first + step, width)) for first in range(0, width, step)]
+
+
+def pooled_backward(dh, cache):
+    """(F2) and (F3) with D = S, the sparse matrix of what reached the winners.  (F6), (F7)
+
+    dh (B, O) -> Gradient dx, dW (I, O), dgamma (O,), dbeta (O,)
+    """
+    x, affine, winners, positive, name = cache
+    work, g = x.work, dh * positive
+    if work.turn != x.turn:
+        raise DataError(
+            "fast engine: this tape was read already, or a later forward wrote over it; run "
+            "forward again"
+        )
+    work.turn += 1
+    inputs, width = affine.W.shape
+    products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
+    products[-1] = g.sum(axis=0)
+    sum_at_winners(x.of(slice(None)), winners, g, products[:-1], work)
+    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    return Gradient(x, K, affine.At, winners, g), dW, dgamma, dbeta
+
+
+def leave(gradient):
+    """Return the gradient (B, N, I) of what enter() took; training never asks for it."""
+    x = gradient.x
+    return x.work.xp.concatenate(
+        [gradient.of(clouds).swapaxes(1, 2).copy() for clouds in x.blocks()]
+    )
+
+
+def eval_maps(layers, eps):
+    """Return [(A^T (O, I), c (O,)), ...] of shared layers (W, gamma, beta, mean, var) with tracked
+    statistics.  (F9)
+
+    A = W gamma / sigma and c = beta - mean gamma / sigma.
+    """
+    maps = []
+    for W, gamma, beta, mean, var in layers:
+        xp = module_of(W)
+        check_shape("W", W, (len(maps[-1][1]) if maps else 3, None))
+        scale = gamma / xp.sqrt(var + eps)
+        maps.append((xp.ascontiguousarray((W * scale).T), beta - mean * scale))
+    return maps
+
+
+def shared_eval(points, maps, work):
+    """Return the pooled features h (B, O) of points (B, N, 3) under the maps of eval_maps().
+
+    A block of clouds goes through all layers before the next one starts and only its maxima leave.
+    Every product is of one cloud and of a shape that other clouds have no part in, so neither have
+    they in its bits.
+    """
+    xp, (clouds, count, channels), dtype = work.xp, points.shape, points.dtype
+    *narrow, (At, c) = maps
+    h = xp.empty((clouds, len(At)), dtype)
+    widest = max([channels, *(len(A) for A, _ in narrow)])
+
+    for block in _blocks(clouds, 2 * (widest + 1) * count, work):
+        z = xp.ascontiguousarray(points[block].swapaxes(1, 2))
+        for number, (A, b) in enumerate(narrow):
+            z = product(A, z, work.scratch(f"z {number}", (len(z), len(A), count), dtype), work)
+            z += b[:, None]
+            xp.maximum(z, 0, out=z)
+        for some in _slices(len(At), count, work):
+            P = work.scratch("P", (len(z), some.stop - some.start, count), dtype)
+            h[block, some] = product(At[some], z, P, work).max(axis=2)
+    h += c
+    return xp.maximum(h, 0, out=h)

@@ -1,0 +1,183 @@
+"""A recording computed by the workers of a Dask scheduler: its tasks are shards.
+
+What is lost with a worker Dask computes again; what is true lies in the store.  A worker commits
+its shards into the folder of the recording, which it must see under the same name, and returns
+their digests.  distributed is imported here alone (the extra "dask").  Whoever can connect to a
+scheduler can have any code executed by its workers: Dask needs a network of its own, or TLS.
+"""
+
+import logging
+import os
+import queue
+import threading
+import time
+from contextlib import contextmanager
+
+from minipc.backend import blas_on_one_thread, load, one_blas_thread
+from minipc.errors import BackendError, DataError, MinipcError
+from minipc.models.file import model_id, on_module
+from minipc.record.embedded import check_recorded
+from minipc.record.recorder import compute_shard, pointnet_teacher, provenance_of
+from minipc.record.shard import commit_shard, shard_name
+from minipc.storage import files
+
+PATIENCE = 30  # seconds in which a scheduler answers and has a worker
+LATE = 90  # seconds by which a shared folder may show a file later than it was made
+RETRIES = 2  # of a shard that failed; one that was lost with its worker is Dask's to count
+
+
+def on_scheduler(address, read, backend, engine, parts, plan, augment, missing, block_done):
+    """Have the missing shards of a plan committed into the folder parts by the workers at address.
+
+    read: picklable, without arguments, returns (Clouds, Model); one worker runs it and hands them
+    on. backend, engine: what computes on a worker; block_done(rows) is called for each shard.
+    Raises BackendError where distributed is missing, nobody answers or no worker is left, what a
+    worker raised on purpose, DataError where a shard that a worker committed is not seen here,
+    MinipcError for any other failure there.  Whatever is raised, Ctrl-C too, cancels what is left;
+    committed shards stay.
+    """
+    with _client(address) as client:
+        parts, done = os.path.abspath(parts), queue.SimpleQueue()
+        read = client.submit(_read, read, plan, pure=False, retries=RETRIES)
+        tasks = {
+            client.submit(
+                _compute,
+                read,
+                backend,
+                engine,
+                parts,
+                plan,
+                augment,
+                view,
+                first,
+                stop,
+                pure=False,
+                retries=RETRIES,
+                priority=-number,  # view by view
+            ): (view, first, stop)
+            for number, (view, first, stop) in enumerate(missing)
+        }
+        for task in tasks:
+            task.add_done_callback(done.put)
+        for _ in range(len(tasks)):
+            task = _next(done, client, address)
+            view, first, stop = tasks[task]
+            try:
+                _seen(os.path.join(parts, shard_name(view, first)), task.result())
+            except MinipcError:
+                raise
+            except Exception as reason:  # of a worker that died too often, or cannot run this
+                told = (
+                    f"view {view}, row {first}: {type(reason).__name__}: "
+                    f"{' '.join(str(reason).split())}"
+                )
+                raise MinipcError(
+                    f"{address}: {told}; look at the workers and type the same again"
+                ) from reason
+            task.release()
+            block_done(stop - first)
+
+
+def _read(read, plan):
+    """Return what read() does, on a worker: the very clouds and teacher of the plan."""
+    clouds, model = read()
+    check_recorded(clouds, plan, "scheduler: the clouds that a worker reads")
+    if model_id(model) != plan.teacher_id:
+        raise DataError(
+            f"scheduler: a worker reads teacher {model_id(model)[:16]} under its name, the plan "
+            "has "
+            f"{plan.teacher_id[:16]}; give workers the files of this process"
+        )
+    return clouds, model
+
+
+def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
+    """Compute and commit one shard, on a worker; return its digest."""
+    from distributed import get_worker
+
+    if get_worker().state.nthreads > 1 and not one_blas_thread():
+        raise BackendError(
+            "scheduler: a worker has several threads and BLAS more than one for each, so bits "
+            "would not repeat; start "
+            "workers with --nthreads 1"
+        )
+    clouds, model = read
+    xp = load(backend)
+    with blas_on_one_thread():
+        teacher = pointnet_teacher(on_module(model, xp), engine)
+        *arrays, kl = compute_shard(clouds, teacher, plan, augment, view, first, stop, xp, 1)
+        commit_shard(parts, plan, view, first, *arrays, {**provenance_of(xp, engine), "max_kl": kl})
+    return files.digest_of(os.path.join(parts, shard_name(view, first)))
+
+
+@contextmanager
+def _client(address):
+    """Give a client of a scheduler that answers and has a worker.  Raises BackendError."""
+    try:
+        from distributed import Client
+    except ImportError as reason:
+        raise BackendError(
+            f"scheduler: Dask is not installed ({reason}); pip install minipc[dask]"
+        ) from reason
+    logging.getLogger("distributed.client").setLevel(
+        logging.CRITICAL
+    )  # what went wrong is told once, in one line
+    answer = queue.SimpleQueue()
+
+    def connect():
+        try:
+            answer.put(Client(address, timeout=PATIENCE))
+        except Exception as reason:
+            answer.put(reason)
+
+    threading.Thread(
+        target=connect, daemon=True
+    ).start()  # who answers in another protocol can hold it for ever
+    try:
+        client = answer.get(timeout=PATIENCE + 5)
+    except queue.Empty:
+        client = TimeoutError("it speaks, but not as a scheduler does: is this its port?")
+    if isinstance(client, Exception):
+        told = " ".join(str(client).split())
+        raise BackendError(
+            f"scheduler: {address} does not answer ({told}); start it: dask scheduler"
+        ) from client
+    with client:
+        try:
+            client.wait_for_workers(1, timeout=PATIENCE)
+        except TimeoutError as reason:
+            told = (
+                f"scheduler: {address} has no worker; start one: dask worker {address} --nthreads 1"
+            )
+            raise BackendError(told) from reason
+        yield client
+
+
+def _next(done, client, address):
+    """Return the task that is done next.  Raises BackendError where no worker is left to do one."""
+    while True:
+        try:
+            return done.get(timeout=PATIENCE)
+        except queue.Empty:
+            if not client.scheduler_info()["workers"]:
+                told = (
+                    f"scheduler: {address} has no worker left; look at their output (do they "
+                    "have minipc?)"
+                )
+                raise BackendError(f"{told}, start one, and type the same again") from None
+
+
+def _seen(path, digest):
+    """Raise DataError unless the shard that a worker committed is here too; a shared folder may be
+    late.
+    """
+    until = time.monotonic() + LATE
+    while not (here := os.path.lexists(path)) and time.monotonic() < until:
+        time.sleep(0.2)
+    found = files.digest_of(path)[:16] if here else "none"
+    if not digest.startswith(found):
+        raise DataError(
+            f"{path}: a worker committed {digest[:16]}, found {found}; start workers on a folder "
+            "that they share with "
+            "this process, under the same name, and run the same command again"
+        )

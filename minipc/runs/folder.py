@@ -1,0 +1,216 @@
+"""A run on disk: run.json (everything needed to repeat it), checkpoint, metrics, models.
+
+The checkpoint is the truth of a run: it is committed first, and metrics and models follow from it,
+so that a kill between two files costs nothing.  A folder belongs to one run and one process.
+"""
+
+import csv
+import fcntl
+import hashlib
+import io
+import json
+import os
+from contextlib import suppress
+from itertools import count, takewhile
+
+from minipc.errors import DataError, MinipcError, UsageError
+from minipc.models.checkpoint import read_checkpoint, write_checkpoint
+from minipc.models.file import write_model
+from minipc.storage import files
+
+MOST_TEXT = 1 << 24  # bytes of run.json
+
+
+def _numbered(base, suffixes):
+    """Yield base, base-2, base-3, ... and whether it exists, itself or with one of suffixes."""
+    for number in count(1):
+        name = base if number == 1 else f"{base}-{number}"
+        yield name, any(os.path.lexists(name + suffix) for suffix in ("", *suffixes))
+
+
+def free_name(base, *suffixes):
+    """Return base, base-2, base-3, ...: the first that does not exist, nor with any of suffixes."""
+    return next(name for name, exists in _numbered(base, suffixes) if not exists)
+
+
+def last_name(base):
+    """Return the last of base, base-2, base-3, ... that exists, or None."""
+    there = [name for name, _ in takewhile(lambda found: found[1], _numbered(base, ()))]
+    return there[-1] if there else None
+
+
+def model_path(path):
+    """Return the model file of path, which is one or is a run folder."""
+    return os.path.join(path, "model.h5") if os.path.isdir(path) else path
+
+
+def refuse_existing(path):
+    """Raise UsageError where path is taken: a run never goes into another one's folder.
+
+    An empty folder is not taken, nor is one in which a kill left nothing but a hidden temporary.
+    """
+    if not os.path.lexists(path):
+        return
+    with suppress(OSError):  # no folder, or not ours to look into: taken
+        if all(name.endswith(".tmp") for name in os.listdir(path)):
+            return
+    raise UsageError(f"{path}: exists already; continue it with --resume, or choose another --out")
+
+
+def read_run(path):
+    """Return what run.json of a run folder says.  Raises DataError."""
+    place = os.path.join(path, "run.json")
+    return files.parse_json(files.read_bytes(place, MOST_TEXT), place)
+
+
+def run_id_of(described):
+    """Return the SHA-256 of the content of a run.json, as hexadecimal digits."""
+    return hashlib.sha256(files.canonical_json(described)).hexdigest()
+
+
+class RunFolder:
+    """The files of one training run, locked while it is open."""
+
+    def __init__(self, path, described=None):
+        """Make the folder and commit run.json (described: JSON), or without it open an existing
+        run.
+
+        Raises UsageError where path exists (or is at work in another process), DataError where it
+        cannot be made or is no run.
+        """
+        self.path, self.new = path, described is not None
+        made = False
+        if self.new:
+            refuse_existing(path)
+            try:
+                os.mkdir(path)
+                made = True
+                files.sync_folder(os.path.dirname(os.path.abspath(path)))
+            except FileExistsError:
+                pass
+            except OSError as reason:
+                raise DataError(
+                    f"{path}: the run folder cannot be made: {reason.strerror}; choose another "
+                    "--out"
+                ) from reason
+        elif not os.path.isdir(path):
+            read_run(path)  # says what is there instead
+        self._lock, self._owner = self._take(), os.getpid()
+        try:
+            if self.new:
+                refuse_existing(path)  # again, now that nobody else can write into it
+                files.commit(
+                    self.file("run.json"),
+                    (json.dumps(described, indent=2, sort_keys=True) + "\n").encode(),
+                )
+            self.described = read_run(path)
+        except MinipcError:
+            os.close(self._lock)
+            if made:
+                with suppress(OSError):
+                    os.rmdir(path)
+            raise
+        self.run_id = run_id_of(self.described)
+
+    def _take(self):
+        """Return a descriptor of the folder that holds its only lock.  Raises UsageError,
+        DataError.
+        """
+        try:
+            fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as reason:
+            raise DataError(
+                f"{self.path}: cannot be opened ({reason.strerror}); name the folder of a run"
+            ) from reason
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(fd)
+            raise UsageError(
+                f"{self.path}: another process is training in it; wait for it, or stop it"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        return fd
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *raised):
+        if (
+            os.getpid() == self._owner
+        ):  # a process that was forked meanwhile would hold the lock until its own end
+            with suppress(OSError):
+                fcntl.flock(self._lock, fcntl.LOCK_UN)
+        os.close(self._lock)
+
+    def file(self, name):
+        """Return the path of one file of the run."""
+        return os.path.join(self.path, name)
+
+    def checkpoint(self):
+        """Return the Checkpoint to go on from, or None before the first.  Raises DataError."""
+        path = self.file("checkpoint.h5")
+        if not os.path.lexists(path):
+            if os.path.lexists(self.file("model.h5")):  # written after the first checkpoint
+                raise DataError(
+                    f"{path}: is gone, so the run cannot go on; restore it, or start another run"
+                )
+            return None
+        found = read_checkpoint(path)
+        if found.run_id != self.run_id:
+            raise DataError(
+                f"{path}: belongs to another run than run.json beside it; restore either, or train "
+                "again"
+            )
+        return found
+
+    def abandon(self):
+        """Remove a run that has not finished an epoch, as if nothing had been asked."""
+        if sorted(os.listdir(self.path)) == ["run.json"]:
+            with suppress(OSError):
+                os.unlink(self.file("run.json"))
+                os.rmdir(self.path)
+
+    def epoch_ended(self, checkpoint, model, best):
+        """Commit one epoch's Checkpoint and what follows from it; best: it is the best one so
+        far.
+        """
+        write_checkpoint(self.file("checkpoint.h5"), checkpoint)
+        self.follow(checkpoint.rows, model, best)
+
+    def follow(self, rows, model, best):
+        """Commit metrics, the last model and, if best, the best one: rows {name: number} of all
+        epochs.
+        """
+        files.commit(
+            self.file("metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode()
+        )
+        self._write_csv("metrics.csv", [list(rows[0]), *(row.values() for row in rows)])
+        write_model(self.file("model.h5"), model)
+        if best:
+            write_model(self.file("best.h5"), model)
+
+    def ended(self, class_names, labels, probabilities):
+        """Commit predictions.csv: one line a test cloud, of the last model.
+
+        labels (N,) indices into class_names, probabilities (N, K).
+        """
+        lines = [["cloud", "label", "predicted", "right", "probability"]]
+        for cloud, (label, row) in enumerate(zip(labels, probabilities)):
+            best = int(row.argmax())
+            lines.append(
+                [
+                    cloud,
+                    class_names[label],
+                    class_names[best],
+                    int(best == label),
+                    f"{row[best]:.6f}",
+                ]
+            )
+        self._write_csv("predictions.csv", lines)
+
+    def _write_csv(self, name, lines):
+        text = io.StringIO(newline="")
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        files.commit(self.file(name), text.getvalue().encode())

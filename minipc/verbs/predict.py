@@ -1,0 +1,64 @@
+"""Single clouds in files: read, prepared as for training, classified.
+
+What `minipc predict` does.  Apart from jobs.py because what a recording needs takes longer to
+import than one cloud to classify.
+"""
+
+import numpy as np
+
+from minipc.backend import default_threads
+from minipc.data.clouds import check_count
+from minipc.data.readers.point_files import read_prepared
+from minipc.distil.evaluate import predict
+from minipc.errors import DataError
+from minipc.models.file import on_module, read_model
+from minipc.nn.ops import log_softmax_forward
+from minipc.runs.folder import model_path
+
+USUAL_POINTS = 1024  # of a cloud for a model that does not say
+
+
+def predict_files(
+    model,
+    paths,
+    *,
+    top=1,
+    num_points=None,
+    up_axis=None,
+    xp,
+    engine="fused",
+    threads=None,
+    say=lambda line: None,
+):
+    """Predict the class of the cloud in each file with the model in a file or run folder: values
+    for JSON.
+
+    Clouds are prepared as `data pack` does; num_points None: as many points as in training.  All
+    files are read before anything is computed.  Raises DataError for one that is no cloud, and
+    where up_axis (None: unsaid) is not the model's.
+    """
+    path = model_path(model)
+    read = read_model(path)
+    described, names = read.described, read.described["class_names"]
+    if up_axis not in (None, described["up_axis"]):
+        raise DataError(
+            f"{path}: was trained with up axis {described['up_axis']}, but the files have "
+            f"{up_axis}; turn the clouds, "
+            "or use another model"
+        )
+    count = check_count(
+        read.trained.get("points", USUAL_POINTS) if num_points is None else num_points
+    )
+    points = np.stack([read_prepared(file, described["normalisation"], count)[0] for file in paths])
+    if up_axis is None and described["up_axis"] != "unknown":
+        say(f"{path}: expects up axis {described['up_axis']}; if the files have another, turn them")
+    logits = predict(on_module(read, xp), points, xp, threads or default_threads(xp), engine)
+    log_p, _ = log_softmax_forward(logits.astype(np.float64))
+    found = []
+    for file, p in zip(paths, np.exp(log_p)):
+        best = [
+            {"class": names[k], "probability": float(p[k])}
+            for k in np.argsort(-p, kind="stable")[:top]
+        ]
+        found.append({"file": file, **best[0], "top": best})
+    return {"model": path, "points": count, "predictions": found}

@@ -1,0 +1,151 @@
+"""minipc predict: the class of single files, prepared as packing prepares them."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+
+from minipc.data.clouds import read_clouds
+from minipc.data.readers.point_files import read_prepared
+from minipc.distil.evaluate import predict
+from minipc.models.file import read_model, write_model
+from minipc.verbs.predict import predict_files
+from reference_tests.commands.test_cli import QUICK
+
+
+@pytest.fixture
+def trained(vessels, say):
+    """vessels.h5 and a run on it; the files that the model has never seen are those of the test
+    split.
+    """
+    assert (
+        say("data", "pack", "vessels", "-o", "vessels.h5", "--num-points", 32, "--up-axis", "z")[0]
+        == 0
+    )
+    assert say("train", "vessels.h5", "--labels-only", *QUICK)[0] == 0
+
+
+def test_a_file_is_predicted_as_the_packed_cloud_is(trained, vessels, say):
+    paths = sorted(str(path.relative_to(vessels.parent)) for path in vessels.rglob("*.xyz"))
+    code, out, err = say("predict", "run", *paths, "--json")
+    assert code == 0, err
+    values = json.loads(out)
+    assert (values["model"], values["points"], len(values["predictions"])) == (
+        "run/model.h5",
+        32,
+        240,
+    )
+    splits, model = read_clouds("vessels.h5"), read_model("run/model.h5")
+    packed = {}
+    for clouds in splits:
+        for points, logits in zip(clouds.points, predict(model, clouds.points, np, 1)):
+            packed[points.tobytes()] = splits.train.class_names[logits.argmax()]
+    for one in values["predictions"]:
+        points, _, _ = read_prepared(one["file"], "unit_sphere", 32)
+        assert one["class"] == packed[points.tobytes()]  # the very points that were packed
+    right = np.mean([one["class"] == one["file"].split(os.sep)[1] for one in values["predictions"]])
+    assert right > 0.6  # four epochs; chance is one third
+
+
+def test_a_prediction_does_not_depend_on_what_is_predicted_with_it(trained, say):
+    paths = [f"vessels/mug/{number:03d}.xyz" for number in range(1, 41)]
+    together = predict_files("run", paths, xp=np, threads=2)["predictions"]
+    assert [one["file"] for one in together] == paths
+    for path, one in list(zip(paths, together))[::13]:
+        assert predict_files("run", [path], xp=np)["predictions"] == [one]
+
+
+def test_top_lists_classes_by_their_probability(trained, say):
+    values = predict_files("run", ["vessels/bowl/001.xyz"], top=3, xp=np)["predictions"][0]
+    assert {best["class"] for best in values["top"]} == {"bowl", "mug", "vase"}
+    p = [best["probability"] for best in values["top"]]
+    assert p == sorted(p, reverse=True) and sum(p) == pytest.approx(1)
+    assert (values["class"], values["probability"]) == (values["top"][0]["class"], p[0])
+    code, out, err = say("predict", "run", "vessels/bowl/001.xyz", "--top", 2)
+    assert code == 0 and out.startswith("vessels/bowl/001.xyz  ") and out.count(" %") == 2
+    assert "expects up axis z" in err
+    assert say("predict", "run", "vessels/bowl/001.xyz", "--up-axis", "z")[2] == ""
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".txt", ".csv"])
+def test_every_format_of_the_same_cloud_gives_the_same_answer(trained, folder, suffix):
+    points = np.loadtxt("vessels/vase/002.xyz")
+    path = f"cloud{suffix}"
+    if suffix == ".npy":
+        np.save(path, points)
+    elif suffix == ".npz":
+        np.savez(path, points)
+    else:
+        np.savetxt(
+            path, points, delimiter="," if suffix == ".csv" else " ", fmt="%.17g"
+        )  # all digits of a float64
+    one, other = predict_files("run", ["vessels/vase/002.xyz", path], xp=np)["predictions"]
+    assert one["probability"] == other["probability"]
+
+
+def test_the_cloud_is_normalised_exactly_if_the_model_was_trained_so(trained, folder):
+    points = np.loadtxt("vessels/mug/003.xyz")
+    np.save("moved.npy", 40 * points + [7, 8, 9])
+    model = read_model("run/model.h5")
+    write_model("plain.h5", model._replace(described=model.described | {"normalisation": "none"}))
+    one, moved = predict_files("run", ["vessels/mug/003.xyz", "moved.npy"], xp=np)["predictions"]
+    assert moved["probability"] == pytest.approx(
+        one["probability"], abs=0.2
+    )  # another draw of the points
+    one, moved = predict_files("plain.h5", ["vessels/mug/003.xyz", "moved.npy"], xp=np)[
+        "predictions"
+    ]
+    assert abs(moved["probability"] - one["probability"]) > 1e-6 or moved["class"] != one["class"]
+
+
+def test_a_cloud_far_from_the_origin_is_predicted_as_it_is_at_the_origin(trained, folder):
+    """Five decimals both times; the points that are taken depend on the numbers, so here all are
+    taken.
+    """
+    points = 0.02 * np.loadtxt("vessels/mug/003.xyz")
+    count = len(points)
+    np.savetxt("near.xyz", points, fmt="%.5f")
+    np.savetxt("far.xyz", np.loadtxt("near.xyz") + [500000, 5400000, 300], fmt="%.5f")
+    near, far = predict_files("run", ["near.xyz", "far.xyz"], num_points=count, top=3, xp=np)[
+        "predictions"
+    ]
+    assert far["class"] == near["class"]
+    assert far["probability"] == pytest.approx(
+        near["probability"], abs=1e-5
+    )  # points moved by 1e-7 of the radius
+
+
+def test_points_come_from_the_option_then_from_the_model_then_from_custom(trained, folder):
+    path = "vessels/mug/001.xyz"
+    assert predict_files("run", [path], xp=np)["points"] == 32
+    assert predict_files("run", [path], num_points=7, xp=np)["points"] == 7
+    model = read_model("run/model.h5")
+    write_model("old.h5", model._replace(trained={}))
+    assert predict_files("old.h5", [path], xp=np)["points"] == 1024
+
+
+def test_one_bad_file_among_many_ends_without_an_answer(trained, folder, say):
+    (folder / "bad.xyz").write_text("1 2\n")
+    code, out, err = say("predict", "run", "vessels/mug/001.xyz", "bad.xyz", "vessels/mug/002.xyz")
+    assert (code, out) == (3, "") and "bad.xyz: line 1" in err and err.count("\n") == 1
+
+
+def test_the_device_answers_as_the_host_does(trained, fake_cupy):
+    host, device = (
+        predict_files("run", ["vessels/mug/001.xyz"], xp=xp)["predictions"][0]
+        for xp in (np, fake_cupy)
+    )
+    assert device["class"] == host["class"]
+    assert device["probability"] == pytest.approx(
+        host["probability"], abs=1e-6
+    )  # float32 logits of size one
+
+
+def test_a_file_name_that_is_no_text_is_no_hindrance(trained, say):
+    name = os.fsdecode(b"\xff.xyz")
+    os.rename("vessels/mug/001.xyz", name)
+    code, out, err = say("predict", "run", name, "--quiet")
+    assert code == 0 and out.strip().isprintable(), err
+    code, out, err = say("predict", "run", name, "--quiet", "--json")
+    assert code == 0 and json.loads(out)["predictions"][0]["file"] == name, err

@@ -1,0 +1,341 @@
+"""Clouds, their file, and readers for what users have."""
+
+import os
+import shutil
+
+import h5py
+import numpy as np
+import pytest
+
+from minipc.data.clouds import Clouds, Splits, check_same_kind, read_clouds, write_clouds
+from minipc.data.prepare import unit_sphere
+from minipc.data.readers.formats import read_modelnet
+from minipc.errors import DataError, UsageError
+
+NAMES = ("bed", "bowl", "desk")
+
+
+def some_clouds(n=7, p=5, seed=0, **changes):
+    rng = np.random.default_rng(seed)
+    values = dict(
+        points=rng.standard_normal((n, p, 3)).astype(np.float32),
+        labels=np.arange(n) % 3,
+        class_names=NAMES,
+        up_axis="z",
+        normalisation="none",
+    )
+    return Clouds(**(values | changes))
+
+
+def with_value(array, index, value):
+    changed = array.copy()
+    changed[index] = value
+    return changed
+
+
+def test_clouds_come_back_from_their_file_bit_for_bit(tmp_path):
+    splits = Splits(some_clouds(), some_clouds(4, seed=1))
+    path = str(tmp_path / "clouds.h5")
+    write_clouds(path, splits)
+    back = read_clouds(path)
+    for wrote, read in zip(splits, back):
+        np.testing.assert_array_equal(wrote.points, read.points)
+        np.testing.assert_array_equal(wrote.labels, read.labels)
+        assert wrote.described == read.described
+        assert (wrote.points_hash, wrote.labels_hash) == (read.points_hash, read.labels_hash)
+        assert read.points.dtype == np.float32 and read.labels.dtype == np.int64
+
+
+def test_a_clouds_file_opens_with_plain_h5py(tmp_path):
+    path = str(tmp_path / "clouds.h5")
+    splits = Splits(some_clouds(), some_clouds(4, seed=1))
+    write_clouds(path, splits)
+    with h5py.File(path, "r") as file:
+        np.testing.assert_array_equal(file["test/points"][()], splits.test.points)
+
+
+def test_an_existing_file_is_not_overwritten(tmp_path):
+    path = tmp_path / "clouds.h5"
+    write_clouds(str(path), Splits(some_clouds(), some_clouds()))
+    before = path.read_bytes()
+    with pytest.raises(UsageError, match="exists already.*another"):
+        write_clouds(str(path), Splits(some_clouds(seed=3), some_clouds()))
+    assert path.read_bytes() == before
+
+
+def test_the_hash_tells_one_changed_bit_and_another_shape():
+    clouds = some_clouds()
+    nudged = some_clouds(
+        points=with_value(clouds.points, (3, 2, 1), np.nextafter(clouds.points[3, 2, 1], 9))
+    )
+    assert clouds.points_hash != nudged.points_hash
+    same = some_clouds(points=np.asfortranarray(clouds.points))
+    assert clouds.points_hash == same.points_hash
+    regrouped = some_clouds(n=5, points=clouds.points.reshape(5, 7, 3))
+    assert clouds.points_hash != regrouped.points_hash
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            {"points": np.zeros((7, 5, 2), np.float32)},
+            r"points: expected shape \(\*, \*, 3\), got \(7, 5, 2\)",
+        ),
+        ({"points": np.zeros((7, 5, 3))}, "expected float32 points"),
+        (
+            {"points": np.zeros((0, 5, 3), np.float32), "labels": np.zeros(0, np.int64)},
+            "at least one cloud",
+        ),
+        ({"points": np.zeros((7, 0, 3), np.float32)}, "at least one cloud of one point"),
+        (
+            {"points": with_value(np.zeros((7, 5, 3), np.float32), (4, 1, 0), np.nan)},
+            "cloud 4 holds NaN",
+        ),
+        (
+            {"points": with_value(np.zeros((7, 5, 3), np.float32), (2, 1, 0), np.inf)},
+            "cloud 2 holds NaN or infinite",
+        ),
+        ({"labels": np.zeros(6, np.int64)}, r"labels: expected shape \(7\), got \(6,\)"),
+        ({"labels": np.full(7, 3)}, r"labels from 0 to 2 \(3 class names\), got 3 to 3"),
+        ({"labels": np.full(7, -1)}, "got -1 to -1"),
+        ({"class_names": ("bed", "bowl", "bed")}, r"\['bed'\] more than once; rename them"),
+        (
+            {"class_names": ("bed",), "labels": np.zeros(7, np.int64)},
+            "at least 2 class names, got 1; add another class",
+        ),
+        ({"up_axis": "up"}, "up axis x, y, z, unknown, got 'up'"),
+        ({"normalisation": "cube"}, "normalisation unit_sphere or none"),
+    ],
+)
+def test_clouds_that_no_network_could_learn_from_are_refused(changes, message):
+    with pytest.raises(DataError, match=message):
+        some_clouds(**changes)
+
+
+def test_splits_of_different_classes_do_not_go_into_one_file(tmp_path):
+    with pytest.raises(
+        DataError, match="the test split: up axis is y, but the training split has z"
+    ):
+        write_clouds(str(tmp_path / "c.h5"), Splits(some_clouds(), some_clouds(up_axis="y")))
+    assert os.listdir(tmp_path) == []
+
+
+def test_class_names_in_another_order_are_refused():
+    other = some_clouds(class_names=("bowl", "bed", "desk"))
+    with pytest.raises(
+        DataError, match="class names is .*'bowl', 'bed'.*but model.h5 has .*'bed', 'bowl'"
+    ):
+        check_same_kind(other.described, some_clouds().described, "other.h5", "model.h5")
+
+
+def test_unit_sphere_centres_scales_and_is_idempotent_bit_for_bit():
+    points = some_clouds(20, 30).points * 7 + 4
+    inside, changed = unit_sphere(points)
+    assert changed.all()
+    # a mean of 30 float32 values of size one, each rounded by 6e-8
+    np.testing.assert_allclose(inside.mean(axis=1), 0, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(inside, axis=2).max(axis=1), 1, rtol=1e-6)
+    again, changed = unit_sphere(inside)
+    assert not changed.any()
+    np.testing.assert_array_equal(again, inside)
+
+
+def test_a_cloud_of_one_repeated_point_goes_to_the_origin():
+    inside, _ = unit_sphere(np.full((1, 4, 3), 5, np.float32))
+    np.testing.assert_array_equal(inside, 0)
+
+
+@pytest.fixture
+def modelnet(tmp_path):
+    """A folder in the customary layout: two training files, foreign prefixes, a unit sphere
+    each.
+    """
+    folder = tmp_path / "modelnet40_ply_hdf5_2048"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, number in (("ply_data_train0", 4), ("ply_data_train1", 3), ("ply_data_test0", 5)):
+        points, _ = unit_sphere(rng.standard_normal((number, 40, 3)).astype(np.float32))
+        with h5py.File(folder / f"{name}.h5", "w") as file:
+            file.create_dataset("data", data=points, compression="gzip")
+            file.create_dataset(
+                "label", data=rng.integers(0, 3, (number, 1)).astype(np.uint8), compression="gzip"
+            )
+            file.create_dataset("faceId", data=np.zeros(3))
+    (folder / "train_files.txt").write_text(
+        "data/modelnet40_ply_hdf5_2048/ply_data_train1.h5\ndata/modelnet40_ply_hdf5_2048/ply_data_train0.h5\n\n"
+    )
+    (folder / "test_files.txt").write_text("elsewhere/ply_data_test0.h5\n")
+    (folder / "shape_names.txt").write_text("bed\nbowl\ndesk\n")
+    return folder
+
+
+def test_the_modelnet_folder_is_read_in_the_order_of_its_lists_by_base_names(modelnet):
+    found = read_modelnet(str(modelnet), 16)
+    splits, changed = found.splits, found.moved
+    assert (found.sampled, found.padded, found.split) == (0, 0, "as the source has it")
+    assert (len(splits.train), len(splits.test), changed) == (7, 5, 0)
+    assert splits.train.class_names == NAMES and splits.train.up_axis == "y"
+    with h5py.File(modelnet / "ply_data_train1.h5") as file:
+        np.testing.assert_array_equal(splits.train.points[:3], file["data"][:, :16])
+        np.testing.assert_array_equal(splits.train.labels[:3], file["label"][:, 0])
+
+
+def test_clouds_outside_the_unit_sphere_are_moved_and_counted(modelnet):
+    with h5py.File(modelnet / "ply_data_test0.h5", "r+") as file:
+        file["data"][1] = file["data"][1] * 3 + 1
+    found = read_modelnet(str(modelnet), 40)
+    splits = found.splits
+    assert found.moved == 1
+    assert np.linalg.norm(splits.test.points, axis=2).max() == pytest.approx(1, rel=1e-3)
+
+
+def damage(folder, change):
+    if change == "a list is missing":
+        os.remove(folder / "test_files.txt")
+    elif change == "a list is empty":
+        (folder / "train_files.txt").write_text("\n")
+    elif change == "a list is binary":
+        (folder / "train_files.txt").write_bytes(b"\xff\xfe\x00")
+    elif change == "a listed file is missing":
+        os.remove(folder / "ply_data_train0.h5")
+    elif change == "a listed file is a folder":
+        os.remove(folder / "ply_data_train0.h5")
+        (folder / "ply_data_train0.h5").mkdir()
+    elif change == "a listed file is truncated":
+        data = (folder / "ply_data_train0.h5").read_bytes()
+        (folder / "ply_data_train0.h5").write_bytes(data[: len(data) // 2])
+    else:
+        with h5py.File(folder / "ply_data_train0.h5", "r+") as file:
+            data, label = file["data"][()], file["label"][()]
+            del file["data"], file["label"]
+            if change == "data is missing":
+                file["points"] = data
+            elif change == "data is two-dimensional":
+                file["data"] = data[:, 0]
+            elif change == "data is integer":
+                file["data"] = data.astype(np.int32)
+            elif change == "data lies in another file":
+                file["data"] = h5py.ExternalLink("ply_data_train1.h5", "/data")
+            elif change == "data is NaN":
+                file["data"] = data * np.nan
+            else:
+                file["data"] = data
+            if change == "labels are fewer":
+                file["label"] = label[:-1]
+            elif change == "a label is out of range":
+                file["label"] = label + 3
+            else:
+                file["label"] = label
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ("a list is missing", "test_files.txt: missing; expected"),
+        ("a list is empty", "train_files.txt: empty; expected one name a line"),
+        ("a list is binary", "train_files.txt: cannot be read as text"),
+        ("a listed file is missing", "ply_data_train0.h5: missing, though the list file names it"),
+        ("a listed file is a folder", "ply_data_train0.h5: expected a regular HDF5 file"),
+        ("a listed file is truncated", "ply_data_train0.h5: cannot be read as HDF5"),
+        ("data is missing", "expected a data set 'data'; found .*'points'"),
+        ("data is two-dimensional", r"data: expected \(N, P, 3\) float, got \(4, 3\)"),
+        ("data is integer", "got .* int32"),
+        ("data lies in another file", "expected a data set 'data'"),
+        (
+            "data is NaN",
+            "ply_data_train0.h5: data: cloud 0: point 0: expected finite float32 coordinates, "
+            "found nan",
+        ),
+        ("labels are fewer", r"label: expected \(4, 1\) integer, got \(3, 1\)"),
+        ("a label is out of range", r"labels from 0 to 2 \(3 class names\)"),
+    ],
+)
+def test_a_damaged_modelnet_folder_is_refused_with_the_reason(modelnet, change, message):
+    damage(modelnet, change)
+    with pytest.raises(DataError, match=message) as caught:
+        read_modelnet(str(modelnet), 16)
+    assert "\n" not in str(caught.value)
+
+
+def test_list_files_written_on_windows_are_read(modelnet):
+    """With a byte order mark, backslashes, a drive and the line ends of Windows."""
+    wanted = read_modelnet(str(modelnet), 16).splits
+    (modelnet / "shape_names.txt").write_bytes(b"\xef\xbb\xbfbed\r\nbowl\r\ndesk\r\n")
+    (modelnet / "train_files.txt").write_bytes(
+        b"\xef\xbb\xbfdata\\modelnet40\\ply_data_train1.h5\r\nC:ply_data_train0.h5\r\n"
+    )
+    found = read_modelnet(str(modelnet), 16).splits
+    assert found.train.class_names == NAMES and found.train.points_hash == wanted.train.points_hash
+
+
+def test_a_part_that_is_listed_twice_is_refused(modelnet):
+    (modelnet / "train_files.txt").write_text(
+        "a/ply_data_train0.h5\nply_data_train1.h5\nb/ply_data_train0.h5\n"
+    )
+    with pytest.raises(
+        DataError, match="train_files.txt: names ply_data_train0.h5 again .*; leave one line"
+    ):
+        read_modelnet(str(modelnet), 16)
+
+
+def test_a_class_without_clouds_in_a_modelnet_folder_is_refused(modelnet):
+    (modelnet / "shape_names.txt").write_text("bed\nbowl\ndesk\nlamp\n")
+    with pytest.raises(
+        DataError, match="class lamp has no training cloud; add one, or remove the class and number"
+    ):
+        read_modelnet(str(modelnet), 16)
+
+
+def test_a_validation_list_in_a_modelnet_folder_is_a_third_split(modelnet):
+    (modelnet / "ply_data_train1.h5").rename(modelnet / "ply_data_val0.h5")
+    (modelnet / "train_files.txt").write_text("ply_data_train0.h5\n")
+    (modelnet / "val_files.txt").write_text("ply_data_val0.h5\n")
+    with pytest.raises(
+        UsageError, match="has a third split, val, beside train and test; pass --val-split"
+    ):
+        read_modelnet(str(modelnet), 16)
+    splits = read_modelnet(str(modelnet), 16, val_split="train").splits
+    assert (len(splits.train), len(splits.test)) == (7, 5)
+    with h5py.File(modelnet / "ply_data_val0.h5") as file:
+        np.testing.assert_array_equal(splits.train.points[4:], file["data"][:, :16])
+    with h5py.File(modelnet / "ply_data_train0.h5", "r+") as file:
+        file["label"][:3, 0] = [0, 1, 2]
+    assert len(read_modelnet(str(modelnet), 16, val_split="leave-out").splits.train) == 4
+    (modelnet / "val_files.txt").write_text("ply_data_train0.h5\n")
+    with pytest.raises(DataError, match="val_files.txt: names ply_data_train0.h5 again"):
+        read_modelnet(str(modelnet), 16, val_split="train")
+
+
+def test_float64_points_of_a_modelnet_folder_are_centred_before_they_are_rounded(modelnet):
+    wanted = read_modelnet(str(modelnet), 40).splits.test.points
+    with h5py.File(modelnet / "ply_data_test0.h5", "r+") as file:
+        data = 0.01 * file["data"][()].astype(np.float64) + [500000, 5400000, 300]
+        del file["data"]
+        file["data"] = data
+    # 1e-9 at 5.4e6 in a radius of 0.01, and float32; the unit sphere of the source is one to 1e-6
+    np.testing.assert_allclose(
+        read_modelnet(str(modelnet), 40).splits.test.points, wanted, atol=2e-6
+    )
+
+
+def test_more_points_than_there_are_names_the_number_to_pass(modelnet):
+    with pytest.raises(
+        DataError,
+        match="holds 40 points a cloud, fewer than the 64 asked for; pass --num-points 40",
+    ):
+        read_modelnet(str(modelnet), 64)
+    with pytest.raises(UsageError, match="num points: expected 1 to 10000000"):
+        read_modelnet(str(modelnet), 0)
+
+
+def test_a_path_that_is_no_folder_is_refused(tmp_path):
+    with pytest.raises(DataError, match="not a folder; expected ply_data"):
+        read_modelnet(str(tmp_path / "none"), 16)
+
+
+def test_reading_changes_nothing_in_the_folder(modelnet):
+    copy = shutil.copytree(modelnet, modelnet.parent / "copy")
+    read_modelnet(str(modelnet), 8)
+    for name in os.listdir(copy):
+        assert (copy / name).read_bytes() == (modelnet / name).read_bytes()

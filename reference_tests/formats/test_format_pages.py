@@ -1,0 +1,431 @@
+"""The pages of the file formats against the code: every number is read from the page.
+
+Each check takes the text of its page, so that a planted change shows that it can fail.
+"""
+
+import re
+import struct
+from dataclasses import fields
+from pathlib import Path
+from typing import get_type_hints
+
+import h5py
+import numpy as np
+import pytest
+
+from minipc.data import clouds
+from minipc.data.augment import ORDER, AugmentConfig, Params, apply, draw
+from minipc.models import checkpoint
+from minipc.models import file as model_file
+from minipc.models.pointnet import ModelConfig
+from minipc.record import embedded, finished, plan, recorder, shard, store
+from minipc.record import fields as record_table
+from minipc.record.reader import RecordReader
+from minipc.storage import files
+from minipc.streams import view_words
+
+ROOT = Path(__file__).parents[2]
+RECORD = (ROOT / "docs" / "record_format.md").read_text()
+FILES = (ROOT / "docs" / "file_formats.md").read_text()
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def section(text, heading):
+    """Return the text below a heading, up to the next one of any level."""
+    (found,) = re.findall(
+        rf"^#+ {re.escape(heading)}\n(.*?)(?=^#|\Z)", text, re.MULTILINE | re.DOTALL
+    )
+    return found
+
+
+def tables(text):
+    """Return each table as a list of rows, without the head; code marks are taken off whole
+    cells.
+    """
+    found = []
+    for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
+        rows = [
+            [cell.strip() for cell in line.strip("|\n").split(" | ")] for line in block.splitlines()
+        ]
+        found.append([[re.sub(r"^`([^`]*)`$", r"\1", cell) for cell in row] for row in rows[2:]])
+    return found
+
+
+def table(text, heading, number=0):
+    return tables(section(text, heading))[number]
+
+
+def code(text):
+    return re.findall(r"`([^`]+)`", text)
+
+
+FORMS = {"bytes": "{}s", "uint32": "I", "uint64": "Q"}
+
+
+def header_is_the_struct(text):
+    form, at = "<", 0
+    rows = table(text, "Header")
+    for offset, size, kind, *_ in rows:
+        assert int(offset) == at == struct.calcsize(form)
+        form, at = form + FORMS[kind].format(size), at + int(size)
+        assert struct.calcsize(form) == at
+    assert form == files._HEADER.format
+    assert [row[3] for row in rows] == ["magic", "kind", "version", "zero", "length", "digest"]
+    assert bytes.fromhex(rows[0][4]) == files._MAGIC
+    assert tuple(code(rows[1][4])) == files.KINDS
+    said = section(text, "Header")
+    assert (
+        f"user block of {files.USER_BLOCK} bytes" in said
+        and f"is at byte\n{files.USER_BLOCK}" in said
+    )
+    assert f"Bytes {at} to {files.USER_BLOCK - 1} are zeros" in said
+
+
+def a_header_by_the_page_is_ours(text):
+    places = {row[3]: (int(row[0]), int(row[1])) for row in table(text, "Header")}
+    data = bytearray((GOLDEN / "record-2.h5").read_bytes())
+    number = {
+        name: int.from_bytes(data[at : at + size], "little") for name, (at, size) in places.items()
+    }
+    assert (number["version"], number["zero"], number["length"]) == (2, 0, len(data))
+    at, size = places["digest"]
+    digest, data[at : at + size] = bytes(data[at : at + size]), bytes(size)
+    assert files.hashlib.sha256(data).digest() == digest
+
+
+def versions_are_those_of_the_code(text):
+    assert [row[:2] for row in table(text, "Versions")] == [
+        ["shard", str(plan.FORMAT)],
+        ["record", str(plan.FORMAT)],
+        ["record", str(embedded.WITH_CLOUDS)],
+    ]
+    assert f"`format` of its own, {plan.FORMAT}," in section(text, "Versions")
+
+
+JSON = {int: "integer", str: "text", dict: "object", tuple: "list", float: "number"}
+
+
+def canonical_json_is_spelled_as_the_page_says(text):
+    said = section(text, "Canonical JSON")
+    for value, spelling in ((1e-5, "1e-05"), (1e16, "1e+16")):
+        assert f"`{spelling}`" in said and files.canonical_json(value) == spelling.encode()
+    assert files.canonical_json({"b": [1.0, 1], "a": "\x7f\u00e9\U0001f600/"}) == (
+        b'{"a":"\\u007f\\u00e9\\ud83d\\ude00/","b":[1.0,1]}'
+    )
+    short = re.findall(r"`\\(.)`", said)  # \" \\ \n \r \t \b \f
+    assert len(short) == 7
+    for letter in short:
+        assert files.canonical_json(files.json.loads(f'"\\{letter}"')) == f'"\\{letter}"'.encode()
+
+
+def hashes_are_those_of_the_code(text):
+    with h5py.File(GOLDEN / "clouds-1.h5") as file:
+        found = {part: file[f"train/{part}"][()] for part in ("points", "labels")}
+    plan, examples = golden_plan(), code(section(text, "Hash of arrays"))[1:]
+    for array, wanted, example in zip(
+        found.values(), (plan.points_hash, plan.labels_hash), examples
+    ):
+        kind, shape = files.json.loads(example)
+        assert len(shape) == array.ndim
+        front = files.json.dumps([kind, array.shape], separators=(",", ":")).encode()
+        assert files.hashlib.sha256(front + array.tobytes()).hexdigest() == wanted
+
+
+def plan_is_the_dataclass(text):
+    hints = get_type_hints(plan.Plan)
+    wanted = [[field.name, JSON[hints[field.name]]] for field in fields(plan.Plan)]
+    rows = table(text, "Plan")
+    assert [row[:2] for row in rows] == wanted
+    said = {row[0]: row[2] for row in rows}
+    assert f"at most {plan.MOST_ROWS}" in said["rows_per_shard"] and said["format"] == str(
+        plan.FORMAT
+    )
+    assert said["views"] == f"V, 1 to {recorder.MOST_VIEWS}"
+    assert {*code(said["augment"])} == {"order", *(field.name for field in fields(AugmentConfig))}
+    assert code(said["up_axis"]) == list(clouds.UP_AXES)
+
+
+def run_id_is_that_of_the_golden_record(text):
+    with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
+        assert code(section(text, "Plan"))[-1] == reader.plan.run_id
+
+
+def draws_are_those_of_the_code(text):
+    rows = table(text, "Draw of parameters")
+    assert len(rows) == 2
+    for row in rows:
+        seed, view, cloud = map(int, row[:3])
+        words = [int(word, 16) for word in row[3].split()]
+        assert view_words(seed, view, cloud, 1)[0].tolist() == words
+        config = AugmentConfig()
+        bits = [int(value, 16) for value in row[4].split()]
+        assert (
+            np.concatenate(draw(seed, view, cloud, 1, config), axis=1)[0].view(np.uint32).tolist()
+            == bits
+        )
+        low, high, most = (
+            config.scale_low,
+            config.scale_high,
+            config.shift_max,
+        )  # and by the formula of the page
+        u = [(word >> 11) * 2.0**-53 for word in words]
+        again = [low + (high - low) * x for x in u[:3]] + [-most + (most + most) * x for x in u[3:]]
+        assert np.array(again, np.float32).view(np.uint32).tolist() == bits
+
+
+def replay_is_that_of_the_code(text):
+    assert ORDER in code(section(text, "Replay"))
+    rows = table(text, "Replay")
+    assert len(rows) == 2
+    for row in rows:
+        bits = np.array([int(cell, 16) for cell in row], np.uint32)
+        x, scale, shift, product, replayed, fused = bits.view(np.float32)
+        three = np.broadcast_to(x, (1, 1, 3))
+        params = Params(*(np.broadcast_to(value, (1, 3)) for value in (scale, shift)))
+        assert (apply(three, params) == replayed).all() and x * scale == product
+        exact = np.float64(x) * np.float64(scale) + np.float64(
+            shift
+        )  # the product is exact in binary64
+        assert np.float32(exact) == fused != replayed
+
+
+def rows_of(some):
+    return [[field.name, field.dtype, " ".join(field.axes)] for field in some]
+
+
+def fields_are_the_table(text):
+    for heading, some in (
+        ("Of a record", record_table.record_fields("plan")),
+        ("Of a shard", record_table.shard_fields("plan")),
+        ("Of a record with clouds", record_table.cloud_fields("clouds")),
+    ):
+        assert table(text, heading) == rows_of(some), heading
+    letters = {
+        *"".join(
+            field.axes for field in record_table.record_fields("x") + record_table.cloud_fields("x")
+        )
+    }
+    told = section(text, "Fields").split("Every length")[0]
+    assert {*re.findall(r"\b([A-Z])\b", told)} == letters
+
+
+def golden_records_have_the_fields_of_the_page(text):
+    """Read with h5py alone, by the page alone."""
+    rows = [row[0] for row in table(text, "Of a record")]
+    more = [row[0] for row in table(text, "Of a record with clouds")]
+    for version, names in ((1, rows), (2, rows + more)):
+        with h5py.File(GOLDEN / f"record-{version}.h5") as file:
+            found = []
+            file.visititems(
+                lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
+            )
+            assert {*found} == {*names, "meta"}
+            assert all(
+                file[name].chunks is None and file[name].id.get_offset() > 512 for name in names
+            )
+
+
+def metadata_is_that_of_the_code(text):
+    for heading, wanted in (
+        ("Of the record", finished.RECORD_META | {"clouds"}),
+        ("Of the shard", shard.SHARD_META),
+        ("Of the clouds", embedded.CLOUDS_META),
+    ):
+        found = [row[0] for row in table(text, heading)]
+        assert len(found) == len(set(found)) and set(found) == wanted, heading
+
+
+def names_of_shards_are_those_of_the_code(text):
+    (name,) = [
+        name for name in code(section(text, "Of a shard")) if name.endswith(".h5") and name != ".h5"
+    ]
+    place = store.Store("nowhere/out.h5", golden_plan())
+    assert place._path(1, 4096) == f"nowhere/out.h5.parts/{name}"
+
+
+def golden_plan():
+    with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
+        return reader.plan
+
+
+RECORD_CHECKS = [
+    header_is_the_struct,
+    a_header_by_the_page_is_ours,
+    versions_are_those_of_the_code,
+    canonical_json_is_spelled_as_the_page_says,
+    hashes_are_those_of_the_code,
+    plan_is_the_dataclass,
+    run_id_is_that_of_the_golden_record,
+    draws_are_those_of_the_code,
+    replay_is_that_of_the_code,
+    fields_are_the_table,
+    golden_records_have_the_fields_of_the_page,
+    metadata_is_that_of_the_code,
+    names_of_shards_are_those_of_the_code,
+]
+
+
+def versions_of_files_are_those_of_the_code(text):
+    assert [row[:2] for row in tables(text)[0]] == [
+        [clouds.KIND, str(clouds.VERSION)],
+        [model_file.KIND, str(model_file.VERSION)],
+        [checkpoint.KIND, str(checkpoint.VERSION)],
+    ]
+
+
+def clouds_are_those_of_the_code(text):
+    with h5py.File(GOLDEN / "clouds-2.h5") as file:
+        for name, dtype, axes in table(text, "Clouds"):
+            assert file[name].dtype == dtype and len(axes.split()) == file[name].ndim
+        meta = files.parse_json(file["meta"][...], "golden")
+    rows = table(text, "Clouds", 1)
+    assert {row[0] for row in rows} == set(meta)
+    hints = get_type_hints(clouds.Clouds)
+    assert all(JSON[hints[name]] == kind for name, kind, _ in rows)
+
+
+def models_are_those_of_the_code(text):
+    hints = get_type_hints(ModelConfig)
+    assert [row[:2] for row in table(text, "Model", 1)] == [
+        [field.name, JSON[hints[field.name]]] for field in fields(ModelConfig)
+    ]
+    with h5py.File(GOLDEN / "model-1.h5") as file:
+        shapes = {
+            f"{group}/{name}": file[group][name].shape
+            for group in ("params", "stats")
+            for name in file[group]
+        }
+        meta = files.parse_json(file["meta"][...], "golden")
+    assert {row[0]: tuple(map(int, row[1].split())) for row in table(text, "Model")} == shapes
+    assert set(meta) <= {*code(section(text, "Model"))}
+
+
+def checkpoints_are_those_of_the_code(text):
+    assert tuple(row[0] for row in table(text, "Checkpoint")) == checkpoint.GROUPS
+    types = section(text, "Checkpoint").split("Types are")[1].split("`meta`")[0]
+    assert tuple(re.findall(r"`([<|]\w\d)`", types)) == checkpoint.DTYPES
+    with h5py.File(GOLDEN / "checkpoint-1.h5") as file:
+        meta = files.parse_json(file["meta"][...], "golden")
+        assert set(file) == {"meta", *checkpoint.GROUPS}
+        prefixes = {name.split(".")[0] for name in file["optimiser"]}
+    assert {row[0] for row in table(text, "Checkpoint", 1)} == set(meta)
+    assert {f"{prefix}.NAME" for prefix in prefixes} <= {*code(section(text, "Checkpoint"))}
+
+
+FILE_CHECKS = [
+    versions_of_files_are_those_of_the_code,
+    clouds_are_those_of_the_code,
+    models_are_those_of_the_code,
+    checkpoints_are_those_of_the_code,
+]
+
+
+@pytest.mark.parametrize("check", RECORD_CHECKS, ids=lambda check: check.__name__)
+def test_the_page_of_records_says_what_the_code_does(check):
+    check(RECORD)
+
+
+@pytest.mark.parametrize("check", FILE_CHECKS, ids=lambda check: check.__name__)
+def test_the_page_of_files_says_what_the_code_does(check):
+    check(FILES)
+
+
+@pytest.mark.parametrize(
+    "page, check, right, wrong",
+    [
+        (
+            RECORD,
+            header_is_the_struct,
+            "| 24 | 4 | uint32 | version",
+            "| 28 | 4 | uint32 | version",
+        ),
+        (RECORD, header_is_the_struct, "| 32 | 8 | uint64 |", "| 32 | 4 | uint32 |"),
+        (RECORD, header_is_the_struct, "89 6d 69", "88 6d 69"),
+        (RECORD, header_is_the_struct, "`shard`, `checkpoint`", "`shard`"),
+        (RECORD, header_is_the_struct, "Bytes 72 to 511", "Bytes 72 to 512"),
+        (
+            RECORD,
+            a_header_by_the_page_is_ours,
+            "| 40 | 32 | bytes | digest",
+            "| 48 | 32 | bytes | digest",
+        ),
+        (RECORD, versions_are_those_of_the_code, "| record | 2 |", "| record | 3 |"),
+        (RECORD, canonical_json_is_spelled_as_the_page_says, "`1e-05`", "`1e-5`"),
+        (RECORD, canonical_json_is_spelled_as_the_page_says, "`\\f`", "`\\v`"),
+        (RECORD, hashes_are_those_of_the_code, '["<i8",[9843]]', '["<i4",[9843]]'),
+        (RECORD, plan_is_the_dataclass, "| `block` | integer |", "| `block` | text |"),
+        (RECORD, plan_is_the_dataclass, "at most 4096 |", "at most 8192 |"),
+        (RECORD, plan_is_the_dataclass, "| `up_axis` | text | `x`, `y`, `z` or `unknown` |\n", ""),
+        (RECORD, run_id_is_that_of_the_golden_record, "`4212ed7a", "`4212ed7b"),
+        (RECORD, draws_are_those_of_the_code, "| 7 | 1 | 3 |", "| 7 | 1 | 2 |"),
+        (RECORD, draws_are_those_of_the_code, "3fa17ca8 3f6f462f", "3fa17ca9 3f6f462f"),
+        (
+            RECORD,
+            replay_is_that_of_the_code,
+            "points * scale, then + shift",
+            "points + shift, then * scale",
+        ),
+        (RECORD, replay_is_that_of_the_code, "`bda565ce` | `bda565cf`", "`bda565cf` | `bda565ce`"),
+        (RECORD, fields_are_the_table, "| clouds | M Q D |", "| clouds | N Q D |"),
+        (
+            RECORD,
+            fields_are_the_table,
+            "| `logits` | plan | V N K |",
+            "| `logits` | plan | N V K |",
+        ),
+        (
+            RECORD,
+            fields_are_the_table,
+            "| `augment/shift` | float32 | N D |",
+            "| `augment/shift` | float64 | N D |",
+        ),
+        (
+            RECORD,
+            golden_records_have_the_fields_of_the_page,
+            "| `clouds/test/labels` | int64 | M |\n",
+            "",
+        ),
+        (RECORD, metadata_is_that_of_the_code, "| `max_kl` |", "| `max_divergence` |"),
+        (RECORD, metadata_is_that_of_the_code, "| `exponent` |", "| `scale` |"),
+        (
+            RECORD,
+            names_of_shards_are_those_of_the_code,
+            "view-00001-row-00004096",
+            "view-0001-row-00004096",
+        ),
+        (FILES, versions_of_files_are_those_of_the_code, "| clouds | 2 |", "| clouds | 9 |"),
+        (
+            FILES,
+            clouds_are_those_of_the_code,
+            "| `train/labels` | int64 |",
+            "| `train/labels` | int32 |",
+        ),
+        (FILES, clouds_are_those_of_the_code, "| `up_axis` | text |", "| `up` | text |"),
+        (
+            FILES,
+            models_are_those_of_the_code,
+            "| `params/head0.W` | 4 3 |",
+            "| `params/head0.W` | 3 4 |",
+        ),
+        (
+            FILES,
+            checkpoints_are_those_of_the_code,
+            "| `stats` | running",
+            "| `statistics` | running",
+        ),
+        (FILES, checkpoints_are_those_of_the_code, "`|u1` (who", "`|b1` (who"),
+        (FILES, checkpoints_are_those_of_the_code, "| `steps` |", "| `step` |"),
+        (FILES, checkpoints_are_those_of_the_code, "`v.NAME`", "`u.NAME`"),
+        (FILES, models_are_those_of_the_code, "| `eps` | number |", "| `epsilon` | number |"),
+    ],
+    ids=lambda value: value.__name__ if callable(value) else "",
+)
+def test_a_planted_mistake_in_a_page_is_noticed(page, check, right, wrong):
+    assert page.count(right) == 1
+    with pytest.raises((AssertionError, KeyError, ValueError)):
+        check(page.replace(right, wrong))
+
+
+def test_every_check_is_seen_to_fail():
+    (mark,) = test_a_planted_mistake_in_a_page_is_noticed.pytestmark
+    assert {check for _, check, _, _ in mark.args[1]} == {*RECORD_CHECKS, *FILE_CHECKS}

@@ -1,0 +1,229 @@
+"""Files of every format version, written once and kept for ever: every later minipc reads them.
+
+They are never written again.  A new version gets files of its own beside these.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minipc.data.augment import AugmentConfig, draw
+from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
+from minipc.models.checkpoint import GROUPS, Checkpoint, read_checkpoint, write_checkpoint
+from minipc.models.file import Model, model_id, read_model, write_model
+from minipc.models.pointnet import ModelConfig, initial_stats, param_specs
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import compute_shard, record
+from minipc.record.store import Store
+from minipc.storage import hdf5
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def dyadic(*shape):
+    """Return float32 values that every machine computes alike: multiples of 1/64, in no order."""
+    count = int(np.prod(shape))
+    return ((np.arange(count) * 37 % 101 - 50) / 64).astype(np.float32).reshape(shape)
+
+
+def golden_splits(source=""):
+    def clouds(n):
+        return Clouds(
+            dyadic(n, 4, 3), np.arange(n) % 3, ("bed", "bowl", "desk"), "z", "none", source
+        )
+
+    return Splits(clouds(5), clouds(3))
+
+
+def golden_model():
+    config = ModelConfig((4,), (3,), 3, dropout=0.25)
+    params = {name: dyadic(*spec.shape) for name, spec in param_specs(config).items()}
+    stats = {name: 1 + dyadic(*value.shape) for name, value in initial_stats(config).items()}
+    return Model(
+        config, params, stats, golden_splits().train.described, {"epochs": 2, "of_epochs": 2}
+    )
+
+
+def first_point(points):
+    """A teacher that answers with the first point's coordinates."""
+    return points[:, 0, :]
+
+
+def golden_record(path, carry=False):
+    """Write the record of first_point over two views, with its clouds or without."""
+    splits = golden_splits()
+    return record(
+        splits.train,
+        first_point,
+        "first-point",
+        path,
+        2,
+        seed=7,
+        data_file="clouds-1.h5",
+        with_clouds=splits if carry else None,
+        force=True,
+    )
+
+
+def golden_shard(folder):
+    """Write the shard of view 1 of the same recording."""
+    with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
+        plan = reader.plan
+    store = Store(str(folder / "shard.h5"), plan)
+    *arrays, kl = compute_shard(
+        golden_splits().train, first_point, plan, AugmentConfig(), 1, 0, 5, np, 1
+    )
+    store.commit_shard(1, 0, *arrays, {"numpy": "golden", "max_kl": kl})
+    os.rename(folder / "shard.h5.parts" / SHARD, folder / "shard-1.h5")
+    store.abandon()
+
+
+SHARD = "view-00001-row-00000000.h5"
+
+
+def golden_checkpoint():
+    model = golden_model()
+    moments = {
+        f"{moment}.{name}": value / 2 for moment in "mv" for name, value in model.params.items()
+    }
+    visited = {
+        "logits": dyadic(5, 3).astype(np.float16),
+        "visited": np.array([1, 1, 0, 1, 1], np.uint8),
+    }
+    return Checkpoint(
+        "0123456789abcdef" * 4,
+        [{"epoch": 1, "total": 1.5}],
+        3,
+        model.params,
+        model.stats,
+        moments,
+        visited,
+    )
+
+
+def write_all(folder):
+    """Write the golden files of the current versions into an empty folder; used once a version."""
+    write_clouds(str(folder / "clouds-2.h5"), golden_splits("golden points"))
+    write_model(str(folder / "model-1.h5"), golden_model())
+    write_checkpoint(str(folder / "checkpoint-1.h5"), golden_checkpoint())
+    golden_record(str(folder / "record-1.h5"))
+    golden_record(str(folder / "record-2.h5"), carry=True)
+    golden_shard(folder)
+
+
+def test_a_checkpoint_of_version_1_is_read():
+    wanted, found = golden_checkpoint(), read_checkpoint(str(GOLDEN / "checkpoint-1.h5"))
+    assert found[:3] == wanted[:3]
+    for group in GROUPS:
+        mine, read = getattr(wanted, group), getattr(found, group)
+        assert set(mine) == set(read)
+        for name, value in mine.items():
+            np.testing.assert_array_equal(read[name], value, strict=True)
+
+
+@pytest.mark.parametrize("version, source", [(1, ""), (2, "golden points")])
+def test_clouds_of_every_version_are_read(version, source):
+    for wanted, found in zip(golden_splits(), read_clouds(str(GOLDEN / f"clouds-{version}.h5"))):
+        assert found.source == source
+        np.testing.assert_array_equal(found.points, wanted.points)
+        np.testing.assert_array_equal(found.labels, wanted.labels)
+        assert found.described == wanted.described
+        assert (found.points_hash, found.labels_hash) == (wanted.points_hash, wanted.labels_hash)
+
+
+def test_a_model_of_version_1_is_read_and_keeps_its_id():
+    wanted, found = golden_model(), read_model(str(GOLDEN / "model-1.h5"))
+    assert (found.config, found.described, found.trained) == (
+        wanted.config,
+        wanted.described,
+        wanted.trained,
+    )
+    for name, value in (wanted.params | wanted.stats).items():
+        np.testing.assert_array_equal((found.params | found.stats)[name], value)
+    assert (
+        model_id(found)
+        == model_id(wanted)
+        == ("a71d576c4a2144513b431cb682e9c668eda3aeee9d25a26c21c7bc0d2dad015f")
+    )
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_record_of_either_version_is_read_and_keeps_its_run_id(version):
+    clouds = golden_splits().train
+    with RecordReader(str(GOLDEN / f"record-{version}.h5")) as reader:
+        reader.check_belongs(clouds)
+        assert (reader.views, reader.plan.teacher_id, reader.meta["data_file"]) == (
+            2,
+            "first-point",
+            "clouds-1.h5",
+        )
+        assert reader.plan.run_id == (
+            "4212ed7a9f970634448299703080dd95a21c66342780f34abeb5a3a58f9f0f6f"
+        )
+        for view in range(2):
+            scale, shift, logits = reader.view(view)
+            params = draw(7, view, 0, 5, AugmentConfig())
+            np.testing.assert_array_equal(scale, params.scale)
+            np.testing.assert_array_equal(shift, params.shift)
+            applied = (clouds.points[:, 0] * scale + shift).astype(np.float16)
+            np.testing.assert_array_equal(logits, applied)
+
+
+def test_the_clouds_in_a_record_of_version_2_are_read():
+    with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
+        assert reader.clouds() is None
+    with RecordReader(str(GOLDEN / "record-2.h5")) as reader:
+        assert reader.meta["clouds"] == {"dtype": "int16", "exponent": -15, "source": None}
+        for found, wanted in zip(reader.clouds(), golden_splits(), strict=True):
+            assert (
+                found.points.tobytes() == wanted.points.tobytes()
+                and found.described == wanted.described
+            )
+            np.testing.assert_array_equal(found.labels, wanted.labels)
+
+
+def test_a_shard_of_version_1_counts_in_a_recording_that_continues_today(tmp_path):
+    (tmp_path / "record.h5.parts").mkdir()
+    shutil.copy(GOLDEN / "shard-1.h5", tmp_path / "record.h5.parts" / SHARD)
+    assert golden_record(str(tmp_path / "record.h5")).resumed_shards == 1
+    with (
+        RecordReader(str(tmp_path / "record.h5")) as new,
+        RecordReader(str(GOLDEN / "record-1.h5")) as old,
+    ):
+        assert (
+            new.plan == old.plan
+            and {"made_with": {"numpy": "golden"}, "rows": 5} in new.meta["provenance"]
+        )
+        for view in range(2):
+            for one, other in zip(new.view(view), old.view(view), strict=True):
+                np.testing.assert_array_equal(one, other)
+
+
+def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp_path):
+    write_all(tmp_path)
+    for kind, version in (("clouds", 2), ("model", 1), ("shard", 1), ("checkpoint", 1)):
+        name = f"{kind}-{version}.h5"
+        with (
+            hdf5.open_hdf5(str(tmp_path / name), kind, version) as new,
+            hdf5.open_hdf5(str(GOLDEN / name), kind, version) as old,
+        ):
+            assert content(new) == content(old)
+    for name in ("record-1.h5", "record-2.h5"):
+        with (
+            hdf5.open_hdf5(str(tmp_path / name), "record", 2) as new,
+            hdf5.open_hdf5(str(GOLDEN / name), "record", 2) as old,
+        ):
+            assert content(new) | {"meta": 0} == content(old) | {"meta": 0}
+            metas = [hdf5.read_meta(file, name) | {"provenance": 0} for file in (new, old)]
+            assert metas[0] == metas[1]
+
+
+def content(file):
+    """Return {name: (dtype, bytes)} of every dataset in a file."""
+    names = []
+    file.visit(names.append)
+    datasets = {name: file[name] for name in names if hasattr(file[name], "dtype")}
+    return {name: (dataset.dtype.str, dataset[()].tobytes()) for name, dataset in datasets.items()}

@@ -1,0 +1,158 @@
+"""The figures of docs/negative_weights.md, from our own loss: needs matplotlib (extra `docs`).
+
+    python -m reference_tests.tools.figures docs/figures
+
+The numbers come from functions of their own, which a test asks.
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from minipc.audit.bound import example_rows, unbounded_shares
+from minipc.distil.self_target import Ema, SecondRecord, Snapshot
+from minipc.nn.losses import LossConfig, loss_backward, loss_forward
+from minipc.nn.ops import linear_backward, linear_forward
+
+STEPS, EVERY, RATE = 4000, 20, 0.5  # of the toy; snapshots every 20 steps
+A, B, T = 0.9, 0.2, 2.5
+
+
+def walk():
+    """Return t and {name: loss at z = (2, 1, 0, -t)} of the row of docs/math.md."""
+    t = np.linspace(0, 400, 201)
+    z = np.stack([np.full_like(t, 2), np.full_like(t, 1), np.zeros_like(t), -t], axis=1)
+    y, v, u = np.array([[1.0, 0, 0, 0]]), np.array([[6.0, 1, 0, -6]]), np.array([[3.0, 1, 0, 2]])
+    curves = {}
+    for name, b, guard in (
+        ("b = 0", 0.0, "none"),
+        ("b = 0.095, raw", 0.095, "none"),
+        ("b = 0.2, raw", 0.2, "none"),
+        ("b = 0.2, guarded", 0.2, "clip"),
+    ):
+        config = LossConfig(0.9, b, 4.0, 0.0, guard)
+        total = np.array(
+            [float(loss_forward(row[None], y, v, u, np.ones(1), config)[0].total) for row in z]
+        )
+        curves[name] = total - total[0]
+    return t, curves
+
+
+class OtherView(Snapshot):
+    """History of a toy in which every cloud has two views, one after the other: u is the other
+    view's.
+    """
+
+    def target(self, rows, points):
+        u, has = super().target(rows, points)
+        return u.reshape(-1, 2, u.shape[1])[:, ::-1].reshape(u.shape), has
+
+
+def toy():
+    """Return {kind: distances} of a linear student from where distillation alone ends, every EVERY
+    steps.
+
+    Eight clouds of two views each, five features, four classes; the student cannot match its
+    teacher exactly.  All start near the end of distillation alone and go on with a self target of
+    kind "snapshot", "ema", "history" or "record", subtracted with b = 0.2, no guard.
+    """
+    rng = np.random.default_rng(0)
+    x = np.repeat(rng.standard_normal((8, 5)), 2, axis=0) + 0.3 * rng.standard_normal((16, 5))
+    v = 2 * np.repeat(rng.standard_normal((8, 4)), 2, axis=0)
+    y, rows = np.eye(4)[v.argmax(axis=1)], np.arange(len(x))
+
+    def forward(params, points):
+        return linear_forward(points, params["W"])[0]
+
+    def gradient(W, u, b):
+        z, cache = linear_forward(x, W)
+        loss = LossConfig(A, b, T, 0.0, "none")
+        return linear_backward(
+            loss_backward(loss_forward(z, y, v, u, np.ones(len(x)), loss)[1]), cache
+        )[1]
+
+    fixed = np.zeros((5, 4))
+    for _ in range(STEPS):
+        fixed = fixed - RATE * gradient(fixed, v, 0.0)
+    away = rng.standard_normal(fixed.shape)
+    start = fixed + 0.3 * (
+        away - away.mean(axis=1, keepdims=True)
+    )  # what all logits share changes nothing
+    targets = {
+        "snapshot": Snapshot(forward),
+        "ema": Ema(forward, 0.99),
+        "history": OtherView(forward),
+        "record": SecondRecord(lambda epoch: x @ (0.5 * fixed)),
+    }
+    distances = {kind: [] for kind in targets}
+    for kind, target in targets.items():
+        target.epoch_starts(0, np)
+        W = start
+        for step in range(STEPS):
+            if kind == "ema":
+                target.stepped(rows, None, {"W": W})
+            elif kind == "history" or kind == "snapshot" and step % EVERY == 0:
+                target.epoch_ended(-1, {"W": W})
+            if step % EVERY == 0:
+                distances[kind].append(float(np.linalg.norm(W - fixed)))
+            W = W - RATE * gradient(W, target.target(rows, x)[0], B)
+    return distances
+
+
+def draw(folder):
+    """Write the figures into a folder."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams |= {
+        "svg.hashsalt": "minipc",
+        "font.size": 9,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    from matplotlib import pyplot
+
+    def figure(name, xlabel, ylabel, curves, **axes):
+        drawing, plot = pyplot.subplots(figsize=(6.4, 3.2), layout="constrained")
+        for label, x, y, style in curves:
+            plot.plot(x, y, style, label=label)
+        plot.set(xlabel=xlabel, ylabel=ylabel, **axes)
+        drawing.legend(loc="outside right center", frameon=False)
+        drawing.savefig(Path(folder, f"{name}.svg"), metadata={"Date": None})
+        pyplot.close(drawing)
+
+    t, curves = walk()
+    styles = ("-", "--", "-", "-.")
+    figure(
+        "walk",
+        "t, along z = (2, 1, 0, -t)",
+        "loss - loss at t = 0",
+        [(name, t, curve, style) for (name, curve), style in zip(curves.items(), styles)],
+    )
+    shares = unbounded_shares(example_rows(40), 0.9, 0.0)
+    temperatures = sorted({T for _, T in shares})
+    figure(
+        "bounded",
+        "temperature T",
+        "rows without a lower bound, %",
+        [
+            (f"b = {b:g}", temperatures, [100 * shares[b, T] for T in temperatures], "o-")
+            for b in (0.02, 0.1, 0.2, 0.5)
+        ],
+    )
+    steps = np.arange(0, STEPS, EVERY)
+    figure(
+        "self_targets",
+        "step",
+        "distance from where distillation alone ends",
+        [
+            (kind, steps, distances, style)
+            for (kind, distances), style in zip(toy().items(), styles)
+        ],
+        yscale="log",
+    )
+
+
+if __name__ == "__main__":
+    draw(sys.argv[1])

@@ -1,0 +1,262 @@
+"""The rules of the house, held by tests: import order, light imports, four dependencies."""
+
+import ast
+import configparser
+import os
+import subprocess
+import sys
+import tokenize
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minipc.data.clouds import read_clouds
+from minipc.models.file import new_model, write_model
+from minipc.models.pointnet import sizes
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "minipc"
+
+ORDER = """
+errors streams installed backend provenance
+storage.files storage.hdf5
+nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck
+nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused
+models.pointnet
+data.prepare data.clouds data.augment data.shapes
+data.readers.packed data.readers.text_points data.readers.point_files data.readers.foreign_hdf5
+data.readers.formats
+models.file models.checkpoint
+record.fields record.plan record.embedded record.finished record.shard record.store record.reader
+record.contract record.recorder record.verify record.parallel.processes record.parallel.scheduler
+distil.evaluate distil.self_target runs.folder distil.train
+audit.vectors audit.problems audit.facts audit.rules audit.checks audit.mutants
+audit.teacher audit.bound audit.conventions
+verbs.predict verbs.jobs verbs.train report.describe report.environment verbs.first_run
+cli.options cli.show cli.record cli.verify cli.train cli.eval cli.predict cli.data cli.info cli.audit
+cli.loss cli.doctor cli.main __main__
+""".split()
+
+
+def modules_of(package):
+    """Return {dotted name below the package: path}, packages' own __init__ included."""
+    found = {}
+    for path in sorted(package.rglob("*.py")):
+        parts = path.relative_to(package).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts)] = path
+    return found
+
+
+def imports_of(name, path, known):
+    """Return the modules of the package that one file imports, relative imports resolved."""
+    imported = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            targets = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                is_package = path.name == "__init__.py"
+                above = name.split(".")[: len(name.split(".")) - node.level + is_package]
+                base = ".".join(["minipc", *above, *([node.module] if node.module else [])])
+            targets = [base, *(f"{base}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        imported |= {t.removeprefix("minipc.") for t in targets if t.startswith("minipc.")} & known
+    return imported
+
+
+def upward_imports(package, order):
+    """Return (importer, imported) for every import that does not go up the list."""
+    modules = modules_of(package)
+    place = {name: i for i, name in enumerate(order)}
+    wrong = []
+    for name, path in modules.items():
+        if path.name == "__init__.py":
+            continue
+        for imported in imports_of(name, path, set(modules)):
+            if modules[imported].name != "__init__.py" and place[imported] >= place[name]:
+                wrong.append((name, imported))
+    return wrong
+
+
+def test_every_module_has_its_place_in_the_order():
+    modules = {name for name, path in modules_of(PACKAGE).items() if path.name != "__init__.py"}
+    assert modules == set(ORDER)
+
+
+def test_a_module_imports_only_from_modules_above_its_own():
+    assert upward_imports(PACKAGE, ORDER) == []
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "from minipc.train import train",
+        "import minipc.train",
+        "from minipc import train",
+        "from .. import train",
+        "from ..train import train",
+        "def late():\n    from minipc.train import train",
+    ],
+)
+def test_a_planted_upward_import_is_found(tmp_path, statement):
+    for name, text in {"__init__": "", "nn/__init__": "", "nn/ops": statement, "train": ""}.items():
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+    assert upward_imports(tmp_path, ["nn.ops", "train"]) == [("nn.ops", "train")]
+
+
+def test_init_files_hold_nothing_but_the_version():
+    for path in PACKAGE.rglob("__init__.py"):
+        lines = path.read_text().splitlines()
+        assert len(lines) <= 1 and all(line.startswith("__version__ = ") for line in lines), path
+
+
+def loaded_by(code):
+    """Return the names of the modules loaded in a fresh interpreter that runs code."""
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys\n{code}\nprint(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=ROOT,
+    )
+    return set(done.stdout.splitlines()[-1].split())
+
+
+def test_import_minipc_loads_no_dependency():
+    assert not loaded_by("import minipc") & {"numpy", "scipy", "h5py", "click", "cupy"}
+
+
+def loaded_by_command(*arguments):
+    """Return the names of the modules that one command line loads; it must succeed."""
+    run = f"try:\n    main({arguments})\nexcept SystemExit as end:\n    assert not end.code"
+    return loaded_by(f"from minipc.cli.main import main\n{run}")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["record", "--help"],
+        ["train", "--help"],
+        ["info", "-h"],
+        ["--version"],
+    ],
+)
+def test_help_and_version_load_no_numerical_library(arguments):
+    assert not loaded_by_command(*arguments) & {"numpy", "scipy", "h5py", "cupy"}
+
+
+def test_what_takes_longer_to_import_than_a_cloud_to_predict_is_not_imported(data, folder):
+    """scipy.special and scipy.sparse take longer than all else together, and none of it is
+    needed.
+    """
+    splits = read_clouds(data)
+    write_model("model.h5", new_model(sizes("tiny", 3), splits.test.described, seed=0))
+    np.save("cloud.npy", splits.test.points[0])
+    model, cloud = str(folder / "model.h5"), str(folder / "cloud.npy")
+    predicts = loaded_by_command("predict", model, cloud)
+    assert "minipc.verbs.predict" in predicts and not predicts & {
+        "scipy",
+        "multiprocessing",
+        "minipc.verbs.jobs",
+        "minipc.record",
+        "minipc.distil.train",
+        "minipc.audit",
+    }
+    for others in (["info", model], ["eval", model, str(folder / data)]):
+        assert not loaded_by_command(*others) & {"scipy", "minipc.distil.train", "minipc.audit"}
+
+
+def test_the_engine_loads_no_file_format_and_no_command_line():
+    assert not loaded_by("import minipc.models.pointnet, minipc.nn.losses") & {
+        "h5py",
+        "click",
+        "cupy",
+    }
+
+
+def names_cupy(source):
+    """Return whether a source imports cupy or anything below it."""
+    imported = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            imported |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            imported.add(node.module or "")
+    return any(name.partition(".")[0] == "cupy" for name in imported)
+
+
+def test_only_backend_names_cupy():
+    assert {path.name for path in PACKAGE.rglob("*.py") if names_cupy(path.read_text())} == {
+        "backend.py"
+    }
+    assert names_cupy("from cupy import ndarray") and names_cupy(
+        "def f():\n    import cupy.cuda as c"
+    )
+
+
+def requirements(*extras):
+    """Return {name: lowest version} of the core dependencies in setup.cfg and of some extras."""
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    lines = setup["options"]["install_requires"].split()
+    for extra in extras:
+        lines += setup["options.extras_require"][extra].split()
+    return {name: lowest for name, _, lowest in (line.partition(">=") for line in lines)}
+
+
+TRIED = ("test", "threads", "dask")  # the extras whose lowest versions `make test-oldest` tries
+
+
+def test_core_dependencies_are_the_four():
+    assert list(requirements()) == ["numpy", "scipy", "h5py", "click"]
+
+
+def test_every_dependency_has_a_lowest_version():
+    assert all(requirements(*TRIED).values()), requirements(*TRIED)
+
+
+@pytest.mark.skipif(os.environ.get("MINIPC_OLDEST") != "1", reason="not by make test-oldest")
+def test_the_oldest_environment_holds_the_lowest_versions_that_setup_cfg_admits():
+    lowest = requirements(*TRIED)
+    assert {name: version(name) for name in lowest} == lowest
+
+
+def test_the_readme_names_the_lowest_versions():
+    lines = (ROOT / "README.md").read_text().splitlines()
+    (row,) = (line.split("|")[2:-1] for line in lines if line.startswith("| lowest "))
+    lowest = requirements(*TRIED)
+    assert [cell.strip() for cell in row[1:]] == [
+        lowest[n] for n in "numpy scipy h5py click distributed".split()
+    ]
+
+
+def test_pyproject_holds_the_build_system_and_what_ruff_reads_nowhere_else():
+    lines = (ROOT / "pyproject.toml").read_text().splitlines()
+    tables = [line for line in lines if line.startswith("[")]
+    assert tables == ["[build-system]", "[tool.ruff]", "[tool.ruff.lint]"]
+
+
+AFTERNOON = ("nn.", "models.", "distil.")  # method and mathematics; the rest is for reference
+MOST_TOKENS = 16_000
+
+
+def tokens_of(path):
+    """Return the tokens of Python in a file: names, operators, numbers and strings, no comments."""
+    with path.open("rb") as file:
+        return sum(token.type in COUNTED for token in tokenize.tokenize(file.readline))
+
+
+COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
+
+
+def test_method_and_mathematics_are_an_afternoon():
+    modules = modules_of(PACKAGE)
+    tokens = {name: tokens_of(modules[name]) for name in modules if name.startswith(AFTERNOON)}
+    assert sum(tokens.values()) <= MOST_TOKENS, tokens
