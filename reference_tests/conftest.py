@@ -7,17 +7,21 @@ import sys
 import warnings
 from typing import Any, NamedTuple
 
-import numpy as np  # noqa: E402
+# First of all, before NumPy is loaded: this sets one BLAS thread, as for the commands.
+from minipc.cli.main import main
+
+# isort: split
+import numpy as np
 import pytest
 
 from minipc import backend
-from minipc.cli.main import main  # one BLAS thread, as the commands do, before NumPy is loaded
 from minipc.data import shapes
 from minipc.data.clouds import Clouds, Splits, write_clouds
 from minipc.distil.train import TrainConfig
 from minipc.errors import BackendError
 from minipc.models import pointnet
 from minipc.nn import ops
+from minipc.nn.engine import ENGINES, backward
 from minipc.nn.fast import fused
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.optim import adamw_start, adamw_step
@@ -111,13 +115,13 @@ class Problem(NamedTuple):
             self.params, self.points, self.model, self.mask, self.engine
         )
         _, cache = loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
-        grads, dpoints = pointnet.backward(loss_backward(cache), tape)
+        grads, dpoints = backward(loss_backward(cache), tape)
         return grads | {"points": multiplied_out(dpoints)}
 
 
 def multiplied_out(dpoints):
     """Return dpoints (B, N, 3) as an array, from either engine."""
-    return fused.leave(dpoints) if isinstance(dpoints, fused.Gradient) else dpoints
+    return fused.input_gradient(dpoints) if isinstance(dpoints, fused.Gradient) else dpoints
 
 
 def distance_to_kinks(problem):
@@ -139,7 +143,7 @@ def distance_to_kinks(problem):
     return nearest
 
 
-@pytest.fixture(params=pointnet.ENGINES)
+@pytest.fixture(params=ENGINES)
 def engine(request):
     """Both engines, by name."""
     return request.param

@@ -14,6 +14,7 @@ import numpy as np
 from minipc.distil import self_target
 from minipc.models import pointnet
 from minipc.nn import losses, ops
+from minipc.nn.engine import backward
 from minipc.nn.fast import fused
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LABELS_ALONE, LossConfig
@@ -245,13 +246,13 @@ class Step(NamedTuple):
     def gradients(self, arrays):
         z, tape = self.forward(arrays)
         _, cache = losses.loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
-        grads, dpoints = pointnet.backward(losses.loss_backward(cache), tape)
+        grads, dpoints = backward(losses.loss_backward(cache), tape)
         return grads | {"points": multiplied_out(dpoints)}
 
 
 def multiplied_out(dpoints):
     """Return dpoints (B, N, 3) as an array, from either engine."""
-    return fused.leave(dpoints) if isinstance(dpoints, fused.Gradient) else dpoints
+    return fused.input_gradient(dpoints) if isinstance(dpoints, fused.Gradient) else dpoints
 
 
 def step(model, config, engine, rng, dtype, clouds=6, points=5):
@@ -401,7 +402,7 @@ def fused_layers(rng, dtype):
 
     def forward(arrays):
         points, W0, gamma0, beta0, W1, gamma1, beta1 = arrays.values()
-        x = fused.enter(points, (6,), Workspace())
+        x = fused.to_tower(points, (6,), Workspace())
         y, below, _ = fused.shared_forward(x, W0, gamma0, beta0, 1e-5, "below")
         h, above, _ = fused.pooled_forward(y, W1, gamma1, beta1, 1e-5, "above")
         return h, below, above
@@ -410,7 +411,7 @@ def fused_layers(rng, dtype):
         _, below, above = forward(arrays)
         dy, *of_above = fused.pooled_backward(dh, above)
         dx, *of_below = fused.shared_backward(dy, below)
-        return dict(zip(arrays, (fused.leave(dx), *of_below, *of_above), strict=True))
+        return dict(zip(arrays, (fused.input_gradient(dx), *of_below, *of_above), strict=True))
 
     return [
         Problem(

@@ -15,6 +15,7 @@ from minipc.data.clouds import Clouds
 from minipc.distil import self_target
 from minipc.models import pointnet
 from minipc.nn import losses, optim
+from minipc.nn.engine import ENGINES, backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig
 from minipc.record.reader import RecordReader
@@ -387,12 +388,12 @@ def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
     """
     params = {name: value for name, value in arrays.items() if name != "points"}
     found = {}
-    for engine in pointnet.ENGINES:
+    for engine in ENGINES:
         z, batch, tape = pointnet.forward_train(
             params, arrays["points"], config, fixed.mask, engine, work
         )
         _, cache = losses.loss_forward(z, fixed.y, fixed.v, fixed.u, fixed.has_u, fixed.loss)
-        grads, dpoints = pointnet.backward(losses.loss_backward(cache), tape)
+        grads, dpoints = backward(losses.loss_backward(cache), tape)
         dx = np.array(multiplied_out(dpoints))
         dx[:, :repeated] += dx[:, dx.shape[1] - repeated :]
         grads = {name: np.array(g) for name, g in grads.items()} | {
@@ -403,13 +404,11 @@ def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
             grads,
             pointnet.track(pointnet.initial_stats(config, np.float64), batch, config),
         )
-    (z, ours, stats), (wanted_z, theirs, wanted_stats) = (
-        found[engine] for engine in pointnet.ENGINES
-    )
+    (z, ours, stats), (wanted_z, theirs, wanted_stats) = (found[engine] for engine in ENGINES)
     largest = max(np.abs(g).max() for g in theirs.values())
     evaluated = [
         pointnet.forward_eval(params, wanted_stats, arrays["points"], config, engine)
-        for engine in pointnet.ENGINES
+        for engine in ENGINES
     ]
     return [
         *(

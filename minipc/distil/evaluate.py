@@ -7,27 +7,33 @@ import numpy as np
 from minipc.backend import BLOCK, ordered_map, padded_block, to_host
 from minipc.data.augment import apply, draw
 from minipc.errors import MinipcError
-from minipc.models.pointnet import evaluator
+from minipc.models.inputs import Inputs
+from minipc.models.model import net
 from minipc.nn.ops import log_softmax_forward
 
 ECE_BINS = 15
 VOTE_SEED = 0  # of the views that vote: the same for every model, so that voting is comparable
 
 
-def predict(model, points, xp, threads, engine="fused"):
+def predict(model, points, xp, threads, engine="fused", groups=None):
     """Return the logits (N, K) float32, on the host, of points (N, P, 3) on the host.
 
-    model's arrays belong to xp.  Predictions do not depend on how many clouds are asked for, on
-    their places, nor on threads (pointnet.evaluator; on a device, whose library may choose by the
-    number of clouds, also because blocks of 32 are padded).  Raises MinipcError for logits that are
-    not finite: nothing below could tell them from numbers.
+    model's arrays belong to xp.  groups: of these clouds, on the host, as prepare() of the model
+    returns them; None: made here, from points as they are.  Predictions do not depend on how many
+    clouds are asked for, on their places, nor on threads (evaluator() of the model; on a device,
+    whose library may choose by the number of clouds, also because blocks of 32 are padded).
+    Raises MinipcError for logits that are not finite: nothing below could tell them from numbers.
     """
-    compute = evaluator(model.params, model.stats, model.config, engine)
+    compute = net(model.config).evaluator(model.params, model.stats, model.config, engine)
+    if groups is None:
+        groups = net(model.config).prepare(model.config, points)
 
     @np.errstate(over="ignore", invalid="ignore")  # what they would warn of is the error below
     def logits_of(first):
-        block = xp.asarray(padded_block(points, first, BLOCK))
-        return to_host(compute(block))[: len(points) - first]
+        points_here, *groups_here = (
+            xp.asarray(padded_block(array, first, BLOCK)) for array in (points, *groups)
+        )
+        return to_host(compute(Inputs(points_here, tuple(groups_here))))[: len(points) - first]
 
     logits = np.concatenate(list(ordered_map(logits_of, range(0, len(points), BLOCK), threads)))
     if not np.isfinite(logits).all():
@@ -47,6 +53,7 @@ def vote(model, points, votes, augment, xp, threads, engine="fused"):
     """
     from scipy.special import logsumexp  # here: it takes longer to import than a cloud to predict
 
+    groups = net(model.config).prepare(model.config, points)  # of the stored clouds
     views = [
         predict(
             model,
@@ -54,6 +61,7 @@ def vote(model, points, votes, augment, xp, threads, engine="fused"):
             xp,
             threads,
             engine,
+            groups,
         )
         for view in range(votes)
     ]

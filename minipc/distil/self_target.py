@@ -12,6 +12,7 @@ import numpy as np
 
 from minipc.backend import module_of, to_host, tree_to
 from minipc.errors import UsageError
+from minipc.models.inputs import points_of
 
 KINDS = ("snapshot", "ema", "history", "record")
 
@@ -39,9 +40,9 @@ class SelfTarget:
     def epoch_starts(self, epoch, xp):
         """Epoch (from 0) begins on module xp."""
 
-    def target(self, rows, points):
-        """rows (B,) on the host, points (B, N, 3) -> u (B, K), has (B,) of 0 and 1; or None for no
-        row.
+    def target(self, rows, inputs):
+        """rows (B,) on the host, inputs as a model reads them -> u (B, K), has (B,) of 0 and 1; or
+        None for no row.
         """
         raise NotImplementedError
 
@@ -62,17 +63,17 @@ class SelfTarget:
 class Snapshot(SelfTarget):
     """The student at the end of the last n-th epoch, run on the same replayed clouds.
 
-    forward(params, points) -> logits must be the training form of batch norm (batch statistics,
+    forward(params, inputs) -> logits must be the training form of batch norm (batch statistics,
     not tracked, no dropout), so that zero lag gives exactly zero self-gradient.
     """
 
     def __init__(self, forward, every=1):
         self.forward, self.every, self.params = forward, every, None
 
-    def target(self, rows, points):
+    def target(self, rows, inputs):
         if self.params is None:
             return None
-        u = self.forward(self.params, points)
+        u = self.forward(self.params, inputs)
         return u, module_of(u).ones(len(u), u.dtype)
 
     def epoch_ended(self, epoch, params):
@@ -121,7 +122,8 @@ class History(SelfTarget):
         self.logits = np.zeros((clouds, classes), np.float16)
         self.visited = np.zeros(clouds, bool)
 
-    def target(self, rows, points):
+    def target(self, rows, inputs):
+        points = points_of(inputs)
         xp = module_of(points)
         u = xp.asarray(self.logits[rows]).astype(points.dtype)
         return u, xp.asarray(self.visited[rows].astype(points.dtype))
@@ -151,7 +153,8 @@ class SecondRecord(SelfTarget):
     def epoch_starts(self, epoch, xp):
         self.logits = xp.asarray(self.view_logits(epoch))
 
-    def target(self, rows, points):
+    def target(self, rows, inputs):
+        points = points_of(inputs)
         xp = module_of(points)
         u = self.logits[xp.asarray(rows)].astype(points.dtype)
         return u, xp.ones(len(u), u.dtype)

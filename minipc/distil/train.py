@@ -20,8 +20,11 @@ from minipc.distil.evaluate import metrics, predict
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint
 from minipc.models.file import Model, new_model
-from minipc.models.pointnet import ModelConfig, backward, check_engine, forward_train, track
+from minipc.models.inputs import Inputs
+from minipc.models.model import net
+from minipc.models.pointnet import track
 from minipc.nn import optim
+from minipc.nn.engine import backward, check_engine
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.ops import log_softmax_forward
@@ -156,7 +159,8 @@ class Task:
     # (N, 3, P): axes in the order in which both augmentation and the fast engine walk memory
     points: Any
     labels: Any  # (N,)
-    model: ModelConfig
+    groups: tuple  # of all N clouds, as prepare() of the model returns them
+    model: Any  # the config of a model, see models/model.py
     loss: LossConfig
     config: TrainConfig
     self_target: Any  # see self_target.py, or None
@@ -207,13 +211,16 @@ class Task:
 
         points = self.points[on_device].swapaxes(1, 2)
         x = apply(points, Params(*(value[on_device] for value in augmentation)))
+        inputs = Inputs(x, tuple(group[on_device] for group in self.groups))
         y = smooth_labels(
             self.labels[on_device], self.model.classes, self.loss.label_smoothing, x.dtype
         )
         v = None if logits is None else logits[on_device].astype(x.dtype)
-        u, has_u = (target and target.target(rows, x)) or (None, None)
+        u, has_u = (target and target.target(rows, inputs)) or (None, None)
 
-        z, batch, tape = forward_train(params, x, self.model, mask, config.engine, self.work)
+        z, batch, tape = net(self.model).forward_train(
+            params, inputs, self.model, mask, config.engine, self.work
+        )
         terms, cache = loss_forward(z, y, v, u, has_u, self.loss)
         grads, _ = backward(loss_backward(cache), tape)
 
@@ -280,9 +287,13 @@ def train(
     threads = threads or default_threads(xp)
     begun = time.perf_counter()
 
+    groups, test_groups = (
+        net(model_config).prepare(model_config, split.points) for split in splits
+    )
     task = Task(
         xp.asarray(np.ascontiguousarray(clouds.points.swapaxes(1, 2))),
         xp.asarray(clouds.labels),
+        tuple(xp.asarray(group) for group in groups),
         model_config,
         loss_config,
         config,
@@ -337,13 +348,20 @@ def train(
         seconds = round(time.perf_counter() - epoch_begun, 3)
 
         live, on_host = after(epoch + 1)
-        test_logits = predict(live, splits.test.points, xp, threads, config.engine)
+        test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
         row = {"epoch": epoch + 1, "lr": lr, **means}
         if len(held):
             row |= _measured(
                 "val",
                 clouds.labels[held],
-                predict(live, clouds.points[held], xp, threads, config.engine),
+                predict(
+                    live,
+                    clouds.points[held],
+                    xp,
+                    threads,
+                    config.engine,
+                    tuple(group[held] for group in groups),
+                ),
             )
         row |= _measured("test", splits.test.labels, test_logits)
         rows.append({**row, "train_seconds": seconds})
@@ -365,7 +383,7 @@ def train(
             detail(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
     if folder:
         if test_logits is None:
-            test_logits = predict(live, splits.test.points, xp, threads, config.engine)
+            test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
         log_p, _ = log_softmax_forward(test_logits.astype(np.float64))
         folder.ended(clouds.class_names, splits.test.labels, np.exp(log_p))
     return Trained(on_host, rows, time.perf_counter() - begun)
@@ -426,6 +444,6 @@ def _dropout_mask(model_config, config, epoch, step, xp):
     rate = model_config.dropout
     if rate == 0:
         return None
-    width = (model_config.head or model_config.shared)[-1]
+    width = net(model_config).dropout_width(model_config)
     uniform = stream(config.seed, "dropout", epoch, step).random((config.batch_size, width))
     return xp.asarray((uniform >= rate).astype(np.float32) / np.float32(1 - rate))

@@ -89,5 +89,8 @@ def read_checkpoint(path):
                     file[group], name, np.dtype(dtype), tuple(shape), path
                 )
     return Checkpoint(
-        meta["run_id"], [dict(zip(columns, row)) for row in rows], meta["steps"], **read
+        meta["run_id"],
+        [dict(zip(columns, row, strict=True)) for row in rows],
+        meta["steps"],
+        **read,
     )

@@ -4,24 +4,24 @@ Arrays and JSON, never a pickle: reading a model cannot execute anything.
 """
 
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minipc.backend import tree_to
 from minipc.errors import DataError
-from minipc.models.pointnet import ModelConfig, initial_stats, param_specs
+from minipc.models.model import config_class, net
 from minipc.nn.params import initialise
 from minipc.storage import files, hdf5
 from minipc.streams import stream
 
-KIND, VERSION = "model", 1
+KIND, VERSION = "model", 2
 
 
 class Model(NamedTuple):
-    """A PointNet with the description of the data that it understands."""
+    """A model with the description of the data that it understands."""
 
-    config: ModelConfig
+    config: Any  # of its module, see models/model.py
     params: dict  # {dotted name: float32 array}, on the host in a file, anywhere in memory
     stats: dict  # {name.mean, name.var: float32 array}
     described: dict  # Clouds.described of its training data
@@ -30,16 +30,20 @@ class Model(NamedTuple):
 
 def new_model(config, described, seed):
     """Return an untrained Model, its weights drawn from the stream "init" of seed."""
-    params = initialise(param_specs(config), stream(seed, "init"))
-    return Model(config, params, initial_stats(config), described, {})
+    params = initialise(net(config).param_specs(config), stream(seed, "init"))
+    return Model(config, params, net(config).initial_stats(config), described, {})
 
 
 def model_id(model):
-    """Return the SHA-256 of sizes, weights and statistics: the identity of a teacher."""
+    """Return the SHA-256 of architecture, sizes, weights and statistics: the identity of a teacher.
+
+    Files of version 1 name no architecture, so pointnet is left out of what is hashed.
+    """
+    config = asdict(model.config)
+    if model.config.architecture != "pointnet":
+        config["architecture"] = model.config.architecture
     arrays = [source[name] for source in (model.params, model.stats) for name in sorted(source)]
-    return files.sha256_arrays(
-        np.frombuffer(files.canonical_json(asdict(model.config)), np.uint8), *arrays
-    )
+    return files.sha256_arrays(np.frombuffer(files.canonical_json(config), np.uint8), *arrays)
 
 
 def on_module(model, xp):
@@ -54,6 +58,7 @@ def write_model(path, model):
         hdf5.write_meta(
             file,
             {
+                "architecture": model.config.architecture,
                 "config": asdict(model.config),
                 "described": model.described,
                 "trained": model.trained,
@@ -71,16 +76,18 @@ def read_model(path):
     with hdf5.open_hdf5(path, KIND, VERSION) as file:
         hdf5.check_members(file, {"meta", "params", "stats"}, path)
         meta = hdf5.read_meta(file, path)
-        files.check_keys(meta, {"config", "described", "trained"}, path)
-        config = files.from_dict(ModelConfig, meta["config"], path)
+        keys = {"architecture", "config", "described", "trained"}
+        files.check_keys({"architecture": "pointnet", **meta}, keys, path)  # version 1 has none
+        kind = config_class(meta.get("architecture", "pointnet"), path)
+        config = files.from_dict(kind, meta["config"], path)
         files.check_keys(meta["described"], {"class_names", "up_axis", "normalisation"}, path)
         if len(meta["described"]["class_names"]) != config.classes or not isinstance(
             meta["trained"], dict
         ):
             raise DataError(f"{path}: its metadata contradicts itself; train the model again")
         shapes = {
-            "params": {name: spec.shape for name, spec in param_specs(config).items()},
-            "stats": {name: value.shape for name, value in initial_stats(config).items()},
+            "params": {name: s.shape for name, s in net(config).param_specs(config).items()},
+            "stats": {name: v.shape for name, v in net(config).initial_stats(config).items()},
         }
         read = {}
         for group, wanted in shapes.items():

@@ -137,6 +137,25 @@ class LossCache(NamedTuple):
     config: LossConfig
 
 
+class Constants(NamedTuple):
+    """The constant side of the soft terms, at temperature T; zeros where there is none."""
+
+    p: Any  # (B, K) of the teacher
+    log_p: Any  # (B, K), or None without a teacher
+    r: Any  # (B, K) of the earlier self
+    log_r: Any  # (B, K), or None without a self target
+    b: Any  # (B, 1), weight of the self term: 0 in rows without a target
+
+
+def constants(z, v, u, has_u, config):
+    """Return Constants for logits z (B, K); v, u and has_u as in loss_forward."""
+    xp, T = module_of(z), config.temperature
+    p, log_p = (xp.zeros_like(z), None) if v is None else _log_softmax_at(v, T)
+    if u is None:
+        return Constants(p, log_p, xp.zeros_like(z), None, xp.zeros_like(z[:, :1]))
+    return Constants(p, log_p, *_log_softmax_at(u, T), config.self_weight * has_u[:, None])
+
+
 def loss_forward(z, y, v, u, has_u, config):
     """L = (1-a) CE(y, s_1) + a T^2 KL(p || s_T) - b T^2 KL(r || s_T), batch mean.  (L5)
 
@@ -146,51 +165,57 @@ def loss_forward(z, y, v, u, has_u, config):
     there).  v is None for labels alone (a must be 0), u and has_u None while no target exists.
     Returns LossTerms and the cache of loss_backward.
     """
-    xp = module_of(*(array for array in (z, y, v, u, has_u) if array is not None))
+    _check_rows(z, y, v, u, has_u, config)
+    labels, labels_cache = soft_cross_entropy_forward(z, y)
+    if v is None and u is None:
+        total, zero = labels.mean(), module_of(z).zeros((), z.dtype)
+        terms = LossTerms(total, total, zero, zero, zero, zero)
+        return terms, LossCache(labels_cache, None, config)
+
+    a, T = config.kd_weight, config.temperature
+    p, log_p, r, log_r, b = side = constants(z, v, u, has_u, config)
+    _, log_s = _log_softmax_at(z, T)
+    none = module_of(z).zeros_like(labels)
+    kd = none if log_p is None else divergence(p, log_p, log_s, T)
+    self_kl = none if log_r is None else has_u * divergence(r, log_r, log_s, T)
+
+    ap, br = a * p, b * r
+    q, kept = ap - br, guarded(ap, br)  # of (L5), and q' of (L8)
+    raised = kept > q
+    total = (1 - a) * labels + a * kd - b[:, 0] * self_kl
+    if config.guard == "clip":
+        total = total - T**2 * ((kept - q) * log_s).sum(axis=-1)
+        q = kept
+    _, soft_cache = soft_cross_entropy_forward(z / T, q)
+
+    terms = _batch_means(total, labels, kd, self_kl, has_u, raised, y, side, config)
+    return terms, LossCache(labels_cache, soft_cache, config)
+
+
+def _check_rows(z, y, v, u, has_u, config):
+    module_of(*(array for array in (z, y, v, u, has_u) if array is not None))
     for name, array, shape in (("v", v, z.shape), ("u", u, z.shape), ("has_u", has_u, z.shape[:1])):
         if array is not None:
             check_shape(name, array, shape)  # else it would be broadcast over the batch
-    a, T = config.kd_weight, config.temperature
-    labels, labels_cache = soft_cross_entropy_forward(z, y)
-    if v is None and a != 0:
+    if v is None and config.kd_weight != 0:
         raise UsageError(
-            f"kd weight: a = {a:g} needs teacher logits; without a record use --labels-only"
-        )
-    if v is None and u is None:
-        zero = xp.zeros((), z.dtype)
-        total = labels.mean()
-        return LossTerms(total, total, zero, zero, zero, zero), LossCache(
-            labels_cache, None, config
+            f"kd weight: a = {config.kd_weight:g} needs teacher logits; without a record use "
+            "--labels-only"
         )
 
-    _, log_s = _log_softmax_at(z, T)
-    p, kd = xp.zeros_like(z), xp.zeros_like(labels)
-    if v is not None:
-        p, log_p = _log_softmax_at(v, T)
-        kd = divergence(p, log_p, log_s, T)
-    r, self_kl, b = xp.zeros_like(z), xp.zeros_like(labels), xp.zeros_like(z[:, :1])
-    if u is not None:
-        r, log_r = _log_softmax_at(u, T)
-        self_kl = has_u * divergence(r, log_r, log_s, T)
-        b = config.self_weight * has_u[:, None]
 
-    ap, br = a * p, b * r
-    q_guarded = guarded(ap, br)
-    q = q_guarded if config.guard == "clip" else ap - br
-    _, soft_cache = soft_cross_entropy_forward(z / T, q)
-    total = (1 - a) * labels + a * kd - b[:, 0] * self_kl
-    if config.guard == "clip":
-        total = total - T**2 * ((q_guarded - (ap - br)) * log_s).sum(axis=-1)
-    targets = xp.maximum(has_u.sum(), 1) if u is not None else 1
-    terms = LossTerms(
+def _batch_means(total, labels, kd, self_kl, has_u, raised, y, side, config):
+    """Return LossTerms of values by row (B,); raised (B, K) bool: classes that the guard raises."""
+    targets = 1 if side.log_r is None else module_of(y).maximum(has_u.sum(), 1)
+    unbounded = margins(y, side.p, side.r, side.b, config) < 0
+    return LossTerms(
         total.mean(),
         labels.mean(),
         kd.mean(),
         self_kl.sum() / targets,
-        (q_guarded > ap - br).any(axis=-1).mean(dtype=z.dtype),
-        (margins(y, p, r, b, config) < 0).any(axis=-1).mean(dtype=z.dtype),
+        raised.any(axis=-1).mean(dtype=labels.dtype),
+        unbounded.any(axis=-1).mean(dtype=labels.dtype),
     )
-    return terms, LossCache(labels_cache, soft_cache, config)
 
 
 def loss_backward(cache):

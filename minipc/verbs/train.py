@@ -16,7 +16,8 @@ from minipc.data.clouds import Splits
 from minipc.distil.self_target import Ema, History, SecondRecord, SelfConfig, Snapshot
 from minipc.distil.train import TrainConfig, best_epoch, drawn_views, recorded_views, train
 from minipc.errors import DataError, MinipcError, UsageError
-from minipc.models.pointnet import ModelConfig, count, forward_train, sizes
+from minipc.models.model import net
+from minipc.models.pointnet import ModelConfig, count, sizes
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LABELS_ALONE, LossConfig, formula
 from minipc.provenance import provenance, unlike
@@ -302,8 +303,10 @@ class _Work:
             views = recorded_views(self.earlier, False, *self.config.views)
             return SecondRecord(lambda epoch: views(epoch)[1])
 
-        def forward(params, points):
-            return forward_train(params, points, model, None, self.config.training.engine, work)[0]
+        def forward(params, inputs):
+            return net(model).forward_train(
+                params, inputs, model, None, self.config.training.engine, work
+            )[0]
 
         return (
             Snapshot(forward, chosen.every)

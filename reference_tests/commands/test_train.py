@@ -113,8 +113,8 @@ def test_the_first_step_sees_exactly_the_replayed_points(splits):
     seen = []
 
     class Spy(Snapshot):
-        def target(self, rows, points):
-            seen.append((rows.copy(), points.copy()))
+        def target(self, rows, inputs):
+            seen.append((rows.copy(), inputs.points.copy()))
 
     run(
         splits,

@@ -107,7 +107,7 @@ def golden_checkpoint():
 def write_all(folder):
     """Write the golden files of the current versions into an empty folder; used once a version."""
     write_clouds(str(folder / "clouds-2.h5"), golden_splits("golden points"))
-    write_model(str(folder / "model-1.h5"), golden_model())
+    write_model(str(folder / "model-2.h5"), golden_model())
     write_checkpoint(str(folder / "checkpoint-1.h5"), golden_checkpoint())
     golden_record(str(folder / "record-1.h5"))
     golden_record(str(folder / "record-2.h5"), carry=True)
@@ -134,8 +134,9 @@ def test_clouds_of_every_version_are_read(version, source):
         assert (found.points_hash, found.labels_hash) == (wanted.points_hash, wanted.labels_hash)
 
 
-def test_a_model_of_version_1_is_read_and_keeps_its_id():
-    wanted, found = golden_model(), read_model(str(GOLDEN / "model-1.h5"))
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_model_of_either_version_is_read_and_keeps_its_id(version):
+    wanted, found = golden_model(), read_model(str(GOLDEN / f"model-{version}.h5"))
     assert (found.config, found.described, found.trained) == (
         wanted.config,
         wanted.described,
@@ -204,7 +205,7 @@ def test_a_shard_of_version_1_counts_in_a_recording_that_continues_today(tmp_pat
 
 def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp_path):
     write_all(tmp_path)
-    for kind, version in (("clouds", 2), ("model", 1), ("shard", 1), ("checkpoint", 1)):
+    for kind, version in (("clouds", 2), ("model", 2), ("shard", 1), ("checkpoint", 1)):
         name = f"{kind}-{version}.h5"
         with (
             hdf5.open_hdf5(str(tmp_path / name), kind, version) as new,

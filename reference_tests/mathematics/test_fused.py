@@ -18,7 +18,6 @@ from minipc.data.augment import AugmentConfig, Params, apply, draw
 from minipc.errors import DataError, UsageError
 from minipc.models.pointnet import (
     ModelConfig,
-    backward,
     forward_eval,
     forward_train,
     initial_stats,
@@ -27,6 +26,7 @@ from minipc.models.pointnet import (
     track,
 )
 from minipc.nn import gradcheck, ops, optim
+from minipc.nn.engine import backward
 from minipc.nn.fast import fused, products
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.params import initialise
@@ -132,7 +132,8 @@ def test_no_division_into_blocks_changes_the_result_beyond_rounding(block, small
     work = Workspace()
     work.block = work.slice = block
     assert (
-        len(fused.enter(x, config.shared[:-1], work).blocks()) == {1: 7, 3000: 4, 2**20: 1}[block]
+        len(fused.to_tower(x, config.shared[:-1], work).blocks())
+        == {1: 7, 3000: 4, 2**20: 1}[block]
     )
     (z, _, grads), (z_t, _, grads_t) = both(config, params, x, dlogits, work)
     assert worst(grads, grads_t) <= 1e-12 and worst({"z": z}, {"z": z_t}) <= 1e-12
@@ -219,7 +220,7 @@ def test_points_far_from_the_others_and_clouds_along_a_line_cost_float32_less_th
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_each_pair_agrees_with_central_differences_and_with_the_textbook(pooled):
-    """One layer between what enter() takes and leave() gives; gains below zero included."""
+    """One layer between what to_tower() takes and input_gradient() gives; gains below zero included."""
     rng = np.random.default_rng(3)
     arrays = {
         "x": rng.standard_normal((4, 9, 5)),
@@ -242,7 +243,7 @@ def test_each_pair_agrees_with_central_differences_and_with_the_textbook(pooled)
     dx, dW = ops.linear_backward(d, linear)
     wanted = {"x": dx, "W": dW, "gamma": dgamma, "beta": dbeta}
 
-    x = fused.enter(arrays["x"], () if pooled else (6,), Workspace())
+    x = fused.to_tower(arrays["x"], () if pooled else (6,), Workspace())
     layer = (arrays["W"], arrays["gamma"], arrays["beta"], 1e-5, "layer")
     if pooled:
         h, cache, _ = fused.pooled_forward(x, *layer)
@@ -260,7 +261,7 @@ def test_each_pair_agrees_with_central_differences_and_with_the_textbook(pooled)
                 return weights[clouds].swapaxes(1, 2)
 
         d, *found = fused.shared_backward(Given(), cache)
-    grads = dict(zip(("W", "gamma", "beta"), found)) | {"x": fused.leave(d)}
+    grads = dict(zip(("W", "gamma", "beta"), found)) | {"x": fused.input_gradient(d)}
     assert worst(grads, wanted) <= 1e-12
 
     def value(a):
@@ -278,7 +279,7 @@ def trained_steps(threads, config, dtype, steps=3):
     work.block = work.slice = (
         2**17
     )  # blocks of two clouds for the teacher, of eight for tiny, and a last one
-    assert len(fused.enter(x, config.shared[:-1], work).blocks()) >= 2
+    assert len(fused.to_tower(x, config.shared[:-1], work).blocks()) >= 2
     state = optim.adamw_start(params)
     for _ in range(steps):
         z, batch, tape = forward_train(params, x, config, None, "fused", work)

@@ -13,8 +13,9 @@ from minipc.data.clouds import Clouds
 from minipc.distil.evaluate import predict, vote
 from minipc.errors import DataError
 from minipc.models.file import new_model
-from minipc.models.pointnet import ENGINES, evaluator, forward_eval, sizes
+from minipc.models.pointnet import evaluator, forward_eval, sizes
 from minipc.nn import exact
+from minipc.nn.engine import ENGINES
 from minipc.nn.fast import workspace
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import pointnet_teacher, record

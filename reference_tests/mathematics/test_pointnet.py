@@ -7,7 +7,6 @@ from conftest import KINK, distance_to_kinks, multiplied_out
 from minipc.errors import BackendError, DataError, UsageError
 from minipc.models.pointnet import (
     ModelConfig,
-    backward,
     count,
     forward_eval,
     forward_train,
@@ -17,6 +16,7 @@ from minipc.models.pointnet import (
     track,
 )
 from minipc.nn import gradcheck, optim
+from minipc.nn.engine import backward
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.params import initialise
 from reference_tests.mathematics import oracles

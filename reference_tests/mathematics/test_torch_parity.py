@@ -12,7 +12,6 @@ from conftest import multiplied_out
 
 from minipc.models.pointnet import (
     ModelConfig,
-    backward,
     forward_eval,
     forward_train,
     initial_stats,
@@ -21,6 +20,7 @@ from minipc.models.pointnet import (
     track,
 )
 from minipc.nn import optim
+from minipc.nn.engine import backward
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.params import initialise
 from reference_tests.tools.fake_device import map_arrays

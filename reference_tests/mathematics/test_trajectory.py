@@ -8,7 +8,6 @@ import numpy as np
 
 from minipc.models.pointnet import (
     ModelConfig,
-    backward,
     forward_eval,
     forward_train,
     initial_stats,
@@ -16,6 +15,7 @@ from minipc.models.pointnet import (
     track,
 )
 from minipc.nn import optim
+from minipc.nn.engine import backward
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.streams import view_words
 

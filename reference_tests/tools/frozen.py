@@ -22,15 +22,19 @@ from pathlib import Path
 from unittest import mock
 
 os.environ["COLUMNS"] = "100"  # the width of a help text
+# Before NumPy is loaded: this sets one BLAS thread, as for the commands.
+from minipc.cli.main import main as command_line  # noqa: E402
+from minipc.cli.main import minipc  # noqa: E402
+from minipc.cli.options import verbs_below  # noqa: E402
+
+# isort: split
 import numpy as np  # noqa: E402
 
 from minipc.backend import blas_kernel  # noqa: E402
-from minipc.cli.main import main as command_line  # noqa: E402  one BLAS thread, before NumPy is loaded
-from minipc.cli.main import minipc  # noqa: E402
-from minipc.cli.options import verbs_below  # noqa: E402
 from minipc.data import shapes  # noqa: E402
 from minipc.distil.train import TrainConfig  # noqa: E402
 from minipc.models import pointnet  # noqa: E402
+from minipc.nn.engine import ENGINES, backward  # noqa: E402
 from minipc.provenance import provenance  # noqa: E402
 from minipc.storage.files import sha256_arrays  # noqa: E402
 from minipc.verbs import first_run  # noqa: E402
@@ -50,7 +54,7 @@ KNOWS_PROVENANCE = (
 def arrays():
     """Yield (name, digest) of what both engines compute."""
     for engine, size, dtype, dropout in itertools.product(
-        pointnet.ENGINES, SIZES, (np.float32, np.float64), (False, True)
+        ENGINES, SIZES, (np.float32, np.float64), (False, True)
     ):
         config = pointnet.sizes(size, 7)
         params, x, dlogits = problem(config, 6, 40, dtype)
@@ -60,7 +64,7 @@ def arrays():
         )
         z, batch, tape = pointnet.forward_train(params, x, config, mask, engine)
         z = z.copy()
-        grads, _ = pointnet.backward(dlogits, tape)
+        grads, _ = backward(dlogits, tape)
         stats = pointnet.track(pointnet.initial_stats(config, dtype), batch, config)
         evaluated = pointnet.forward_eval(params, stats, x, config, engine)
         found = [
@@ -127,9 +131,8 @@ def compared(kept, found):
     lines = []
     for name in sorted(kept.keys() | found.keys()):
         if kept.get(name) != found.get(name):
-            lines.append(
-                f"{name}: {'new' if name not in kept else 'gone' if name not in found else 'changed'}"
-            )
+            how = "new" if name not in kept else "gone" if name not in found else "changed"
+            lines.append(f"{name}: {how}")
     return lines
 
 

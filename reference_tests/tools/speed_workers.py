@@ -19,6 +19,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from minipc.models.pointnet import NAMED_SIZES  # noqa: E402
+from minipc.nn.engine import backward
 from reference_tests.tools.memory import peak_of  # noqa: E402
 
 CLASSES, LR, DECAY = 40, 1e-3, 1e-2
@@ -44,7 +45,7 @@ def ours(task):
     from minipc.backend import load, ordered_map, tree_to
     from minipc.data.augment import Params, apply
     from minipc.models.file import new_model
-    from minipc.models.pointnet import backward, evaluator, forward_train, sizes, track
+    from minipc.models.pointnet import evaluator, forward_train, sizes, track
     from minipc.nn import optim
     from minipc.nn.fast.workspace import Workspace
     from minipc.nn.losses import (

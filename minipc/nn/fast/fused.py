@@ -10,9 +10,10 @@ with a row of ones below it, in one array of all layers, the tower:
 
     tower[b] = [Z_0, 1, Z_1, 1, ..., Z_l, 1]    (rows, N) for cloud b        Z~ = [Z, 1]
 
-so that bias, mean and constant row are rows of the products.  A backward writes the gradient D of a
-layer over its Z, and all large arrays are the Workspace's: a tape can be read once, before the next
-forward, and its gradients live as long.
+so that bias, mean and constant row are rows of the products.  To save memory, a backward writes the
+gradient D of a layer over its Z, and all large arrays are buffers of the Workspace: call backward
+once for each forward, and use its results before the next forward.  A forward may have several
+towers, each with a name of its own.
 """
 
 from typing import Any, NamedTuple
@@ -37,7 +38,8 @@ class Activation(NamedTuple):
     shift: Any  # (I,), s
     moments: Any  # (I + 1, I + 1) float64, mean over all rows of Z~ Z~^T
     work: Workspace
-    turn: int  # of work: which forward this is
+    name: str  # of the tower
+    generation: int  # of the tower: which forward this is
 
     @property
     def rows(self):
@@ -87,36 +89,33 @@ def _sum_over_blocks(function, x, shape, name):
     return total
 
 
-def enter(points, widths, work):
-    """Return the Activation of points (B, N, I), shifted by their mean, with room for layers of
-    widths.
+def to_tower(x, widths, work, name="points", exact=True):
+    """Return the Activation of x (B, N, I), shifted by its mean, in a tower with room for layers.
 
-    Whoever enters ends the life of every tape that this Workspace served before.
+    widths: of the layers that follow, the pooled one excepted.  name: of the tower; a forward that
+    enters a tower of this name again makes every earlier tape of it unreadable.  exact: whether
+    the moments are products in float64: for coordinates, three channels that no batch norm has
+    tamed, this costs nothing.
     """
-    clouds, count, channels = points.shape
+    clouds, count, channels = x.shape
     rows = channels + 1 + sum(width + 1 for width in widths)
-    tower = work.array(
-        f"tower {widths}", (clouds, rows, count), points.dtype, fill=1
-    )  # the ones stay
-    z = tower[:, :channels]
-    z[...] = points.swapaxes(1, 2)
-    shift = z.mean(axis=(0, 2))  # of the copy: the same bits in whatever order points lie in memory
-    work.turn += 1
-    x = Activation(tower, 0, shift, None, work, work.turn)
+    tower = work.array(f"{name} tower {widths}", (clouds, rows, count), x.dtype, fill=1)
+    z = tower[:, :channels]  # the row below it keeps its ones
+    z[...] = x.swapaxes(1, 2)
+    shift = z.mean(axis=(0, 2))  # of the copy: the same bits in whatever order x lies in memory
+    entry = Activation(tower, 0, shift, None, work, name, work.next_generation(name))
 
     def write(clouds):
-        z = x.of(clouds)
+        z = entry.of(clouds)
         z -= shift[:, None]
 
-    return _filled(
-        x, write, "points", exact=True
-    )  # three channels: it costs nothing, and no batch norm tamed them
+    return _filled(entry, write, name, exact)
 
 
 def _filled(y, write, name, exact=False):
     """Return the Activation y with its moments, its clouds written by write(clouds) block by block.
 
-    exact: with products in float64 too, not only sums over clouds.
+    exact: with products in float64 too, not only sums over clouds.  name: of the buffers.
     """
     rows = len(y.shift) + 1
 
@@ -208,7 +207,7 @@ def shared_forward(x, W, gamma, beta, eps, name):
     shift = xp.maximum(beta, 0)
     coefficients = xp.concatenate([affine.At, (affine.c - shift)[:, None]], axis=1)  # (O, I + 1)
     floor = -shift[:, None]
-    y = Activation(x.tower, x.end, shift, None, work, x.turn)
+    y = x._replace(first=x.end, shift=shift, moments=None)
 
     def write(clouds):
         z = product(coefficients, x.with_ones(clouds), y.of(clouds), work)
@@ -335,12 +334,12 @@ def pooled_backward(dh, cache):
     """
     x, affine, winners, positive, name = cache
     work, g = x.work, dh * positive
-    if work.turn != x.turn:
+    if work.generation(x.name) != x.generation:
         raise DataError(
             "fast engine: this tape was read already, or a later forward wrote over it; run "
             "forward again"
         )
-    work.turn += 1
+    work.next_generation(x.name)  # gradients will be written over activations
     inputs, width = affine.W.shape
     products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
     products[-1] = g.sum(axis=0)
@@ -349,31 +348,31 @@ def pooled_backward(dh, cache):
     return Gradient(x, K, affine.At, winners, g), dW, dgamma, dbeta
 
 
-def leave(gradient):
-    """Return the gradient (B, N, I) of what enter() took; training never asks for it."""
+def input_gradient(gradient):
+    """Return the gradient (B, N, I) of what to_tower() took, which training never asks for."""
     x = gradient.x
     return x.work.xp.concatenate(
         [gradient.of(clouds).swapaxes(1, 2).copy() for clouds in x.blocks()]
     )
 
 
-def eval_maps(layers, eps):
-    """Return [(A^T (O, I), c (O,)), ...] of shared layers (W, gamma, beta, mean, var) with tracked
-    statistics.  (F9)
+def eval_maps(layers, eps, channels=3):
+    """Return [(A^T (O, I), c (O,)), ...] of shared layers with tracked statistics.  (F9)
 
+    layers: (W, gamma, beta, mean, var) each.  channels: of the input of the first.
     A = W gamma / sigma and c = beta - mean gamma / sigma.
     """
     maps = []
     for W, gamma, beta, mean, var in layers:
         xp = module_of(W)
-        check_shape("W", W, (len(maps[-1][1]) if maps else 3, None))
+        check_shape("W", W, (len(maps[-1][1]) if maps else channels, None))
         scale = gamma / xp.sqrt(var + eps)
         maps.append((xp.ascontiguousarray((W * scale).T), beta - mean * scale))
     return maps
 
 
 def shared_eval(points, maps, work):
-    """Return the pooled features h (B, O) of points (B, N, 3) under the maps of eval_maps().
+    """Return the pooled features h (B, O) of points (B, N, I) under the maps of eval_maps().
 
     A block of clouds goes through all layers before the next one starts and only its maxima leave.
     Every product is of one cloud and of a shape that other clouds have no part in, so neither have

@@ -21,8 +21,8 @@ SMALL_MATRIX_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
 class Workspace:
     """Named buffers of array module xp, and `threads` threads to work on them.
 
-    One Workspace serves one training run: whoever computes with it ends the life of the arrays of
-    the computation before.  With one thread, the default, no thread is started.
+    One Workspace serves one training run.  Each step uses the same buffers again: arrays returned
+    by the step before are overwritten.  With one thread, the default, no thread is started.
     """
 
     def __init__(self, xp=np, threads=1):
@@ -36,9 +36,18 @@ class Workspace:
         )  # elements of one cloud, or of one array, that stay in a cache
         # Rows of a product multiplied at once, None for all (products.py).
         self.group = 4 if on_host and blas_kernel() in SMALL_MATRIX_KERNELS else None
-        self.turn = 0  # counts forwards, and backwards that end what a forward wrote
+        self._generations = {}  # {name: forwards, and backwards that end what a forward wrote}
         self._arrays, self._own = {}, threading.local()
         self._pool = ThreadPoolExecutor(threads - 1, "minipc-step") if threads > 1 else None
+
+    def generation(self, name):
+        """Return how often what is kept under this name was begun or overwritten."""
+        return self._generations.get(name, 0)
+
+    def next_generation(self, name):
+        """Count what is kept under this name as overwritten, and return its new generation."""
+        self._generations[name] = self.generation(name) + 1
+        return self._generations[name]
 
     def array(self, name, shape, dtype, fill=None):
         """Return the buffer of this name, made and filled anew only where shape or dtype

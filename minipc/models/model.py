@@ -1,0 +1,45 @@
+"""The seam between a model and all else: a model is a module with these functions.
+
+    param_specs(config)            {dotted name: Spec} of the parameters
+    initial_stats(config, dtype)   {name.mean, name.var} of a new model
+    prepare(config, points)        the groups of stored clouds (B, N, 3), () where there are none
+    forward_train(params, inputs, config, mask, engine, work)   logits, {layer: BatchStats}, tape
+    evaluator(params, stats, config, engine)   logits_of(inputs), for a finished model
+    count(config, points)          Count of parameters and multiply-adds
+    dropout_width(config)          width of the mask that forward_train takes
+    sizes(text, classes)           the config of a name or of widths by hand
+    NAMED_SIZES                    the names
+
+ModelConfig, its config, is a frozen dataclass of JSON values with the fields classes, dropout, eps
+and momentum and the class attribute architecture, its name here.  nn.engine.backward() reads the
+tape of any model.
+"""
+
+from minipc.errors import DataError
+from minipc.models import pointnet
+
+MODELS = {"pointnet": pointnet}
+
+
+def net(config):
+    """Return the module of a model with this config."""
+    return MODELS[config.architecture]
+
+
+def config_class(architecture, where):
+    """Return the class of a config that was read from a file.  Raises DataError naming where."""
+    if architecture not in MODELS:
+        raise DataError(
+            f"{where}: architecture {architecture!r} is not known here; expected "
+            f"{' or '.join(MODELS)}: upgrade"
+        )
+    return MODELS[architecture].ModelConfig
+
+
+def sizes(text, classes):
+    """Return the config of a named size of any model, or of widths by hand, "W-W-W:H-H".
+
+    Raises UsageError for anything else.
+    """
+    modules = [module for module in MODELS.values() if text in module.NAMED_SIZES]
+    return (modules or [pointnet])[0].sizes(text, classes)

@@ -1,0 +1,195 @@
+"""Two engines with the same methods, and the tape on which they push what a backward needs.
+
+A model's forward is one column of calls to an engine: enter, shared, pooled, dense, output.
+Textbook makes each of them from the operations of ops.py, the specification; Fast computes the
+same function by the moments of each layer's input (fast/fused.py).  What an engine passes from
+layer to layer is its own: (B, N, O) arrays here, an Activation there.
+"""
+
+from typing import Any, NamedTuple
+
+from minipc.backend import module_of
+from minipc.errors import UsageError
+from minipc.nn import ops
+from minipc.nn.fast import fused
+from minipc.nn.fast.workspace import Workspace
+
+
+class Operation(NamedTuple):
+    """One operation of a forward, as its backward needs it."""
+
+    backward: Any  # backward(dy, cache) -> dx, or (dx, dparameter, ...) in the order of names
+    cache: Any
+    names: tuple  # of the parameters
+
+
+class Tape(list):
+    """The Operations of one forward, in its order; it is not autograd: no graph, no tracing."""
+
+    def __init__(self, params, eps):
+        """params {dotted name: array} and eps of batch norm serve the whole forward."""
+        super().__init__()
+        self.params, self.eps = params, eps
+        self.batch = {}  # {layer: BatchStats}
+
+    def push(self, result, backward, *names):
+        """Keep one operation, result = (y, cache), and return y."""
+        y, cache = result
+        self.append(Operation(backward, cache, names))
+        return y
+
+    def of(self, layer, *parts):
+        """Return the dotted names of a layer's parameters, and the parameters."""
+        names = [f"{layer}.{part}" for part in parts]
+        return names, [self.params[name] for name in names]
+
+
+def backward(dlogits, tape):
+    """Return {name: gradient} with the names of params, and the gradient of what was entered.
+
+    The latter is dpoints (B, N, 3) of the textbook engine.  Fast leaves it as a fused.Gradient,
+    since training does not need it; fused.input_gradient() multiplies it out.
+    """
+    grads, d = {}, dlogits
+    for operation in reversed(tape):
+        found = operation.backward(d, operation.cache)
+        if operation.names:
+            d, *of_parameters = found
+            grads |= zip(operation.names, of_parameters, strict=True)
+        else:
+            d = found
+    return grads, d
+
+
+class Textbook:
+    """Each layer operation by operation, as docs/math.md derives them."""
+
+    def __init__(self, work=None):
+        """work has no use here: nothing is kept from one step to the next."""
+
+    def enter(self, tape, x, widths, name="points", inner=False):
+        """Return what shared() and pooled() take, of x (B, N, I).
+
+        widths: of the layers that follow, the pooled one excepted.  name: of this entry, where a
+        forward has several.  inner: x comes from layers below, so that its gradient is needed.
+        """
+        return x
+
+    def shared(self, tape, x, layer):
+        """Linear, batch norm and ReLU of every point."""
+        return _norm_relu(tape, self._linear(tape, x, layer), layer)
+
+    def pooled(self, tape, x, layer):
+        """The last shared layer of an entry and the maximum over its points.    -> (B, O)"""
+        x = self.shared(tape, x, layer)
+        return tape.push(ops.point_max_forward(x), ops.point_max_backward)
+
+    def dense(self, tape, x, layer):
+        """Linear, batch norm and ReLU of the head.    (B, I) -> (B, O)"""
+        return _norm_relu(tape, self._linear(tape, x, layer), layer)
+
+    def output(self, tape, x, layer):
+        """The logits: linear and bias.    (B, I) -> (B, K)"""
+        return _bias(tape, self._linear(tape, x, layer), layer)
+
+    def _linear(self, tape, x, layer):
+        names, (W,) = tape.of(layer, "W")
+        return tape.push(ops.linear_forward(x, W), ops.linear_backward, *names)
+
+    def eval_entry(self, layers, eps, channels=3):
+        """Return pooled(x), the features (B, O) of x (B, N, channels) with tracked statistics.
+
+        layers: (W, gamma, beta, mean, var) of the shared layers of an entry.
+        """
+
+        def pooled(x):
+            # a product can round otherwise where memory is walked otherwise
+            x = module_of(x).ascontiguousarray(x)
+            for W, *norm in layers:
+                x = eval_norm_relu(ops.linear_forward(x, W)[0], norm, eps)
+            return x.max(axis=1)  # (M12) without the search for who won, which a backward needs
+
+        return pooled
+
+
+class Fast:
+    """Shared layers and pool by the moments of their inputs, in the buffers of a Workspace."""
+
+    def __init__(self, work):
+        self.work = work
+
+    def enter(self, tape, x, widths, name="points", inner=False):
+        """As Textbook.enter."""
+        entry = fused.to_tower(x, widths, self.work, name, exact=not inner)
+        return tape.push((entry, None), _input_gradient) if inner else entry
+
+    def shared(self, tape, x, layer):
+        """As Textbook.shared."""
+        return self._fused(tape, x, layer, fused.shared_forward, fused.shared_backward)
+
+    def pooled(self, tape, x, layer):
+        """As Textbook.pooled."""
+        return self._fused(tape, x, layer, fused.pooled_forward, fused.pooled_backward)
+
+    def _fused(self, tape, x, layer, forward, backward):
+        names, values = tape.of(layer, "W", "gamma", "beta")
+        *result, tape.batch[layer] = forward(x, *values, tape.eps, layer)
+        return tape.push(result, backward, *names)
+
+    def dense(self, tape, x, layer):
+        """As Textbook.dense."""
+        return _norm_relu(tape, self._linear(tape, x, layer), layer)
+
+    def output(self, tape, x, layer):
+        """As Textbook.output."""
+        return _bias(tape, self._linear(tape, x, layer), layer)
+
+    def _linear(self, tape, x, layer):
+        names, (W,) = tape.of(layer, "W")
+        result = fused.linear_forward(x, W, self.work, layer)
+        return tape.push(result, fused.linear_backward, *names)
+
+    def eval_entry(self, layers, eps, channels=3):
+        """As Textbook.eval_entry."""
+        maps = fused.eval_maps(layers, eps, channels)
+        return lambda x: fused.shared_eval(x, maps, self.work)
+
+
+ENGINES = {"fused": Fast, "textbook": Textbook}
+
+
+def check_engine(name):
+    """Raise UsageError for a name that is not an engine's."""
+    if name not in ENGINES:
+        raise UsageError(f"engine: expected {' or '.join(ENGINES)}, got {name!r}")
+
+
+def engine_of(name, work, *arrays):
+    """Return the engine of this name, in a Workspace: work, or a new one for the arrays' module.
+
+    Raises UsageError for another name.
+    """
+    check_engine(name)
+    return ENGINES[name](work or Workspace(module_of(*arrays)))
+
+
+def _norm_relu(tape, x, layer):
+    names, (gamma, beta) = tape.of(layer, "gamma", "beta")
+    *result, tape.batch[layer] = ops.batch_norm_forward(x, gamma, beta, tape.eps)
+    x = tape.push(result, ops.batch_norm_backward, *names)
+    return tape.push(ops.relu_forward(x), ops.relu_backward)
+
+
+def _bias(tape, x, layer):
+    names, (b,) = tape.of(layer, "b")
+    return tape.push(ops.bias_forward(x, b), ops.bias_backward, *names)
+
+
+def _input_gradient(d, _):
+    return fused.input_gradient(d)
+
+
+def eval_norm_relu(x, norm, eps):
+    """Batch norm with tracked statistics, and ReLU.    norm = gamma, beta, mean, var, (O,) each"""
+    x, _ = ops.batch_norm_eval_forward(x, *norm, eps)
+    return ops.relu_forward(x)[0]
