@@ -161,7 +161,7 @@ def dropout(rng):
         same(
             "x mask",
             ops.dropout_forward(x, mask)[0],
-            [[a * m for a, m in zip(*rows)] for rows in zip(x, mask)],
+            [[a * m for a, m in zip(*rows, strict=True)] for rows in zip(x, mask, strict=True)],
         )
     ]
 
@@ -182,8 +182,11 @@ def log_softmax(rng):
 def soft_cross_entropy(rng):
     z, q = 2 * rng.standard_normal((4, 7)), rng.standard_normal((4, 7))
     wanted = [
-        fsum(-weight * (value - special.logsumexp(row)) for value, weight in zip(row, weights))
-        for row, weights in zip(z, q)
+        fsum(
+            -weight * (value - special.logsumexp(row))
+            for value, weight in zip(row, weights, strict=True)
+        )
+        for row, weights in zip(z, q, strict=True)
     ]
     return [
         near("- sum q log softmax, signed q", losses.soft_cross_entropy_forward(z, q)[0], wanted)
@@ -191,7 +194,7 @@ def soft_cross_entropy(rng):
 
 
 def _kl(p, s):
-    return fsum(a * (np.log(a) - np.log(b)) for a, b in zip(p, s))
+    return fsum(a * (np.log(a) - np.log(b)) for a, b in zip(p, s, strict=True))
 
 
 def _by_definition(config, z, y, v, u, has_u):
@@ -203,7 +206,7 @@ def _by_definition(config, z, y, v, u, has_u):
         b_n = b * has_u[n]
         q = a * p - b_n * r
         guarded = np.array(
-            [max(value, losses.GUARD_FLOOR * a * floor) for value, floor in zip(q, p)]
+            [max(value, losses.GUARD_FLOOR * a * floor) for value, floor in zip(q, p, strict=True)]
         )
         ce = -fsum(y[n] * np.log(s_1))
         kd, self_kl = T**2 * _kl(p, s_T), T**2 * _kl(r, s_T)
@@ -233,7 +236,9 @@ def loss(configs):
             z, y, v, u, has_u = targets(rng, config)
             wanted = _by_definition(config, z, y, v, u, has_u)
             found, cache = losses.loss_forward(z, y, v, u, has_u, config)
-            facts += [near(name, *pair) for name, *pair in zip(found._fields, found, wanted)]
+            facts += [
+                near(name, *pair) for name, *pair in zip(found._fields, found, wanted, strict=True)
+            ]
             dz = losses.loss_backward(cache)
             facts.append(
                 near("rows of the gradient sum to 0", dz.sum(axis=1) + 1, np.ones(len(dz)))

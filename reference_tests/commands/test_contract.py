@@ -354,7 +354,9 @@ def test_guessers_pass_no_more_often_than_is_said(counts, guess):
         "largest": np.eye(classes)[0],
     }[guess]
     needs = trial(labels, np.eye(classes)[labels], share)
-    right = np.stack([rng.binomial(count, each, tries) for count, each in zip(counts, q)], axis=1)
+    right = np.stack(
+        [rng.binomial(count, each, tries) for count, each in zip(counts, q, strict=True)], axis=1
+    )
     passed = np.zeros(tries, bool)
     if needs.needed is not None:
         passed |= right.sum(axis=1) >= needs.needed

@@ -169,22 +169,24 @@ def test_the_space_that_is_needed_is_the_space_that_is_taken(out, splits, monkey
     """
     for views, carry in ((2, None), (3, None), (3, splits), (5, None)):
         told = forecast(splits.train, "t", str(out), views, with_clouds=carry)
-        before, most = size_of(out.parent), []
-        finalise = Store.finalise
+        before, shards = size_of(out.parent), []
         with monkeypatch.context() as patch:
-            patch.setattr(
-                Store,
-                "finalise",
-                lambda self, progress: (
-                    most.append(size_of(out.parent) - before),
-                    finalise(self, progress),
-                )[1],
-            )
+            patch.setattr(Store, "finalise", measured(Store.finalise, out.parent, shards))
             done = record(
                 splits.train, teacher, "t", str(out), views, with_clouds=carry, force=True
             )
-        taken = most[0] + done.bytes
+        taken = shards[0] - before + done.bytes
         assert taken <= told.bytes_needed + 4000 and told.bytes_needed < taken + 4096 * 5
+
+
+def measured(finalise, place, sizes):
+    """Return Store.finalise that notes the bytes in place first."""
+
+    def first_measured(store, progress):
+        sizes.append(size_of(place))
+        return finalise(store, progress)
+
+    return first_measured
 
 
 def size_of(place):

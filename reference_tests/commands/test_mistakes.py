@@ -493,4 +493,4 @@ What an ordinary mistake is answered with: one line on stderr, an exit code by i
 ([conventions.md](conventions.md#command-line)), nothing half-written. A test makes every one of these
 mistakes and compares this page word for word. `clouds.h5` is a packed data set, `good` a trained model,
 `record.h5` its record of two views; the other names say what is wrong with them.
-"""
+"""  # noqa: E501

@@ -39,7 +39,7 @@ def test_a_file_is_predicted_as_the_packed_cloud_is(trained, vessels, say):
     splits, model = read_clouds("vessels.h5"), read_model("run/model.h5")
     packed = {}
     for clouds in splits:
-        for points, logits in zip(clouds.points, predict(model, clouds.points, np, 1)):
+        for points, logits in zip(clouds.points, predict(model, clouds.points, np, 1), strict=True):
             packed[points.tobytes()] = splits.train.class_names[logits.argmax()]
     for one in values["predictions"]:
         points, _, _ = read_prepared(one["file"], "unit_sphere", 32)
@@ -52,7 +52,7 @@ def test_a_prediction_does_not_depend_on_what_is_predicted_with_it(trained, say)
     paths = [f"vessels/mug/{number:03d}.xyz" for number in range(1, 41)]
     together = predict_files("run", paths, xp=np, threads=2)["predictions"]
     assert [one["file"] for one in together] == paths
-    for path, one in list(zip(paths, together))[::13]:
+    for path, one in list(zip(paths, together, strict=True))[::13]:
         assert predict_files("run", [path], xp=np)["predictions"] == [one]
 
 

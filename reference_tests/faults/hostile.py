@@ -2,10 +2,11 @@
 
 Every change of the HDF5 content comes with a recomputed digest, so that the structural checks are
 what refuses it; the others are changes of the bytes, which the digest is there for.  Data sets of
-others have no digest, and what is merely unusual in them is read.  `python -m
-reference_tests.faults.hostile FOLDER` reads every file of the corpus in FOLDER, each by the reader of its
-kind, and prints what came of it, how long it took and the memory it needed: a process of its own,
-so that the memory is that of the readers.
+others have no digest, and what is merely unusual in them is read.
+
+`python -m reference_tests.faults.hostile FOLDER` reads every file of the corpus in FOLDER, each by
+the reader of its kind, and prints what came of it, how long it took and the memory it needed: a
+process of its own, so that the memory is that of the readers.
 """
 
 import io
@@ -247,8 +248,10 @@ def deflate(file, name, shape, chunks, dtype="<f4"):
     """
     found = file.create_dataset(name, shape, dtype, chunks=chunks, compression="gzip")
     chunk = zlib.compress(bytes(found.dtype.itemsize * int(np.prod(chunks))))
-    for at in np.ndindex(*(-(-size // step) for size, step in zip(shape, chunks))):
-        found.id.write_direct_chunk(tuple(int(i * step) for i, step in zip(at, chunks)), chunk)
+    for at in np.ndindex(*(-(-size // step) for size, step in zip(shape, chunks, strict=True))):
+        found.id.write_direct_chunk(
+            tuple(int(i * step) for i, step in zip(at, chunks, strict=True)), chunk
+        )
 
 
 def deflated(shape, chunks):

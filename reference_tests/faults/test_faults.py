@@ -78,7 +78,7 @@ def test_whichever_call_fails_the_end_is_one_line_and_the_same_command_leads_to_
         folder.mkdir()
         try:
             with on(Failing(name, nth, code, for_good)):
-                record(folder, lambda *names: told.append(names))
+                record(folder, lambda *names, told=told: told.append(names))
         except MinipcError as reason:
             assert "\n" not in str(reason) and os.strerror(code) in str(reason), (nth, reason)
         state = {

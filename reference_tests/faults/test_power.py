@@ -91,7 +91,7 @@ class Judge:
             except DataError:
                 self.seen[key] = False
             else:
-                for array, wanted in zip(found.values(), rows(view, first, stop)):
+                for array, wanted in zip(found.values(), rows(view, first, stop), strict=True):
                     np.testing.assert_array_equal(array, wanted)
                 self.seen[key] = True
         return self.seen[key]

@@ -376,9 +376,11 @@ def test_a_checkpoint_of_other_sizes_is_refused(splits, tmp_path):
 
 def test_two_processes_cannot_train_in_one_folder(splits, tmp_path):
     run(splits, tmp_path / "run", stop_after=1)
-    with RunFolder(str(tmp_path / "run")):
-        with pytest.raises(UsageError, match="another process is training in it"):
-            RunFolder(str(tmp_path / "run"))
+    with (
+        RunFolder(str(tmp_path / "run")),
+        pytest.raises(UsageError, match="another process is training in it"),
+    ):
+        RunFolder(str(tmp_path / "run"))
     RunFolder(str(tmp_path / "run")).__exit__()
 
 

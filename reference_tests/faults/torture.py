@@ -1,10 +1,10 @@
-"""Real faults on real processes: `python -m reference_tests.faults.torture` (make torture), bounded in
-count and time.
+"""Real faults on real processes, bounded in count and time (make torture).
 
-Recorder and training are killed at random moments and go on, until both have ended as if nothing
-had happened: byte for byte.  Then a full disk (a small tmpfs, where this user may mount one),
-Ctrl-C, two recorders at once, a damaged shard, and a finalise that is killed.  Ends with 0 if
-nothing was lost and with a table for docs/reliability.md.
+Run it as `python -m reference_tests.faults.torture`.  Recorder and training are killed at random
+moments and go on, until both have ended as if nothing had happened: byte for byte.  Then a full
+disk (a small tmpfs, where this user may mount one), Ctrl-C, two recorders at once, a damaged shard,
+and a finalise that is killed.  Ends with 0 if nothing was lost and with a table for
+docs/reliability.md.
 """
 
 import argparse

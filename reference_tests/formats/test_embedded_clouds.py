@@ -148,7 +148,7 @@ def test_what_int16_would_change_in_any_bit_stays_float32(value, splits):
 def test_any_clouds_come_back_bit_for_bit(values):
     splits = Splits(*(clouds_of(np.array(values).reshape(1, 1, 3)) for _ in range(2)))
     meta, arrays = embedded.encode(splits)
-    for name, clouds in zip(Splits._fields, splits):
+    for name, clouds in zip(Splits._fields, splits, strict=True):
         stored = arrays[f"clouds/{name}/points"]
         found = (
             stored

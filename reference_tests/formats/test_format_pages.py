@@ -123,7 +123,7 @@ def hashes_are_those_of_the_code(text):
         found = {part: file[f"train/{part}"][()] for part in ("points", "labels")}
     plan, examples = golden_plan(), code(section(text, "Hash of arrays"))[1:]
     for array, wanted, example in zip(
-        found.values(), (plan.points_hash, plan.labels_hash), examples
+        found.values(), (plan.points_hash, plan.labels_hash), examples, strict=True
     ):
         kind, shape = files.json.loads(example)
         assert len(shape) == array.ndim
@@ -215,14 +215,17 @@ def golden_records_have_the_fields_of_the_page(text):
     more = [row[0] for row in table(text, "Of a record with clouds")]
     for version, names in ((1, rows), (2, rows + more)):
         with h5py.File(GOLDEN / f"record-{version}.h5") as file:
-            found = []
-            file.visititems(
-                lambda name, item: found.append(name) if isinstance(item, h5py.Dataset) else None
-            )
-            assert {*found} == {*names, "meta"}
+            assert datasets(file) == {*names, "meta"}
             assert all(
                 file[name].chunks is None and file[name].id.get_offset() > 512 for name in names
             )
+
+
+def datasets(file):
+    """Return the names of the datasets of an open file, at every depth."""
+    found = set()
+    file.visititems(lambda name, item: isinstance(item, h5py.Dataset) and found.add(name))
+    return found
 
 
 def metadata_is_that_of_the_code(text):

@@ -92,7 +92,7 @@ def test_neither_the_order_of_listing_nor_hidden_files_change_anything(tmp_path,
     listed = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listed(path), reverse=True))
     again = read_tree(folder, 25).splits
-    for one, other in zip(first, again):
+    for one, other in zip(first, again, strict=True):
         assert (one.points_hash, one.labels_hash) == (other.points_hash, other.labels_hash)
 
 

@@ -418,7 +418,7 @@ def test_a_small_cloud_far_from_the_origin_is_the_cloud_that_it_is_at_the_origin
     than the cloud.
     """
     ready = []
-    for name, values in zip(("near", "far"), far_and_near()):
+    for name, values in zip(("near", "far"), far_and_near(), strict=True):
         path = tmp_path / f"{name}.{suffix}"
         if suffix == "npy":
             np.save(path, values)

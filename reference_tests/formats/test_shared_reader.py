@@ -108,9 +108,7 @@ def forked(reader, count=3):
     return [context.Process(target=exit_by, args=(reader, seed)) for seed in range(count)]
 
 
-def test_processes_that_are_forked_while_a_reader_is_open_read_the_right_rows_and_so_does_the_parent(
-    kept,
-):
+def test_processes_forked_from_an_open_reader_read_the_right_rows_and_so_does_the_parent(kept):
     with RecordReader(kept) as reader:
         with ThreadPoolExecutor(1) as beside:
             here = beside.submit(reads_right, reader, 9)
@@ -262,7 +260,7 @@ def test_a_torch_data_loader_serves_every_row_right_in_each_epoch(
     with RecordReader(kept) as reader:
         wanted = [reader.view(view) for view in range(VIEWS)]
         assert all(is_right(rows, view) for view, rows in enumerate(wanted))
-        scale, shift, logits = (np.concatenate(each) for each in zip(*wanted))
+        scale, shift, logits = (np.concatenate(each) for each in zip(*wanted, strict=True))
         loader = torch.utils.data.DataLoader(
             Rows(reader),
             batch_size=48,

@@ -89,7 +89,7 @@ def test_every_mutant_is_caught_and_leaves_nothing_behind(name):
     with mutants.broken(mutant):
         assert all(
             getattr(owner, attribute) is not old
-            for (owner, attribute, _), old in zip(mutant.breaks, before)
+            for (owner, attribute, _), old in zip(mutant.breaks, before, strict=True)
         )
         caught = checks.first_failure()
     assert caught is not None and not caught.passed
@@ -103,7 +103,7 @@ def test_a_mutant_is_taken_away_after_an_error_too():
         mutants.broken(mutants.MUTANTS["no-temperature-squared"]),
     ):
         assert losses.divergence is not right
-        1 / 0
+        raise ZeroDivisionError
     assert losses.divergence is right
 
 

@@ -6,6 +6,7 @@ up in the page, so that neither can change alone.
 
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -363,7 +364,7 @@ def test_history_pushes_as_derived_and_raises_the_variance_within_a_cloud():
 
 def test_the_page_of_the_fast_engine_counts_its_operations():
     for name, (shared, _, _) in NAMED_SIZES.items():
-        *layers, (I_last, O_last) = zip((3, *shared), shared)
+        *layers, (I_last, O_last) = pairwise((3, *shared))
         textbook = 3 * (sum(i * o for i, o in layers) + I_last * O_last)
         forward = sum(i * (i + 1) + i * o for i, o in (*layers, (I_last, O_last)))
         backward = sum((i + 1) * o for i, o in layers) + sum(i * (i + 1 + o) for i, o in layers[1:])

@@ -260,7 +260,7 @@ def test_each_pair_agrees_with_central_differences_and_with_the_textbook(pooled)
                 return weights[clouds].swapaxes(1, 2)
 
         d, *found = fused.shared_backward(Given(), cache)
-    grads = dict(zip(("W", "gamma", "beta"), found)) | {"x": fused.leave(d)}
+    grads = dict(zip(("W", "gamma", "beta"), found, strict=True)) | {"x": fused.leave(d)}
     assert worst(grads, wanted) <= 1e-12
 
     def value(a):

@@ -339,7 +339,7 @@ def test_point_order_does_not_matter(engine):
     (grads, dpoints), (grads_o, dpoints_o) = (backward(dlogits, each) for each in (tape, tape_o))
     dpoints, dpoints_o = multiplied_out(dpoints), multiplied_out(dpoints_o)
     got = leaves((logits_o, batch_o, grads_o, dpoints_o))
-    for g, w in zip(got, leaves((logits, batch, grads, dpoints[:, order]))):
+    for g, w in zip(got, leaves((logits, batch, grads, dpoints[:, order])), strict=True):
         np.testing.assert_allclose(g, w, atol=1e-12)  # the same
 
 

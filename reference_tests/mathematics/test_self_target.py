@@ -278,7 +278,7 @@ def test_the_whole_state_of_a_target_comes_back(kind):
     second.load(first.state(), np)
     for target in (first, second):
         target.epoch_starts(2, np)
-    for mine, other in zip(first.target(rows, x), second.target(rows, x)):
+    for mine, other in zip(first.target(rows, x), second.target(rows, x), strict=True):
         np.testing.assert_array_equal(mine, other)
     state = {name: value.copy() for name, value in first.state().items()}
     second.stepped(rows, -linear(params, x), {"W": -params["W"]})

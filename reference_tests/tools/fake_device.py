@@ -196,8 +196,8 @@ def _made(name):
 
 
 COMPUTED = """
-    add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square abs sign isfinite
-    frexp ldexp rint
+    add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square abs sign
+    isfinite frexp ldexp rint
     where sum mean max min argmax any all take take_along_axis broadcast_to
     zeros_like ones_like full_like empty_like ascontiguousarray
 """.split()
@@ -300,7 +300,7 @@ def assert_agrees(xp, got, want, digits=1e-10, exact=True):
     """
     got, want = leaves(on_host(got)), leaves(on_host(want))
     assert len(got) == len(want)
-    for g, w in zip(got, want):
+    for g, w in zip(got, want, strict=True):
         assert (g.dtype, g.shape) == (w.dtype, w.shape)
         if exact and (xp is np or is_fake(xp)):
             np.testing.assert_array_equal(g, w)

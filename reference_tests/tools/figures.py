@@ -128,7 +128,10 @@ def draw(folder):
         "walk",
         "t, along z = (2, 1, 0, -t)",
         "loss - loss at t = 0",
-        [(name, t, curve, style) for (name, curve), style in zip(curves.items(), styles)],
+        [
+            (name, t, curve, style)
+            for (name, curve), style in zip(curves.items(), styles, strict=True)
+        ],
     )
     shares = unbounded_shares(example_rows(40), 0.9, 0.0)
     temperatures = sorted({T for _, T in shares})
@@ -148,7 +151,7 @@ def draw(folder):
         "distance from where distillation alone ends",
         [
             (kind, steps, distances, style)
-            for (kind, distances), style in zip(toy().items(), styles)
+            for (kind, distances), style in zip(toy().items(), styles, strict=True)
         ],
         yscale="log",
     )

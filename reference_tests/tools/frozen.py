@@ -108,9 +108,8 @@ def texts():
     """Yield (name, digest) of what people read."""
     for name in ("", *verbs_below(minipc), "data"):
         told = StringIO()
-        with redirect_stdout(told):
-            with suppress(SystemExit):
-                command_line([*name.split("."), "--help"] if name else ["--help"])
+        with redirect_stdout(told), suppress(SystemExit):
+            command_line([*name.split("."), "--help"] if name else ["--help"])
         yield f"minipc {name} --help", hashlib.sha256(told.getvalue().encode()).hexdigest()
     yield "docs/mistakes.md", hashlib.sha256((ROOT / "docs/mistakes.md").read_bytes()).hexdigest()
 
@@ -127,9 +126,8 @@ def compared(kept, found):
     lines = []
     for name in sorted(kept.keys() | found.keys()):
         if kept.get(name) != found.get(name):
-            lines.append(
-                f"{name}: {'new' if name not in kept else 'gone' if name not in found else 'changed'}"
-            )
+            what = "new" if name not in kept else "gone" if name not in found else "changed"
+            lines.append(f"{name}: {what}")
     return lines
 
 

@@ -1,10 +1,9 @@
-"""The tests that touch BLAS, under every kernel of OpenBLAS that this processor can run: make
-test-kernels.
+"""The tests that touch BLAS, under every kernel of OpenBLAS that runs here (make test-kernels).
 
 One build of OpenBLAS holds kernels for many processors, which round differently; the variable
-OPENBLAS_CORETYPE chooses one when the library is loaded.  Each kernel has its own process. `python
--m reference_tests.tools.kernels Haswell Nehalem` tries these alone, with --others but for the one that is
-taken unasked, under which make test runs; what cannot run here is said.
+OPENBLAS_CORETYPE chooses one when the library is loaded.  Each kernel has its own process.
+`python -m reference_tests.tools.kernels Haswell Nehalem` tries these alone; --others leaves out the
+kernel that OpenBLAS itself chooses here, which make test covers.  What cannot run is named.
 """
 
 import os

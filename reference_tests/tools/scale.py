@@ -1,10 +1,10 @@
-"""Does the store stay linear: `python -m reference_tests.tools.scale` measures it with made-up logits,
-10,000 shards.
+"""Does the store stay linear?  Measured with made-up logits and 10,000 shards.
 
-No teacher runs: a callable returns numbers, and a shard holds the rows of one view of a few clouds,
-so that what is measured is the store.  Every stage runs in a process of its own, so that its peak
-memory is its own.  Then the same for shards of several sizes, `--sizes` rows, and for recordings of
-usual sizes, `--large`. Prints the tables of docs/scale.md.
+Run it as `python -m reference_tests.tools.scale`.  No teacher runs: a callable returns numbers, and
+a shard holds the rows of one view of a few clouds, so that what is measured is the store.  Every
+stage runs in a process of its own, so that its peak memory is its own.  Then the same for shards of
+several sizes, `--sizes` rows, and for recordings of usual sizes, `--large`.  Prints the tables of
+docs/scale.md.
 """
 
 import argparse

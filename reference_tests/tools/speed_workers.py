@@ -11,6 +11,8 @@ import json
 import os
 import sys
 import time
+from functools import partial
+from itertools import pairwise
 
 NAME, THREADS = sys.argv[1:3] if __name__ == "__main__" else ("numpy", "2")
 for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -136,7 +138,7 @@ def in_torch(task, compiled=False):
 
         def __init__(self):
             super().__init__()
-            pairs = list(zip((3, *shared), shared))
+            pairs = list(pairwise((3, *shared)))
             linear = [
                 nn.Conv1d(i, o, 1, bias=False) if conv else nn.Linear(i, o, bias=False)
                 for i, o in pairs
@@ -146,7 +148,7 @@ def in_torch(task, compiled=False):
                 nn.ModuleList([nn.BatchNorm1d(o) for o in shared]),
             )
             layers = []
-            for i, o in zip((shared[-1], *head), head):
+            for i, o in pairwise((shared[-1], *head)):
                 layers += [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU()]
             layers += [nn.Dropout(dropout)] * bool(dropout)
             self.head = nn.Sequential(*layers, nn.Linear(head[-1], CLASSES))
@@ -154,7 +156,7 @@ def in_torch(task, compiled=False):
         def forward(self, x):
             clouds, points, _ = x.shape
             x = x.transpose(1, 2) if conv else x.reshape(-1, 3)
-            for linear, norm in zip(self.linear, self.norm):
+            for linear, norm in zip(self.linear, self.norm, strict=True):
                 x = torch.relu(norm(linear(x)))
             return self.head(x.amax(dim=2) if conv else x.reshape(clouds, points, -1).amax(dim=1))
 
@@ -194,7 +196,7 @@ def in_jax(task):
 
     (shared, head, dropout) = NAMED_SIZES[task["size"]]
     rng = np.random.default_rng(0)
-    widths = [*zip((3, *shared), shared), *zip((shared[-1], *head), head)]
+    widths = list(pairwise((3, *shared, *head)))
     params = [
         (
             jnp.asarray(rng.standard_normal((i, o)) * (2 / i) ** 0.5, jnp.float32),
@@ -294,7 +296,7 @@ def serve():
         task = json.loads(line)
         repeat = task.pop("repeat", 1)
         if task.pop("memory", False):
-            answer = {"bytes": memory(lambda: CONTENDERS[NAME](task))}
+            answer = {"bytes": memory(partial(CONTENDERS[NAME], task))}
         else:
             key = json.dumps(task, sort_keys=True)
             if key not in made:
