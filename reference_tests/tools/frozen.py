@@ -22,11 +22,13 @@ from pathlib import Path
 from unittest import mock
 
 os.environ["COLUMNS"] = "100"  # the width of a help text
+from minipc.cli.main import main as command_line  # noqa: E402  one BLAS thread, before NumPy
+from minipc.cli.main import minipc  # noqa: E402
+
+# isort: split
 import numpy as np  # noqa: E402
 
 from minipc.backend import blas_kernel  # noqa: E402
-from minipc.cli.main import main as command_line  # noqa: E402  one BLAS thread, before NumPy is loaded
-from minipc.cli.main import minipc  # noqa: E402
 from minipc.cli.options import verbs_below  # noqa: E402
 from minipc.data import shapes  # noqa: E402
 from minipc.distil.train import TrainConfig  # noqa: E402
