@@ -284,7 +284,7 @@ def distance_to_kinks(arrays, step):
         if op_backward is ops.batch_norm_backward:
             y = (cache.gamma * cache.xhat + arrays[names[1]])[..., cache.gamma != 0]
             nearest = min(nearest, np.abs(y).min())
-        elif op_backward is ops.point_max_backward:
+        elif op_backward is ops.point_max_backward and cache.points > 1:
             two = np.sort(np.maximum(y, 0), axis=1)[:, -2:]
             gap = (two[:, 1] - two[:, 0])[two[:, 1] > 0]  # zero in all points: no winner to change
             nearest = min(nearest, gap.min(initial=np.inf))

@@ -8,12 +8,11 @@ import sys
 import threading
 import time
 import tracemalloc
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import distance_to_kinks
 
+from minipc.audit.problems import Step, distance_to_kinks
 from minipc.data.augment import AugmentConfig, Params, apply, draw
 from minipc.errors import DataError, UsageError
 from minipc.models.pointnet import (
@@ -49,12 +48,10 @@ EPSILON = np.finfo(np.float64).eps
 
 def away_from_kinks(config, clouds, points):
     """Return problem() of the first seed whose ReLUs and pools no rounding can turn."""
+    without_loss = Step(config, *[None] * 6, "textbook")
     for seed in range(100):
         params, x, dlogits = problem(config, clouds, points, seed=seed)
-        if (
-            distance_to_kinks(SimpleNamespace(params=params, points=x, mask=None, model=config))
-            > 1e-8
-        ):
+        if distance_to_kinks(params | {"points": x}, without_loss) > 1e-8:
             return params, x, dlogits
     raise AssertionError("100 draws, and each lay on a kink")
 

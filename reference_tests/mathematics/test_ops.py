@@ -7,9 +7,9 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import KINK
 from scipy import special
 
+from minipc.audit.problems import KINK
 from minipc.errors import BackendError, DataError
 from minipc.nn import gradcheck, losses, ops
 from minipc.nn.losses import LossConfig
