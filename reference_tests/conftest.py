@@ -61,9 +61,7 @@ def device(request):
 
 @pytest.fixture
 def torch():
-    """PyTorch; a test that asks for it is skipped where it is not installed, or fails where it must
-    be.
-    """
+    """PyTorch; without it a test is skipped, or fails with MINIPC_REQUIRE_TORCH=1."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch's own, at import; ours stay errors
@@ -171,9 +169,7 @@ STRETCH = {
 
 @pytest.fixture
 def vessels(folder):
-    """vessels/: eighty .xyz files of 40 points in each of three class folders, as somebody might
-    have them.
-    """
+    """vessels/: eighty .xyz files of 40 points in each of three class folders."""
     return write_vessels(folder)
 
 

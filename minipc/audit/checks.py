@@ -229,9 +229,7 @@ def _gradients(exact, single, rng, case):
 
 
 def _direction(gradient, rng):
-    """Return a random unit vector that is not nearly at right angles to the gradient: that would
-    ask nothing.
-    """
+    """Return a random unit vector that is not nearly orthogonal to the gradient."""
     least = 0.1 * np.linalg.norm(gradient) / np.sqrt(gradient.size)
     for _ in range(20):
         direction = rng.standard_normal(gradient.shape)

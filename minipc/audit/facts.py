@@ -1,5 +1,4 @@
-"""What no derivative shows: values held against their definitions, computed here a second time in
-the plainest way.
+"""What no derivative shows: values against their definitions, computed here a second time.
 
 A forward and a backward that are wrong together pass every gradient check.  So each function is
 asked for numbers whose definition fits in a line or two, in float64, and what is promised bit for
@@ -27,9 +26,7 @@ class Fact(NamedTuple):
 
 
 def near(what, found, wanted, allowed=ROUNDING, size=None):
-    """Return the Fact that found is what its definition says, up to rounding of size (None: its
-    largest entry).
-    """
+    """Return the Fact that found is wanted, up to rounding of size (None: the largest entry)."""
     found, wanted = np.asarray(found), np.asarray(wanted)
     if found.shape != wanted.shape:
         return Fact(what, np.inf, allowed)
@@ -254,9 +251,7 @@ def labels(rng):
 
 
 def negative(rng):
-    """Identities of the self term: u = z has no gradient, r = p is distillation with the weight a -
-    b.
-    """
+    """For u = z the self term has no gradient; r = p is distillation with the weight a - b."""
     a, b, T = 0.7, 0.3, 2.5
     z, y, v, _, _ = targets(rng, LossConfig())
     p, s_1, s_T = (special.softmax(row, axis=1) for row in (v / T, z, z / T))
@@ -277,9 +272,7 @@ def negative(rng):
 
 
 def guard(rng):
-    """(L8): every class keeps delta a p, so the loss has a floor; at b = 0 it is distillation bit
-    for bit.
-    """
+    """(L8): every class keeps delta a p; at b = 0 it is distillation, bit for bit."""
     config = LossConfig(0.9, 0.3, 2.5, 0.0, "clip")
     z, y, v, u, has_u = targets(rng, config)
     u[2] = 4 * v[2][::-1]  # a confident earlier self of another opinion

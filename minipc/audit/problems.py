@@ -1,5 +1,4 @@
-"""What the audit differentiates: functions of named arrays, each with the gradients that the engine
-claims.
+"""What the audit differentiates: functions of named arrays, and the gradients to be checked.
 
 Small problems lie away from the kinks of ReLU and maximum, where no derivative exists; ties are
 checked where they are differentiable, in the points that repeated points repeat.  Functions of the
@@ -120,9 +119,7 @@ def off_zero(rng, shape):
 
 
 def point_max(rng, dtype):
-    """Without ties, and of points that are repeated: then a gradient is the sum over equal
-    points.
-    """
+    """Without ties; then with repeated points, where a gradient is the sum over equal points."""
     x = apart(rng, (3, 7, 5))
     repeated = np.array([0, 1, 2, 3, 4, 5, 6, 0, 0, 3, 6])
 
@@ -166,9 +163,7 @@ def soft_cross_entropy(rng, dtype):
 
 
 def loss(configs):
-    """Return the maker of Problems of the whole loss, in the logits, under each of some
-    LossConfigs.
-    """
+    """Return the maker of Problems of the whole loss in the logits, one for each LossConfig."""
 
     def make(rng, dtype):
         return [_of_loss(config, rng, dtype) for config in configs]
@@ -193,9 +188,7 @@ def _of_loss(config, rng, dtype):
 
 
 def targets(rng, config, rows=6, classes=5):
-    """Return logits, y, v, u (rows, classes) and has_u (rows,), in which one row has no self
-    target.
-    """
+    """Return logits, y, v, u (rows, classes), has_u (rows,); one row has no self target."""
     z, v, u = 2 * rng.standard_normal((3, rows, classes))
     y = losses.smooth_labels(
         rng.integers(0, classes, rows), classes, config.label_smoothing, np.float64
@@ -255,9 +248,7 @@ def multiplied_out(dpoints):
 
 
 def step(model, config, engine, rng, dtype, clouds=6, points=5):
-    """Return (arrays, Step) of random data: gains of both signs and zero, frozen dropout, all three
-    terms.
-    """
+    """Return (arrays, Step) of random data: gains of both signs and zero, frozen dropout."""
     _, y, v, u, has_u = (
         array.astype(dtype) for array in targets(rng, config, clouds, model.classes)
     )
@@ -292,9 +283,7 @@ def distance_to_kinks(arrays, step):
 
 
 def small_step(engine, config):
-    """Return the maker of the Problem of one training step of a small PointNet, away from every
-    kink.
-    """
+    """Return the maker of one training step of a small PointNet, away from every kink."""
 
     def make(rng, dtype):
         return [_problem(*away_from_kinks(engine, config, rng), dtype)]
@@ -363,9 +352,7 @@ def against_earlier_self(kind):
 
 
 def whole_step(size, engine, config):
-    """Return the maker of the Problem of one training step of a model of true width, on few
-    points.
-    """
+    """Return the maker of one training step of a model of true width, on few points."""
 
     def make(rng, dtype):
         model = pointnet.sizes(size, 10)

@@ -1,6 +1,4 @@
-"""Facts of what is made of the operations: models, both engines, optimiser, replay, earlier
-selves.
-"""
+"""Facts of models, both engines, optimisers, replay and earlier selves."""
 
 import os
 from math import cos, pi
@@ -39,9 +37,7 @@ def _walk(rng, steps=5):
 
 
 def adamw(rng):
-    """(O1) unrolled: moments as weighted sums of all gradients, decay on weights alone; in place in
-    slices.
-    """
+    """(O1) unrolled: moments as weighted sums of all gradients, decay on weights alone."""
     start, grads = _walk(rng)
     lr, beta1, beta2, eps, facts = 0.05, 0.8, 0.95, 1e-3, []
     params, state, wanted = start, optim.adamw_start(start), dict(start)
@@ -105,9 +101,7 @@ def sgd(rng):
 
 
 def schedule(rng):
-    """(O3): up to 1 in equal steps, then half a cosine down; a short run warms up over its first
-    half.
-    """
+    """(O3): up to 1 in equal steps, then half a cosine down; warm-up is at most half a run."""
     facts = []
     for steps, warmup in ((100, 10), (12, 200), (5, 0)):
         up = min(warmup, steps // 2)
@@ -150,9 +144,7 @@ def augmentation(rng):
 
 
 def replay(rng):
-    """What the teacher saw while it was recorded is what a student sees, bit for bit, view by
-    view.
-    """
+    """A student sees what the teacher saw in the recording: bit for bit, view by view."""
     clouds = Clouds(
         rng.standard_normal((5, 12, 3)).astype(np.float32),
         np.arange(5) % 3,
@@ -186,9 +178,7 @@ def replay(rng):
 
 
 def _toy(rng):
-    """Return forward(params, points) -> logits, parameters of four steps, and points of two
-    batches.
-    """
+    """Return forward(params, points), the parameters of four steps, the points of two batches."""
     model = pointnet.ModelConfig((5, 6), (), classes=4)
     arrays, _ = step(model, LossConfig(), "textbook", rng, np.float64, clouds=6)
     points = arrays.pop("points")
@@ -294,9 +284,7 @@ def _plain(params, x, model, mask=1.0, moments=None):
 
 
 def model(engine):
-    """Return the maker of Facts of a whole PointNet: logits, batch and tracked statistics,
-    evaluation.
-    """
+    """Return the maker of Facts of a whole PointNet: logits, statistics, evaluation."""
 
     def make(rng):
         config = pointnet.ModelConfig(
@@ -338,9 +326,7 @@ def _small_work(block, slice):
 
 
 def divided_work(rng):
-    """Blocks, slices, parts of products and threads change nothing, nor does a Workspace that was
-    used before.
-    """
+    """Blocks, slices, threads and a Workspace in its second use change nothing."""
     config = pointnet.ModelConfig((16, 32, 48), (24, 24, 24), classes=5)
     work, facts = _small_work(block=2**19, slice=2**17), []
     for time in ("first", "second"):
@@ -379,8 +365,7 @@ def engines(size):
 
 
 def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
-    """Return the Facts that the fast engine, in a Workspace, has the gradients and logits of the
-    textbook's.
+    """Return the Facts that both engines have the same gradients and logits.
 
     repeated: so many of the first points stand at the end again.  Of equal points gradients are
     added: which of them won is a convention.

@@ -237,9 +237,7 @@ def digest_of(path):
 
 
 def digest_in(file):
-    """Return the digest in the header of a file object that guarded yields: the one that held.
-    Raises DataError.
-    """
+    """Return the digest in the header of a file that guarded yields.  Raises DataError."""
     with _reading(file.path):
         head = os.pread(file.fileno(), _HEADER.size, 0)
     if len(head) < _HEADER.size:
@@ -266,9 +264,7 @@ def read_bytes(path, most):
 
 @contextmanager
 def _reading(path):
-    """Turn an OSError of reading into MinipcError: a disk that fails is no evidence that the file
-    is bad.
-    """
+    """Turn an OSError of reading into MinipcError: a failing disk does not mean a bad file."""
     try:
         yield
     except OSError as reason:
@@ -321,8 +317,7 @@ class _Exact(io.RawIOBase):
             self._fd = None
 
     def read_at(self, at, buffer):
-        """Fill a writable bytes-like from byte at on; any threads and forked processes may do so at
-        once.
+        """Fill a writable bytes-like from byte at on; safe for threads and forked processes.
 
         Raises DataError where the file ends earlier, MinipcError where it cannot be read.
         """

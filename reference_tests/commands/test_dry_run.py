@@ -1,6 +1,4 @@
-"""record --dry-run and the check of free space: everything is said beforehand, and nothing is
-changed.
-"""
+"""record --dry-run and the check of free space: all is said before anything changes."""
 
 import json
 import os
@@ -16,9 +14,7 @@ from reference_tests.formats.test_embedded_clouds import on_grid, teacher
 
 
 def state(place):
-    """Return {path: (kind, content, time of change)} of everything below a folder, and of
-    itself.
-    """
+    """Return {path: (kind, content, time of change)} of a folder and all below it."""
     found = {}
     for path in [place, *sorted(place.rglob("*"))]:
         about = path.lstat()
@@ -38,9 +34,7 @@ def splits():
 
 
 def interrupted(out, splits, views, after):
-    """Leave a recording of so many views after so many shards, with what a kill and a bad disk
-    leave.
-    """
+    """Leave an interrupted recording: some shards, and what a kill and a bad disk leave."""
     calls = []
 
     def dying(points):
@@ -164,9 +158,7 @@ def test_too_little_space_is_told_before_the_teacher_is_called_and_leaves_nothin
 
 
 def test_the_space_that_is_needed_is_the_space_that_is_taken(out, splits, monkeypatch):
-    """The largest sum of the shards and the new record, when the last shard and the old record are
-    there.
-    """
+    """The most is needed when the last shard, the old and the new record are all there."""
     for views, carry in ((2, None), (3, None), (3, splits), (5, None)):
         told = forecast(splits.train, "t", str(out), views, with_clouds=carry)
         before, shards = size_of(out.parent), []

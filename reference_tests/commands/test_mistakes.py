@@ -1,5 +1,4 @@
-"""Every ordinary mistake: its exit code, one line that says what to do, no traceback, nothing left
-behind.
+"""Every ordinary mistake: exit code, one line that says what to do, nothing left behind.
 
 docs/mistakes.md shows the messages, word for word.  After a change of a message write it anew:
 MINIPC_WRITE_MISTAKES=1 python -m pytest reference_tests/commands/test_mistakes.py

@@ -16,9 +16,7 @@ from reference_tests.commands.test_cli import QUICK
 
 @pytest.fixture
 def trained(vessels, say):
-    """vessels.h5 and a run on it; the files that the model has never seen are those of the test
-    split.
-    """
+    """vessels.h5 and a run on it; the model has never seen the files of the test split."""
     assert (
         say("data", "pack", "vessels", "-o", "vessels.h5", "--num-points", 32, "--up-axis", "z")[0]
         == 0
@@ -100,9 +98,7 @@ def test_the_cloud_is_normalised_exactly_if_the_model_was_trained_so(trained, fo
 
 
 def test_a_cloud_far_from_the_origin_is_predicted_as_it_is_at_the_origin(trained, folder):
-    """Five decimals both times; the points that are taken depend on the numbers, so here all are
-    taken.
-    """
+    """Five decimals both times; all points are taken, as a subset depends on the numbers."""
     points = 0.02 * np.loadtxt("vessels/mug/003.xyz")
     count = len(points)
     np.savetxt("near.xyz", points, fmt="%.5f")

@@ -314,9 +314,7 @@ def test_a_kill_in_the_middle_of_an_epoch_costs_that_epoch_alone(splits, tmp_pat
 def test_a_disk_that_is_full_at_any_file_of_an_epoch_costs_that_epoch_alone(
     splits, tmp_path, monkeypatch, after
 ):
-    """run.json, then checkpoint, two metrics, model and best of each epoch, predictions at the
-    end.
-    """
+    """run.json first; checkpoint, metrics, model and best each epoch; predictions last."""
     run(splits, tmp_path / "whole", "history", val_fraction=0.2)
     calls = []
 

@@ -179,9 +179,7 @@ def programs(folder):
 
 @pytest.fixture
 def by_hand(cluster):
-    """The three commands of the README, in a fence of their own, for this machine and a free
-    port.
-    """
+    """The three commands of the README's scheduler block, with this machine and a free port."""
     (text,) = (
         block
         for block in re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)

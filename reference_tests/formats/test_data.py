@@ -148,9 +148,7 @@ def test_a_cloud_of_one_repeated_point_goes_to_the_origin():
 
 @pytest.fixture
 def modelnet(tmp_path):
-    """A folder in the customary layout: two training files, foreign prefixes, a unit sphere
-    each.
-    """
+    """A folder in the customary layout: two training files, foreign prefixes, a unit sphere."""
     folder = tmp_path / "modelnet40_ply_hdf5_2048"
     folder.mkdir()
     rng = np.random.default_rng(0)

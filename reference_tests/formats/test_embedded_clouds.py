@@ -281,9 +281,7 @@ def test_other_test_clouds_than_those_in_the_record_are_refused(out, splits):
 
 
 def rewrite(out, change):
-    """Commit the record in out again after change(arrays, meta), self-consistent and with a right
-    digest.
-    """
+    """Commit the record in out again after change(arrays, meta), with a right digest."""
     with open_record(out) as found:
         arrays = {name: each.read() for name, each in {**found.rows, **found.clouds}.items()}
         meta = found.meta

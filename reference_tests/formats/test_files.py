@@ -1,6 +1,4 @@
-"""Every byte that we write or believe: commits that are all or nothing, readers that believe
-nothing.
-"""
+"""Commits are all or nothing, and readers believe no byte unchecked."""
 
 import errno
 import fcntl

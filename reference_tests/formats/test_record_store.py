@@ -1,6 +1,4 @@
-"""The record store: what a kill, a full disk, a damaged or a hostile file cannot do to a
-recording.
-"""
+"""The record store: a kill, a full disk or a bad file does not harm a recording."""
 
 import errno
 import fcntl
@@ -74,9 +72,7 @@ def shard_path(out, view, first):
 
 @pytest.fixture(autouse=True, scope="module")
 def no_disk():
-    """No test here cuts the power, so none waits for a disk; killed_at counts fsync all the
-    same.
-    """
+    """No test here cuts the power, so none waits for a disk; killed_at still counts fsync."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         yield

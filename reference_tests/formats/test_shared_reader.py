@@ -1,5 +1,4 @@
-"""One open reader in many hands: forked and spawned processes, threads, a PyTorch DataLoader; every
-row is right.
+"""One open reader in processes, threads and a PyTorch DataLoader: every row is right.
 
 The loader is tried where PyTorch is installed: skipped without it, unless MINIPC_REQUIRE_TORCH=1.
 """
@@ -35,9 +34,7 @@ def teacher(points):
 
 
 def is_right(rows, view):
-    """Return whether rows are (scale, shift, logits) of a view: the parameters drawn, the teacher
-    asked again.
-    """
+    """Return whether rows are (scale, shift, logits) of a view, all computed again."""
     params = draw(SEED, view, 0, len(POINTS), AugmentConfig())
     wanted = (*params, teacher(apply(POINTS, params)))
     return all(np.array_equal(found, value) for found, value in zip(rows, wanted, strict=True))
@@ -140,9 +137,7 @@ def test_a_fork_amid_threads_that_read_hangs_nowhere(kept):
 
 
 def test_h5py_itself_reads_the_right_rows_from_a_file_of_ours_after_a_fork(kept):
-    """The position belongs to the file object, not to the open file that parent and children
-    share.
-    """
+    """Each file object has its own position, though parent and children share the open file."""
     with files.guarded(kept, "record", 2) as whole, hdf5.hdf5_in(whole, kept) as file:
         shift = file["augment/shift"]
 

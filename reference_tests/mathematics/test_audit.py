@@ -1,6 +1,4 @@
-"""The audit passes where the engine is right, and catches whatever is not: mutants, and one percent
-of any gradient.
-"""
+"""The audit passes the right engine and catches mutants, and one percent of any gradient."""
 
 import json
 from contextlib import ExitStack

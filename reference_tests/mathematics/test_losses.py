@@ -584,9 +584,7 @@ def test_the_total_is_the_formula_bit_for_bit_where_nothing_is_raised_and_more_e
 
 
 def test_at_the_teachers_own_logits_distillation_alone_costs_nothing():
-    """T^2 KL(p || p) is 0: what is reported is the formula's value, the entropy of the teacher with
-    it.
-    """
+    """T^2 KL(p || p) is 0: the reported value is the formula's, entropy included."""
     z, y, *_ = draw(21)
     terms, _ = loss_forward(z, y, z, None, None, LossConfig(1.0, 0.0, 4.0))
     assert float(terms.total) == float(terms.distillation) == 0.0

@@ -293,8 +293,7 @@ def leaves(tree):
 
 
 def assert_agrees(xp, got, want, digits=1e-10, exact=True):
-    """Raise unless two trees of arrays agree: if exact, bit for bit on NumPy and on the fake
-    device.
+    """Raise unless two trees agree: if exact, bit for bit on NumPy and the fake device.
 
     On a real device sums run in another order: `digits`, relative to the largest of each array.
     """

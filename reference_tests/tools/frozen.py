@@ -1,5 +1,4 @@
-"""What a redesign must not change, as digests: `make frozen` compares, --write REASON writes them
-anew.
+"""What a redesign must not change, as digests (make frozen; --write REASON keeps new ones).
 
 Arrays: logits, gradients and statistics of both engines over sizes, dtypes and dropout.  Files:
 data, teacher, record and runs of a shortened demo, with one and two threads, provenance fixed.
@@ -75,9 +74,7 @@ def arrays():
 
 
 def files(threads):
-    """Yield (name, digest) of the files that the bare commands write, on fewer shapes and
-    epochs.
-    """
+    """Yield (name, digest) of what the bare commands write, with fewer shapes and epochs."""
 
     def few(seed):
         return shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)

@@ -43,9 +43,7 @@ def environment(kernel):
 
 
 def answer(kernel):
-    """Return the name by which OpenBLAS calls this kernel when asked for it, or "" where it cannot
-    run here.
-    """
+    """Return OpenBLAS's name of this kernel, or "" where it cannot run here."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE], env=environment(kernel), capture_output=True, text=True
     )
@@ -53,9 +51,7 @@ def answer(kernel):
 
 
 def runnable(wanted, say=lambda line: None):
-    """Return {kernel asked for: name it answers by} of those that run here, each once; say(line)
-    names the others.
-    """
+    """Return {kernel asked for: its own name} of those that run here; say(line) names the rest."""
     found = {}
     for kernel in wanted:
         name = answer(kernel)

@@ -61,9 +61,7 @@ def stage(name, path, views):
 
 
 def measured(name, path, views):
-    """Return (seconds, bytes of peak memory above the imports) of one stage in a process of its
-    own.
-    """
+    """Return (seconds, peak bytes above the imports) of a stage in a process of its own."""
     done = subprocess.run(
         [
             sys.executable,
@@ -107,9 +105,7 @@ def print_shards(numbers):
 
 
 def commits(rows, many=2**17):
-    """Return (seconds, bytes, files) of committing `many` rows in shards of some rows, and seconds
-    of finalising.
-    """
+    """Return (seconds, bytes, files) of committing `many` rows, and seconds of finalising."""
     rng = np.random.default_rng(0)
     params, logits = (
         rng.standard_normal((2, rows, 3), np.float32),

@@ -165,9 +165,7 @@ def recording(machine, values, say):
 
 
 def on_device(machine, values, say):
-    """Training steps and recording on a CUDA device, against PyTorch there, in milliseconds and
-    clouds a second.
-    """
+    """Training steps and recording on a CUDA device, against PyTorch there."""
     values["device"] = provenance(load("cupy"))  # BackendError without one
     for kind, sizes_of, per in (("step", NAMED_SIZES, 1000 / IN_A_ROW), ("record", ["teacher"], 1)):
         for size in sizes_of:
@@ -320,9 +318,7 @@ def passes(d, y, column):
 
 
 def narrow_layers(values, say):
-    """What products and moments cost in each layer in the forms there are, and passes over a stored
-    activation.
-    """
+    """What products, moments and passes over an activation cost in each layer."""
     rng, ours, whole, fours, points = (
         np.random.default_rng(0),
         Workspace(),
@@ -378,9 +374,7 @@ def narrow_layers(values, say):
 
 
 def other_kernels(values, say):
-    """Steps and products under every other kernel of OpenBLAS that this processor can run, the
-    short form.
-    """
+    """The short form under every other kernel of OpenBLAS that runs here."""
     values["kernels"] = {
         values["kernel"]: {name: values[name] for name in BY_KERNEL if name in values}
     }

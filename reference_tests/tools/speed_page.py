@@ -1,6 +1,4 @@
-"""docs/performance.md from what the benchmark measured; every measured number on the page comes
-from here.
-"""
+"""docs/performance.md: every measured number on the page comes from here."""
 
 from minipc.models.pointnet import NAMED_SIZES
 

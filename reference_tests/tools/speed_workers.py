@@ -1,10 +1,9 @@
-"""The contenders of the benchmark, each in a process of its own: `python -m
-reference_tests.tools.speed_workers NAME`.
+"""The contenders of the benchmark, each in a process of its own.
 
-A worker reads one JSON object a line, {"task", "size", "clouds", "points", "repeat", ...}, and
-answers with {"seconds": [...]} or {"bytes": ...}; "device": true is a task for CuPy or CUDA.  It is
-set up once for each distinct task; the parent decides who computes when, so contenders alternate
-and nobody computes beside another.
+`python -m reference_tests.tools.speed_workers NAME` reads one JSON object a line, {"task", "size",
+"clouds", "points", "repeat", ...}, and answers with {"seconds": [...]} or {"bytes": ...}; "device":
+true is a task for CuPy or CUDA.  A task is set up once; the parent decides who computes when, so
+contenders alternate and no two compute at a time.
 """
 
 import json
@@ -116,9 +115,7 @@ def in_a_row(step, wait, task):
 
 
 def large_product(task):
-    """Return a function that multiplies two float32 matrices of 4,096 x 4,096, by NumPy's BLAS on
-    all threads.
-    """
+    """Return a function that multiplies 4,096 x 4,096 float32 matrices on all threads of BLAS."""
     a = np.random.default_rng(0).standard_normal((4096, 4096)).astype(np.float32)
     out = np.empty_like(a)
     return lambda: np.matmul(a, a.T.copy(), out=out)
@@ -272,9 +269,7 @@ CONTENDERS = {
 
 
 def memory(function):
-    """Return the bytes that three calls of what function() makes need above the interpreter with
-    its libraries.
-    """
+    """Return the bytes that three calls of what function() makes need above the start."""
 
     def run():
         once = function()

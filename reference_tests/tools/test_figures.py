@@ -16,9 +16,7 @@ PAGE = (DOCS / "negative_weights.md").read_text()
 
 
 def test_the_tables_on_steps_are_those_of_the_sweep():
-    """Rounding errors differ between machines: within a factor of ten, and the shape of the curve
-    exactly.
-    """
+    """Rounding differs between machines: within a factor of ten, the curve's shape exactly."""
     page = (DOCS / "gradient_checking.md").read_text()
     for row in step_sweep.tables().splitlines():
         if set(row) <= set("|-: "):

@@ -153,9 +153,7 @@ def test_help_and_version_load_no_numerical_library(arguments):
 
 
 def test_what_takes_longer_to_import_than_a_cloud_to_predict_is_not_imported(data, folder):
-    """scipy.special and scipy.sparse take longer than all else together, and none of it is
-    needed.
-    """
+    """scipy.special and scipy.sparse take longer than all else together, and are not needed."""
     splits = read_clouds(data)
     write_model("model.h5", new_model(sizes("tiny", 3), splits.test.described, seed=0))
     np.save("cloud.npy", splits.test.points[0])
