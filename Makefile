@@ -83,8 +83,9 @@ figures: $(VENV)/ready  ## the figures of docs/negative_weights.md, with matplot
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	$(BIN)/python -m reference_tests.tools.figures docs/figures
 
-lint: $(VENV)/ready  ## flake8, configured in setup.cfg
-	$(BIN)/flake8 minipc reference_tests examples
+lint: $(VENV)/ready  ## ruff: the format and the rules of pyproject.toml
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
 
 check: lint test  ## what to run before a commit
 

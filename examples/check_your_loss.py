@@ -1,6 +1,4 @@
-"""Hold your own loss against the conformance vectors; here one in PyTorch, its gradient by
-autograd.
-"""
+"""Hold your own loss against the conformance vectors; here it is one in PyTorch."""
 
 import torch
 

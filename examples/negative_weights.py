@@ -1,5 +1,4 @@
-"""A negative weight, bounded and not: one row, its margins, and the walk along which the loss
-falls.
+"""A negative weight, bounded and not: one row, its margins, and the falling loss.
 
 Theorem 2.1 of docs/math.md: the raw loss has a lower bound if and only if every margin
 M_i = (1-a) y_i + T (a p_i - b r_i) is at least zero.  Then: the guard.

@@ -93,8 +93,7 @@ def ordered_map(function, items, threads):
 
 
 def one_blas_thread():
-    """Return whether BLAS uses one thread: told so before NumPy was loaded, or by threadpoolctl
-    since.
+    """Return whether BLAS uses one thread, by its variables or by threadpoolctl.
 
     Bitwise repetition on one machine is promised only then: the same product differs in the last
     place between one BLAS thread and two.  The command line sets these variables; for a notebook
@@ -140,8 +139,7 @@ def blas_on_one_thread(say=None):
 
 @cache
 def blas_kernel():
-    """Return the name of the kernel that OpenBLAS chose for this processor, "" where BLAS is
-    another one.
+    """Return the name of OpenBLAS's kernel for this processor, "" with another BLAS.
 
     One build of OpenBLAS holds kernels for many processors; they round differently and are fast at
     different shapes.  The question goes to the very library that NumPy loaded: a symbol is looked

@@ -14,7 +14,5 @@ def version_of(distribution):
 
 
 def cupy_distributions():
-    """Return {name: version} of what is installed under the name cupy; more than one break each
-    other.
-    """
+    """Return {name: version} of the packages that provide cupy; two of them break each other."""
     return {name: found for name in CUPY if (found := version_of(name))}

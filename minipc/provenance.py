@@ -38,9 +38,7 @@ def provenance(xp):
 
 
 def _device_provenance(xp):
-    """Return the same of a device: its libraries, each of which may round otherwise in another
-    version.
-    """
+    """Return the libraries of a device; another version of one may round otherwise."""
     cuda = xp.cuda
     return {
         "device": cuda.runtime.getDeviceProperties(cuda.runtime.getDevice())["name"].decode(),
@@ -60,8 +58,7 @@ def _device_provenance(xp):
 
 
 def unlike(there, here):
-    """Return why the same arithmetic may round differently under two provenances, "" where its bits
-    repeat.
+    """Return why bits may differ between two provenances, "" where they do not.
 
     An entry that one of them lacks (files of earlier versions say less) is unknown, and so not the
     same.

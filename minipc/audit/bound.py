@@ -18,9 +18,7 @@ T = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
 
 class Rows(NamedTuple):
-    """Rows of any loss: labels (N,), teacher logits v and logits u of the earlier self (N, K), and
-    what they are.
-    """
+    """Rows of a loss: labels (N,), logits v of the teacher and u of the self (N, K), and a name."""
 
     labels: np.ndarray
     v: np.ndarray
@@ -80,8 +78,7 @@ class WorstRow(NamedTuple):
 
 
 def worst_row(rows, config):
-    """Return the WorstRow of Rows under a LossConfig, with the targets of the loss in use, guard
-    included.
+    """Return the WorstRow of Rows under a LossConfig; its targets are those of the loss in use.
 
     At T = 1 the loss is one signed cross-entropy with weights (1-a) y + q; by (L2) its gradient
     vanishes where s is these weights over their sum.

@@ -129,19 +129,17 @@ def audit(progress=lambda done, total, text: None):
     checks = []
     for number, line in enumerate(LINES):
         progress(number, len(LINES), line.name)
-        checks.append(_check(line, SEED))
+        checks.append(check(line))
     progress(len(LINES), len(LINES), "audit")
     return checks
 
 
 def first_failure():
     """Return the Check of the first line that does not pass, or None."""
-    return next(
-        (check for check in (_check(line, SEED) for line in LINES) if not check.passed), None
-    )
+    return next((found for found in map(check, LINES) if not found.passed), None)
 
 
-def _check(line, seed):
+def check(line, seed=SEED):
     """Return the Check of a line.  Whatever the engine raises is a failure of the line."""
     compared, held, failed = [], [], []
     try:
@@ -229,9 +227,7 @@ def _gradients(exact, single, rng, case):
 
 
 def _direction(gradient, rng):
-    """Return a random unit vector that is not nearly at right angles to the gradient: that would
-    ask nothing.
-    """
+    """Return a random unit vector that is not nearly orthogonal to the gradient."""
     least = 0.1 * np.linalg.norm(gradient) / np.sqrt(gradient.size)
     for _ in range(20):
         direction = rng.standard_normal(gradient.shape)

@@ -12,9 +12,7 @@ from minipc.errors import UsageError
 
 
 class Convention(NamedTuple):
-    """Loss of a library: labels * CE + soft * factor * (T^2 KL summed over classes, mean over the
-    batch).
-    """
+    """labels * CE + soft * factor * (T^2 KL, summed over classes, mean over the batch)."""
 
     used_by: str
     formula: str
@@ -79,8 +77,7 @@ class Translated(NamedTuple):
 
 
 def to_theirs(name, a, T, classes):
-    """Return Translated: the weight that gives the direction of our first two terms, ours = times *
-    theirs.
+    """Return the Translated weight of our first two terms: ours = times * theirs.
 
     inf where no weight of theirs does.  Raises UsageError for an unknown name.
     """

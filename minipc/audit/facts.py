@@ -1,5 +1,4 @@
-"""What no derivative shows: values held against their definitions, computed here a second time in
-the plainest way.
+"""What no derivative shows: values against their definitions, computed here a second time.
 
 A forward and a backward that are wrong together pass every gradient check.  So each function is
 asked for numbers whose definition fits in a line or two, in float64, and what is promised bit for
@@ -27,9 +26,7 @@ class Fact(NamedTuple):
 
 
 def near(what, found, wanted, allowed=ROUNDING, size=None):
-    """Return the Fact that found is what its definition says, up to rounding of size (None: its
-    largest entry).
-    """
+    """Return the Fact that found is wanted, up to rounding of size (None: the largest entry)."""
     found, wanted = np.asarray(found), np.asarray(wanted)
     if found.shape != wanted.shape:
         return Fact(what, np.inf, allowed)
@@ -161,7 +158,7 @@ def dropout(rng):
         same(
             "x mask",
             ops.dropout_forward(x, mask)[0],
-            [[a * m for a, m in zip(*rows)] for rows in zip(x, mask)],
+            [[a * m for a, m in zip(*rows, strict=True)] for rows in zip(x, mask, strict=True)],
         )
     ]
 
@@ -182,8 +179,11 @@ def log_softmax(rng):
 def soft_cross_entropy(rng):
     z, q = 2 * rng.standard_normal((4, 7)), rng.standard_normal((4, 7))
     wanted = [
-        fsum(-weight * (value - special.logsumexp(row)) for value, weight in zip(row, weights))
-        for row, weights in zip(z, q)
+        fsum(
+            -weight * (value - special.logsumexp(row))
+            for value, weight in zip(row, weights, strict=True)
+        )
+        for row, weights in zip(z, q, strict=True)
     ]
     return [
         near("- sum q log softmax, signed q", losses.soft_cross_entropy_forward(z, q)[0], wanted)
@@ -191,7 +191,7 @@ def soft_cross_entropy(rng):
 
 
 def _kl(p, s):
-    return fsum(a * (np.log(a) - np.log(b)) for a, b in zip(p, s))
+    return fsum(a * (np.log(a) - np.log(b)) for a, b in zip(p, s, strict=True))
 
 
 def _by_definition(config, z, y, v, u, has_u):
@@ -203,7 +203,7 @@ def _by_definition(config, z, y, v, u, has_u):
         b_n = b * has_u[n]
         q = a * p - b_n * r
         guarded = np.array(
-            [max(value, losses.GUARD_FLOOR * a * floor) for value, floor in zip(q, p)]
+            [max(value, losses.GUARD_FLOOR * a * floor) for value, floor in zip(q, p, strict=True)]
         )
         ce = -fsum(y[n] * np.log(s_1))
         kd, self_kl = T**2 * _kl(p, s_T), T**2 * _kl(r, s_T)
@@ -233,7 +233,9 @@ def loss(configs):
             z, y, v, u, has_u = targets(rng, config)
             wanted = _by_definition(config, z, y, v, u, has_u)
             found, cache = losses.loss_forward(z, y, v, u, has_u, config)
-            facts += [near(name, *pair) for name, *pair in zip(found._fields, found, wanted)]
+            facts += [
+                near(name, *pair) for name, *pair in zip(found._fields, found, wanted, strict=True)
+            ]
             dz = losses.loss_backward(cache)
             facts.append(
                 near("rows of the gradient sum to 0", dz.sum(axis=1) + 1, np.ones(len(dz)))
@@ -249,9 +251,7 @@ def labels(rng):
 
 
 def negative(rng):
-    """Identities of the self term: u = z has no gradient, r = p is distillation with the weight a -
-    b.
-    """
+    """For u = z the self term has no gradient; r = p is distillation with the weight a - b."""
     a, b, T = 0.7, 0.3, 2.5
     z, y, v, _, _ = targets(rng, LossConfig())
     p, s_1, s_T = (special.softmax(row, axis=1) for row in (v / T, z, z / T))
@@ -272,9 +272,7 @@ def negative(rng):
 
 
 def guard(rng):
-    """(L8): every class keeps delta a p, so the loss has a floor; at b = 0 it is distillation bit
-    for bit.
-    """
+    """(L8): every class keeps delta a p; at b = 0 it is distillation, bit for bit."""
     config = LossConfig(0.9, 0.3, 2.5, 0.0, "clip")
     z, y, v, u, has_u = targets(rng, config)
     u[2] = 4 * v[2][::-1]  # a confident earlier self of another opinion

@@ -51,9 +51,7 @@ def find(name):
 
 
 def _with_config(right, change):
-    """Return a loss_forward that computes with a changed LossConfig, which no check has to
-    accept.
-    """
+    """Return a loss_forward that computes with a changed LossConfig, which need not be valid."""
 
     def loss_forward(z, y, v, u, has_u, config):
         changed = copy.copy(config)

@@ -1,5 +1,4 @@
-"""What the audit differentiates: functions of named arrays, each with the gradients that the engine
-claims.
+"""What the audit differentiates: functions of named arrays, and the gradients to be checked.
 
 Small problems lie away from the kinks of ReLU and maximum, where no derivative exists; ties are
 checked where they are differentiable, in the points that repeated points repeat.  Functions of the
@@ -13,6 +12,8 @@ import numpy as np
 
 from minipc.distil import self_target
 from minipc.models import pointnet
+from minipc.models.inputs import Inputs
+from minipc.models.model import net, sizes
 from minipc.nn import losses, ops
 from minipc.nn.engine import backward
 from minipc.nn.fast import fused
@@ -121,9 +122,7 @@ def off_zero(rng, shape):
 
 
 def point_max(rng, dtype):
-    """Without ties, and of points that are repeated: then a gradient is the sum over equal
-    points.
-    """
+    """Without ties; then with repeated points, where a gradient is the sum over equal points."""
     x = apart(rng, (3, 7, 5))
     repeated = np.array([0, 1, 2, 3, 4, 5, 6, 0, 0, 3, 6])
 
@@ -167,9 +166,7 @@ def soft_cross_entropy(rng, dtype):
 
 
 def loss(configs):
-    """Return the maker of Problems of the whole loss, in the logits, under each of some
-    LossConfigs.
-    """
+    """Return the maker of Problems of the whole loss in the logits, one for each LossConfig."""
 
     def make(rng, dtype):
         return [_of_loss(config, rng, dtype) for config in configs]
@@ -194,9 +191,7 @@ def _of_loss(config, rng, dtype):
 
 
 def targets(rng, config, rows=6, classes=5):
-    """Return logits, y, v, u (rows, classes) and has_u (rows,), in which one row has no self
-    target.
-    """
+    """Return logits, y, v, u (rows, classes), has_u (rows,); one row has no self target."""
     z, v, u = 2 * rng.standard_normal((3, rows, classes))
     y = losses.smooth_labels(
         rng.integers(0, classes, rows), classes, config.label_smoothing, np.float64
@@ -220,9 +215,10 @@ GUARDED = [LossConfig(a, b, T, 0.1, "clip") for a, b in ((0.9, 0.2), (1.0, 0.49)
 
 
 class Step(NamedTuple):
-    """One training step of a PointNet: what stays fixed while its arrays vary."""
+    """One training step of a model: what stays fixed while its arrays vary."""
 
-    model: pointnet.ModelConfig
+    model: Any  # its config, see models/model.py
+    groups: tuple  # of the clouds, as prepare() of the model returns them
     mask: Any  # (B, last width), frozen dropout
     y: Any  # (B, K), and so are v and u
     v: Any
@@ -234,8 +230,9 @@ class Step(NamedTuple):
     def forward(self, arrays):
         """arrays: parameters and "points" -> logits, tape."""
         params = {name: value for name, value in arrays.items() if name != "points"}
-        z, _, tape = pointnet.forward_train(
-            params, arrays["points"], self.model, self.mask, self.engine
+        inputs = Inputs(arrays["points"], self.groups)
+        z, _, tape = net(self.model).forward_train(
+            params, inputs, self.model, self.mask, self.engine
         )
         return z, tape
 
@@ -256,25 +253,26 @@ def multiplied_out(dpoints):
 
 
 def step(model, config, engine, rng, dtype, clouds=6, points=5):
-    """Return (arrays, Step) of random data: gains of both signs and zero, frozen dropout, all three
-    terms.
-    """
+    """Return (arrays, Step) of random data: gains of both signs and zero, frozen dropout."""
     _, y, v, u, has_u = (
         array.astype(dtype) for array in targets(rng, config, clouds, model.classes)
     )
-    width, pooled = (model.shared + model.head)[-1], f"shared{len(model.shared) - 1}"
-    mask = ((rng.random((clouds, width)) >= model.dropout) / (1 - model.dropout)).astype(dtype)
-    arrays = initialise(pointnet.param_specs(model), rng, np.float64)
+    module, kept = net(model), 1 - model.dropout
+    mask = rng.random((clouds, module.dropout_width(model))) >= model.dropout
+    arrays = initialise(module.param_specs(model), rng, np.float64)
     for name, value in arrays.items():
         if name.endswith(".gamma"):
             arrays[name] = gains(rng, len(value))
         elif not name.endswith(".W"):
             arrays[name] = value + 0.2 * rng.standard_normal(value.shape)
-    arrays[f"{pooled}.gamma"][1] = 0.9  # the maximum of gamma x has a kink at gamma = 0
-    # A pooled channel that is positive in every cloud hides its offset from the head's batch norm.
-    arrays[f"{pooled}.beta"] -= 1
+    for pooled in module.pooled_layers(model):
+        arrays[f"{pooled}.gamma"][1] = 0.9  # the maximum of gamma x has a kink at gamma = 0
+        # A channel that is positive in every cloud hides its offset from the next batch norm.
+        arrays[f"{pooled}.beta"] -= 1
     arrays["points"] = rng.standard_normal((clouds, points, 3))
-    return _cast(arrays, dtype), Step(model, mask, y, v, u, has_u, config, engine)
+    groups = module.prepare(model, arrays["points"])
+    mask = (mask / kept).astype(dtype)
+    return _cast(arrays, dtype), Step(model, groups, mask, y, v, u, has_u, config, engine)
 
 
 def distance_to_kinks(arrays, step):
@@ -285,7 +283,7 @@ def distance_to_kinks(arrays, step):
         if op_backward is ops.batch_norm_backward:
             y = (cache.gamma * cache.xhat + arrays[names[1]])[..., cache.gamma != 0]
             nearest = min(nearest, np.abs(y).min())
-        elif op_backward is ops.point_max_backward:
+        elif op_backward is ops.point_max_backward and cache.points > 1:
             two = np.sort(np.maximum(y, 0), axis=1)[:, -2:]
             gap = (two[:, 1] - two[:, 0])[two[:, 1] > 0]  # zero in all points: no winner to change
             nearest = min(nearest, gap.min(initial=np.inf))
@@ -293,9 +291,7 @@ def distance_to_kinks(arrays, step):
 
 
 def small_step(engine, config):
-    """Return the maker of the Problem of one training step of a small PointNet, away from every
-    kink.
-    """
+    """Return the maker of one training step of a small PointNet, away from every kink."""
 
     def make(rng, dtype):
         return [_problem(*away_from_kinks(engine, config, rng), dtype)]
@@ -364,12 +360,10 @@ def against_earlier_self(kind):
 
 
 def whole_step(size, engine, config):
-    """Return the maker of the Problem of one training step of a model of true width, on few
-    points.
-    """
+    """Return the maker of one training step of a model of true width, on few points."""
 
     def make(rng, dtype):
-        model = pointnet.sizes(size, 10)
+        model = sizes(size, 10)
         return [_problem(*step(model, config, engine, rng, np.float64, clouds=5, points=12), dtype)]
 
     return make

@@ -1,6 +1,4 @@
-"""Facts of what is made of the operations: models, both engines, optimiser, replay, earlier
-selves.
-"""
+"""Facts of models, both engines, optimisers, replay and earlier selves."""
 
 import os
 from math import cos, pi
@@ -14,6 +12,8 @@ from minipc.data import augment
 from minipc.data.clouds import Clouds
 from minipc.distil import self_target
 from minipc.models import pointnet
+from minipc.models.inputs import Inputs
+from minipc.models.model import net, sizes
 from minipc.nn import losses, optim
 from minipc.nn.engine import ENGINES, backward
 from minipc.nn.fast.workspace import Workspace
@@ -40,9 +40,7 @@ def _walk(rng, steps=5):
 
 
 def adamw(rng):
-    """(O1) unrolled: moments as weighted sums of all gradients, decay on weights alone; in place in
-    slices.
-    """
+    """(O1) unrolled: moments as weighted sums of all gradients, decay on weights alone."""
     start, grads = _walk(rng)
     lr, beta1, beta2, eps, facts = 0.05, 0.8, 0.95, 1e-3, []
     params, state, wanted = start, optim.adamw_start(start), dict(start)
@@ -106,9 +104,7 @@ def sgd(rng):
 
 
 def schedule(rng):
-    """(O3): up to 1 in equal steps, then half a cosine down; a short run warms up over its first
-    half.
-    """
+    """(O3): up to 1 in equal steps, then half a cosine down; warm-up is at most half a run."""
     facts = []
     for steps, warmup in ((100, 10), (12, 200), (5, 0)):
         up = min(warmup, steps // 2)
@@ -151,9 +147,7 @@ def augmentation(rng):
 
 
 def replay(rng):
-    """What the teacher saw while it was recorded is what a student sees, bit for bit, view by
-    view.
-    """
+    """A student sees what the teacher saw in the recording: bit for bit, view by view."""
     clouds = Clouds(
         rng.standard_normal((5, 12, 3)).astype(np.float32),
         np.arange(5) % 3,
@@ -187,9 +181,7 @@ def replay(rng):
 
 
 def _toy(rng):
-    """Return forward(params, points) -> logits, parameters of four steps, and points of two
-    batches.
-    """
+    """Return forward(params, points), the parameters of four steps, the points of two batches."""
     model = pointnet.ModelConfig((5, 6), (), classes=4)
     arrays, _ = step(model, LossConfig(), "textbook", rng, np.float64, clouds=6)
     points = arrays.pop("points")
@@ -295,9 +287,7 @@ def _plain(params, x, model, mask=1.0, moments=None):
 
 
 def model(engine):
-    """Return the maker of Facts of a whole PointNet: logits, batch and tracked statistics,
-    evaluation.
-    """
+    """Return the maker of Facts of a whole PointNet: logits, statistics, evaluation."""
 
     def make(rng):
         config = pointnet.ModelConfig(
@@ -339,9 +329,7 @@ def _small_work(block, slice):
 
 
 def divided_work(rng):
-    """Blocks, slices, parts of products and threads change nothing, nor does a Workspace that was
-    used before.
-    """
+    """Blocks, slices, threads and a Workspace in its second use change nothing."""
     config = pointnet.ModelConfig((16, 32, 48), (24, 24, 24), classes=5)
     work, facts = _small_work(block=2**19, slice=2**17), []
     for time in ("first", "second"):
@@ -358,11 +346,12 @@ def engines(size):
     """Return the maker of Facts that both engines compute one function: gradients and logits."""
 
     def make(rng):
-        config = pointnet.sizes(size, 10)
+        config = sizes(size, 10)
         arrays, fixed = step(
             config, LossConfig(0.9, 0.3, 2.5), "fused", rng, np.float64, clouds=5, points=24
         )
-        arrays[f"shared{len(config.shared) - 1}.gamma"][1] = 0  # all points tie
+        for pooled in net(config).pooled_layers(config):
+            arrays[f"{pooled}.gamma"][1] = 0  # all points tie
         arrays["points"][:, 16:] = arrays["points"][:, :8]  # padded clouds
         arrays["points"] += 3
         facts = _agree(arrays, fixed, config, "", None, repeated=8)
@@ -380,8 +369,7 @@ def engines(size):
 
 
 def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
-    """Return the Facts that the fast engine, in a Workspace, has the gradients and logits of the
-    textbook's.
+    """Return the Facts that both engines have the same gradients and logits.
 
     repeated: so many of the first points stand at the end again.  Of equal points gradients are
     added: which of them won is a convention.
@@ -389,9 +377,8 @@ def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
     params = {name: value for name, value in arrays.items() if name != "points"}
     found = {}
     for engine in ENGINES:
-        z, batch, tape = pointnet.forward_train(
-            params, arrays["points"], config, fixed.mask, engine, work
-        )
+        inputs = Inputs(arrays["points"], fixed.groups)
+        z, batch, tape = net(config).forward_train(params, inputs, config, fixed.mask, engine, work)
         _, cache = losses.loss_forward(z, fixed.y, fixed.v, fixed.u, fixed.has_u, fixed.loss)
         grads, dpoints = backward(losses.loss_backward(cache), tape)
         dx = np.array(multiplied_out(dpoints))
@@ -402,13 +389,12 @@ def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
         found[engine] = (
             z,
             grads,
-            pointnet.track(pointnet.initial_stats(config, np.float64), batch, config),
+            pointnet.track(net(config).initial_stats(config, np.float64), batch, config),
         )
     (z, ours, stats), (wanted_z, theirs, wanted_stats) = (found[engine] for engine in ENGINES)
     largest = max(np.abs(g).max() for g in theirs.values())
     evaluated = [
-        pointnet.forward_eval(params, wanted_stats, arrays["points"], config, engine)
-        for engine in ENGINES
+        net(config).forward_eval(params, wanted_stats, inputs, config, engine) for engine in ENGINES
     ]
     return [
         *(

@@ -1,5 +1,4 @@
-"""Conformance vectors of the loss: cases with every number to 30 digits, and the check of any
-implementation.
+"""Conformance vectors of the loss, every number to 30 digits, and the check of a loss.
 
 The numbers come from a script in reference_tests/ that uses nothing of minipc and computes with 50
 digits.  docs/conformance.md says how to claim conformance.
@@ -59,9 +58,7 @@ def _number(name, value):
 
 
 def deviation(found, wanted):
-    """Return the largest difference, of max(1, largest entry) of what is wanted; infinite for
-    another shape or NaN.
-    """
+    """Return the largest difference, of max(1, largest entry wanted); else infinity."""
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     if found.shape != wanted.shape or not np.isfinite(found).all():
         return float("inf")
@@ -101,8 +98,7 @@ def ours(case):
 
 
 def check(function=ours):
-    """Return [(case name, number, deviation)] of whatever numbers function(case) returns, worst
-    first.
+    """Return [(case name, number, deviation)] of all that function(case) returns, worst first.
 
     Raises UsageError for a number that no case has.
     """

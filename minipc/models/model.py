@@ -5,7 +5,9 @@
     prepare(config, points)        the groups of stored clouds (B, N, 3), () where there are none
     forward_train(params, inputs, config, mask, engine, work)   logits, {layer: BatchStats}, tape
     evaluator(params, stats, config, engine)   logits_of(inputs), for a finished model
+    forward_eval(params, stats, inputs, config, engine)   logits by an evaluator made for once
     count(config, points)          Count of parameters and multiply-adds
+    pooled_layers(config)          names of the layers before a maximum
     dropout_width(config)          width of the mask that forward_train takes
     sizes(text, classes)           the config of a name or of widths by hand
     NAMED_SIZES                    the names

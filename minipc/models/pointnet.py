@@ -129,6 +129,11 @@ def prepare(config, points):
     return ()
 
 
+def pooled_layers(config):
+    """Return the names of the layers whose maximum over points is taken."""
+    return (f"shared{len(config.shared) - 1}",)
+
+
 def dropout_width(config):
     """Return the width of what dropout is applied to: the input of the output layer."""
     return (*config.shared, *config.head)[-1]

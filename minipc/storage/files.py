@@ -237,9 +237,7 @@ def digest_of(path):
 
 
 def digest_in(file):
-    """Return the digest in the header of a file object that guarded yields: the one that held.
-    Raises DataError.
-    """
+    """Return the digest in the header of a file that guarded yields.  Raises DataError."""
     with _reading(file.path):
         head = os.pread(file.fileno(), _HEADER.size, 0)
     if len(head) < _HEADER.size:
@@ -266,9 +264,7 @@ def read_bytes(path, most):
 
 @contextmanager
 def _reading(path):
-    """Turn an OSError of reading into MinipcError: a disk that fails is no evidence that the file
-    is bad.
-    """
+    """Turn an OSError of reading into MinipcError: a failing disk does not mean a bad file."""
     try:
         yield
     except OSError as reason:
@@ -321,8 +317,7 @@ class _Exact(io.RawIOBase):
             self._fd = None
 
     def read_at(self, at, buffer):
-        """Fill a writable bytes-like from byte at on; any threads and forked processes may do so at
-        once.
+        """Fill a writable bytes-like from byte at on; safe for threads and forked processes.
 
         Raises DataError where the file ends earlier, MinipcError where it cannot be read.
         """
@@ -375,7 +370,7 @@ def _guard(fd, path, kind, version, cap):
         raise DataError(f"{path}: is not a minipc file; check the name")
     if size < USER_BLOCK:
         raise DataError(f"{path}: is damaged: it ends after {size} bytes; restore a copy")
-    _, found, written_by, _, length, _ = _HEADER.unpack_from(head)
+    _, found, written_by, *_ = _HEADER.unpack_from(head)
     found = found.rstrip(b"\0").decode("latin-1")
     told = found if found in KINDS else ascii(found)
     other = f"{path}: is a minipc {told} file, but a {kind} file is wanted; check the name"
@@ -383,16 +378,23 @@ def _guard(fd, path, kind, version, cap):
         raise DataError(other)
     if size > cap:
         raise DataError(f"{path}: has {size} bytes, but a {kind} file has at most {cap} here")
-    damage = f"it has {size} bytes, but {length} were written" if size != length else ""
-    if not damage and head != sealed(found, written_by, size, _chunks(fd, size)):
-        damage = "its digest does not match"
-    if damage:
+    if damage := _damage(fd, head, size):
         raise DataError(f"{path}: is damaged: {damage}; restore a copy or make it again")
     if found != kind:
         raise DataError(other)
     if written_by > version:
         newer = f"was written by a newer format version {written_by}"
         raise DataError(f"{path}: {newer}; this minipc reads up to {version}: upgrade")
+
+
+def _damage(fd, head, size):
+    """Return what length and digest in the head say is wrong with fd; an empty text if nothing."""
+    _, kind, version, _, length, _ = _HEADER.unpack_from(head)
+    if size != length:
+        return f"it has {size} bytes, but {length} were written"
+    if head != sealed(kind.rstrip(b"\0").decode("latin-1"), version, size, _chunks(fd, size)):
+        return "its digest does not match"
+    return ""
 
 
 def sealed(kind, version, length, chunks):

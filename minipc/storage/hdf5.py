@@ -56,9 +56,7 @@ def open_hdf5(path, kind, version, cap=files.CAP):
 
 @contextmanager
 def hdf5_in(whole, path):
-    """Yield the h5py.File, mode r, of a file object that files.guarded yields.  Raises
-    DataError.
-    """
+    """Yield the h5py.File of a file that files.guarded yields.  Raises DataError."""
     with _believing(path):
         file = h5py.File(whole, "r")
     with file, _believing(path, OSError, KeyError, RuntimeError):
@@ -117,9 +115,7 @@ def read_dataset(dataset, path):
 
 
 def _finite(values, name, path):
-    """Return values, or raise DataError for NaN or infinity, which a machine may also have
-    misread.
-    """
+    """Return values, or raise DataError for NaN or infinity; a bad read is possible too."""
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise DataError(
             f"{path}: {name} holds NaN or infinite values; run the same command once more, and "
@@ -130,8 +126,7 @@ def _finite(values, name, path):
 
 
 class Stored(NamedTuple):
-    """An array in an open file of ours: plain bytes from an offset on, which are read without
-    libhdf5.
+    """An array in an open file of ours: plain bytes from an offset on, read without libhdf5.
 
     Nothing is remembered between two reads, so any threads may read at once, and processes that
     were forked while the file was open.
@@ -145,9 +140,7 @@ class Stored(NamedTuple):
 
     @classmethod
     def of(cls, dataset, file):
-        """Return where an h5py dataset of checked_dataset lies in the file object that it was
-        opened from.
-        """
+        """Return where a dataset of checked_dataset lies in its file object."""
         return cls(file, dataset.name[1:], dataset.dtype, dataset.shape, dataset.id.get_offset())
 
     @property
@@ -164,9 +157,7 @@ class Stored(NamedTuple):
         return self.rows(index, index + 1)._replace(shape=self.shape[1:])
 
     def read(self):
-        """Return it as a new array.  Raises DataError for NaN or infinity, and as files.read_at
-        does.
-        """
+        """Return it as a new array.  Raises DataError for NaN or infinity, or as files.read_at."""
         values = np.empty(self.shape, self.dtype)
         self.file.read_at(self.offset, values.reshape(-1).view(np.uint8))
         return _finite(values, self.name, self.file.path)

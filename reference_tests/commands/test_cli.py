@@ -35,9 +35,7 @@ def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes
 
 
 def interrupt_in_epoch(number, patch):
-    """Make training end as by Ctrl-C after the steps of this epoch of the process, before its
-    checkpoint.
-    """
+    """Make training end as by Ctrl-C after the steps of an epoch, before its checkpoint."""
     calls = []
 
     def interrupted(*arguments):

@@ -33,7 +33,7 @@ def completions(shell, words, **variables):
     place = words.split(" ")[-1] if shell == "fish" else str(len(words.split(" ")) - 1)
     out = run(f"{shell}_complete", COMP_WORDS=words, COMP_CWORD=place, **variables).splitlines()
     if shell == "zsh":
-        return list(zip(out[::3], out[1::3]))
+        return list(zip(out[::3], out[1::3], strict=True))
     return [tuple(line.split("\t")[0].split(",", 1)) for line in out if line]
 
 

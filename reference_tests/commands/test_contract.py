@@ -1,6 +1,4 @@
-"""What a teacher must be: whoever breaks its contract is told what to do, and stands in nobody's
-way afterwards.
-"""
+"""What a teacher must be: one that is not is refused with a remedy and leaves nothing behind."""
 
 import os
 from functools import partial
@@ -208,9 +206,7 @@ def test_nothing_is_written_while_a_teacher_is_tried(tmp_path):
 
 
 def test_a_teacher_may_differ_in_the_last_places_by_its_own_threads_and_not_by_more(tmp_path):
-    """float32 sums in another order are off by some 1e-7 of the largest logit: a thousandth of what
-    is let pass.
-    """
+    """float32 sums in another order are off by 1e-7 of the largest logit: far below the limit."""
     assert REPEATS == verify.ELSEWHERE  # what is recorded here must pass `minipc verify` there
     rng = np.random.default_rng(0)
 
@@ -263,9 +259,7 @@ def test_a_teacher_may_write_over_its_answer_and_its_input(tmp_path):
 
 
 def test_the_sum_of_float16_probabilities_is_within_the_bound():
-    """Rounded once to 11 bits, and once more: at most 2^-10 of one, and 2^-25 for each of a
-    thousand that underflow.
-    """
+    """Rounded to 11 bits twice: at most 2^-10 of one, and 2^-25 for each one that underflows."""
     rng = np.random.default_rng(0)
     for classes in (2, 40, 1000):
         p = softmax(6 * rng.standard_normal((2000, classes)), axis=1).astype(np.float16)
@@ -321,9 +315,7 @@ def test_no_refusal_asks_for_what_cannot_be():
 
 
 def test_a_teacher_of_unbalanced_data_that_finds_the_rare_class_is_better_than_chance():
-    """95 of 100 in one class: naming it always is right in 95 %, and 50 % by class; this one in 94
-    % and 92 %.
-    """
+    """95 of 100 are of one class: naming it always is 95 % right, and 50 % by class."""
     labels = np.repeat([0, 1], [475, 25])
     predicted = labels.copy()
     predicted[:28], predicted[-2:] = 1, 0
@@ -339,9 +331,7 @@ def test_a_teacher_of_unbalanced_data_that_finds_the_rare_class_is_better_than_c
 @pytest.mark.parametrize("counts", [(50, 50), (95, 5), (20, 20, 20, 20), (60, 30, 8, 2)])
 @pytest.mark.parametrize("guess", ["label shares", "even", "largest"])
 def test_guessers_pass_no_more_often_than_is_said(counts, guess):
-    """20,000 guessers: at most 1 in 100 passes either test, and 4 standard errors of that for the
-    draw.
-    """
+    """Of 20,000 guessers at most 1 in 100 passes either test, and 4 standard errors of that."""
     rng, classes, labels = (
         np.random.default_rng(5),
         len(counts),
@@ -354,7 +344,9 @@ def test_guessers_pass_no_more_often_than_is_said(counts, guess):
         "largest": np.eye(classes)[0],
     }[guess]
     needs = trial(labels, np.eye(classes)[labels], share)
-    right = np.stack([rng.binomial(count, each, tries) for count, each in zip(counts, q)], axis=1)
+    right = np.stack(
+        [rng.binomial(count, each, tries) for count, each in zip(counts, q, strict=True)], axis=1
+    )
     passed = np.zeros(tries, bool)
     if needs.needed is not None:
         passed |= right.sum(axis=1) >= needs.needed

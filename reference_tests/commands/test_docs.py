@@ -169,7 +169,7 @@ def test_make_targets_in_the_pages_exist():
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 ARGUMENTS = {
-    "read_record.py": [ROOT / "reference_tests" / "golden" / "record-2.h5"]
+    "read_record.py": [ROOT / "reference_tests" / "formats" / "golden" / "record-2.h5"]
 }  # the others need none
 
 
@@ -190,7 +190,7 @@ def test_examples_run(example, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_a_record_read_without_minipc_is_the_same(version):
-    path = str(ROOT / "reference_tests" / "golden" / f"record-{version}.h5")
+    path = str(ROOT / "reference_tests" / "formats" / "golden" / f"record-{version}.h5")
     meta, clouds, *views = runpy.run_path(str(ROOT / "examples" / "read_record.py"))["read_record"](
         path
     )
@@ -209,7 +209,7 @@ def test_a_record_read_without_minipc_is_the_same(version):
 
 def test_a_damaged_or_foreign_file_is_refused_without_minipc(tmp_path):
     check = runpy.run_path(str(ROOT / "examples" / "read_record.py"))["check"]
-    whole = (ROOT / "reference_tests" / "golden" / "record-2.h5").read_bytes()
+    whole = (ROOT / "reference_tests" / "formats" / "golden" / "record-2.h5").read_bytes()
     changes = [whole[:size] for size in range(0, len(whole), 97)] + [whole + b"0"]
     changes += [
         whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :] for at in range(0, len(whole), 13)
@@ -219,7 +219,7 @@ def test_a_damaged_or_foreign_file_is_refused_without_minipc(tmp_path):
         with pytest.raises(ValueError, match="is damaged, or no record"):
             check(tmp_path / "record.h5")
     with pytest.raises(ValueError, match="no record"):
-        check(ROOT / "reference_tests" / "golden" / "clouds-1.h5")
+        check(ROOT / "reference_tests" / "formats" / "golden" / "clouds-1.h5")
 
 
 def test_the_reader_without_minipc_fits_a_page_and_says_how_to_call_it(monkeypatch, capsys):

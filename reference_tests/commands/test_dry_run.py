@@ -1,6 +1,4 @@
-"""record --dry-run and the check of free space: everything is said beforehand, and nothing is
-changed.
-"""
+"""record --dry-run and the check of free space: all is said before anything changes."""
 
 import json
 import os
@@ -16,9 +14,7 @@ from reference_tests.formats.test_embedded_clouds import on_grid, teacher
 
 
 def state(place):
-    """Return {path: (kind, content, time of change)} of everything below a folder, and of
-    itself.
-    """
+    """Return {path: (kind, content, time of change)} of a folder and all below it."""
     found = {}
     for path in [place, *sorted(place.rglob("*"))]:
         about = path.lstat()
@@ -38,9 +34,7 @@ def splits():
 
 
 def interrupted(out, splits, views, after):
-    """Leave a recording of so many views after so many shards, with what a kill and a bad disk
-    leave.
-    """
+    """Leave an interrupted recording: some shards, and what a kill and a bad disk leave."""
     calls = []
 
     def dying(points):
@@ -164,27 +158,27 @@ def test_too_little_space_is_told_before_the_teacher_is_called_and_leaves_nothin
 
 
 def test_the_space_that_is_needed_is_the_space_that_is_taken(out, splits, monkeypatch):
-    """The largest sum of the shards and the new record, when the last shard and the old record are
-    there.
-    """
+    """The most is needed when the last shard, the old and the new record are all there."""
     for views, carry in ((2, None), (3, None), (3, splits), (5, None)):
         told = forecast(splits.train, "t", str(out), views, with_clouds=carry)
-        before, most = size_of(out.parent), []
-        finalise = Store.finalise
+        before, shards = size_of(out.parent), []
         with monkeypatch.context() as patch:
-            patch.setattr(
-                Store,
-                "finalise",
-                lambda self, progress: (
-                    most.append(size_of(out.parent) - before),
-                    finalise(self, progress),
-                )[1],
-            )
+            patch.setattr(Store, "finalise", measured(Store.finalise, out.parent, shards))
             done = record(
                 splits.train, teacher, "t", str(out), views, with_clouds=carry, force=True
             )
-        taken = most[0] + done.bytes
+        taken = shards[0] - before + done.bytes
         assert taken <= told.bytes_needed + 4000 and told.bytes_needed < taken + 4096 * 5
+
+
+def measured(finalise, place, sizes):
+    """Return Store.finalise that notes the bytes in place first."""
+
+    def first_measured(store, progress):
+        sizes.append(size_of(place))
+        return finalise(store, progress)
+
+    return first_measured
 
 
 def size_of(place):

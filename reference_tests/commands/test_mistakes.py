@@ -1,5 +1,4 @@
-"""Every ordinary mistake: its exit code, one line that says what to do, no traceback, nothing left
-behind.
+"""Every ordinary mistake: exit code, one line that says what to do, nothing left behind.
 
 docs/mistakes.md shows the messages, word for word.  After a change of a message write it anew:
 MINIPC_WRITE_MISTAKES=1 python -m pytest reference_tests/commands/test_mistakes.py
@@ -493,4 +492,4 @@ What an ordinary mistake is answered with: one line on stderr, an exit code by i
 ([conventions.md](conventions.md#command-line)), nothing half-written. A test makes every one of these
 mistakes and compares this page word for word. `clouds.h5` is a packed data set, `good` a trained model,
 `record.h5` its record of two views; the other names say what is wrong with them.
-"""
+"""  # noqa: E501

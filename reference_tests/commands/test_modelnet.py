@@ -109,5 +109,5 @@ def test_a_record_carries_modelnet_without_loss_as_int16(place, capsys):
     assert recorded["clouds_bytes"] == (9843 + 2468) * (256 * 3 * 2 + 8)  # points, and a label each
     with RecordReader(str(out)) as reader:
         carried = reader.clouds()
-    for wanted, found in zip(read_clouds(str(data)), carried):
+    for wanted, found in zip(read_clouds(str(data)), carried, strict=True):
         assert found.points.tobytes() == wanted.points.tobytes()

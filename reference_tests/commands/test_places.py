@@ -1,6 +1,4 @@
-"""Places that refuse: full disks, folders that may not be written to, and paths that are no
-files.
-"""
+"""Places that refuse: full disks, read-only folders, and paths that are no files."""
 
 import os
 import subprocess
@@ -12,9 +10,7 @@ from reference_tests.commands.test_cli import QUICK, snapshot
 
 @pytest.fixture
 def mounted(tmp_path):
-    """mounted(size, *options) -> a small file system of its own; skipped, saying so, where that is
-    not allowed.
-    """
+    """mounted(size, *options) -> a small file system of its own; skipped where not allowed."""
     places = []
 
     def mount(size, *options):
@@ -88,9 +84,7 @@ def test_a_recording_that_cannot_fit_is_refused_before_the_first_shard(data, tea
 def test_a_disk_that_fills_while_recording_loses_nothing_and_the_same_command_continues(
     data, teacher, folder, say, mounted, monkeypatch, left
 ):
-    """Whatever else fills the disk after the check of free space, at several stages, finalise
-    included.
-    """
+    """The disk fills after the check of free space, at several stages, finalise included."""
     words = ("record", data, "--teacher", "teacher", "--views", 3, "--quiet")
     assert say(*words)[0] == 0
     disk = mounted("100k")

@@ -16,9 +16,7 @@ from reference_tests.commands.test_cli import QUICK
 
 @pytest.fixture
 def trained(vessels, say):
-    """vessels.h5 and a run on it; the files that the model has never seen are those of the test
-    split.
-    """
+    """vessels.h5 and a run on it; the model has never seen the files of the test split."""
     assert (
         say("data", "pack", "vessels", "-o", "vessels.h5", "--num-points", 32, "--up-axis", "z")[0]
         == 0
@@ -39,7 +37,7 @@ def test_a_file_is_predicted_as_the_packed_cloud_is(trained, vessels, say):
     splits, model = read_clouds("vessels.h5"), read_model("run/model.h5")
     packed = {}
     for clouds in splits:
-        for points, logits in zip(clouds.points, predict(model, clouds.points, np, 1)):
+        for points, logits in zip(clouds.points, predict(model, clouds.points, np, 1), strict=True):
             packed[points.tobytes()] = splits.train.class_names[logits.argmax()]
     for one in values["predictions"]:
         points, _, _ = read_prepared(one["file"], "unit_sphere", 32)
@@ -52,7 +50,7 @@ def test_a_prediction_does_not_depend_on_what_is_predicted_with_it(trained, say)
     paths = [f"vessels/mug/{number:03d}.xyz" for number in range(1, 41)]
     together = predict_files("run", paths, xp=np, threads=2)["predictions"]
     assert [one["file"] for one in together] == paths
-    for path, one in list(zip(paths, together))[::13]:
+    for path, one in list(zip(paths, together, strict=True))[::13]:
         assert predict_files("run", [path], xp=np)["predictions"] == [one]
 
 
@@ -100,9 +98,7 @@ def test_the_cloud_is_normalised_exactly_if_the_model_was_trained_so(trained, fo
 
 
 def test_a_cloud_far_from_the_origin_is_predicted_as_it_is_at_the_origin(trained, folder):
-    """Five decimals both times; the points that are taken depend on the numbers, so here all are
-    taken.
-    """
+    """Five decimals both times; all points are taken, as a subset depends on the numbers."""
     points = 0.02 * np.loadtxt("vessels/mug/003.xyz")
     count = len(points)
     np.savetxt("near.xyz", points, fmt="%.5f")

@@ -1,6 +1,4 @@
-"""minipc record: views and clouds added by the same command, and a record as the data of
-another.
-"""
+"""minipc record: adding views and clouds, and a record as the data of another."""
 
 import json
 import os

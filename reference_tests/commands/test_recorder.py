@@ -31,7 +31,7 @@ def oracle(clouds):
     """
     ranks = {
         points[:, 0].argsort().tobytes(): label
-        for points, label in zip(clouds.points, clouds.labels)
+        for points, label in zip(clouds.points, clouds.labels, strict=True)
     }
 
     def logits_of(points):
@@ -240,7 +240,7 @@ def test_recording_runs_on_the_device_and_gives_the_same_rows(tmp_path, clouds, 
         assert one.plan == other.plan
         for view in range(2):
             (*params, logits), (*others, answers) = one.view(view), other.view(view)
-            for a, b in zip(params, others):
+            for a, b in zip(params, others, strict=True):
                 np.testing.assert_array_equal(a, b)
             # a fake device computes on the host; a real one sums in another order: one step of
             # float16

@@ -2,10 +2,11 @@
 
 Every change of the HDF5 content comes with a recomputed digest, so that the structural checks are
 what refuses it; the others are changes of the bytes, which the digest is there for.  Data sets of
-others have no digest, and what is merely unusual in them is read.  `python -m
-reference_tests.faults.hostile FOLDER` reads every file of the corpus in FOLDER, each by the reader of its
-kind, and prints what came of it, how long it took and the memory it needed: a process of its own,
-so that the memory is that of the readers.
+others have no digest, and what is merely unusual in them is read.
+
+`python -m reference_tests.faults.hostile FOLDER` reads every file of the corpus in FOLDER, each by
+the reader of its kind, and prints what came of it, how long it took and the memory it needed: a
+process of its own, so that the memory is that of the readers.
 """
 
 import io
@@ -92,9 +93,7 @@ def arrays_of(file):
 
 
 def instead(make):
-    """Return a change that puts what make(file, name, array) creates in place of the largest
-    dataset.
-    """
+    """Return a change: make(file, name, array) creates what replaces the largest dataset."""
 
     def change(file):
         name = arrays_of(file)[0]
@@ -115,9 +114,7 @@ def linked(link_to):
 
 
 def stored(shape=None, data=None, dtype=None, **how):
-    """Return a change to another dataset; shape and dtype as given, data a function of the
-    array.
-    """
+    """Return a change to a dataset: shape and dtype as given, data a function of the array."""
 
     def make(file, name, array):
         values = {"data": data(array)} if data else {"shape": (shape or array.shape)[: array.ndim]}
@@ -242,13 +239,13 @@ def corpus(whole, kind):
 
 
 def deflate(file, name, shape, chunks, dtype="<f4"):
-    """Make a dataset of zeros, deflated a thousand times over and stored whole: no lie, but a
-    bomb.
-    """
+    """Make a dataset of zeros, deflated a thousandfold: valid, and far too large in memory."""
     found = file.create_dataset(name, shape, dtype, chunks=chunks, compression="gzip")
     chunk = zlib.compress(bytes(found.dtype.itemsize * int(np.prod(chunks))))
-    for at in np.ndindex(*(-(-size // step) for size, step in zip(shape, chunks))):
-        found.id.write_direct_chunk(tuple(int(i * step) for i, step in zip(at, chunks)), chunk)
+    for at in np.ndindex(*(-(-size // step) for size, step in zip(shape, chunks, strict=True))):
+        found.id.write_direct_chunk(
+            tuple(int(i * step) for i, step in zip(at, chunks, strict=True)), chunk
+        )
 
 
 def deflated(shape, chunks):
@@ -257,8 +254,7 @@ def deflated(shape, chunks):
 
 
 def besides(name, shape, chunks, dtype, points=None):
-    """Return a change that adds such a dataset under a name, or puts it in the place of the one of
-    that name.
+    """Return a change that adds such a dataset, or replaces the one of that name.
 
     points: another dtype for the points, which then need a scale.
     """
@@ -281,9 +277,7 @@ def besides(name, shape, chunks, dtype, points=None):
 
 
 def _bad_in_a_large_chunk(file, name, array):
-    """The last of many clouds is not a number; clouds of two points, so that a chunk holds very
-    many.
-    """
+    """The last of many clouds is NaN; clouds have two points, so that a chunk holds many."""
     many = np.tile(array[:, :2], (500, 1, 1))
     many[-1, 0, 0] = np.nan
     labels = next(each for each in ("labels", "label") if each in file)
@@ -338,9 +332,7 @@ def corpus_of_others(whole):
 
 
 def fuzzed(whole, kind, count, rng):
-    """Yield (name, bytes) of files with some bytes of the content changed and the digest made
-    anew.
-    """
+    """Yield (name, bytes): some bytes of the content are changed and the digest made again."""
     for number in range(count):
         data = bytearray(whole)
         for _ in range(int(rng.integers(1, 6))):

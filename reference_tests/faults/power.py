@@ -122,9 +122,7 @@ def written(data, one):
 
 
 def after_kill(log, at, bytes_of_last=None):
-    """Return {path: bytes} after a kill when log[:at] had happened; of a last write only some
-    bytes.
-    """
+    """Return {path: bytes} after a kill at log[:at]; of a last write only some bytes."""
     contents = {}
     for number, one in enumerate(log[:at]):
         if one.what == "write" and number == at - 1 and bytes_of_last is not None:
@@ -156,9 +154,7 @@ def after_power_failure(log, at, names, rng):
 
 
 def _some_blocks(durable, data, rng):
-    """Return what is left of data where only durable was synchronised: any subset of the blocks
-    that differ.
-    """
+    """Return data where only durable was synchronised: some of the other blocks are there."""
     found = durable
     for first in range(0, len(data), BLOCK):
         block = data[first : first + BLOCK]
@@ -172,9 +168,7 @@ def _disk(names, contents):
 
 
 def unsafe_names(log, at):
-    """Return the numbers of the operations on names in log[:at] that no fsync of their folder
-    followed.
-    """
+    """Return which operations on names in log[:at] no fsync of their folder followed."""
     return [
         number
         for number, one in enumerate(log[:at])

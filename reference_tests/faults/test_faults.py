@@ -1,6 +1,4 @@
-"""Every call that a recording makes to the system fails once, or from then on: nothing committed is
-lost.
-"""
+"""Every system call of a recording fails, once or for good: nothing committed is lost."""
 
 import errno
 import os
@@ -78,7 +76,7 @@ def test_whichever_call_fails_the_end_is_one_line_and_the_same_command_leads_to_
         folder.mkdir()
         try:
             with on(Failing(name, nth, code, for_good)):
-                record(folder, lambda *names: told.append(names))
+                record(folder, lambda *names, told=told: told.append(names))
         except MinipcError as reason:
             assert "\n" not in str(reason) and os.strerror(code) in str(reason), (nth, reason)
         state = {
@@ -103,9 +101,7 @@ def open_and_read(path):
 
 @pytest.mark.parametrize("nth", [1, 3, 6])
 def test_a_disk_that_fails_under_libhdf5_sets_no_shard_aside(nth, judge, tmp_path, monkeypatch):
-    """libhdf5 reads through a file object, which calls no function of os: here its descriptor goes
-    bad.
-    """
+    """libhdf5 reads through a file object without os; here its descriptor goes bad."""
     place = Store(tmp_path / "record.h5", PLAN)
     for shard in place.missing():
         commit(place, *shard)

@@ -76,9 +76,7 @@ def test_every_hostile_file_of_every_kind_is_refused(good, read_all, tmp_path):
 
 
 def test_the_good_files_of_the_corpus_are_read(good, read_all, tmp_path):
-    """Also after a change that changes nothing, sealed again: what refuses the others is their
-    content.
-    """
+    """Also when sealed again unchanged: it is the content of the others that is refused."""
     same = {
         kind: [
             ("as it was", whole),
@@ -92,9 +90,7 @@ def test_the_good_files_of_the_corpus_are_read(good, read_all, tmp_path):
 
 @pytest.fixture
 def of_others():
-    """{kind: bytes} of good data sets that are not ours: one HDF5 file, and a part of a ModelNet
-    folder.
-    """
+    """{kind: bytes} of good data sets of others: an HDF5 file, a part of a ModelNet folder."""
     rng, found = np.random.default_rng(0), {}
     points, labels = (
         rng.standard_normal((60, 64, 3)).astype(np.float32),

@@ -79,9 +79,7 @@ class Judge:
         self.record = (whole / "record.h5").read_bytes()
 
     def readable(self, data, view, first, stop):
-        """Return whether a shard's bytes are accepted; raises AssertionError where wrong rows would
-        be.
-        """
+        """Return whether a shard's bytes are accepted; wrong rows raise AssertionError."""
         key = sha256(data).digest(), view, first
         if key not in self.seen:
             path = self.folder / "shard.h5"
@@ -91,7 +89,7 @@ class Judge:
             except DataError:
                 self.seen[key] = False
             else:
-                for array, wanted in zip(found.values(), rows(view, first, stop)):
+                for array, wanted in zip(found.values(), rows(view, first, stop), strict=True):
                     np.testing.assert_array_equal(array, wanted)
                 self.seen[key] = True
         return self.seen[key]
@@ -123,9 +121,7 @@ def promised(log, at):
 
 
 def power_failures(log):
-    """Yield (moment, state of the disk) of every moment and prefix of names, with some subsets of
-    blocks.
-    """
+    """Yield (moment, disk) of every moment and prefix of names, with some subsets of blocks."""
     rng = random.Random(0)
     for at in range(len(log) + 1):
         for names in range(len(power.unsafe_names(log, at)) + 1):

@@ -314,9 +314,7 @@ def test_a_kill_in_the_middle_of_an_epoch_costs_that_epoch_alone(splits, tmp_pat
 def test_a_disk_that_is_full_at_any_file_of_an_epoch_costs_that_epoch_alone(
     splits, tmp_path, monkeypatch, after
 ):
-    """run.json, then checkpoint, two metrics, model and best of each epoch, predictions at the
-    end.
-    """
+    """run.json first; checkpoint, metrics, model and best each epoch; predictions last."""
     run(splits, tmp_path / "whole", "history", val_fraction=0.2)
     calls = []
 
@@ -376,9 +374,11 @@ def test_a_checkpoint_of_other_sizes_is_refused(splits, tmp_path):
 
 def test_two_processes_cannot_train_in_one_folder(splits, tmp_path):
     run(splits, tmp_path / "run", stop_after=1)
-    with RunFolder(str(tmp_path / "run")):
-        with pytest.raises(UsageError, match="another process is training in it"):
-            RunFolder(str(tmp_path / "run"))
+    with (
+        RunFolder(str(tmp_path / "run")),
+        pytest.raises(UsageError, match="another process is training in it"),
+    ):
+        RunFolder(str(tmp_path / "run"))
     RunFolder(str(tmp_path / "run")).__exit__()
 
 

@@ -179,9 +179,7 @@ def programs(folder):
 
 @pytest.fixture
 def by_hand(cluster):
-    """The three commands of the README, in a fence of their own, for this machine and a free
-    port.
-    """
+    """The three commands of the README's scheduler block, with this machine and a free port."""
     (text,) = (
         block
         for block in re.findall(r"```text\n(.*?)```", README.read_text(), re.DOTALL)
@@ -210,7 +208,7 @@ def test_the_commands_of_the_readme_make_the_same_rows(by_hand, whole, programs,
     ).read_text()
     with RecordReader("record.h5") as found, RecordReader("whole.h5") as expected:
         for view in range(VIEWS):
-            for one, other in zip(found.view(view), expected.view(view)):
+            for one, other in zip(found.view(view), expected.view(view), strict=True):
                 np.testing.assert_array_equal(one, other)
 
 
@@ -282,10 +280,7 @@ def test_a_worker_that_sees_other_files_under_the_same_names_records_nothing(
         (partial(other_clouds, str(folder / data)), model_id(model), "points_hash is"),
         (partial(_same_files, str(folder)), "0" * 64, "a worker reads teacher"),
     ):
-
-        def elsewhere(*arguments):
-            scheduler.on_scheduler(address, read, "numpy", "fused", *arguments)
-
+        elsewhere = partial(scheduler.on_scheduler, address, read, "numpy", "fused")
         with pytest.raises(DataError, match=says):
             recorder.record(
                 clouds,

@@ -1,6 +1,4 @@
-"""Ctrl-C and closed pipes: one line or none, never a traceback, and nothing lost that was
-committed.
-"""
+"""Ctrl-C and closed pipes: one line or none, no traceback, nothing committed is lost."""
 
 import os
 import signal

@@ -1,10 +1,10 @@
-"""Real faults on real processes: `python -m reference_tests.faults.torture` (make torture), bounded in
-count and time.
+"""Real faults on real processes, bounded in count and time (make torture).
 
-Recorder and training are killed at random moments and go on, until both have ended as if nothing
-had happened: byte for byte.  Then a full disk (a small tmpfs, where this user may mount one),
-Ctrl-C, two recorders at once, a damaged shard, and a finalise that is killed.  Ends with 0 if
-nothing was lost and with a table for docs/reliability.md.
+Run it as `python -m reference_tests.faults.torture`.  Recorder and training are killed at random
+moments and go on, until both have ended as if nothing had happened: byte for byte.  Then a full
+disk (a small tmpfs, where this user may mount one), Ctrl-C, two recorders at once, a damaged shard,
+and a finalise that is killed.  Ends with 0 if nothing was lost and with a table for
+docs/reliability.md.
 """
 
 import argparse
@@ -81,9 +81,7 @@ def run(*words, cwd, expected=0):
 
 
 def prepare(folder):
-    """Make clouds.h5, teacher/, the record whole.h5 and the run undisturbed/; return their
-    seconds.
-    """
+    """Make clouds.h5, teacher/, whole.h5 and the run undisturbed/; return their seconds."""
     rng = np.random.default_rng(0)
     stretch = np.array([[1, 1, 0.1], [0.1, 0.1, 1], [0.6, 0.6, 0.6]])
 
@@ -101,9 +99,7 @@ def prepare(folder):
 
 
 def killed(start, finished, seconds, kills, rng):
-    """Kill what start() begins at random moments, `kills` times; return how often it had ended
-    before.
-    """
+    """Kill what start() begins at random moments; return how often it had already ended."""
     done = ended = 0
     while done < kills:
         process = start()
@@ -244,9 +240,7 @@ def small_disk(size):
 
 
 def too_small_disk(folder):
-    """Record on disks of more and more bytes: each too small one is refused in one line, before
-    anything is lost.
-    """
+    """Record on disks of more and more bytes: one that is too small is refused in one line."""
     whole, stages = (folder / "whole.h5").read_bytes(), 0
     for size in range(64 << 10, 4 * len(whole), 192 << 10):
         with small_disk(size) as disk:
@@ -277,8 +271,7 @@ def fill(disk):
 
 
 def disk_fills(folder, words, again, stages, same):
-    """Fill the disk under a running command at each of stages, which say when; then free it and go
-    on.
+    """Fill the disk under a running command at each of stages; then free it and go on.
 
     words, again: the command and how it is typed again, functions of a folder on the disk;
     same(folder): raises unless it holds what an undisturbed run left.

@@ -38,7 +38,7 @@ def test_clouds_come_back_from_their_file_bit_for_bit(tmp_path):
     path = str(tmp_path / "clouds.h5")
     write_clouds(path, splits)
     back = read_clouds(path)
-    for wrote, read in zip(splits, back):
+    for wrote, read in zip(splits, back, strict=True):
         np.testing.assert_array_equal(wrote.points, read.points)
         np.testing.assert_array_equal(wrote.labels, read.labels)
         assert wrote.described == read.described
@@ -148,9 +148,7 @@ def test_a_cloud_of_one_repeated_point_goes_to_the_origin():
 
 @pytest.fixture
 def modelnet(tmp_path):
-    """A folder in the customary layout: two training files, foreign prefixes, a unit sphere
-    each.
-    """
+    """A folder in the customary layout: two training files, foreign prefixes, a unit sphere."""
     folder = tmp_path / "modelnet40_ply_hdf5_2048"
     folder.mkdir()
     rng = np.random.default_rng(0)
@@ -190,43 +188,47 @@ def test_clouds_outside_the_unit_sphere_are_moved_and_counted(modelnet):
     assert np.linalg.norm(splits.test.points, axis=2).max() == pytest.approx(1, rel=1e-3)
 
 
+def a_folder_in_place_of(path):
+    os.remove(path)
+    path.mkdir()
+
+
+def cut_in_half(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2])
+
+
+DAMAGES = {  # to a file of the folder
+    "a list is missing": ("test_files.txt", os.remove),
+    "a list is empty": ("train_files.txt", lambda path: path.write_text("\n")),
+    "a list is binary": ("train_files.txt", lambda path: path.write_bytes(b"\xff\xfe\x00")),
+    "a listed file is missing": ("ply_data_train0.h5", os.remove),
+    "a listed file is a folder": ("ply_data_train0.h5", a_folder_in_place_of),
+    "a listed file is truncated": ("ply_data_train0.h5", cut_in_half),
+}
+WRONG_ARRAYS = {  # what ply_data_train0.h5 holds instead, from its data and label
+    "data is missing": lambda data, label: {"points": data, "label": label},
+    "data is two-dimensional": lambda data, label: {"data": data[:, 0], "label": label},
+    "data is integer": lambda data, label: {"data": data.astype(np.int32), "label": label},
+    "data lies in another file": lambda data, label: {
+        "data": h5py.ExternalLink("ply_data_train1.h5", "/data"),
+        "label": label,
+    },
+    "data is NaN": lambda data, label: {"data": data * np.nan, "label": label},
+    "labels are fewer": lambda data, label: {"data": data, "label": label[:-1]},
+    "a label is out of range": lambda data, label: {"data": data, "label": label + 3},
+}
+
+
 def damage(folder, change):
-    if change == "a list is missing":
-        os.remove(folder / "test_files.txt")
-    elif change == "a list is empty":
-        (folder / "train_files.txt").write_text("\n")
-    elif change == "a list is binary":
-        (folder / "train_files.txt").write_bytes(b"\xff\xfe\x00")
-    elif change == "a listed file is missing":
-        os.remove(folder / "ply_data_train0.h5")
-    elif change == "a listed file is a folder":
-        os.remove(folder / "ply_data_train0.h5")
-        (folder / "ply_data_train0.h5").mkdir()
-    elif change == "a listed file is truncated":
-        data = (folder / "ply_data_train0.h5").read_bytes()
-        (folder / "ply_data_train0.h5").write_bytes(data[: len(data) // 2])
-    else:
-        with h5py.File(folder / "ply_data_train0.h5", "r+") as file:
-            data, label = file["data"][()], file["label"][()]
-            del file["data"], file["label"]
-            if change == "data is missing":
-                file["points"] = data
-            elif change == "data is two-dimensional":
-                file["data"] = data[:, 0]
-            elif change == "data is integer":
-                file["data"] = data.astype(np.int32)
-            elif change == "data lies in another file":
-                file["data"] = h5py.ExternalLink("ply_data_train1.h5", "/data")
-            elif change == "data is NaN":
-                file["data"] = data * np.nan
-            else:
-                file["data"] = data
-            if change == "labels are fewer":
-                file["label"] = label[:-1]
-            elif change == "a label is out of range":
-                file["label"] = label + 3
-            else:
-                file["label"] = label
+    if change in DAMAGES:
+        name, do = DAMAGES[change]
+        return do(folder / name)
+    with h5py.File(folder / "ply_data_train0.h5", "r+") as file:
+        data, label = file["data"][()], file["label"][()]
+        del file["data"], file["label"]
+        for name, value in WRONG_ARRAYS[change](data, label).items():
+            file[name] = value
 
 
 @pytest.mark.parametrize(

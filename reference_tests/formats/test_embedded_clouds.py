@@ -148,7 +148,7 @@ def test_what_int16_would_change_in_any_bit_stays_float32(value, splits):
 def test_any_clouds_come_back_bit_for_bit(values):
     splits = Splits(*(clouds_of(np.array(values).reshape(1, 1, 3)) for _ in range(2)))
     meta, arrays = embedded.encode(splits)
-    for name, clouds in zip(Splits._fields, splits):
+    for name, clouds in zip(Splits._fields, splits, strict=True):
         stored = arrays[f"clouds/{name}/points"]
         found = (
             stored
@@ -281,9 +281,7 @@ def test_other_test_clouds_than_those_in_the_record_are_refused(out, splits):
 
 
 def rewrite(out, change):
-    """Commit the record in out again after change(arrays, meta), self-consistent and with a right
-    digest.
-    """
+    """Commit the record in out again after change(arrays, meta), with a right digest."""
     with open_record(out) as found:
         arrays = {name: each.read() for name, each in {**found.rows, **found.clouds}.items()}
         meta = found.meta

@@ -1,12 +1,10 @@
-"""Every byte that we write or believe: commits that are all or nothing, readers that believe
-nothing.
-"""
+"""Commits are all or nothing, and readers believe no byte unchecked."""
 
 import errno
 import fcntl
 import os
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 import h5py
@@ -53,10 +51,8 @@ def killed_at(step, torn=False):
     with pytest.MonkeyPatch.context() as patch:
         for name in changes:
             patch.setattr(os, name, dying(name))
-        try:
+        with suppress(Killed):
             yield Count
-        except Killed:
-            pass
 
 
 def write(path, values=VALUES, kind="model", version=1, **meta):
@@ -246,9 +242,8 @@ def test_a_folder_that_cannot_be_made_durable_is_told_and_one_that_has_no_fsync_
 
 
 def test_whatever_the_block_raises_leaves_no_temporary(path, tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        with files.replacing(path):
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt), files.replacing(path):
+        raise KeyboardInterrupt
     assert os.listdir(tmp_path) == []
 
 
@@ -379,9 +374,11 @@ def test_a_failed_write_leaves_no_view_of_its_image(tmp_path):
 
 def test_a_file_above_the_cap_is_not_even_hashed(path):
     write(path)
-    with pytest.raises(DataError, match="a model file has at most 1000 here"):
-        with hdf5.open_hdf5(path, "model", 1, cap=1000):
-            pass
+    with (
+        pytest.raises(DataError, match="a model file has at most 1000 here"),
+        hdf5.open_hdf5(path, "model", 1, cap=1000),
+    ):
+        pass
 
 
 def hostile(path, change, meta=b"{}"):

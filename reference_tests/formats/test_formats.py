@@ -1,6 +1,4 @@
-"""Trees of files, single HDF5 files and arrays of users: what becomes of them, and what is
-refused.
-"""
+"""Trees of files, HDF5 files and arrays of users: what they become, what is refused."""
 
 import json
 import os
@@ -41,9 +39,7 @@ SUFFIXES = (".npy", ".npz", ".xyz", ".txt", ".csv")
 
 
 def mixed_tree(root, layout="{name}/{number}{suffix}", per_class=10):
-    """A tree of all formats, point counts 20 to 40; layout may name {split}: every fifth is for the
-    test.
-    """
+    """A tree of all formats, 20 to 40 points; in {split} every fifth file is for the test."""
     for label, name in enumerate(CLASSES):
         for number in range(per_class):
             split = "test" if number % 5 == 4 else "train"
@@ -92,7 +88,7 @@ def test_neither_the_order_of_listing_nor_hidden_files_change_anything(tmp_path,
     listed = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listed(path), reverse=True))
     again = read_tree(folder, 25).splits
-    for one, other in zip(first, again):
+    for one, other in zip(first, again, strict=True):
         assert (one.points_hash, one.labels_hash) == (other.points_hash, other.labels_hash)
 
 
@@ -470,9 +466,7 @@ def test_far_clouds_of_a_data_set_are_centred_before_they_are_rounded(tmp_path):
 
 
 def test_a_file_that_is_open_for_writing_is_not_called_damaged(tmp_path):
-    """By libhdf5's lock while it is written, and by its mark in the file when the writer is
-    dead.
-    """
+    """By libhdf5's lock while it is written, and by a mark in the file afterwards."""
     path = str(tmp_path / "a.h5")
     for version, ending in (("earliest", "file.close()"), ("latest", "os._exit(1)")):
         hold = (

@@ -126,7 +126,9 @@ def test_a_checkpoint_of_version_1_is_read():
 
 @pytest.mark.parametrize("version, source", [(1, ""), (2, "golden points")])
 def test_clouds_of_every_version_are_read(version, source):
-    for wanted, found in zip(golden_splits(), read_clouds(str(GOLDEN / f"clouds-{version}.h5"))):
+    for wanted, found in zip(
+        golden_splits(), read_clouds(str(GOLDEN / f"clouds-{version}.h5")), strict=True
+    ):
         assert found.source == source
         np.testing.assert_array_equal(found.points, wanted.points)
         np.testing.assert_array_equal(found.labels, wanted.labels)

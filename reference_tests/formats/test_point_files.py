@@ -414,11 +414,9 @@ def far_and_near(points=60, side=0.02):
 
 @pytest.mark.parametrize("suffix", ["xyz", "csv", "npy", "npz"])
 def test_a_small_cloud_far_from_the_origin_is_the_cloud_that_it_is_at_the_origin(tmp_path, suffix):
-    """float64 holds coordinates of 5e6 to 1e-9, which is 5e-8 of the radius; float32 to 0.5, more
-    than the cloud.
-    """
+    """float64 holds coordinates of 5e6 to 1e-9, 5e-8 of the radius; float32 only to 0.5."""
     ready = []
-    for name, values in zip(("near", "far"), far_and_near()):
+    for name, values in zip(("near", "far"), far_and_near(), strict=True):
         path = tmp_path / f"{name}.{suffix}"
         if suffix == "npy":
             np.save(path, values)
@@ -431,9 +429,7 @@ def test_a_small_cloud_far_from_the_origin_is_the_cloud_that_it_is_at_the_origin
 
 
 def test_float32_points_keep_the_bits_that_they_had():
-    """Centred and scaled in float64 and rounded once, whatever they come as; here with the
-    arithmetic written out.
-    """
+    """Centred and scaled in float64, rounded once; here the arithmetic is written out."""
     cloud = (7 + 3 * np.random.default_rng(0).standard_normal((50, 3))).astype(np.float32)
     centred = cloud.astype(np.float64) - cloud.astype(np.float64).mean(axis=0)
     wanted = (centred / np.linalg.norm(centred, axis=1).max()).astype(np.float32)

@@ -1,6 +1,4 @@
-"""The record store: what a kill, a full disk, a damaged or a hostile file cannot do to a
-recording.
-"""
+"""The record store: a kill, a full disk or a bad file does not harm a recording."""
 
 import errno
 import fcntl
@@ -74,9 +72,7 @@ def shard_path(out, view, first):
 
 @pytest.fixture(autouse=True, scope="module")
 def no_disk():
-    """No test here cuts the power, so none waits for a disk; killed_at counts fsync all the
-    same.
-    """
+    """No test here cuts the power, so none waits for a disk; killed_at still counts fsync."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda fd: None)
         yield
@@ -180,7 +176,7 @@ def test_a_record_holds_every_row_under_its_view_and_cloud(out):
         for view in range(2):
             parts = [rows(PLAN, *part)[:3] for part in PLAN.shards() if part[0] == view]
             for found, wanted in zip(
-                reader.view(view), map(np.concatenate, zip(*parts)), strict=True
+                reader.view(view), map(np.concatenate, zip(*parts, strict=True)), strict=True
             ):
                 assert found.dtype == wanted.dtype
                 np.testing.assert_array_equal(found, wanted)
@@ -282,7 +278,7 @@ def test_a_record_that_is_not_complete_is_not_written(out):
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:divide:RuntimeWarning")
 def test_arrays_that_are_no_shard_are_refused_and_named(out, name, change):
     store = Store(out, PLAN)
-    arrays = dict(zip(("scale", "shift", "logits"), rows(PLAN, 0, 0, 4)))
+    arrays = dict(zip(("scale", "shift", "logits"), rows(PLAN, 0, 0, 4)[:3], strict=True))
     with pytest.raises(DataError, match=name):
         store.commit_shard(0, 0, **{**arrays, name: change(arrays[name])}, provenance=MADE)
     assert os.listdir(out.parent) == []
@@ -608,7 +604,8 @@ def test_no_row_can_be_left_unwritten(out):
     from minipc.record.fields import write_rows
 
     sizes = {"V": 2, "N": 10, "D": 3, "K": 3}
-    arrays = dict(zip(("augment/scale", "augment/shift", "logits"), rows(PLAN, 0, 0, 10)))
+    names = ("augment/scale", "augment/shift", "logits")
+    arrays = dict(zip(names, rows(PLAN, 0, 0, 10)[:3], strict=True))
     with pytest.raises(DataError, match="10 rows are missing"):
         write_rows(out, "record", 1, {}, record_fields("float16"), sizes, [(0, 0, arrays)])
     assert os.listdir(out.parent) == []

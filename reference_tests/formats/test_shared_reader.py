@@ -1,5 +1,4 @@
-"""One open reader in many hands: forked and spawned processes, threads, a PyTorch DataLoader; every
-row is right.
+"""One open reader in processes, threads and a PyTorch DataLoader: every row is right.
 
 The loader is tried where PyTorch is installed: skipped without it, unless MINIPC_REQUIRE_TORCH=1.
 """
@@ -35,9 +34,7 @@ def teacher(points):
 
 
 def is_right(rows, view):
-    """Return whether rows are (scale, shift, logits) of a view: the parameters drawn, the teacher
-    asked again.
-    """
+    """Return whether rows are (scale, shift, logits) of a view, all computed again."""
     params = draw(SEED, view, 0, len(POINTS), AugmentConfig())
     wanted = (*params, teacher(apply(POINTS, params)))
     return all(np.array_equal(found, value) for found, value in zip(rows, wanted, strict=True))
@@ -108,9 +105,7 @@ def forked(reader, count=3):
     return [context.Process(target=exit_by, args=(reader, seed)) for seed in range(count)]
 
 
-def test_processes_that_are_forked_while_a_reader_is_open_read_the_right_rows_and_so_does_the_parent(
-    kept,
-):
+def test_processes_forked_from_an_open_reader_read_the_right_rows_and_so_does_the_parent(kept):
     with RecordReader(kept) as reader:
         with ThreadPoolExecutor(1) as beside:
             here = beside.submit(reads_right, reader, 9)
@@ -142,9 +137,7 @@ def test_a_fork_amid_threads_that_read_hangs_nowhere(kept):
 
 
 def test_h5py_itself_reads_the_right_rows_from_a_file_of_ours_after_a_fork(kept):
-    """The position belongs to the file object, not to the open file that parent and children
-    share.
-    """
+    """Each file object has its own position, though parent and children share the open file."""
     with files.guarded(kept, "record", 2) as whole, hdf5.hdf5_in(whole, kept) as file:
         shift = file["augment/shift"]
 
@@ -262,7 +255,7 @@ def test_a_torch_data_loader_serves_every_row_right_in_each_epoch(
     with RecordReader(kept) as reader:
         wanted = [reader.view(view) for view in range(VIEWS)]
         assert all(is_right(rows, view) for view, rows in enumerate(wanted))
-        scale, shift, logits = (np.concatenate(each) for each in zip(*wanted))
+        scale, shift, logits = (np.concatenate(each) for each in zip(*wanted, strict=True))
         loader = torch.utils.data.DataLoader(
             Rows(reader),
             batch_size=48,

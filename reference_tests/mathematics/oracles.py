@@ -73,7 +73,10 @@ def point_max(x):
 
 def dropout(x, mask):
     """y = x mask."""
-    return [[float(a) * float(m) for a, m in zip(row, row_mask)] for row, row_mask in zip(x, mask)]
+    return [
+        [float(a) * float(m) for a, m in zip(row, row_mask, strict=True)]
+        for row, row_mask in zip(x, mask, strict=True)
+    ]
 
 
 def log_softmax(z):
@@ -90,8 +93,8 @@ def log_softmax(z):
 def soft_cross_entropy(z, q):
     """loss_b = - sum_k q_bk log softmax(z_b)_k."""
     return [
-        -sum(float(w) * lp for w, lp in zip(weights, row))
-        for weights, row in zip(q, log_softmax(z))
+        -sum(float(w) * lp for w, lp in zip(weights, row, strict=True))
+        for weights, row in zip(q, log_softmax(z), strict=True)
     ]
 
 
@@ -99,7 +102,7 @@ def kl_at_temperature(target, z, T):
     """T^2 KL(softmax(target / T) || softmax(z / T)) of one row."""
     log_t = log_softmax([float(value) / T for value in target])
     log_s = log_softmax([float(value) / T for value in z])
-    return T * T * sum(exp(a) * (a - b) for a, b in zip(log_t, log_s))
+    return T * T * sum(exp(a) * (a - b) for a, b in zip(log_t, log_s, strict=True))
 
 
 def raw_loss(z, y, v, u, has_u, a, b, T):
@@ -120,7 +123,10 @@ def guarded_loss(z, y, v, u, has_u, a, b, T, delta=0.05):
     for i in range(len(z)):
         p = [exp(value) for value in log_softmax([float(x) / T for x in v[i]])]
         r = [exp(value) for value in log_softmax([float(x) / T for x in u[i]])]
-        q = [max(a * pk - b * float(has_u[i]) * rk, delta * a * pk) for pk, rk in zip(p, r)]
+        q = [
+            max(a * pk - b * float(has_u[i]) * rk, delta * a * pk)
+            for pk, rk in zip(p, r, strict=True)
+        ]
         total += (1 - a) * soft_cross_entropy([z[i]], [y[i]])[0]
         total += T * T * soft_cross_entropy([[float(x) / T for x in z[i]]], [q])[0]
         total -= T * T * a * soft_cross_entropy([[float(x) / T for x in v[i]]], [p])[0]

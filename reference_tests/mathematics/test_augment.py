@@ -125,7 +125,7 @@ def test_a_clouds_draw_does_not_depend_on_how_many_are_drawn_with_it(
     config = AugmentConfig()
     whole = draw(seed, view, first, before + clouds + after, config)
     part = draw(seed, view, first + before, clouds, config)
-    for got, want in zip(part, whole):
+    for got, want in zip(part, whole, strict=True):
         assert got.tobytes() == want[before : before + clouds].tobytes()
 
 

@@ -1,6 +1,4 @@
-"""What a weight means elsewhere: every conversion is tested on gradients, against the formula of
-that convention.
-"""
+"""Every conversion of a weight is tested on gradients, against the library's formula."""
 
 import json
 

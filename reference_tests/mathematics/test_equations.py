@@ -1,11 +1,12 @@
 """docs/math.md and the code say the same: tags as sets, stated numbers by computing them again.
 
-A number is not copied here: the line that the page should hold is built from the result and looked
-up in the page, so that neither can change alone.
+A number is not copied here: it is computed again and compared with the cell of a table in the page,
+so that neither can change alone, and the words around a table are free.
 """
 
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from minipc.nn.losses import (
 )
 from minipc.nn.ops import batch_norm_forward, log_softmax_backward, log_softmax_forward
 from minipc.nn.optim import adamw_start, adamw_step, sgd_start, sgd_step, warmup_cosine
+from reference_tests.tools.pages import table, tables
 
 ROOT = Path(__file__).parents[2]
 PACKAGE, DOCS = ROOT / "minipc", ROOT / "docs"
@@ -43,13 +45,7 @@ def page_text(*names):
     return "\n".join((DOCS / name).read_text() for name in names if (DOCS / name).exists())
 
 
-def words(text):
-    """Return text with every run of white space made one space, so that wrapped lines match."""
-    return " ".join(text.split())
-
-
 MATH = page_text("math.md")
-MATH_WORDS = words(MATH)
 CONVENTIONS = page_text("conventions.md")
 FAST = page_text("fast_engine.md")
 
@@ -150,24 +146,24 @@ def our_gradient(z, v):
 def test_the_factors_between_conventions_are_those_of_the_table():
     z, v = np.random.default_rng(0).standard_normal((2, 64, K))
     ours, peers = our_gradient(z, v), peer_gradients(z, v)
-    for name, reason in (("no factor", "T^2"), ("mean over entries", "K")):
+    of_math, of_conventions = table(MATH, "What a weight means"), table(CONVENTIONS, "Loss", 1)
+    for row, (name, reason) in enumerate((("no factor", "T^2"), ("mean over entries", "K")), 1):
         ratio = ours / peers[name]
         np.testing.assert_allclose(ratio, ratio[0, 0], rtol=1e-9)  # one number for all entries
-        assert f"| 1/{ratio[0, 0]:.0f} = 1 / {reason} |" in MATH
-        assert f"| w / {ratio[0, 0]:.0f} |" in CONVENTIONS
+        assert of_math[row][2:] == [f"1 / {reason}", f"1/{ratio[0, 0]:.0f}"]
+        assert of_conventions[row][1:] == [f"w / {reason}", f"w / {ratio[0, 0]:.0f}"]
 
 
 def test_the_factor_of_the_squared_error_depends_on_the_logits_as_stated():
-    factors = []
+    rows = []
     for sd in (0.001, 1, 2, 2.4, 3):
         z, v = sd * np.random.default_rng(0).standard_normal((2, 2000, K))
         ours, theirs = our_gradient(z, v), peer_gradients(z, v)["squared error"]
-        rows = np.linalg.norm(theirs, axis=1) / np.linalg.norm(ours, axis=1)
-        assert rows.max() <= 1 / K
-        factors.append(round(np.linalg.norm(ours) / np.linalg.norm(theirs)))
-    flat, *stated, last = (f"1/{factor}" for factor in factors)
-    assert f"2 / K^2 = {flat} where" in MATH_WORDS
-    assert f"1, 2, 2.4 and 3 it is {', '.join(stated)} and {last}." in MATH_WORDS
+        each = np.linalg.norm(theirs, axis=1) / np.linalg.norm(ours, axis=1)
+        assert each.max() <= 1 / K
+        rows.append([f"{sd:g}", f"1/{np.linalg.norm(ours) / np.linalg.norm(theirs):.0f}"])
+    assert rows[0][1] == f"1/{K**2 // 2}"  # 2 / K^2 where all probabilities are nearly equal
+    assert table(MATH, "What a weight means", 1) == rows
 
 
 def test_the_squared_error_gradient_used_above_is_right():
@@ -209,12 +205,17 @@ def test_the_share_of_rows_without_a_bound_is_as_stated():
     v, u = rng.normal(0, 1.5, (rows, K)), rng.normal(0, 1.5, (rows, K))
     v[:, 0], u[:, 0] = 12, 8
     y = smooth_labels(np.zeros(rows, int), K, 0.0, np.float64)
-    parts = []
+    shares = []
     for temperature in (1, 2, 3, 4, 8):
         config = LossConfig(0.9, 0.1, float(temperature), 0.0, "none")
         terms, _ = loss_forward(np.zeros_like(v), y, v, u, np.ones(rows), config)
-        parts.append(f"T = {temperature}: {100 * terms.unbounded:.1f} %")
-    assert " ".join(parts) in MATH_WORDS
+        shares.append([f"{temperature}", f"{100 * terms.unbounded:.1f} %"])
+    assert table(MATH, "When is the loss bounded below?") == shares
+
+
+def stated_numbers():
+    """Return the numbers that the page gives at a = 0.9, b = 0.2, T = 4, as it spells them."""
+    return [row[1] for row in table(MATH, "Numbers at a = 0.9, b = 0.2, T = 4")]
 
 
 def example(t, guard):
@@ -227,21 +228,23 @@ def example(t, guard):
 
 
 def test_the_falling_loss_falls_as_stated_and_the_guarded_one_does_not():
+    rows = []
     for t in (0, 10, 100, 1000, 10000):
         raw, held = example(t, "none")[0].total, example(t, "clip")[0].total
-        assert f"| {t} | {raw:.2f} | {held:.2f} |" in MATH
+        rows.append([f"{t}", f"{raw:.2f}", f"{held:.2f}"])
         assert held >= raw
+    assert table(MATH, "When is the loss bounded below?", 1) == rows
     M = example(0, "none")[1]
-    assert f"M_3 = {M.min():.3f}," in MATH and M.argmin() == 3
+    assert M.argmin() == 3
     slope = (example(20000, "none")[0].total - example(10000, "none")[0].total) / 10000
     assert slope == pytest.approx(M.min(), rel=1e-9)
-    assert f"every {-1 / slope:.1f} units of t" in MATH_WORDS
+    assert stated_numbers()[2:4] == [f"{M.min():.3f}", f"{-1 / slope:.1f}"]
 
 
 def test_the_gradient_bound_holds_is_sharp_and_has_the_stated_values():
     a, b = 0.9, 0.2
     simple, sharp = 2 * ((1 - a) + a * T + b * T), 2 * ((1 - a) + T * max(a, b))
-    assert f"the simple bound is {simple:.3g} and the sharp one is {sharp:.3g}" in MATH_WORDS
+    assert stated_numbers()[:2] == [f"{simple:.3g}", f"{sharp:.3g}"]
     rng, rows = np.random.default_rng(0), 4000
     z, v, u = rng.standard_normal((3, rows, 6)) * 10 ** rng.uniform(-1, 3, (3, rows, 1))
     y = smooth_labels(rng.integers(0, 6, rows), 6, 0.0, np.float64)
@@ -269,7 +272,8 @@ def test_the_bound_of_the_gradient_holds_for_more_self_weight_than_kd_weight():
 
 
 def test_the_weights_of_the_guard_have_the_stated_floor_and_sum():
-    assert f"delta = {GUARD_FLOOR:g} " in MATH
+    (equation,) = re.findall(r"^ {4,}.* delta = (\S+) +\(L8\)$", MATH, re.MULTILINE)
+    assert equation == f"{GUARD_FLOOR:g}"
     a, b = 0.9, 0.4
     v, u = np.random.default_rng(0).normal(0, 3, (2, 500, K))
     p, r = softmax(v), softmax(u)
@@ -306,7 +310,7 @@ def test_at_a_large_temperature_the_divergence_is_the_squared_distance_over_2k()
 
 def test_the_generations_of_a_held_snapshot_swing_by_the_stated_factor():
     a, b = 0.9, 0.2
-    assert f"the factor is at worst {-b / (a - b):.2f}" in MATH_WORDS
+    assert stated_numbers()[4] == f"{-b / (a - b):.2f}"
     y = smooth_labels(np.array([1]), 5, 0.1, np.float64)
     v = np.random.default_rng(0).standard_normal((1, 5))
     config = LossConfig(a, b, 1.0, 0.1, "none")
@@ -363,16 +367,13 @@ def test_history_pushes_as_derived_and_raises_the_variance_within_a_cloud():
 
 def test_the_page_of_the_fast_engine_counts_its_operations():
     for name, (shared, _, _) in NAMED_SIZES.items():
-        *layers, (I_last, O_last) = zip((3, *shared), shared)
+        *layers, (I_last, O_last) = pairwise((3, *shared))
         textbook = 3 * (sum(i * o for i, o in layers) + I_last * O_last)
         forward = sum(i * (i + 1) + i * o for i, o in (*layers, (I_last, O_last)))
         backward = sum((i + 1) * o for i, o in layers) + sum(i * (i + 1 + o) for i, o in layers[1:])
         pooled = I_last * (I_last + 1)
-        row = (
-            f"| {name} {'-'.join(map(str, shared))} | {textbook:,} | "
-            f"{forward + backward + pooled:,} |"
-        )
-        assert row in FAST, row
+        row = [f"{textbook:,}", f"{forward + backward + pooled:,}"]
+        assert [f"{name} {'-'.join(map(str, shared))}", *row] in sum(tables(FAST), [])
 
 
 def test_the_second_moment_about_the_shift_is_below_the_variance_given():
@@ -404,7 +405,6 @@ def test_momentum_lengthens_steps_and_the_schedule_meets_at_one_as_stated():
     for _ in range(200):
         params, state = sgd_step(params, {"b": np.ones(1)}, state, 1.0, 0.0, momentum=0.9)
     assert state.velocity["b"][0] == pytest.approx(10)
-    assert "with momentum 0.9 the steps become ten times as long" in MATH_WORDS
     assert warmup_cosine(19, 100, 20) == warmup_cosine(20, 100, 20) == 1
     assert warmup_cosine(99, 100, 20) > 0 and warmup_cosine(100, 100, 20) == pytest.approx(0)
 
@@ -419,7 +419,7 @@ def test_one_rounding_instead_of_two_changes_the_stated_share_of_coordinates():
     twice = apply(points, params)
     assert twice.dtype == np.float32
     share = (once != twice).mean()
-    assert f"in about {10 * share:.0f} of 10 coordinates" in MATH_WORDS
+    assert table(MATH, "4. Augmentation and exact replay")[0][1] == f"{10 * share:.0f}0 %"
     np.testing.assert_allclose(once, twice, atol=2e-7)
 
 
@@ -437,8 +437,8 @@ def test_draws_stay_between_the_float32_nearest_to_the_ends():
 def test_the_page_of_conventions_lists_every_error_class_with_its_code():
     kinds = [errors.MinipcError, *errors.MinipcError.__subclasses__()]
     assert len(kinds) >= 5
-    for kind in kinds:
-        assert f"| {kind.exit_code} | `{kind.__name__}` |" in CONVENTIONS
+    listed = {row[1]: row[0] for row in table(CONVENTIONS, "Command line", 1) if row[1]}
+    assert listed == {kind.__name__: str(kind.exit_code) for kind in kinds}
 
 
 def test_the_page_of_conventions_lists_every_stream():
@@ -447,13 +447,14 @@ def test_the_page_of_conventions_lists_every_stream():
     for path in PACKAGE.rglob("*.py"):
         if path.name != "streams.py":
             used |= set(call.findall(path.read_text()))
-    section = CONVENTIONS.split("## Random streams")[1].split("\n## ")[0]
-    listed = set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE))
+    listed = {row[0] for row in table(CONVENTIONS, "Random streams")} - {"view words"}
     assert {"init", "shuffle"} <= used
     assert used == listed, used ^ listed
 
 
 def test_the_page_of_conventions_states_the_sizes_of_the_models():
+    rows = []
     for name in NAMED_SIZES:
         size = count(sizes(name, K), 1024)
-        assert f"| {name} | {size.parameters:,} | {size.macs:,} |" in CONVENTIONS
+        rows.append([name, f"{size.parameters:,}", f"{size.macs:,}"])
+    assert table(CONVENTIONS, "Training and evaluation", 1) == rows

@@ -1,6 +1,4 @@
-"""The fast engine against the textbook: every gradient, every edge, any number of threads, no new
-memory.
-"""
+"""The fast engine against the textbook: gradients, edges, threads, memory."""
 
 import os
 import subprocess
@@ -8,12 +6,11 @@ import sys
 import threading
 import time
 import tracemalloc
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import distance_to_kinks
 
+from minipc.audit.problems import Step, distance_to_kinks
 from minipc.data.augment import AugmentConfig, Params, apply, draw
 from minipc.errors import DataError, UsageError
 from minipc.models.pointnet import (
@@ -49,12 +46,10 @@ EPSILON = np.finfo(np.float64).eps
 
 def away_from_kinks(config, clouds, points):
     """Return problem() of the first seed whose ReLUs and pools no rounding can turn."""
+    without_loss = Step(config, *[None] * 6, "textbook")
     for seed in range(100):
         params, x, dlogits = problem(config, clouds, points, seed=seed)
-        if (
-            distance_to_kinks(SimpleNamespace(params=params, points=x, mask=None, model=config))
-            > 1e-8
-        ):
+        if distance_to_kinks(params | {"points": x}, without_loss) > 1e-8:
             return params, x, dlogits
     raise AssertionError("100 draws, and each lay on a kink")
 
@@ -68,9 +63,7 @@ def in_long_double(config, params, points, dlogits):
 
 
 def distances(found, exact):
-    """Return {name: distance}: of gradients relative to the largest, of logits and each statistic
-    to its own.
-    """
+    """Return {name: distance}: gradients against the largest, all else against itself."""
     (z, batch, grads), (z_e, batch_e, grads_e) = found, exact
     own = {"z": (z, z_e)} | {
         name: (value, statistics(batch_e)[name]) for name, value in statistics(batch).items()
@@ -97,8 +90,7 @@ def distances(found, exact):
     ],
 )
 def test_both_engines_agree_to_rounding(config, clouds, points):
-    """In float64 the fast engine is as near to the textbook form in long double as the textbook
-    form in float64.
+    """In float64 the fast engine is as near to long double as the textbook engine is.
 
     The latter's own error says how the problem magnifies roundings (a head's batch norm over two
     rows can divide by next to nothing); ten times that, as both are noise, and besides 100
@@ -172,9 +164,7 @@ def test_constant_channels_agree():
 
 @pytest.mark.parametrize("dtype, digits", [(np.float64, 1e-12), (np.float32, 2e-5)])
 def test_padded_clouds_agree_summed_over_equal_points(dtype, digits):
-    """Which of several equal points wins is not the engine's to say: products may round them
-    differently.
-    """
+    """Which of several equal points wins is a convention: products may round them apart."""
     params, x, dlogits = problem(SMALL, 5, 20, dtype)
     x = np.concatenate([x, x[:, :12], x[:, :12]], axis=1)
     (_, _, grads), (_, _, grads_t) = both(SMALL, params, x, dlogits)
@@ -194,9 +184,7 @@ def test_products_that_are_not_divided_agree_too():
 
 @pytest.mark.parametrize("offset", [0.0, 1.0, 10.0, 1e4])
 def test_float32_far_from_the_origin_is_at_least_as_accurate_as_the_textbook(offset):
-    """Both engines in float32 against float64 on the same numbers; a tenth of slack, as both are
-    noise.
-    """
+    """Both engines in float32 against float64; a tenth of slack, since both errors are noise."""
     fast, textbook = errors_in_float32(offset=offset)
     assert (fast <= 1.1 * textbook).all(), (fast, textbook)
     assert fast.max() < 1e-5
@@ -207,9 +195,7 @@ def test_float32_far_from_the_origin_is_at_least_as_accurate_as_the_textbook(off
 def test_points_far_from_the_others_and_clouds_along_a_line_cost_float32_less_than_a_digit(
     kind, far
 ):
-    """A float32 sum of squares holds the short directions beside the long ones only so far: section
-    4 of the page.
-    """
+    """A float32 sum of squares loses the short directions beside long ones: section 4."""
     fast, textbook = errors_in_float32(kind(far))
     assert (fast <= 10 * textbook).all(), (fast, textbook)
     assert fast.max() < 1e-3
@@ -220,7 +206,7 @@ def test_points_far_from_the_others_and_clouds_along_a_line_cost_float32_less_th
 
 @pytest.mark.parametrize("pooled", [False, True])
 def test_each_pair_agrees_with_central_differences_and_with_the_textbook(pooled):
-    """One layer between what to_tower() takes and input_gradient() gives; gains below zero included."""
+    """One layer between to_tower() and input_gradient(); gains below zero included."""
     rng = np.random.default_rng(3)
     arrays = {
         "x": rng.standard_normal((4, 9, 5)),
@@ -261,7 +247,7 @@ def test_each_pair_agrees_with_central_differences_and_with_the_textbook(pooled)
                 return weights[clouds].swapaxes(1, 2)
 
         d, *found = fused.shared_backward(Given(), cache)
-    grads = dict(zip(("W", "gamma", "beta"), found)) | {"x": fused.input_gradient(d)}
+    grads = dict(zip(("W", "gamma", "beta"), found, strict=True)) | {"x": fused.input_gradient(d)}
     assert worst(grads, wanted) <= 1e-12
 
     def value(a):

@@ -26,10 +26,9 @@ NAMES = [
 @pytest.fixture(scope="module")
 def checked(smooth_problem):
     """Return (value, arrays, grads) of a small PointNet with the three-term loss."""
-    problem = smooth_problem(steps=2, guard="none")
-    arrays, grads = problem.arrays(), problem.gradients()
+    arrays, step = smooth_problem(steps=2, guard="none")
     assert list(arrays) == NAMES
-    return problem.value, arrays, grads
+    return step.value, arrays, step.gradients(arrays)
 
 
 def check(value, arrays, grads, seed=0):
@@ -136,12 +135,11 @@ def test_a_truly_zero_gradient_is_accepted_and_a_false_zero_is_not():
 
 def test_the_beta_of_a_pooled_layer_before_a_normalised_head_may_have_no_gradient(smooth_problem):
     """Positive in every cloud, a pooled channel's beta only shifts what the head's norm centres."""
-    problem = smooth_problem(guard="none")
-    beta = problem.params["shared1.beta"] + 10  # every point positive: no ReLU between
-    problem = problem._replace(params=problem.params | {"shared1.beta": beta})
-    arrays, grads = problem.arrays(), problem.gradients()
+    arrays, step = smooth_problem(guard="none")
+    arrays |= {"shared1.beta": arrays["shared1.beta"] + 10}  # every point positive: no ReLU between
+    grads = step.gradients(arrays)
     assert np.linalg.norm(grads["shared1.beta"]) < 1e-13 < np.linalg.norm(grads["shared1.gamma"])
-    reports = {report.name: report for report in check(problem.value, arrays, grads)}
+    reports = {report.name: report for report in check(step.value, arrays, grads)}
     assert reports["shared1.beta"].error < 1e-6  # against the largest gradient, not against itself
 
 

@@ -1,5 +1,4 @@
-"""A cloud's logits are the same bits alone, at every place and in any company, whatever the kernel
-of BLAS.
+"""A cloud's logits are the same bits in any company, whatever the kernel of BLAS.
 
 `make test-kernels` runs this file under every kernel that the processor can run.
 """
@@ -65,9 +64,7 @@ def test_a_clouds_logits_are_the_same_bits_alone_and_at_every_place_among_1_to_1
 
 
 def test_products_in_fours_leave_each_cloud_alone_too(monkeypatch):
-    """As the kernels that multiply small matrices without copying have them; here by whichever
-    kernel there is.
-    """
+    """As the kernels that multiply small matrices without copying would; here any kernel."""
     monkeypatch.setattr(workspace, "SMALL_MATRIX_KERNELS", (blas_kernel(),))
     assert workspace.Workspace().group == 4
     for text in ("tiny", "teacher"):
@@ -142,9 +139,7 @@ def test_an_exact_product_is_the_product_rounded_once_or_twice(dtype, digits, sh
 
 
 def test_the_sums_of_an_exact_product_are_exact_at_their_largest():
-    """All entries at the top of their range, where the sums come nearest to 2^53: any order gives
-    one result.
-    """
+    """All entries are largest, so that sums come near 2^53: any order gives one result."""
     for inner in (1, 2, 63, 64, 1024, 5000):
         for dtype in (np.float32, np.float64):
             rng = np.random.default_rng(inner)

@@ -102,8 +102,12 @@ def test_p_minus_q_would_be_noticed_as_wrong():
 def test_weighted_targets_are_one_signed_target_at_temperature_one():
     rng = np.random.default_rng(1)
     z, targets, weights = rng.standard_normal((4, 6)), rng.random((3, 4, 6)), [1.5, -0.7, 0.4]
-    apart = sum(w * soft_cross_entropy_forward(z, t)[0] for w, t in zip(weights, targets))
-    joint, _ = soft_cross_entropy_forward(z, sum(w * t for w, t in zip(weights, targets)))
+    apart = sum(
+        w * soft_cross_entropy_forward(z, t)[0] for w, t in zip(weights, targets, strict=True)
+    )
+    joint, _ = soft_cross_entropy_forward(
+        z, sum(w * t for w, t in zip(weights, targets, strict=True))
+    )
     np.testing.assert_allclose(apart, joint, atol=1e-13)  # rounding of order-ten numbers
 
 
@@ -580,9 +584,7 @@ def test_the_total_is_the_formula_bit_for_bit_where_nothing_is_raised_and_more_e
 
 
 def test_at_the_teachers_own_logits_distillation_alone_costs_nothing():
-    """T^2 KL(p || p) is 0: what is reported is the formula's value, the entropy of the teacher with
-    it.
-    """
+    """T^2 KL(p || p) is 0: the reported value is the formula's, entropy included."""
     z, y, *_ = draw(21)
     terms, _ = loss_forward(z, y, z, None, None, LossConfig(1.0, 0.0, 4.0))
     assert float(terms.total) == float(terms.distillation) == 0.0
@@ -645,7 +647,7 @@ def test_labels_minus_self_needs_no_teacher():
 @pytest.mark.parametrize("name", ["y", "v", "u", "has_u"])
 def test_a_target_that_would_only_broadcast_is_refused(name):
     names = ("z", "y", "v", "u", "has_u")
-    arrays = dict(zip(names, draw(26)))
+    arrays = dict(zip(names, draw(26), strict=True))
     arrays[name] = arrays[name][:1]
     with pytest.raises(DataError, match="expected shape"):
         loss_forward(*(arrays[n] for n in names), config())

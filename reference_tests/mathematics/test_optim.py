@@ -1,5 +1,6 @@
 """Optimiser steps against plain loops, the schedule, clipping, and what is refused."""
 
+from itertools import pairwise
 from math import cos, pi, sqrt
 
 import numpy as np
@@ -151,7 +152,7 @@ def test_the_rate_warms_up_and_falls_as_half_a_cosine():
     factors = [optim.warmup_cosine(step, 100, 10) for step in range(100)]
     assert factors[:10] == [(i + 1) / 10 for i in range(10)]
     assert factors[10] == 1.0 == max(factors)
-    assert all(a > b for a, b in zip(factors[10:], factors[11:]))
+    assert all(a > b for a, b in pairwise(factors[10:]))
     assert factors[55] == pytest.approx(0.5, abs=1e-15)  # half-way between 10 and 100; cos(pi / 2)
     for i in (20, 77, 99):
         assert factors[i] == pytest.approx(

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
-from conftest import KINK, distance_to_kinks, multiplied_out
 
+from minipc.audit.problems import KINK, distance_to_kinks, multiplied_out
 from minipc.errors import BackendError, DataError, UsageError
 from minipc.models.pointnet import (
     ModelConfig,
@@ -271,48 +271,50 @@ def test_every_gradient_of_the_model_agrees_with_central_differences(
     smooth_problem, steps, T, guard, b, engine
 ):
     """Batch norm, dropout, three-term loss; at the start and after some steps of AdamW."""
-    problem = smooth_problem(steps=steps, temperature=T, guard=guard, self_weight=b, engine=engine)
-    assert distance_to_kinks(problem) > KINK
-    arrays, grads = problem.arrays(), problem.gradients()
-    assert (problem.mask == 0).any() and (problem.has_u == 0).any()
+    arrays, step = smooth_problem(
+        steps=steps, temperature=T, guard=guard, self_weight=b, engine=engine
+    )
+    assert distance_to_kinks(arrays, step) > KINK
+    grads = step.gradients(arrays)
+    assert (step.mask == 0).any() and (step.has_u == 0).any()
     norms = {name: np.linalg.norm(grad) for name, grad in grads.items()}
     assert min(norms.values()) > 1e-3 * max(norms.values()), norms  # none is zero, all are checked
     for seed in range(2):
         rng = np.random.default_rng(seed)
-        reports = gradcheck.check_gradients(problem.value, arrays, grads, rng)
-        assert len(reports) == len(problem.params) + 1  # one direction a parameter, and the points
+        reports = gradcheck.check_gradients(step.value, arrays, grads, rng)
+        assert len(reports) == len(arrays)  # one direction a parameter, and the points
         gradcheck.require(reports, 1e-6)  # h = 1e-5 resolves 1e-8 here; wrong is off by 1e-2
 
 
 @pytest.mark.parametrize("T", [1.0, 2.5, 4.0])
 @pytest.mark.parametrize("guard", ["clip", "none"])
 def test_gradients_agree_at_the_engines_own_initialisation(smooth_problem, T, guard, engine):
-    problem = smooth_problem(initial=True, temperature=T, guard=guard, engine=engine)
-    np.testing.assert_array_equal(problem.params["shared0.beta"], 0)
+    arrays, step = smooth_problem(initial=True, temperature=T, guard=guard, engine=engine)
+    np.testing.assert_array_equal(arrays["shared0.beta"], 0)
     rng = np.random.default_rng(1)
-    reports = gradcheck.check_gradients(problem.value, problem.arrays(), problem.gradients(), rng)
+    reports = gradcheck.check_gradients(step.value, arrays, step.gradients(arrays), rng)
     gradcheck.require(reports, 1e-6)  # h = 1e-5 resolves 1e-8 here; wrong is off by 1e-2
 
 
 @pytest.mark.parametrize("shared, head", [((6,), ()), ((4, 5, 6), (6, 5))])
 def test_gradients_agree_for_other_depths(smooth_problem, shared, head, engine):
-    problem = smooth_problem(shared, head, guard="none", engine=engine)
+    arrays, step = smooth_problem(shared, head, guard="none", engine=engine)
     rng = np.random.default_rng(0)
-    reports = gradcheck.check_gradients(problem.value, problem.arrays(), problem.gradients(), rng)
+    reports = gradcheck.check_gradients(step.value, arrays, step.gradients(arrays), rng)
     gradcheck.require(reports, 1e-6)  # h = 1e-5 resolves 1e-8 here; wrong is off by 1e-2
 
 
 def test_single_entries_of_every_gradient_agree(smooth_problem, engine):
     """A direction averages; here each parameter's first, last and largest entry is looked at."""
-    problem = smooth_problem(guard="none", engine=engine)
-    arrays, grads = problem.arrays(), problem.gradients()
+    arrays, step = smooth_problem(guard="none", engine=engine)
+    grads = step.gradients(arrays)
     largest = max(np.linalg.norm(grad) for grad in grads.values())
     for name, grad in grads.items():
         for entry in {0, grad.size - 1, int(np.abs(grad).argmax())}:
             e = np.zeros(grad.size)
             e[entry] = 1e-5
             up, down = (
-                problem.value(arrays | {name: arrays[name] + sign * e.reshape(grad.shape)})
+                step.value(arrays | {name: arrays[name] + sign * e.reshape(grad.shape)})
                 for sign in (1, -1)
             )
             # noise of the quotient is 1e-16 / 1e-5, and h^2 = 1e-10 of truncation
@@ -339,7 +341,7 @@ def test_point_order_does_not_matter(engine):
     (grads, dpoints), (grads_o, dpoints_o) = (backward(dlogits, each) for each in (tape, tape_o))
     dpoints, dpoints_o = multiplied_out(dpoints), multiplied_out(dpoints_o)
     got = leaves((logits_o, batch_o, grads_o, dpoints_o))
-    for g, w in zip(got, leaves((logits, batch, grads, dpoints[:, order]))):
+    for g, w in zip(got, leaves((logits, batch, grads, dpoints[:, order])), strict=True):
         np.testing.assert_allclose(g, w, atol=1e-12)  # the same
 
 

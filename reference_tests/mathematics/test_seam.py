@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minipc.audit import checks, problems, rules
 from minipc.errors import DataError, UsageError
 from minipc.models.file import model_id, new_model, read_model, write_model
 from minipc.models.inputs import Inputs
@@ -11,6 +12,7 @@ from minipc.models.pointnet import ModelConfig
 from minipc.nn.engine import ENGINES, backward
 from minipc.nn.fast import fused
 from minipc.nn.fast.workspace import Workspace
+from minipc.nn.losses import LossConfig
 from minipc.nn.params import initialise
 from reference_tests.mathematics import toy_model
 
@@ -130,3 +132,22 @@ def test_the_architecture_is_part_of_the_identity_of_every_model_but_pointnet(to
     before = model_id(model)
     monkeypatch.setattr(toy_model.ModelConfig, "architecture", "other")
     assert model_id(model) != before
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_the_audit_checks_a_second_model_by_its_name_alone(toy, engine):
+    makers = (
+        problems.whole_step("toy-wide", engine, LossConfig(0.5, 0.2)),
+        rules.engines("toy-wide"),
+    )
+    found = checks.check(checks.Line("toy", makers[0], (makers[1],)))
+    assert found.passed, found.worst
+    assert found.gradients >= 18 and found.facts > 10  # two directions of eight parameters and x
+
+
+def test_the_audit_finds_a_broken_second_model(toy, monkeypatch):
+    right = toy_model._add_back
+    monkeypatch.setattr(toy_model, "_add_back", lambda d, inputs: 1.01 * right(d, inputs))
+    make = problems.whole_step("toy-wide", "textbook", LossConfig(0.5, 0.2))
+    found = checks.check(checks.Line("toy", make))
+    assert not found.passed and "points" in found.worst

@@ -1,5 +1,4 @@
-"""The four earlier selves: what they are, and the effects that docs/math.md derives, on convex
-problems.
+"""The four earlier selves, and the effects that docs/math.md derives, on convex problems.
 
 The problems are linear: logits z = x W of features x, or logits free of each other.  The targets
 are the ones training uses; only the forward that they are given is small.
@@ -43,9 +42,7 @@ def gradient(z, y, v, target, config):
 
 
 def descend(target, config, steps, rate, seed=1):
-    """Full-batch descent on problem(); each step is an epoch.  Returns W and the last change of
-    it.
-    """
+    """Full-batch descent on problem(), one step an epoch.  Returns W and its last change."""
     x, y, v = problem()
     params = {"W": np.random.default_rng(seed).standard_normal((4, 3))}
     rows = np.arange(len(x))
@@ -278,7 +275,7 @@ def test_the_whole_state_of_a_target_comes_back(kind):
     second.load(first.state(), np)
     for target in (first, second):
         target.epoch_starts(2, np)
-    for mine, other in zip(first.target(rows, x), second.target(rows, x)):
+    for mine, other in zip(first.target(rows, x), second.target(rows, x), strict=True):
         np.testing.assert_array_equal(mine, other)
     state = {name: value.copy() for name, value in first.state().items()}
     second.stepped(rows, -linear(params, x), {"W": -params["W"]})

@@ -8,8 +8,8 @@ import warnings
 
 import numpy as np
 import pytest
-from conftest import multiplied_out
 
+from minipc.audit.problems import multiplied_out
 from minipc.models.pointnet import (
     ModelConfig,
     forward_eval,

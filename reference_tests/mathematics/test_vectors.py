@@ -1,6 +1,4 @@
-"""Conformance vectors: what is stored is what the independent script computes, and it catches wrong
-losses.
-"""
+"""The stored vectors are what the independent script computes, and catch wrong losses."""
 
 import json
 from importlib.resources import files

@@ -71,6 +71,10 @@ def count(config, points):
     return Count(parameters, macs + config.outer * config.classes)
 
 
+def pooled_layers(config):
+    return ("inner", "outer")
+
+
 def dropout_width(config):
     return config.outer
 
@@ -84,11 +88,22 @@ def _gathered(inputs):
     return gathered.reshape(clouds * slices, size, 3), clouds, slices
 
 
+def _add_back(d, inputs):
+    """The backward of gathering: a point of several slices gets the sum; here each is of one."""
+    points, (groups,) = inputs
+    xp = module_of(points)
+    dpoints = xp.zeros_like(points)
+    clouds = xp.arange(len(points))[:, None, None]
+    dpoints[clouds, groups] += d.reshape(*groups.shape, 3)
+    return dpoints
+
+
 def forward_train(params, inputs, config, mask=None, engine="fused", work=None):
     x, clouds, slices = _gathered(inputs)
     engine = engine_of(engine, work, x, *params.values())
     tape = Tape(params, config.eps)
-    x = engine.pooled(tape, engine.enter(tape, x, ()), "inner")
+    x = tape.push((x, inputs), _add_back)
+    x = engine.pooled(tape, engine.enter(tape, x, (), inner=True), "inner")
     x = tape.push((x.reshape(clouds, slices, -1), x.shape), lambda d, shape: d.reshape(shape))
     x = engine.enter(tape, x, (), name="features", inner=True)
     x = engine.pooled(tape, x, "outer")
@@ -115,3 +130,7 @@ def evaluator(params, stats, config, engine="fused"):
         return ops.bias_forward(exact.product(x, out), b)[0]
 
     return logits_of
+
+
+def forward_eval(params, stats, inputs, config, engine="fused"):
+    return evaluator(params, stats, config, engine)(inputs)

@@ -1,8 +1,8 @@
-"""How far float32 is off, the fast engine beside the textbook: `python -m
-reference_tests.tools.accuracy`.
+"""How far float32 is off: the fast engine beside the textbook.
 
-Prints the row of docs/reliability.md for the kernel of BLAS in use; OPENBLAS_CORETYPE=NAME before
-the command takes another.  test_fused.py holds the same figures to what is claimed.
+`python -m reference_tests.tools.accuracy` prints the row of docs/reliability.md for the kernel of
+BLAS in use; OPENBLAS_CORETYPE=NAME before the command takes another.  test_fused.py holds the same
+figures to what is claimed.
 """
 
 import numpy as np
@@ -37,9 +37,7 @@ def problem(config, clouds, points, dtype=np.float64, seed=0, offset=0.0):
 
 
 def both(config, params, points, dlogits, work=None):
-    """Return (logits, statistics, gradients with that of the points) of the fast engine, then of
-    the textbook.
-    """
+    """Return (logits, statistics, all gradients) of the fast engine, then of the textbook."""
     found = []
     for engine in ("fused", "textbook"):
         z, batch, tape = forward_train(params, points, config, None, engine, work)
@@ -90,9 +88,7 @@ def drawn_out(far):
 
 
 def errors_in_float32(change=lambda x: x, offset=0.0):
-    """Return the median errors of logits, statistics and gradients of the fast engine, then of the
-    textbook.
-    """
+    """Return the median errors of the fast engine, then of the textbook."""
     config, errors = sizes("tiny", 10), []
     for seed in range(DRAWS):
         params, x, dlogits = problem(config, 8, 256, np.float32, seed, offset)

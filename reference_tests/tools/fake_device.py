@@ -196,8 +196,8 @@ def _made(name):
 
 
 COMPUTED = """
-    add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square abs sign isfinite
-    frexp ldexp rint
+    add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square abs sign
+    isfinite frexp ldexp rint
     where sum mean max min argmax any all take take_along_axis broadcast_to
     zeros_like ones_like full_like empty_like ascontiguousarray
 """.split()
@@ -293,14 +293,13 @@ def leaves(tree):
 
 
 def assert_agrees(xp, got, want, digits=1e-10, exact=True):
-    """Raise unless two trees of arrays agree: if exact, bit for bit on NumPy and on the fake
-    device.
+    """Raise unless two trees agree: if exact, bit for bit on NumPy and the fake device.
 
     On a real device sums run in another order: `digits`, relative to the largest of each array.
     """
     got, want = leaves(on_host(got)), leaves(on_host(want))
     assert len(got) == len(want)
-    for g, w in zip(got, want):
+    for g, w in zip(got, want, strict=True):
         assert (g.dtype, g.shape) == (w.dtype, w.shape)
         if exact and (xp is np or is_fake(xp)):
             np.testing.assert_array_equal(g, w)

@@ -40,9 +40,7 @@ def walk():
 
 
 class OtherView(Snapshot):
-    """History of a toy in which every cloud has two views, one after the other: u is the other
-    view's.
-    """
+    """History where every cloud has two views, one after the other: u is the other view's."""
 
     def target(self, rows, points):
         u, has = super().target(rows, points)
@@ -50,8 +48,7 @@ class OtherView(Snapshot):
 
 
 def toy():
-    """Return {kind: distances} of a linear student from where distillation alone ends, every EVERY
-    steps.
+    """Return {kind: distances} of a linear student from the end of distillation alone.
 
     Eight clouds of two views each, five features, four classes; the student cannot match its
     teacher exactly.  All start near the end of distillation alone and go on with a self target of
@@ -128,7 +125,10 @@ def draw(folder):
         "walk",
         "t, along z = (2, 1, 0, -t)",
         "loss - loss at t = 0",
-        [(name, t, curve, style) for (name, curve), style in zip(curves.items(), styles)],
+        [
+            (name, t, curve, style)
+            for (name, curve), style in zip(curves.items(), styles, strict=True)
+        ],
     )
     shares = unbounded_shares(example_rows(40), 0.9, 0.0)
     temperatures = sorted({T for _, T in shares})
@@ -148,7 +148,7 @@ def draw(folder):
         "distance from where distillation alone ends",
         [
             (kind, steps, distances, style)
-            for (kind, distances), style in zip(toy().items(), styles)
+            for (kind, distances), style in zip(toy().items(), styles, strict=True)
         ],
         yscale="log",
     )

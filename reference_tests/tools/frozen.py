@@ -1,5 +1,4 @@
-"""What a redesign must not change, as digests: `make frozen` compares, --write REASON writes them
-anew.
+"""What a redesign must not change, as digests (make frozen; --write REASON keeps new ones).
 
 Arrays: logits, gradients and statistics of both engines over sizes, dtypes and dropout.  Files:
 data, teacher, record and runs of a shortened demo, with one and two threads, provenance fixed.
@@ -77,9 +76,7 @@ def arrays():
 
 
 def files(threads):
-    """Yield (name, digest) of the files that the bare commands write, on fewer shapes and
-    epochs.
-    """
+    """Yield (name, digest) of what the bare commands write, with fewer shapes and epochs."""
 
     def few(seed):
         return shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)
@@ -112,9 +109,8 @@ def texts():
     """Yield (name, digest) of what people read."""
     for name in ("", *verbs_below(minipc), "data"):
         told = StringIO()
-        with redirect_stdout(told):
-            with suppress(SystemExit):
-                command_line([*name.split("."), "--help"] if name else ["--help"])
+        with redirect_stdout(told), suppress(SystemExit):
+            command_line([*name.split("."), "--help"] if name else ["--help"])
         yield f"minipc {name} --help", hashlib.sha256(told.getvalue().encode()).hexdigest()
     yield "docs/mistakes.md", hashlib.sha256((ROOT / "docs/mistakes.md").read_bytes()).hexdigest()
 

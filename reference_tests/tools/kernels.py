@@ -1,10 +1,9 @@
-"""The tests that touch BLAS, under every kernel of OpenBLAS that this processor can run: make
-test-kernels.
+"""The tests that touch BLAS, under every kernel of OpenBLAS that runs here (make test-kernels).
 
 One build of OpenBLAS holds kernels for many processors, which round differently; the variable
-OPENBLAS_CORETYPE chooses one when the library is loaded.  Each kernel has its own process. `python
--m reference_tests.tools.kernels Haswell Nehalem` tries these alone, with --others but for the one that is
-taken unasked, under which make test runs; what cannot run here is said.
+OPENBLAS_CORETYPE chooses one when the library is loaded.  Each kernel has its own process.
+`python -m reference_tests.tools.kernels Haswell Nehalem` tries these alone; --others leaves out the
+kernel that OpenBLAS itself chooses here, which make test covers.  What cannot run is named.
 """
 
 import os
@@ -44,9 +43,7 @@ def environment(kernel):
 
 
 def answer(kernel):
-    """Return the name by which OpenBLAS calls this kernel when asked for it, or "" where it cannot
-    run here.
-    """
+    """Return OpenBLAS's name of this kernel, or "" where it cannot run here."""
     done = subprocess.run(
         [sys.executable, "-c", PROBE], env=environment(kernel), capture_output=True, text=True
     )
@@ -54,9 +51,7 @@ def answer(kernel):
 
 
 def runnable(wanted, say=lambda line: None):
-    """Return {kernel asked for: name it answers by} of those that run here, each once; say(line)
-    names the others.
-    """
+    """Return {kernel asked for: its own name} of those that run here; say(line) names the rest."""
     found = {}
     for kernel in wanted:
         name = answer(kernel)

@@ -1,5 +1,4 @@
-"""Compute minipc/vectors/loss.json: the loss to 30 digits, by mpmath with 50, from its definition
-alone.
+"""Compute minipc/vectors/loss.json to 30 digits from the definitions alone, by mpmath.
 
     python -m reference_tests.tools.make_vectors minipc/vectors/loss.json
 
@@ -33,9 +32,7 @@ def told(value):
 
 
 def case(name, z, v, u, label, a, b, T, smoothing):
-    """Return one case: what goes in, and every number that the definitions (L3) to (L8) make of
-    it.
-    """
+    """Return one case: what goes in, and every number by the definitions (L3) to (L8)."""
     K = len(z)
     z, v, u = ([mpf(x) / 8 for x in row] for row in (z, v, u))
     a, b, T, e = (mpf(x) for x in (a, b, T, smoothing))
@@ -77,9 +74,7 @@ def case(name, z, v, u, label, a, b, T, smoothing):
 
 
 def cases():
-    """Return the list of cases: by hand where a convention or an edge is in question, then at
-    random.
-    """
+    """Return the list of cases: conventions and edges by hand, then random ones."""
     z, v, u = [8, -4, 0, 13], [20, 3, -6, 1], [5, 6, -2, 0]
     far = [8000, -8000, 0, 4000]
     found = [

@@ -1,5 +1,6 @@
-"""The peak of resident memory while something runs.  (getrusage's peak is inherited from the parent
-process.)
+"""The peak of resident memory while something runs.
+
+getrusage does not serve: its peak is inherited from the parent process.
 """
 
 
@@ -9,9 +10,7 @@ def _status(key):
 
 
 def peak_of(function):
-    """Return the bytes by which resident memory at its peak exceeded what it was when function()
-    began.
-    """
+    """Return by how many bytes resident memory peaked above its start in function()."""
     before = _status("VmRSS:")
     with open("/proc/self/clear_refs", "w") as file:
         file.write("5")  # the peak starts anew

@@ -1,10 +1,10 @@
-"""Does the store stay linear: `python -m reference_tests.tools.scale` measures it with made-up logits,
-10,000 shards.
+"""Does the store stay linear?  Measured with made-up logits and 10,000 shards.
 
-No teacher runs: a callable returns numbers, and a shard holds the rows of one view of a few clouds,
-so that what is measured is the store.  Every stage runs in a process of its own, so that its peak
-memory is its own.  Then the same for shards of several sizes, `--sizes` rows, and for recordings of
-usual sizes, `--large`. Prints the tables of docs/scale.md.
+Run it as `python -m reference_tests.tools.scale`.  No teacher runs: a callable returns numbers, and
+a shard holds the rows of one view of a few clouds, so that what is measured is the store.  Every
+stage runs in a process of its own, so that its peak memory is its own.  Then the same for shards of
+several sizes, `--sizes` rows, and for recordings of usual sizes, `--large`.  Prints the tables of
+docs/scale.md.
 """
 
 import argparse
@@ -61,9 +61,7 @@ def stage(name, path, views):
 
 
 def measured(name, path, views):
-    """Return (seconds, bytes of peak memory above the imports) of one stage in a process of its
-    own.
-    """
+    """Return (seconds, peak bytes above the imports) of a stage in a process of its own."""
     done = subprocess.run(
         [
             sys.executable,
@@ -107,9 +105,7 @@ def print_shards(numbers):
 
 
 def commits(rows, many=2**17):
-    """Return (seconds, bytes, files) of committing `many` rows in shards of some rows, and seconds
-    of finalising.
-    """
+    """Return (seconds, bytes, files) of committing `many` rows, and seconds of finalising."""
     rng = np.random.default_rng(0)
     params, logits = (
         rng.standard_normal((2, rows, 3), np.float32),

@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from contextlib import ExitStack, suppress
+from functools import partial
 from importlib import metadata
 from statistics import median
 
@@ -98,7 +99,7 @@ class Machine:
         seconds = [[] for _ in entries]
         repeat = 1
         for number in range(self.rounds):
-            for entry, found in zip(entries, seconds):
+            for entry, found in zip(entries, seconds, strict=True):
                 name, task = entry
                 found += self.worker(name).ask(repeat=repeat, **task)["seconds"]
             if number == 0:  # as many in a row as fill half a second
@@ -115,7 +116,7 @@ def installed(package):
 def best_form(machine, task):
     """Return the entry of PyTorch eager in the faster of its two forms."""
     entries = [("torch", {**task, "form": form}) for form in ("conv", "linear")]
-    return min(zip(machine.race(*entries), entries))[1]
+    return min(zip(machine.race(*entries), entries, strict=True))[1]
 
 
 def steps(machine, values, say):
@@ -129,7 +130,7 @@ def steps(machine, values, say):
                 entries["torch_compile"] = ("torch compile", eager[1])
         if "jax" in machine.peers:
             entries["jax"] = ("jax", task)
-        found = dict(zip(entries, machine.race(*entries.values())))
+        found = dict(zip(entries, machine.race(*entries.values()), strict=True))
         values[f"{size}_step_ms"] = {name: round(1000 * value, 2) for name, value in found.items()}
         for name in found.keys() - {"numpy"}:
             values[f"{size}_step_vs_{name}"] = round(found[name] / found["numpy"], 2)
@@ -164,9 +165,7 @@ def recording(machine, values, say):
 
 
 def on_device(machine, values, say):
-    """Training steps and recording on a CUDA device, against PyTorch there, in milliseconds and
-    clouds a second.
-    """
+    """Training steps and recording on a CUDA device, against PyTorch there."""
     values["device"] = provenance(load("cupy"))  # BackendError without one
     for kind, sizes_of, per in (("step", NAMED_SIZES, 1000 / IN_A_ROW), ("record", ["teacher"], 1)):
         for size in sizes_of:
@@ -175,7 +174,7 @@ def on_device(machine, values, say):
             if "torch" in machine.peers:
                 entries["torch_eager"] = eager = best_form(machine, task)
                 entries["torch_compile"] = ("torch compile", eager[1])
-            found = dict(zip(entries, machine.race(*entries.values())))
+            found = dict(zip(entries, machine.race(*entries.values()), strict=True))
             clouds = RECORDED * STEP["clouds"]
             values[f"device_{size}_{kind}"] = {
                 name: round(clouds / value if kind == "record" else value * per, 3)
@@ -300,10 +299,26 @@ def on_files(values, say):
     )
 
 
+def moments_in_float64(z, work):
+    return second_moments(z.astype(np.float64), work)
+
+
+def passes(d, y, column):
+    """Mean, variance, normalise; then dgamma and the three terms of (M6), in place."""
+    for a, b in zip(d, y, strict=True):
+        a.sum(axis=1)
+        np.einsum("ij,ij->i", a, a)
+        np.multiply(a, column, out=b)
+        np.add(b, column, out=b)
+        np.einsum("ij,ij->i", a, b)
+        np.multiply(b, column, out=b)
+        np.add(b, a, out=b)
+        np.subtract(b, column, out=b)
+        np.multiply(b, column, out=b)
+
+
 def narrow_layers(values, say):
-    """What products and moments cost in each layer in the forms there are, and passes over a stored
-    activation.
-    """
+    """What products, moments and passes over an activation cost in each layer."""
     rng, ours, whole, fours, points = (
         np.random.default_rng(0),
         Workspace(),
@@ -337,28 +352,16 @@ def narrow_layers(values, say):
             stacked[:, : width + 1].copy(),
         )
 
-        def passes():
-            """Mean, variance, normalise; then dgamma and the three terms of (M6), in place."""
-            for a, b in zip(d, y):
-                (
-                    a.sum(axis=1),
-                    np.einsum("ij,ij->i", a, a),
-                    np.multiply(a, column, out=b),
-                    np.add(b, column, out=b),
-                )
-                np.einsum("ij,ij->i", a, b), np.multiply(b, column, out=b), np.add(b, a, out=b)
-                np.subtract(b, column, out=b), np.multiply(b, column, out=b)
-
         rows.append(
             {"layer": f"{width} to {above}"}
             | us(
-                ours=lambda: product(A, z, y, ours),
-                whole=lambda: product(A, z, y, whole),
-                fours=lambda: product(A, z, y, fours),
-                moments=lambda: second_moments(z, ours),
-                float64=lambda: second_moments(z.astype(np.float64), ours),
-                Q=lambda: product(Q, z, dx, ours),
-                passes=passes,
+                ours=partial(product, A, z, y, ours),
+                whole=partial(product, A, z, y, whole),
+                fours=partial(product, A, z, y, fours),
+                moments=partial(second_moments, z, ours),
+                float64=partial(moments_in_float64, z, ours),
+                Q=partial(product, Q, z, dx, ours),
+                passes=partial(passes, d, y, column),
             )
         )
     values["product_vs_whole"] = round(min(row["whole"] / row["ours"] for row in rows), 3)
@@ -371,9 +374,7 @@ def narrow_layers(values, say):
 
 
 def other_kernels(values, say):
-    """Steps and products under every other kernel of OpenBLAS that this processor can run, the
-    short form.
-    """
+    """The short form under every other kernel of OpenBLAS that runs here."""
     values["kernels"] = {
         values["kernel"]: {name: values[name] for name in BY_KERNEL if name in values}
     }

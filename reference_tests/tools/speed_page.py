@@ -1,6 +1,4 @@
-"""docs/performance.md from what the benchmark measured; every measured number on the page comes
-from here.
-"""
+"""docs/performance.md: every measured number on the page comes from here."""
 
 from minipc.models.pointnet import NAMED_SIZES
 
@@ -52,6 +50,16 @@ def faster(rows):
     return [(row["of"], f"{row['ms']:.1f}", f"{rows[0]['ms'] / row['ms']:.2f}") for row in rows]
 
 
+def scaling_table(size, by, rows):
+    """Return the table of one model's steps by points, clouds or threads, under a line of text."""
+    fixed = {"points": " (32 clouds)", "clouds": " (1,024 points)", "threads": ""}[by]
+    if by == "threads":
+        lines = table(["threads", "ms a step", "times as fast"], faster(rows))
+    else:
+        lines = table([by, "ms a step", "against linear"], linear(rows))
+    return f"{size.capitalize()}, by {by}{fixed}:\n\n{lines}"
+
+
 def page(v):
     """Return the page for the values of one run of reference_tests.tools.speed."""
     peers = [
@@ -92,16 +100,7 @@ def page(v):
         for size in ("teacher", "student", "tiny")
         for found in [v[f"{size}_memory_mb"]]
     ]
-    scaling = "\n\n".join(
-        f"{name.split()[0].capitalize()}, by {name.split()[1]}"
-        f"{' (32 clouds)' if name.endswith('points') else ' (1,024 points)' if name.endswith('clouds') else ''}:\n\n"
-        + (
-            table(["threads", "ms a step", "times as fast"], faster(rows))
-            if name.endswith("threads")
-            else table([name.split()[1], "ms a step", "against linear"], linear(rows))
-        )
-        for name, rows in v["scaling"].items()
-    )
+    scaling = "\n\n".join(scaling_table(*name.split(), rows) for name, rows in v["scaling"].items())
     recording = (
         "The teacher in evaluation over augmented clouds of 1,024 points, clouds a second: "
         f"{v['recording_clouds_per_second']}"
@@ -248,4 +247,4 @@ whose every entry is a candidate of the maximum. The students are bound by what 
 over activations for ReLU and its mask, gathering and scattering at winners, nine meetings of the threads at what
 it takes to wake one, and hundreds of calls of NumPy on arrays of a few hundred numbers, which no thread
 shares. All threads together are as fast as one, times: {together}.
-"""
+"""  # noqa: E501

@@ -1,6 +1,4 @@
-"""Where the time of a training step goes: products, other work, waiting of threads, and what no
-thread shares.
-"""
+"""Where the time of a training step goes: products, other work, waiting, one thread alone."""
 
 import time
 from collections import defaultdict
@@ -49,16 +47,13 @@ def timed_product(function, notes):
 
 
 def timed_moments(function, notes):
-    """Return second_moments() noting the same: a product of an array with itself, half of it
-    computed by BLAS.
-    """
+    """Return second_moments() noting its time; BLAS computes half of such a product."""
     timed = timed_product(lambda _, z, work: function(z, work), notes)
     return lambda z, work: timed(z, z, work)
 
 
 def parts(size, task, threads):
-    """Return {part: milliseconds} of a step of this size, medians, and "operations" of its
-    products.
+    """Return {part: median milliseconds of a step}, and "operations" of its products.
 
     task: clouds and points of a batch.  "products" and "around" are divided among the threads,
     "waiting" is what they need to begin and to wait for the last, "alone" what one thread does

@@ -1,16 +1,17 @@
-"""The contenders of the benchmark, each in a process of its own: `python -m
-reference_tests.tools.speed_workers NAME`.
+"""The contenders of the benchmark, each in a process of its own.
 
-A worker reads one JSON object a line, {"task", "size", "clouds", "points", "repeat", ...}, and
-answers with {"seconds": [...]} or {"bytes": ...}; "device": true is a task for CuPy or CUDA.  It is
-set up once for each distinct task; the parent decides who computes when, so contenders alternate
-and nobody computes beside another.
+`python -m reference_tests.tools.speed_workers NAME` reads one JSON object a line, {"task", "size",
+"clouds", "points", "repeat", ...}, and answers with {"seconds": [...]} or {"bytes": ...}; "device":
+true is a task for CuPy or CUDA.  A task is set up once; the parent decides who computes when, so
+contenders alternate and no two compute at a time.
 """
 
 import json
 import os
 import sys
 import time
+from functools import partial
+from itertools import pairwise
 
 NAME, THREADS = sys.argv[1:3] if __name__ == "__main__" else ("numpy", "2")
 for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -19,7 +20,7 @@ for variable in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 import numpy as np  # noqa: E402
 
 from minipc.models.pointnet import NAMED_SIZES  # noqa: E402
-from minipc.nn.engine import backward
+from minipc.nn.engine import backward  # noqa: E402
 from reference_tests.tools.memory import peak_of  # noqa: E402
 
 CLASSES, LR, DECAY = 40, 1e-3, 1e-2
@@ -115,9 +116,7 @@ def in_a_row(step, wait, task):
 
 
 def large_product(task):
-    """Return a function that multiplies two float32 matrices of 4,096 x 4,096, by NumPy's BLAS on
-    all threads.
-    """
+    """Return a function that multiplies 4,096 x 4,096 float32 matrices on all threads of BLAS."""
     a = np.random.default_rng(0).standard_normal((4096, 4096)).astype(np.float32)
     out = np.empty_like(a)
     return lambda: np.matmul(a, a.T.copy(), out=out)
@@ -137,7 +136,7 @@ def in_torch(task, compiled=False):
 
         def __init__(self):
             super().__init__()
-            pairs = list(zip((3, *shared), shared))
+            pairs = list(pairwise((3, *shared)))
             linear = [
                 nn.Conv1d(i, o, 1, bias=False) if conv else nn.Linear(i, o, bias=False)
                 for i, o in pairs
@@ -147,7 +146,7 @@ def in_torch(task, compiled=False):
                 nn.ModuleList([nn.BatchNorm1d(o) for o in shared]),
             )
             layers = []
-            for i, o in zip((shared[-1], *head), head):
+            for i, o in pairwise((shared[-1], *head)):
                 layers += [nn.Linear(i, o, bias=False), nn.BatchNorm1d(o), nn.ReLU()]
             layers += [nn.Dropout(dropout)] * bool(dropout)
             self.head = nn.Sequential(*layers, nn.Linear(head[-1], CLASSES))
@@ -155,7 +154,7 @@ def in_torch(task, compiled=False):
         def forward(self, x):
             clouds, points, _ = x.shape
             x = x.transpose(1, 2) if conv else x.reshape(-1, 3)
-            for linear, norm in zip(self.linear, self.norm):
+            for linear, norm in zip(self.linear, self.norm, strict=True):
                 x = torch.relu(norm(linear(x)))
             return self.head(x.amax(dim=2) if conv else x.reshape(clouds, points, -1).amax(dim=1))
 
@@ -195,7 +194,7 @@ def in_jax(task):
 
     (shared, head, dropout) = NAMED_SIZES[task["size"]]
     rng = np.random.default_rng(0)
-    widths = [*zip((3, *shared), shared), *zip((shared[-1], *head), head)]
+    widths = list(pairwise((3, *shared, *head)))
     params = [
         (
             jnp.asarray(rng.standard_normal((i, o)) * (2 / i) ** 0.5, jnp.float32),
@@ -271,9 +270,7 @@ CONTENDERS = {
 
 
 def memory(function):
-    """Return the bytes that three calls of what function() makes need above the interpreter with
-    its libraries.
-    """
+    """Return the bytes that three calls of what function() makes need above the start."""
 
     def run():
         once = function()
@@ -295,7 +292,7 @@ def serve():
         task = json.loads(line)
         repeat = task.pop("repeat", 1)
         if task.pop("memory", False):
-            answer = {"bytes": memory(lambda: CONTENDERS[NAME](task))}
+            answer = {"bytes": memory(partial(CONTENDERS[NAME], task))}
         else:
             key = json.dumps(task, sort_keys=True)
             if key not in made:

@@ -36,8 +36,8 @@ distil.evaluate distil.self_target runs.folder distil.train
 audit.vectors audit.problems audit.facts audit.rules audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.predict verbs.jobs verbs.train report.describe report.environment verbs.first_run
-cli.options cli.show cli.record cli.verify cli.train cli.eval cli.predict cli.data cli.info cli.audit
-cli.loss cli.doctor cli.main __main__
+cli.options cli.show cli.record cli.verify cli.train cli.eval cli.predict cli.data cli.info
+cli.audit cli.loss cli.doctor cli.main __main__
 """.split()
 
 
@@ -154,9 +154,7 @@ def test_help_and_version_load_no_numerical_library(arguments):
 
 
 def test_what_takes_longer_to_import_than_a_cloud_to_predict_is_not_imported(data, folder):
-    """scipy.special and scipy.sparse take longer than all else together, and none of it is
-    needed.
-    """
+    """scipy.special and scipy.sparse take longer than all else together, and are not needed."""
     splits = read_clouds(data)
     write_model("model.h5", new_model(sizes("tiny", 3), splits.test.described, seed=0))
     np.save("cloud.npy", splits.test.points[0])

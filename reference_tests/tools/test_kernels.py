@@ -1,6 +1,4 @@
-"""One machine stands in for another: what is made under one kernel of BLAS is honest under the
-next.
-"""
+"""What is made under one kernel of BLAS is honest under the next."""
 
 import json
 import subprocess

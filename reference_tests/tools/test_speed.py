@@ -1,6 +1,4 @@
-"""The benchmark works: its tasks run, its contenders compute the same thing, its page is made of
-its numbers.
-"""
+"""The benchmark works: tasks run, contenders agree, its page is made of its numbers."""
 
 import json
 import subprocess
