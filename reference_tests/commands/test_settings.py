@@ -1,0 +1,172 @@
+"""One table of settings: what follows from it, and that nothing out of its bounds gets through.
+
+docs/settings.md shows it.  After a change of minipc/settings.py write the page anew:
+MINIPC_WRITE_SETTINGS=1 python -m pytest reference_tests/commands/test_settings.py
+"""
+
+import os
+from math import inf, isinf, nan, nextafter
+from pathlib import Path
+
+import pytest
+
+from minipc.cli.main import minipc
+from minipc.cli.options import options_of, verbs_below
+from minipc.errors import UsageError
+from minipc.nn.engine import check_engine
+from minipc.settings import (
+    LossConfig,
+    RecordConfig,
+    SelfConfig,
+    TrainConfig,
+    chosen,
+    option_names,
+    settings_of,
+    take,
+)
+from minipc.streams import check_seed
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
+VERBS = verbs_below(minipc)
+KINDS = {  # with the verbs that take their settings
+    LossConfig: ("train", "loss", "audit"),
+    SelfConfig: ("train",),
+    TrainConfig: ("train",),
+    RecordConfig: ("record",),
+}
+ALSO = {"engine": ("record", "verify", "eval", "predict")}
+WITHOUT = {("audit", "guard")}  # it looks at the loss without the guard
+OTHER = {("audit", "self_weight"): 0.2}  # a default of its own
+EACH = [(kind, each) for kind in KINDS for each in settings_of(kind).values()]
+HEAD = """# Settings
+
+Every setting that changes what is computed. Each is an option of the verbs named, a variable
+(`--kd-weight`: `MINIPC_KD_WEIGHT`), a key in a file of settings (`kd-weight`), and a field of a
+dataclass in `minipc/settings.py`, from which this page is made. The other options name files, or
+say how to run: `--help` shows them.
+"""
+
+
+def verbs_of(each, verbs):
+    """Return the verbs that take a setting, from those of its dataclass."""
+    return [verb for verb in verbs if (verb, each.option) not in WITHOUT] + [
+        *ALSO.get(each.option, ())
+    ]
+
+
+def only_this(each):
+    """Return what has to be set besides so that no rule between settings stands in the way."""
+    return {"guard": "none"} if each.name in ("kd_weight", "self_weight") else {}
+
+
+@pytest.mark.parametrize("kind, each", EACH, ids=lambda value: getattr(value, "name", None))
+def test_the_last_value_within_each_bound_passes_and_the_first_beyond_is_refused(kind, each):
+    def beyond(bound, towards):
+        return bound + (1 if towards > 0 else -1) if each.kind is int else nextafter(bound, towards)
+
+    pairs = [
+        (each.low, beyond(each.low, -inf)),
+        (each.high, beyond(each.high, inf)),
+        (beyond(each.above, inf), each.above),
+        (beyond(each.below, -inf), each.below),
+    ]
+    for within, outside in pairs:
+        if isinf(within) or isinf(outside) or each.name == "batch_size":  # of one cloud: see below
+            continue
+        assert getattr(kind(**{each.name: within}, **only_this(each)), each.name) == within
+        with pytest.raises(UsageError) as refused:
+            kind(**{each.name: outside})
+        assert str(refused.value) == f"{each.label}: expected {each.values}, got {outside!r}"
+
+
+def test_a_batch_has_at_least_two_clouds():
+    assert TrainConfig(batch_size=2).batch_size == 2
+    with pytest.raises(UsageError, match="batch size: expected a positive integer, got 0"):
+        TrainConfig(batch_size=0)
+    with pytest.raises(UsageError, match="needs at least 2 clouds, got 1"):
+        TrainConfig(batch_size=1)
+
+
+@pytest.mark.parametrize("wrong", [nan, inf, -inf, None, "text", "1", 0.5, [], (1,)], ids=repr)
+@pytest.mark.parametrize("kind, each", EACH, ids=lambda value: getattr(value, "name", None))
+def test_what_is_no_value_of_a_setting_is_refused_in_one_line(kind, each, wrong):
+    if wrong == 0.5 and each.kind is float:
+        return  # is one
+    with pytest.raises(UsageError, match=f"^{each.label}: expected ") as refused:
+        kind(**{each.name: wrong})
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("kind, each", EACH, ids=lambda value: getattr(value, "name", None))
+def test_every_setting_has_a_group_and_people_are_told_its_values_and_meaning(kind, each):
+    assert each.group and (each.help or each.more)
+    assert each.values or each.kind is str
+    assert each.kind in (int, float, str, bool) and type(each.default) is each.kind
+    each.check(each.default)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_setting_is_an_option_of_its_verbs_with_its_default(kind):
+    for each in settings_of(kind).values():
+        for verb in verbs_of(each, KINDS[kind]):
+            option = options_of(VERBS[verb])[each.option.replace("_", "-")]
+            default = None if each.unless_given else each.default
+            assert option.default == OTHER.get((verb, option.name), default)
+            assert (option.help or "").startswith(each.help)
+
+
+def test_no_two_settings_of_a_verb_have_the_same_option():
+    names = [name for kind in KINDS if "train" in KINDS[kind] for name in option_names(kind)]
+    assert len(names) == len(set(names))
+
+
+def test_settings_are_taken_from_options_by_their_names_and_none_leaves_the_default():
+    given = {"kd_weight": 0.75, "self_target": "ema", "ema_decay": 0.5, "epochs": None, "out": "x"}
+    loss, training, earlier = take(given, LossConfig, TrainConfig, SelfConfig)
+    assert (loss, training) == (LossConfig(kd_weight=0.75), TrainConfig())
+    assert earlier == SelfConfig(kind="ema", decay=0.5)
+    assert chosen(given, SelfConfig) == {"kind": "ema", "decay": 0.5}
+
+
+def test_seeds_and_engines_are_those_of_the_table():
+    for engine in settings_of(TrainConfig)["engine"].choices:
+        check_engine(engine)
+    check_seed(2**64 - 1)
+    with pytest.raises(UsageError, match=r"^seed: expected an integer from 0 to 2\^64 - 1, got -1"):
+        check_seed(-1)
+
+
+def default_of(each, verbs):
+    """Return the default for people, with that of a verb which has another one."""
+    said = each.unless_given or ("off" if each.kind is bool else each.default)
+    others = [verb for verb in verbs if (verb, each.option) in OTHER]
+    return "; ".join([f"{said}", *(f"{OTHER[verb, each.option]} for `{verb}`" for verb in others)])
+
+
+def page():
+    lines = [HEAD]
+    for kind, verbs in KINDS.items():
+        lines += [
+            f"## {kind.__name__}\n\n{' '.join(kind.__doc__.split())}\n",
+            "| option | verbs | default | values | meaning | field |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for each in settings_of(kind).values():
+            of = verbs_of(each, verbs)
+            cells = [
+                f"`--{each.option.replace('_', '-')}`",
+                ", ".join(f"`{verb}`" for verb in of),
+                default_of(each, of),
+                each.values.replace("<", r"\<").replace(">", r"\>"),
+                f"{each.help} {each.more}".strip(),
+                f"`{each.name}`",
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def test_the_page_shows_the_table():
+    if os.environ.get("MINIPC_WRITE_SETTINGS"):
+        PAGE.write_text(page())
+    assert PAGE.read_text() == page(), "the head of this file says how to write the page anew"
