@@ -7,7 +7,7 @@ Standard library only: --help does not wait for NumPy.
 
 from dataclasses import dataclass, field, fields
 from math import inf
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
 from minipc.errors import UsageError
 
@@ -26,12 +26,12 @@ class Setting(NamedTuple):
     high: float = inf  # ... largest value
     above: float = -inf  # every value is larger than this and ...
     below: float = inf  # ... smaller than this: infinity and NaN are never values
-    choices: tuple = ()  # all values, of text
+    choices: tuple[str, ...] = ()  # all values, of text
     expected: str = ""  # the bounds for people; follows from choices
     unless_given: str = ""  # the default in words; the option is then None if it is not given
 
     @property
-    def values(self):
+    def values(self) -> str:
         """Return what values are allowed, for people."""
         if self.kind is bool:
             return "true or false"
@@ -39,53 +39,52 @@ class Setting(NamedTuple):
         return self.expected or between.join(self.choices)
 
     @property
-    def label(self):
+    def label(self) -> str:
         """Return the name that messages use."""
         return self.option.replace("_", " ")
 
-    def check(self, value):
+    def check(self, value: Any) -> None:
         """Raise UsageError unless value is allowed."""
         if not self._admits(value):
             raise UsageError(f"{self.label}: expected {self.values}, got {value!r}")
 
-    def _admits(self, value):
+    def _admits(self, value: Any) -> bool:
         if self.choices:
             return value in self.choices
         if self.kind in (int, bool) and not isinstance(value, self.kind):
             return False
         try:
-            return self.low <= value <= self.high and self.above < value < self.below
+            return bool(self.low <= value <= self.high and self.above < value < self.below)
         except TypeError:  # text, or None
             return False
 
 
-def setting(default, **about):
+def setting(default: Any, **about: Any) -> Any:
     """Return the field of a dataclass that is a setting; about: the rest of a Setting by name."""
     return field(default=default, metadata=about)
 
 
-def settings_of(kind):
+def settings_of(kind: type) -> dict[str, Setting]:
     """Return {field name: Setting} of a dataclass whose fields are settings."""
-    return {
-        each.name: Setting(
-            each.name, each.type, each.default, **{"option": each.name} | dict(each.metadata)
-        )
-        for each in fields(kind)
-    }
+    table, kinds = {}, get_type_hints(kind)
+    for each in fields(kind):
+        about: dict[str, Any] = {"option": each.name} | dict(each.metadata)
+        table[each.name] = Setting(each.name, kinds[each.name], each.default, **about)
+    return table
 
 
-def option_names(kind):
+def option_names(kind: type) -> tuple[str, ...]:
     """Return the names of the options of a dataclass, in order, with _ for -."""
     return tuple(each.option for each in settings_of(kind).values())
 
 
-def check(config):
+def check(config: Any) -> None:
     """Raise UsageError for the first field of a dataclass of settings that is not allowed."""
     for name, each in settings_of(type(config)).items():
         each.check(getattr(config, name))
 
 
-def chosen(given, kind):
+def chosen(given: dict[str, Any], kind: type) -> dict[str, Any]:
     """Return {field: value} of the options that belong to kind; given: {option: value or None}."""
     return {
         name: given[each.option]
@@ -94,14 +93,16 @@ def chosen(given, kind):
     }
 
 
-def take(given, *kinds):
+def take(given: dict[str, Any], *kinds: type) -> list[Any]:
     """Return one dataclass of each kind, made from given: {option: value or None}."""
     return [kind(**chosen(given, kind)) for kind in kinds]
 
 
-SEED = dict(  # the key width of Philox4x64
-    low=0, below=2**64, expected="an integer from 0 to 2^64 - 1"
-)
+SEED: dict[str, Any] = {  # the key width of Philox4x64
+    "low": 0,
+    "below": 2**64,
+    "expected": "an integer from 0 to 2^64 - 1",
+}
 
 
 @dataclass(frozen=True)
@@ -153,7 +154,7 @@ class LossConfig:
         choices=("clip", "none"),
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self)
         a, b = self.kd_weight, self.self_weight
         if self.guard == "clip" and b > 0 and not b < a / 2:
@@ -194,7 +195,7 @@ class SelfConfig:
         expected="0 <= m < 1",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self)
 
 
@@ -272,12 +273,12 @@ class TrainConfig:
         choices=("fused", "textbook"),
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self)
         if self.batch_size < 2:
             raise UsageError("batch size: batch norm in the head needs at least 2 clouds, got 1")
 
-    def last_epoch(self, stop_after):
+    def last_epoch(self, stop_after: int | None) -> int:
         """Return the epoch to stop after: all of them for None.  Raises UsageError."""
         if stop_after is None:
             return self.epochs
@@ -285,7 +286,7 @@ class TrainConfig:
             raise UsageError(f"stop after: expected 1 to {self.epochs} epochs, got {stop_after}")
         return stop_after
 
-    def steps_per_epoch(self, clouds):
+    def steps_per_epoch(self, clouds: int) -> int:
         """Return the whole batches in this many clouds; UsageError where there is none."""
         if clouds < self.batch_size:
             raise UsageError(
@@ -319,5 +320,5 @@ class RecordConfig:
         help="Embed training and test clouds: one file trains a student.",
     )
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check(self)
