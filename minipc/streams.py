@@ -11,12 +11,12 @@ import numpy as np
 from minipc.errors import UsageError
 from minipc.settings import TrainConfig, settings_of
 
-SEED = settings_of(TrainConfig)["seed"]
+_SEED = settings_of(TrainConfig)["seed"]  # its bounds
 
 
 def check_seed(seed):
     """Raise UsageError unless seed is an integer in [0, 2^64), the key width of Philox4x64."""
-    SEED.check(seed)
+    _SEED.check(seed)
 
 
 def stream(seed, purpose, *key):
