@@ -9,12 +9,14 @@ import zlib
 import numpy as np
 
 from minipc.errors import UsageError
+from minipc.settings import TrainConfig, settings_of
+
+_SEED = settings_of(TrainConfig)["seed"]  # its bounds
 
 
 def check_seed(seed):
     """Raise UsageError unless seed is an integer in [0, 2^64), the key width of Philox4x64."""
-    if not (isinstance(seed, int) and 0 <= seed < 2**64):
-        raise UsageError(f"seed: expected an integer from 0 to 2^64 - 1, got {seed!r}")
+    _SEED.check(seed)
 
 
 def stream(seed, purpose, *key):

@@ -3,15 +3,17 @@ teacher.
 """
 
 from contextlib import nullcontext
+from itertools import pairwise
 from math import isfinite, log
 
 import click
 
-from minipc.cli.options import FILE, Verb, common_options, loss_options
+from minipc.cli.options import FILE, Verb, common_options, given_options, setting_options
 from minipc.cli.show import Console, result
 from minipc.errors import CheckFailed, MinipcError
+from minipc.settings import LossConfig, option_names, take
 
-OF_RECORD = ("data", "kd_weight", "self_weight", "temperature", "label_smoothing", "self_record")
+OF_RECORD = ("data", *option_names(LossConfig), "self_record")
 
 
 @click.command("audit", cls=Verb, short_help="Check the mathematics, or a record's teacher.")
@@ -33,7 +35,7 @@ OF_RECORD = ("data", "kd_weight", "self_weight", "temperature", "label_smoothing
     type=FILE,
     help="What a record says of its teacher, and of safe weights.",
 )
-@loss_options(self_weight=0.2)
+@setting_options(LossConfig, leave_out=("guard",), self_weight=0.2)
 @click.option(
     "--self-record", metavar="FILE", type=FILE, help="An earlier student's record, for --record."
 )
@@ -44,14 +46,11 @@ def command(
     listed,
     vectors,
     record,
-    kd_weight,
-    self_weight,
-    temperature,
-    label_smoothing,
     self_record,
     as_json,
     quiet,
     verbose,
+    **weights,
 ):
     """Hold every gradient against central differences, and every value against its definition.
 
@@ -60,12 +59,8 @@ def command(
     one survives.  With --record it looks at the teacher recorded in FILE; DATA are its clouds, and
     a, b, T and e belong to it.
     """
-    context = click.get_current_context()
-    given = [
-        name
-        for name in OF_RECORD
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
-    ]
+    sources = given_options()
+    given = [name for name in OF_RECORD if name in sources]
     if record is None and given:
         what = "DATA" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
         raise click.UsageError(f"{what} has no use without --record; add it")
@@ -79,9 +74,8 @@ def command(
         elif vectors:
             values, lines = _vectors()
         elif record is not None:
-            values, lines = _teacher(
-                record, data, self_record, kd_weight, self_weight, temperature, label_smoothing
-            )
+            (loss,) = take(weights | {"guard": "none"}, LossConfig)
+            values, lines = _teacher(record, data, self_record, loss)
         elif inject == "all":
             values, lines = _all_mutants(console)
         else:
@@ -212,14 +206,13 @@ def _vectors():
     ]
 
 
-def _teacher(record, data, self_record, a, b, T, smoothing):
+def _teacher(record, data, self_record, loss):
     """Return the object and the lines of a record's teacher."""
     from minipc.audit.teacher import SAFE_B
-    from minipc.nn.losses import LossConfig
     from minipc.verbs.jobs import audit_record
 
-    config = LossConfig(a, b, T, smoothing, "none")
-    found = audit_record(record, data, config, self_record)
+    a, b, T = loss.kd_weight, loss.self_weight, loss.temperature
+    found = audit_record(record, data, loss, self_record)
     values = found._asdict() | {"safe_b_edges": [edge if edge < 1e300 else None for edge in SAFE_B]}
     least, most = min(found.accuracy), max(found.accuracy)
     mean = sum(found.accuracy) / len(found.accuracy)
@@ -232,8 +225,8 @@ def _teacher(record, data, self_record, a, b, T, smoothing):
         f"confidence {found.confidence:.3f}, entropy {found.entropy:.3f} nats (T = {T:g}: "
         f"{found.entropy_at_T:.3f}; "
         f"uniform: {log(found.classes):.3f})",
-        f"largest b with a bounded raw loss, at a = {a:g}, T = {T:g}, smoothing {smoothing:g}; "
-        "rows",
+        f"largest b with a bounded raw loss, at a = {a:g}, T = {T:g}, smoothing "
+        f"{loss.label_smoothing:g}; rows",
         *_histogram("whatever the earlier self", found.safe_for_all, SAFE_B),
     ]
     if found.safe_b is not None:
@@ -256,14 +249,14 @@ def _histogram(title, counts, edges):
     total, most = sum(counts), max(counts)
     ends = [
         f"{low:6.3g} to {'more' if high > 1e300 else f'{high:.3g}':<5}"
-        for low, high in zip(edges, edges[1:])
+        for low, high in pairwise(edges)
     ]
     bars = ["#" * round(40 * count / most) for count in counts]
     return [
         f"  {title}",
         *(
             f"  {end} {100 * count / total:6.2f} %  {bar}"
-            for end, count, bar in zip(ends, counts, bars)
+            for end, count, bar in zip(ends, counts, bars, strict=True)
         ),
     ]
 

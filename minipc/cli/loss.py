@@ -2,21 +2,15 @@
 
 import click
 
-from minipc.cli.options import FILE, Verb, common_options, loss_options
+from minipc.cli.options import FILE, Verb, common_options, given_options, setting_options
 from minipc.cli.show import result
 from minipc.errors import UsageError
+from minipc.settings import LossConfig, take
 
 
 @click.command("loss", cls=Verb, short_help="The formula in use, its conventions and its bound.")
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@loss_options()
-@click.option(
-    "--guard",
-    type=click.Choice(["clip", "none"]),
-    default="clip",
-    show_default=True,
-    help="Keeps the negative weight bounded.",
-)
+@setting_options(LossConfig)
 @click.option(
     "--record", metavar="FILE", type=FILE, help="Take the rows of this record; DATA are its clouds."
 )
@@ -33,11 +27,6 @@ from minipc.errors import UsageError
 @common_options
 def command(
     data,
-    kd_weight,
-    self_weight,
-    temperature,
-    label_smoothing,
-    guard,
     record,
     self_record,
     classes,
@@ -45,6 +34,7 @@ def command(
     as_json,
     quiet,
     verbose,
+    **weights,
 ):
     """Show the loss with its numbers filled in, and what they mean.
 
@@ -54,7 +44,7 @@ def command(
     """
     from minipc.audit import bound
     from minipc.audit.conventions import check_name, from_theirs
-    from minipc.nn.losses import LossConfig, formula
+    from minipc.nn.losses import formula
     from minipc.verbs.jobs import recorded_rows
 
     if record is None and (data or self_record):
@@ -65,43 +55,39 @@ def command(
         raise click.UsageError("--classes: the record says how many; leave one out")
     translation = None
     if theirs:
-        if (
-            click.get_current_context().get_parameter_source("kd_weight")
-            is not click.core.ParameterSource.DEFAULT
-        ):
+        if "kd_weight" in given_options():
             raise click.UsageError("--from and --kd-weight both say what a is; leave one out")
         name, weight = _named_weight(theirs)
         check_name(name)
     else:
-        LossConfig(
-            kd_weight, self_weight, temperature, label_smoothing, guard
-        )  # before a record is read
+        take(weights, LossConfig)  # refused before a record is read
     rows = recorded_rows(record, data, self_record) if record else bound.example_rows(classes or 40)
-    K, a, lines = rows.v.shape[1], kd_weight, []
+    K, T, lines = rows.v.shape[1], weights["temperature"], []
     if theirs:
-        translation = from_theirs(name, weight, temperature, K)
-        a = translation.weight
+        translation = from_theirs(name, weight, T, K)
+        weights["kd_weight"] = translation.weight
         lines = [
-            f"{name} {weight:g} at T = {temperature:g}, K = {K} is a = {a:.6g}; "
+            f"{name} {weight:g} at T = {T:g}, K = {K} is a = {translation.weight:.6g}; "
             f"their loss is {translation.times:.6g} x ours",
             "",
         ]
-    config = LossConfig(a, self_weight, temperature, label_smoothing, guard)
-    worst, shares = bound.worst_row(rows, config), bound.unbounded_shares(rows, a, label_smoothing)
-    elsewhere = _elsewhere(a, temperature, K)
+    (config,) = take(weights, LossConfig)
+    a, b, smoothing = config.kd_weight, config.self_weight, config.label_smoothing
+    worst, shares = bound.worst_row(rows, config), bound.unbounded_shares(rows, a, smoothing)
+    elsewhere = _elsewhere(a, T, K)
     values = {
         "formula": formula(config),
         "a": a,
-        "b": self_weight,
-        "T": temperature,
-        "label_smoothing": label_smoothing,
-        "guard": guard,
+        "b": b,
+        "T": T,
+        "label_smoothing": smoothing,
+        "guard": config.guard,
         "classes": K,
         "rows": rows.what,
         "elsewhere": elsewhere,
         "translated": translation
         and {"from": name, "weight": weight, "theirs_is_times_ours": translation.times},
-        "bounded": bool(guard == "clip" or self_weight == 0 or worst.unbounded == 0),
+        "bounded": bool(config.guard == "clip" or b == 0 or worst.unbounded == 0),
         "unbounded_share": worst.unbounded,
         "largest_safe_b": worst.safe_b,
         "worst_row": {
@@ -113,7 +99,7 @@ def command(
     }
     alike = (
         "The same gradient elsewhere"
-        if self_weight == 0
+        if b == 0
         else "The first two terms elsewhere (no third one there)"
     )
     lines += [
@@ -125,7 +111,7 @@ def command(
         "",
         *_bound(config, rows, worst),
         "",
-        *_map(bound, shares, a, label_smoothing),
+        *_map(bound, shares, a, smoothing),
     ]
     result(values, as_json, lines)
 
@@ -176,12 +162,14 @@ def _elsewhere(a, T, K):
 def _table(elsewhere):
     from minipc.audit.conventions import KD_LIB
 
-    return [
-        f"  {name:13} {'none' if row['weight'] is None else format(row['weight'], '.6g'):9} "
-        f"{'' if row['weight'] is None else 'ours = ' + format(row['ours_is_times_theirs'], '.4g') + ' x theirs':24}"
-        f" {row['formula']} ({row['used_by']})"
-        for name, row in elsewhere.items()
-    ] + [f"  {KD_LIB}"]
+    lines = []
+    for name, row in elsewhere.items():
+        weight, ratio = "none", ""
+        if row["weight"] is not None:
+            weight = f"{row['weight']:.6g}"
+            ratio = f"ours = {row['ours_is_times_theirs']:.4g} x theirs"
+        lines.append(f"  {name:13} {weight:9} {ratio:24} {row['formula']} ({row['used_by']})")
+    return [*lines, f"  {KD_LIB}"]
 
 
 def _bound(config, rows, worst):

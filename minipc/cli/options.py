@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from minipc.errors import DataError, MinipcError, UsageError, short
+from minipc.settings import TrainConfig, settings_of
 
 
 class _Name(click.Path):
@@ -100,13 +101,7 @@ def shared_options(function):
     """
     function = common_options(function)
     for option in (
-        click.option(
-            "--engine",
-            type=click.Choice(["fused", "textbook"]),
-            default="fused",
-            show_default=True,
-            help="textbook: the same operation by operation, slower.",
-        ),
+        setting_options(TrainConfig, "Engine"),
         click.option(
             "--threads", type=click.IntRange(1), help="Worker threads.  [default: the CPUs]"
         ),
@@ -122,54 +117,47 @@ def shared_options(function):
     return function
 
 
-def loss_options(self_weight=0.0):
-    """Return a decorator that adds the weights of the loss: (kd_weight, self_weight, temperature,
-    label_smoothing).
+def setting_options(kind, *groups, leave_out=(), **defaults):
+    """Return a decorator that adds an option for each setting of a dataclass, in its order.
 
-    Defaults are those of losses.LossConfig, but for the one that is passed.
+    groups: only of these; leave_out: names of options; defaults: {option: another default}.
     """
 
     def add(function):
-        for option in (
-            click.option(
-                "--label-smoothing",
-                type=float,
-                default=0.0,
-                show_default=True,
-                help="e of the label term.",
-            ),
-            click.option(
-                "--temperature",
-                type=float,
-                default=1.0,
-                show_default=True,
-                help="T of both divergences.",
-            ),
-            click.option(
-                "--self-weight",
-                type=float,
-                default=self_weight,
-                show_default=True,
-                help="b: subtracted self-distillation.",
-            ),
-            click.option(
-                "--kd-weight",
-                type=float,
-                default=0.5,
-                show_default=True,
-                help="a: share of distillation.",
-            ),
-        ):
-            function = option(function)
+        for each in reversed(settings_of(kind).values()):
+            if (each.group in groups or not groups) and each.option not in leave_out:
+                function = _option(each, defaults.get(each.option, each.default))(function)
         return function
 
     return add
+
+
+def _option(setting, default):
+    """Return the click option of a setting; its variable and its key are the Verb's."""
+    name, words = f"--{setting.option.replace('_', '-')}", setting.unless_given
+    help = "  ".join(filter(None, [setting.help, words and f"[default: {words}]"]))
+    if setting.kind is bool:
+        return click.option(name, is_flag=True, default=default, help=help)
+    return click.option(
+        name,
+        type=click.Choice(setting.choices) if setting.choices else setting.kind,
+        default=None if words else default,
+        show_default=not words,
+        help=help or None,
+    )
 
 
 def options_of(verb):
     """Return {name as typed, without dashes in front: option} of a verb."""
     options = (parameter for parameter in verb.params if isinstance(parameter, click.Option))
     return {max(option.opts, key=len).lstrip("-"): option for option in options}
+
+
+def given_options():
+    """Return {parameter: where it came from} of the running verb, but for those at a default."""
+    context, default = click.get_current_context(), ParameterSource.DEFAULT
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name: source for name, source in sources.items() if source is not default}
 
 
 def verbs_below(group, prefix=""):

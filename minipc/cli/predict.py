@@ -47,6 +47,6 @@ def command(
     lines = [
         f"{name:{width}}  "
         + ", ".join(f"{best['class']} {100 * best['probability']:.1f} %" for best in one["top"])
-        for name, one in zip(names, values["predictions"])
+        for name, one in zip(names, values["predictions"], strict=True)
     ]
     result(values, as_json, lines)

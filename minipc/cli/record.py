@@ -4,8 +4,9 @@ import shlex
 
 import click
 
-from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.options import FILE, Verb, setting_options, shared_options
 from minipc.cli.show import Console, result, size
+from minipc.settings import RecordConfig, chosen
 
 
 class ShareOf(click.ParamType):
@@ -36,21 +37,9 @@ class ShareOf(click.ParamType):
     type=FILE,
     help="The trained teacher: a model file or a run folder.",
 )
-@click.option(
-    "--views", type=int, default=10, show_default=True, help="Augmented views of each cloud."
-)
+@setting_options(RecordConfig, "Views")
 @click.option("--out", "-o", type=FILE, default="record.h5", show_default=True, help="The record.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the views.")
-@click.option(
-    "--logits",
-    type=click.Choice(["float16", "float32"]),
-    default="float16",
-    show_default=True,
-    help="How logits are stored.",
-)
-@click.option(
-    "--with-clouds", is_flag=True, help="Embed training and test clouds: one file trains a student."
-)
+@setting_options(RecordConfig, "Recording")
 @click.option("--dry-run", is_flag=True, help="Check and say what would be done; change nothing.")
 @click.option(
     "--workers",
@@ -77,11 +66,7 @@ class ShareOf(click.ParamType):
 def command(
     data,
     teacher,
-    views,
     out,
-    seed,
-    logits,
-    with_clouds,
     dry_run,
     workers,
     share,
@@ -93,6 +78,7 @@ def command(
     as_json,
     quiet,
     verbose,
+    **given,
 ):
     """Record a teacher's logits over augmented views of each training cloud.
 
@@ -122,7 +108,7 @@ def command(
         raise click.UsageError(
             "--scheduler goes with DATA and --teacher, and without --workers and --shards"
         )
-    what = dict(views=views, out=out, seed=seed, logits=logits, with_clouds=with_clouds)
+    what = dict(chosen(given, RecordConfig), out=out)
     with Console(quiet, verbose) as console:
         xp = load(backend, console.say)
         if dry_run:

@@ -4,12 +4,16 @@ import os
 import shlex
 
 import click
+from click.core import ParameterSource
 
-from minipc.cli.options import FILE, Verb, loss_options, shared_options
+from minipc.cli.options import FILE, Verb, given_options, setting_options, shared_options
 from minipc.cli.show import Console, result
+from minipc.settings import LossConfig, SelfConfig, TrainConfig, chosen, option_names, take
 
-OF_SELF = ("self_target", "self_every", "ema_decay", "self_record")
-OF_DISTILLATION = ("kd_weight", "self_weight", "temperature", "guard", *OF_SELF)
+SECTIONS = {"training": TrainConfig, "loss": LossConfig, "self_target": SelfConfig}  # of run.json
+OF_SELF = {*option_names(SelfConfig), "self_record"}
+OF_DISTILLATION = {*option_names(LossConfig), *OF_SELF} - {"label_smoothing"}
+OF_ONE_TARGET = {"self_every": "snapshot", "ema_decay": "ema"}
 
 
 class Views(click.ParamType):
@@ -48,57 +52,17 @@ class Views(click.ParamType):
     show_default=True,
     help="teacher, student, tiny, or widths: 16-16-32-64:32.",
 )
-@loss_options()
-@click.option(
-    "--guard",
-    type=click.Choice(["clip", "none"]),
-    default="clip",
-    show_default=True,
-    help="Keeps the negative weight bounded.",
-)
-@click.option(
-    "--self-target",
-    type=click.Choice(["snapshot", "ema", "history", "record"]),
-    default="snapshot",
-    show_default=True,
-    help="What the earlier self is.",
-)
-@click.option(
-    "--self-every", type=int, default=1, show_default=True, help="Epochs between snapshots."
-)
-@click.option(
-    "--ema-decay",
-    type=float,
-    default=0.99,
-    show_default=True,
-    help="m of the moving average, per step.",
-)
+@setting_options(LossConfig)
+@setting_options(SelfConfig)
 @click.option(
     "--self-record", metavar="FILE", type=FILE, help="An earlier student, for --self-target record."
 )
-@click.option(
-    "--val-fraction",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Share of the training clouds held out to choose best.h5 by.",
-)
-@click.option("--epochs", type=int, help="[default: 60; 40 without arguments]")
+@setting_options(TrainConfig, "Epochs")
 @click.option("--stop-after", type=int, metavar="E", help="Stop after epoch E; --resume goes on.")
 @click.option(
     "--resume", is_flag=True, help="Go on with the run in --out, or with the last one here."
 )
-@click.option("--batch-size", type=int, default=32, show_default=True)
-@click.option("--lr", type=float, help="Largest learning rate.  [default: 3e-3; 1e-3 for teacher]")
-@click.option("--weight-decay", type=float, default=1e-2, show_default=True)
-@click.option("--warmup-steps", type=int, default=200, show_default=True)
-@click.option(
-    "--optimiser", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True
-)
-@click.option(
-    "--clip-norm", type=float, default=0.0, help="Largest gradient norm.  [default: no clipping]"
-)
-@click.option("--seed", type=int, default=0, show_default=True)
+@setting_options(TrainConfig, "Steps")
 @click.option("--out", "-o", type=FILE, help="Run folder.  [default: run, run-2, ...]")
 @click.option(
     "--dry-run", is_flag=True, help="Check everything, say what would be trained, write nothing."
@@ -110,34 +74,17 @@ def command(
     views,
     labels_only,
     model,
-    kd_weight,
-    self_weight,
-    temperature,
-    label_smoothing,
-    guard,
-    self_target,
-    self_every,
-    ema_decay,
     self_record,
-    val_fraction,
-    epochs,
     stop_after,
     resume,
-    batch_size,
-    lr,
-    weight_decay,
-    warmup_steps,
-    optimiser,
-    clip_norm,
-    seed,
     out,
     dry_run,
     backend,
-    engine,
     threads,
     as_json,
     quiet,
     verbose,
+    **given,
 ):
     """Train a model and write a run folder.
 
@@ -146,33 +93,10 @@ def command(
     the run; one that is given and differs is refused.
     """
     from minipc.backend import load
-    from minipc.distil.self_target import SelfConfig
-    from minipc.distil.train import TrainConfig
-    from minipc.nn.losses import LABELS_ALONE, LossConfig
-    from minipc.runs.folder import last_name
-    from minipc.verbs.first_run import STUDENT_EPOCHS, train_both
-    from minipc.verbs.train import read_config, resume_both, resume_files, train_files
 
-    given = _given()
-    for name in [
-        name for name, source in given.items() if source is click.core.ParameterSource.COMMANDLINE
-    ]:
-        option, kind = (
-            f"--{name.replace('_', '-')}",
-            {"self_every": "snapshot", "ema_decay": "ema"}.get(name),
-        )
-        if labels_only and name in OF_DISTILLATION:
-            raise click.UsageError(f"--labels-only has no use for {option}; leave one out")
-        if resume:
-            continue  # the run's own settings are compared below
-        if self_weight == 0 and name in OF_SELF:
-            raise click.UsageError(f"{option} has no use without --self-weight, e.g. 0.2; add it")
-        if kind not in (None, self_target):
-            raise click.UsageError(f"{option} goes with --self-target {kind}, not {self_target}")
+    _refuse_useless(given, labels_only, resume)
     if resume and dry_run:
         raise click.UsageError("--resume and --dry-run do not go together; leave one out")
-    bare = data is None and record is None and not labels_only
-    teacher = model == "teacher"
     with Console(quiet, verbose) as console:
         running = dict(
             xp=load(backend, console.say),
@@ -184,110 +108,80 @@ def command(
         )
         out = out and os.path.normpath(out)  # shells complete run/
         if resume:
-            out = out or last_name("run")
-            if out is None:
-                raise click.UsageError("--resume: there is no run here; name its folder with --out")
-            settings = dict(
-                record_path=record,
-                data=data,
-                self_record=self_record,
-                wanted=_wanted(given),
-                **running,
-            )
-            bare = read_config(out).baseline is not None
-            runs = resume_both(out, **settings) if bare else [resume_files(out, **settings)]
+            runs = _resumed(out, data, record, self_record, running)
         else:
-            weights = (
-                LABELS_ALONE
-                if labels_only
-                else dict(
-                    kd_weight=kd_weight,
-                    self_weight=self_weight,
-                    temperature=temperature,
-                    guard=guard,
-                )
-            )
-            loss = LossConfig(label_smoothing=label_smoothing, **weights)
-            config = TrainConfig(
-                epochs=epochs
-                if epochs is not None
-                else STUDENT_EPOCHS
-                if bare
-                else TrainConfig.epochs,
-                batch_size=batch_size,
-                lr=lr if lr is not None else 1e-3 if teacher else TrainConfig.lr,
-                weight_decay=weight_decay,
-                warmup_steps=warmup_steps,
-                optimiser=optimiser,
-                clip_norm=clip_norm,
-                val_fraction=val_fraction,
-                engine=engine,
-                seed=seed,
-            )
-            self_config = SelfConfig(self_target, self_every, ema_decay)
-            if bare:
-                runs = train_both(
-                    model,
-                    loss,
-                    config,
-                    out=out,
-                    self_config=self_config,
-                    dry_run=dry_run,
-                    running=running,
-                )
-            else:
-                runs = [
-                    train_files(
-                        data,
-                        record,
-                        model,
-                        loss,
-                        config,
-                        labels_only=labels_only,
-                        self_config=self_config,
-                        self_record=self_record,
-                        chosen_views=views,
-                        out=out,
-                        dry_run=dry_run,
-                        **running,
-                    )
-                ]
+            files = dict(data=data, record_path=record, labels_only=labels_only)
+            files |= dict(self_record=self_record, chosen_views=views)
+            runs = _new(model, given, files, dict(out=out, dry_run=dry_run), running)
     if dry_run:
         result({"dry_run": True}, as_json, ["dry run: everything fits, nothing was written"])
         return
-    values = runs[-1].values | ({"baseline": runs[0].values} if bare else {})
+    values = runs[-1].values | ({"baseline": runs[0].values} if len(runs) == 2 else {})
     result(values, as_json, _table([run.values for run in runs]))
 
 
-def _given():
-    """Return {parameter name: where it came from} of every option that is not at its default."""
-    context, default = click.get_current_context(), click.core.ParameterSource.DEFAULT
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    return {name: source for name, source in sources.items() if source is not default}
+def _refuse_useless(given, labels_only, resume):
+    """Raise UsageError for an option on the command line that the others leave without effect."""
+    for name, source in given_options().items():
+        if source is not ParameterSource.COMMANDLINE:
+            continue  # a variable or a key may stand there for other runs
+        option, kind = f"--{name.replace('_', '-')}", OF_ONE_TARGET.get(name)
+        if labels_only and name in OF_DISTILLATION:
+            raise click.UsageError(f"--labels-only has no use for {option}; leave one out")
+        if resume:
+            continue  # the run's own settings are compared with them
+        if given["self_weight"] == 0 and name in OF_SELF:
+            raise click.UsageError(f"{option} has no use without --self-weight, e.g. 0.2; add it")
+        if kind not in (None, given["self_target"]):
+            raise click.UsageError(
+                f"{option} goes with --self-target {kind}, not {given['self_target']}"
+            )
 
 
-def _wanted(given):
-    """Return {section of run.json: {setting: value}} of the options that were given, as
-    resume_files takes it.
-    """
-    from minipc.distil.train import TrainConfig
-    from minipc.nn.losses import LossConfig
+def _new(model, given, files, place, running):
+    """Return the Runs of new run folders: of one, or of two where no file is named."""
+    from minipc.nn.losses import LABELS_ALONE
+    from minipc.verbs.first_run import STUDENT_EPOCHS, train_both
+    from minipc.verbs.train import train_files
 
+    bare = not (files["data"] or files["record_path"] or files["labels_only"])
+    default = {
+        "epochs": STUDENT_EPOCHS if bare else TrainConfig.epochs,
+        "lr": 1e-3 if model == "teacher" else TrainConfig.lr,
+    }
+    given = given | {name: value for name, value in default.items() if given[name] is None}
+    weights = given
+    if files["labels_only"]:
+        weights = {name: given[name] for name in given.keys() - OF_DISTILLATION} | LABELS_ALONE
+    (loss,) = take(weights, LossConfig)
+    training, earlier = take(given, TrainConfig, SelfConfig)
+    if bare:
+        return train_both(model, loss, training, self_config=earlier, running=running, **place)
+    what = files | place | running
+    return [train_files(model=model, loss=loss, config=training, self_config=earlier, **what)]
+
+
+def _resumed(out, data, record, self_record, running):
+    """Return the Runs of a run folder that goes on, and of its baseline if it has one."""
+    from minipc.runs.folder import last_name
+    from minipc.verbs.train import read_config, resume_both, resume_files
+
+    out = out or last_name("run")
+    if out is None:
+        raise click.UsageError("--resume: there is no run here; name its folder with --out")
+    what = dict(record_path=record, data=data, self_record=self_record, wanted=_wanted(), **running)
+    if read_config(out).baseline is not None:
+        return resume_both(out, **what)
+    return [resume_files(out, **what)]
+
+
+def _wanted():
+    """Return {section of run.json: {setting: value}} of the options that were given."""
     params = click.get_current_context().params
-    sections = {
-        "training": TrainConfig.__dataclass_fields__,
-        "loss": LossConfig.__dataclass_fields__,
-    }
-    wanted = {
-        section: {name: params[name] for name in names if name in given}
-        for section, names in sections.items()
-    }
-    renamed = {
-        "self_target": {"self_target": "kind", "self_every": "every", "ema_decay": "decay"},
-        None: {"labels_only": "labels_only", "model": "name", "views": "views"},
-    }
-    for section, names in renamed.items():
-        wanted[section] = {names[name]: params[name] for name in names if name in given}
+    given = {name: params[name] for name in given_options()}
+    wanted = {section: chosen(given, kind) for section, kind in SECTIONS.items()}
+    top = {"labels_only": "labels_only", "model": "name", "views": "views"}
+    wanted[None] = {key: given[name] for name, key in top.items() if name in given}
     if "views" in wanted[None]:
         wanted[None]["views"] = list(wanted[None]["views"])  # as JSON has it
     return wanted

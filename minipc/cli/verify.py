@@ -2,7 +2,7 @@
 
 import click
 
-from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.options import FILE, Verb, given_options, shared_options
 from minipc.cli.show import Console, result
 from minipc.errors import CheckFailed
 
@@ -43,11 +43,7 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
     from minipc.backend import load
     from minipc.verbs.jobs import verify_files
 
-    context = click.get_current_context()
-    if (
-        teacher is None
-        and context.get_parameter_source("sample") is not click.core.ParameterSource.DEFAULT
-    ):
+    if teacher is None and "sample" in given_options():
         raise click.UsageError("--sample has no use without --teacher; add it")
     with Console(quiet, verbose) as console:
         found = verify_files(

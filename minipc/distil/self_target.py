@@ -6,32 +6,10 @@ gradient is identically zero.  A row without a target yet has weight zero.  The 
 target goes into the checkpoint of a run, else a resumed run would be another one.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from minipc.backend import module_of, to_host, tree_to
-from minipc.errors import UsageError
 from minipc.models.inputs import points_of
-
-KINDS = ("snapshot", "ema", "history", "record")
-
-
-@dataclass(frozen=True)
-class SelfConfig:
-    """Which earlier self, and how early."""
-
-    kind: str = "snapshot"
-    every: int = 1  # epochs between snapshots
-    decay: float = 0.99  # m of the moving average, per step
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UsageError(f"self target: expected {', '.join(KINDS)}, got {self.kind!r}")
-        if not isinstance(self.every, int) or self.every < 1:
-            raise UsageError(f"self every: expected at least 1 epoch, got {self.every}")
-        if not 0 <= self.decay < 1:
-            raise UsageError(f"ema decay: expected 0 <= m < 1, got {self.decay}")
 
 
 class SelfTarget:

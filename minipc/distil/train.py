@@ -24,83 +24,28 @@ from minipc.models.inputs import Inputs
 from minipc.models.model import net
 from minipc.models.pointnet import track
 from minipc.nn import optim
-from minipc.nn.engine import backward, check_engine
+from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.ops import log_softmax_forward
 from minipc.provenance import provenance
-from minipc.streams import check_seed, stream
+from minipc.settings import TrainConfig
+from minipc.streams import stream
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """How long, how fast, from which seed."""
+def split_rows(labels, config):
+    """Return the rows to learn from and those held out, of labels (N,) on the host.
 
-    epochs: int = 60
-    batch_size: int = 32  # clouds; the last incomplete batch of an epoch is dropped
-    lr: float = 3e-3  # largest learning rate, after the warm-up
-    weight_decay: float = 1e-2  # on the weights of linear layers alone
-    warmup_steps: int = 200  # linear, then cosine to zero
-    optimiser: str = "adamw"  # or "sgd", with momentum 0.9
-    engine: str = "fused"  # or "textbook": the same numbers but for rounding
-    clip_norm: float = 0.0  # largest joint 2-norm of the gradients; 0: no clipping
-    val_fraction: float = (
-        0.0  # of the training clouds of each class, held out to choose an epoch by
-    )
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("epochs", "batch_size"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < 1:
-                raise UsageError(
-                    f"{name.replace('_', ' ')}: expected a positive integer, got {value!r}"
-                )
-        if self.batch_size < 2:
-            raise UsageError("batch size: batch norm in the head needs at least 2 clouds, got 1")
-        if not 0 < self.lr < float("inf"):
-            raise UsageError(f"lr: expected a positive number, got {self.lr!r}")
-        for name in ("weight_decay", "warmup_steps", "clip_norm"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise UsageError(
-                    f"{name.replace('_', ' ')}: expected a value >= 0, got {getattr(self, name)!r}"
-                )
-        if not 0 <= self.val_fraction < 1:
-            raise UsageError(f"val fraction: expected 0 <= f < 1, got {self.val_fraction!r}")
-        if self.optimiser not in ("adamw", "sgd"):
-            raise UsageError(f"optimiser: expected adamw or sgd, got {self.optimiser!r}")
-        check_engine(self.engine)
-        check_seed(self.seed)
-
-    def last_epoch(self, stop_after):
-        """Return the epoch to stop after: all of them for None.  Raises UsageError."""
-        if stop_after is None:
-            return self.epochs
-        if not 1 <= stop_after <= self.epochs:
-            raise UsageError(f"stop after: expected 1 to {self.epochs} epochs, got {stop_after}")
-        return stop_after
-
-    def split(self, labels):
-        """Return the rows to learn from and those held out, of labels (N,) on the host.
-
-        Raises UsageError where one of the two would be empty, or not a batch is left.
-        """
-        held_out = stratified(labels, self.val_fraction, self.seed, "validation")
-        learnt, held = np.flatnonzero(~held_out), np.flatnonzero(held_out)
-        if self.val_fraction and not len(held):
-            raise UsageError(
-                "val fraction: holds out nothing, no class has 2 training clouds; leave it out"
-            )
-        self.steps_per_epoch(len(learnt))
-        return learnt, held
-
-    def steps_per_epoch(self, clouds):
-        """Return the whole batches in this many clouds; UsageError where there is none."""
-        if clouds < self.batch_size:
-            raise UsageError(
-                f"batch size: {self.batch_size} is more than the {clouds} training clouds; lower it"
-            )
-        return clouds // self.batch_size
+    Raises UsageError where one of the two would be empty, or not a batch is left.
+    """
+    held_out = stratified(labels, config.val_fraction, config.seed, "validation")
+    learnt, held = np.flatnonzero(~held_out), np.flatnonzero(held_out)
+    if config.val_fraction and not len(held):
+        raise UsageError(
+            "val fraction: holds out nothing, no class has 2 training clouds; leave it out"
+        )
+    config.steps_per_epoch(len(learnt))
+    return learnt, held
 
 
 def drawn_views(clouds, seed, augment):
@@ -275,7 +220,7 @@ def train(
     other sizes, MinipcError where the loss stops being finite.
     """
     clouds = splits.train
-    learnt, held = config.split(clouds.labels)
+    learnt, held = split_rows(clouds.labels, config)
     if (loss_config.self_weight > 0) != (self_target is not None):
         raise UsageError("self weight: a self target and a weight above 0 go together")
     last_epoch = config.last_epoch(stop_after)

@@ -7,46 +7,14 @@ form of the third term, one temperature for both divergences and the guard are o
 our derivation, not statements of arXiv 2409.02020 (docs/math.md says which is which).
 """
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from minipc.backend import module_of
 from minipc.errors import UsageError, check_shape
 from minipc.nn.ops import log_softmax_forward
+from minipc.settings import LossConfig
 
 GUARD_FLOOR = 0.05  # delta of (L8): the part of a p that the guard leaves to every class
-
-
-@dataclass(frozen=True)
-class LossConfig:
-    """Weights of the three terms; T^2 KL summed over classes and averaged over the batch.
-
-    The defaults are those of the best students on held-out clouds (docs/results.md).
-    """
-
-    kd_weight: float = 0.5  # a, share of distillation; 1 - a is the share of the labels
-    self_weight: float = 0.0  # b, subtracted self-distillation
-    temperature: float = 1.0  # T of both divergences
-    label_smoothing: float = 0.0  # e, y = (1 - e) onehot + e / K
-    guard: str = "clip"  # "clip": (L8), bounded and convex; "none": the raw (L5)
-
-    def __post_init__(self):
-        a, b = self.kd_weight, self.self_weight
-        if not 0 <= a <= 1:
-            raise UsageError(f"kd weight: expected a from 0 to 1, got {a!r}")
-        if not 0 <= b < float("inf"):
-            raise UsageError(f"self weight: expected b >= 0 (it is subtracted), got {b!r}")
-        if not 1 <= self.temperature <= 1e6:  # T^2 must stay far from what float32 holds
-            raise UsageError(f"temperature: expected 1 <= T <= 1e6, got {self.temperature!r}")
-        if not 0 <= self.label_smoothing < 1:
-            raise UsageError(f"label smoothing: expected 0 <= e < 1, got {self.label_smoothing!r}")
-        if self.guard not in ("clip", "none"):
-            raise UsageError(f"guard: expected clip or none, got {self.guard!r}")
-        if self.guard == "clip" and b > 0 and not b < a / 2:
-            raise UsageError(
-                f"self weight: the guard needs b < a / 2 = {a / 2:g}, got b = {b:g}; "
-                "lower --self-weight, raise --kd-weight, or audit the raw loss with --guard none"
-            )
 
 
 LABELS_ALONE = {"kd_weight": 0.0, "self_weight": 0.0}

@@ -28,9 +28,9 @@ from minipc.record.contract import (
 from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
-from minipc.streams import check_seed, stream
+from minipc.settings import RecordConfig
+from minipc.streams import stream
 
-MOST_VIEWS = 100_000  # as many as the names of shards have digits for
 TRIAL = 512  # training clouds on which a teacher is tried before the first shard
 
 
@@ -90,9 +90,7 @@ class Share(NamedTuple):
 
 def check_request(out, views, seed):
     """Raise UsageError or DataError for what no teacher needs to be called to refuse."""
-    if not isinstance(views, int) or not 1 <= views <= MOST_VIEWS:
-        raise UsageError(f"views: expected 1 to {MOST_VIEWS}, got {views!r}")
-    check_seed(seed)
+    RecordConfig(views, seed)  # raises for what is out of bounds
     folder = os.path.dirname(out) or "."
     if not os.path.isdir(folder):
         raise DataError(f"{out}: cannot be written, there is no folder {folder}; make it first")

@@ -13,17 +13,18 @@ from typing import NamedTuple, get_type_hints
 from minipc.backend import blas_on_one_thread, default_threads
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import Splits
-from minipc.distil.self_target import Ema, History, SecondRecord, SelfConfig, Snapshot
-from minipc.distil.train import TrainConfig, best_epoch, drawn_views, recorded_views, train
+from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
+from minipc.distil.train import best_epoch, drawn_views, recorded_views, split_rows, train
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.model import net
 from minipc.models.pointnet import ModelConfig, count, sizes
 from minipc.nn.fast.workspace import Workspace
-from minipc.nn.losses import LABELS_ALONE, LossConfig, formula
+from minipc.nn.losses import LABELS_ALONE, formula
 from minipc.provenance import provenance, unlike
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import quiet
 from minipc.runs.folder import RunFolder, free_name, read_run, refuse_existing
+from minipc.settings import LossConfig, SelfConfig, TrainConfig, settings_of
 from minipc.storage import files
 from minipc.verbs.jobs import clouds_of, find_file
 
@@ -282,7 +283,7 @@ class _Work:
         else:
             self.reader.check_belongs(splits.train)
             views = recorded_views(self.reader, config.labels_only, *config.views)
-        config.training.split(splits.train.labels)
+        split_rows(splits.train.labels, config.training)
         if self.earlier:
             if self.reader is None:
                 raise UsageError(
@@ -319,7 +320,7 @@ class _Work:
         config, clouds = self.config, self.splits.train
         size = count(config.model, clouds.points.shape[1])
         self.arguments  # raises what cannot run
-        learnt, held = config.training.split(clouds.labels)
+        learnt, held = split_rows(clouds.labels, config.training)
         epochs = config.training.epochs
         say(
             f"{self.out}: {config.name}, {size.parameters} parameters, {size.macs / 1e6:.2f} M "
@@ -431,11 +432,8 @@ def _insist(described, wanted, out):
             if (
                 there is not None and there.get(name) != value
             ):  # None: an option that the run has no use for
-                told = {
-                    "name": "model",
-                    "kind": "self target",
-                    "every": "self every",
-                    "decay": "ema decay",
+                told = {"name": "model"} | {
+                    field: each.label for field, each in settings_of(SelfConfig).items()
                 }
                 raise UsageError(
                     f"{out}: {told.get(name, name).replace('_', ' ')} is {there.get(name)} there "

@@ -10,8 +10,6 @@ import pytest
 
 from minipc.cli.main import minipc
 from minipc.cli.options import FILE, Verb, options_of, verbs_below
-from minipc.distil.train import TrainConfig
-from minipc.nn.losses import LossConfig
 
 VERBS = verbs_below(minipc)
 TRIED = [
@@ -297,14 +295,3 @@ def test_click_says_nothing_about_a_file(folder):
 def test_a_mistyped_word_is_answered_with_what_was_meant(words, meant, say):
     code, out, err = say(*words.split())
     assert (code, out) == (2, "") and meant in err and err.count("\n") == 1
-
-
-def test_the_defaults_of_train_are_those_of_its_python_configurations():
-    typed = {option.name: option.default for option in VERBS["train"].params}
-    wanted = {
-        name: field.default
-        for config in (LossConfig, TrainConfig)
-        for name, field in config.__dataclass_fields__.items()
-        if name not in ("epochs", "lr")  # theirs depend
-    }
-    assert {name: typed[name] for name in wanted} == wanted

@@ -16,7 +16,7 @@ import pytest
 from minipc.data.augment import AugmentConfig, draw
 from minipc.data.clouds import Clouds, Splits, stratified, write_clouds
 from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
-from minipc.distil.train import TrainConfig, best_epoch, train
+from minipc.distil.train import TrainConfig, best_epoch, split_rows, train
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from minipc.models.pointnet import ModelConfig, forward_train
@@ -467,7 +467,7 @@ def test_settings_of_stopping_that_cannot_be_are_refused(splits, tmp_path):
         run(splits, tmp_path / "run", stop_after=2)
         run(splits, tmp_path / "run", stop_after=1)
     with pytest.raises(UsageError, match="val fraction: holds out nothing"):
-        TrainConfig(val_fraction=0.5, batch_size=2).split(np.arange(9))
+        split_rows(np.arange(9), TrainConfig(val_fraction=0.5, batch_size=2))
     with pytest.raises(UsageError, match="more than the 27 training clouds"):
         train(
             splits,

@@ -18,9 +18,10 @@ from minipc.data.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.models import checkpoint
 from minipc.models import file as model_file
 from minipc.models.pointnet import ModelConfig
-from minipc.record import embedded, finished, plan, recorder, shard, store
+from minipc.record import embedded, finished, plan, shard, store
 from minipc.record import fields as record_table
 from minipc.record.reader import RecordReader
+from minipc.settings import RecordConfig, settings_of
 from minipc.storage import files
 from minipc.streams import view_words
 from reference_tests.tools.pages import code, numbers, section, table, tables
@@ -108,7 +109,8 @@ def plan_is_the_dataclass(text):
     said = {row[0]: row[2] for row in rows}
     assert numbers(said["rows_per_shard"]) == [plan.MOST_ROWS]
     assert numbers(said["format"]) == [plan.FORMAT]
-    assert numbers(said["views"]) == [1, recorder.MOST_VIEWS]
+    views = settings_of(RecordConfig)["views"]
+    assert numbers(said["views"]) == [views.low, views.high]
     assert {*code(said["augment"])} == {"order", *(field.name for field in fields(AugmentConfig))}
     assert code(said["up_axis"]) == list(clouds.UP_AXES)
 

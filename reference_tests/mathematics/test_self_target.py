@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax, softmax
 
-from minipc.distil.self_target import Ema, History, SecondRecord, SelfConfig, Snapshot
+from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
 from minipc.errors import UsageError
 from minipc.models.file import new_model
 from minipc.models.pointnet import ModelConfig, forward_train
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward
+from minipc.settings import SelfConfig
 
 RAW = LossConfig(kd_weight=0.8, self_weight=0.3, temperature=2.5, guard="none")
 

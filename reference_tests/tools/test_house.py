@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "minipc"
 
 ORDER = """
-errors streams installed backend provenance
+errors settings streams installed backend provenance
 storage.files storage.hdf5
 nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck
 nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.engine

@@ -1,0 +1,324 @@
+"""The one table of settings: name, default, bounds, choices and meaning of each, once.
+
+From a line here follow the field of a frozen dataclass and its check, the option of the command
+line with its help, variable and key (cli/options.py), and the row in docs/settings.md.
+Standard library only: --help does not wait for NumPy.
+"""
+
+from dataclasses import dataclass, field, fields
+from math import inf
+from typing import Any, NamedTuple, get_type_hints
+
+from minipc.errors import UsageError
+
+
+class Setting(NamedTuple):
+    """One setting; the arguments of setting() have these names and defaults."""
+
+    name: str  # of the field, and the key in run.json
+    kind: type  # int, float, str or bool
+    default: Any
+    option: str  # on the command line, with _ for -; the name if not given
+    group: str  # options of one group stand together
+    help: str = ""  # in --help
+    more: str = ""  # what docs/settings.md says beside it
+    low: float = -inf  # smallest and ...
+    high: float = inf  # ... largest value
+    above: float = -inf  # every value is larger than this and ...
+    below: float = inf  # ... smaller than this: infinity and NaN are never values
+    choices: tuple[str, ...] = ()  # all values, of text
+    expected: str = ""  # the bounds for people; follows from choices
+    unless_given: str = ""  # the default in words; the option is then None if it is not given
+
+    @property
+    def values(self) -> str:
+        """Return what values are allowed, for people."""
+        if self.kind is bool:
+            return "true or false"
+        between = " or " if len(self.choices) == 2 else ", "
+        return self.expected or between.join(self.choices)
+
+    @property
+    def label(self) -> str:
+        """Return the name that messages use."""
+        return self.option.replace("_", " ")
+
+    def check(self, value: Any) -> None:
+        """Raise UsageError unless value is allowed."""
+        if not self._admits(value):
+            raise UsageError(f"{self.label}: expected {self.values}, got {value!r}")
+
+    def _admits(self, value: Any) -> bool:
+        if self.choices:
+            return value in self.choices
+        if self.kind in (int, bool) and not isinstance(value, self.kind):
+            return False
+        try:
+            return bool(self.low <= value <= self.high and self.above < value < self.below)
+        except TypeError:  # text, or None
+            return False
+
+
+def setting(default: Any, **about: Any) -> Any:
+    """Return the field of a dataclass that is a setting; about: the rest of a Setting by name."""
+    return field(default=default, metadata=about)
+
+
+def settings_of(kind: type) -> dict[str, Setting]:
+    """Return {field name: Setting} of a dataclass whose fields are settings."""
+    table, kinds = {}, get_type_hints(kind)
+    for each in fields(kind):
+        about: dict[str, Any] = {"option": each.name} | dict(each.metadata)
+        table[each.name] = Setting(each.name, kinds[each.name], each.default, **about)
+    return table
+
+
+def option_names(kind: type) -> tuple[str, ...]:
+    """Return the names of the options of a dataclass, in order, with _ for -."""
+    return tuple(each.option for each in settings_of(kind).values())
+
+
+def check(config: Any) -> None:
+    """Raise UsageError for the first field of a dataclass of settings that is not allowed."""
+    for name, each in settings_of(type(config)).items():
+        each.check(getattr(config, name))
+
+
+def chosen(given: dict[str, Any], kind: type) -> dict[str, Any]:
+    """Return {field: value} of the options that belong to kind; given: {option: value or None}."""
+    return {
+        name: given[each.option]
+        for name, each in settings_of(kind).items()
+        if given.get(each.option) is not None
+    }
+
+
+def take(given: dict[str, Any], *kinds: type) -> list[Any]:
+    """Return one dataclass of each kind, made from given: {option: value or None}."""
+    return [kind(**chosen(given, kind)) for kind in kinds]
+
+
+SEED: dict[str, Any] = {  # the key width of Philox4x64
+    "low": 0,
+    "below": 2**64,
+    "expected": "an integer from 0 to 2^64 - 1",
+}
+
+
+@dataclass(frozen=True)
+class LossConfig:
+    """Weights of the three terms; T^2 KL summed over classes and averaged over the batch.
+
+    The defaults are those of the best students on held-out clouds (docs/results.md).
+    """
+
+    kd_weight: float = setting(
+        0.5,
+        group="Loss",
+        help="a: share of distillation.",
+        more="1 - a is the share of the labels.",
+        low=0,
+        high=1,
+        expected="a from 0 to 1",
+    )
+    self_weight: float = setting(
+        0.0,
+        group="Loss",
+        help="b: subtracted self-distillation.",
+        more="With the guard it must be less than a / 2.",
+        low=0,
+        expected="b >= 0 (it is subtracted)",
+    )
+    temperature: float = setting(
+        1.0,
+        group="Loss",
+        help="T of both divergences.",
+        low=1,
+        high=1e6,  # T^2 must stay far from what float32 holds
+        expected="1 <= T <= 1e6",
+    )
+    label_smoothing: float = setting(
+        0.0,
+        group="Loss",
+        help="e of the label term.",
+        more="y = (1 - e) onehot + e / K.",
+        low=0,
+        below=1,
+        expected="0 <= e < 1",
+    )
+    guard: str = setting(
+        "clip",
+        group="Loss",
+        help="Keeps the negative weight bounded.",
+        more="clip: (L8), bounded and convex; none: the raw (L5).",
+        choices=("clip", "none"),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        a, b = self.kd_weight, self.self_weight
+        if self.guard == "clip" and b > 0 and not b < a / 2:
+            raise UsageError(
+                f"self weight: the guard needs b < a / 2 = {a / 2:g}, got b = {b:g}; "
+                "lower --self-weight, raise --kd-weight, or audit the raw loss with --guard none"
+            )
+
+
+@dataclass(frozen=True)
+class SelfConfig:
+    """Which earlier self, and how early."""
+
+    kind: str = setting(
+        "snapshot",
+        option="self_target",
+        group="Earlier self",
+        help="What the earlier self is.",
+        more="snapshot: the student at the end of an epoch; ema: a moving average of its weights; "
+        "history: its logits at its last visit to the cloud; record: a second record.",
+        choices=("snapshot", "ema", "history", "record"),
+    )
+    every: int = setting(
+        1,
+        option="self_every",
+        group="Earlier self",
+        help="Epochs between snapshots.",
+        low=1,
+        expected="at least 1 epoch",
+    )
+    decay: float = setting(
+        0.99,
+        option="ema_decay",
+        group="Earlier self",
+        help="m of the moving average, per step.",
+        low=0,
+        below=1,
+        expected="0 <= m < 1",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """How long, how fast, from which seed."""
+
+    val_fraction: float = setting(
+        0.0,
+        group="Epochs",
+        help="Share of the training clouds held out to choose best.h5 by.",
+        more="Of each class.",
+        low=0,
+        below=1,
+        expected="0 <= f < 1",
+    )
+    epochs: int = setting(
+        60,
+        group="Epochs",
+        more="Passes over the training clouds.",
+        low=1,
+        expected="a positive integer",
+        unless_given="60; 40 without arguments",
+    )
+    batch_size: int = setting(
+        32,
+        group="Steps",
+        more="Clouds in a step, at least 2; the last incomplete batch of an epoch is dropped.",
+        low=1,
+        expected="a positive integer",
+    )
+    lr: float = setting(
+        3e-3,
+        group="Steps",
+        help="Largest learning rate.",
+        more="After the warm-up.",
+        above=0,
+        expected="a positive number",
+        unless_given="3e-3; 1e-3 for teacher",
+    )
+    weight_decay: float = setting(
+        1e-2,
+        group="Steps",
+        more="On the weights of linear layers alone.",
+        low=0,
+        expected="a value >= 0",
+    )
+    warmup_steps: int = setting(
+        200,
+        group="Steps",
+        more="The learning rate rises linearly over them, then falls to zero as a cosine.",
+        low=0,
+        expected="an integer >= 0",
+    )
+    optimiser: str = setting(
+        "adamw", group="Steps", more="sgd has momentum 0.9.", choices=("adamw", "sgd")
+    )
+    clip_norm: float = setting(
+        0.0,
+        group="Steps",
+        help="Largest gradient norm.",
+        more="The joint 2-norm of all gradients.",
+        low=0,
+        expected="a value >= 0",
+        unless_given="no clipping",
+    )
+    seed: int = setting(
+        0, group="Steps", more="Of the first weights, the shuffles and dropout.", **SEED
+    )
+    engine: str = setting(
+        "fused",
+        group="Engine",
+        help="textbook: the same operation by operation, slower.",
+        more="They round differently.",
+        choices=("fused", "textbook"),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.batch_size < 2:
+            raise UsageError("batch size: batch norm in the head needs at least 2 clouds, got 1")
+
+    def last_epoch(self, stop_after: int | None) -> int:
+        """Return the epoch to stop after: all of them for None.  Raises UsageError."""
+        if stop_after is None:
+            return self.epochs
+        if not 1 <= stop_after <= self.epochs:
+            raise UsageError(f"stop after: expected 1 to {self.epochs} epochs, got {stop_after}")
+        return stop_after
+
+    def steps_per_epoch(self, clouds: int) -> int:
+        """Return the whole batches in this many clouds; UsageError where there is none."""
+        if clouds < self.batch_size:
+            raise UsageError(
+                f"batch size: {self.batch_size} is more than the {clouds} training clouds; lower it"
+            )
+        return clouds // self.batch_size
+
+
+@dataclass(frozen=True)
+class RecordConfig:
+    """How many views, drawn from which seed, stored how."""
+
+    views: int = setting(
+        10,
+        group="Views",
+        help="Augmented views of each cloud.",
+        low=1,
+        high=100_000,  # as many as the names of shards have digits for
+        expected="1 to 100000",
+    )
+    seed: int = setting(0, group="Recording", help="Seed of the views.", **SEED)
+    logits: str = setting(
+        "float16",
+        group="Recording",
+        help="How logits are stored.",
+        choices=("float16", "float32"),
+    )
+    with_clouds: bool = setting(
+        False,
+        group="Recording",
+        help="Embed training and test clouds: one file trains a student.",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
