@@ -44,7 +44,7 @@ def short(value, most=60):
 def check_shape(name, array, expected):
     """Raise DataError unless array.shape equals expected, a tuple in which None fits any length."""
     if len(array.shape) != len(expected) or any(
-        want is not None and want != got for want, got in zip(expected, array.shape)
+        want is not None and want != got for want, got in zip(expected, array.shape, strict=True)
     ):
         wanted = ", ".join("*" if want is None else str(want) for want in expected)
         raise DataError(f"{name}: expected shape ({wanted}), got {tuple(array.shape)}")
