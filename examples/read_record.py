@@ -1,4 +1,4 @@
-"""Read a record with nothing of minipc: docs/record_format.md in forty lines."""
+"""Read a record with nothing of minipc: docs/record_format.md on one page."""
 
 import argparse
 import hashlib
@@ -23,17 +23,14 @@ def check(path):
 
 
 def read_record(path):
-    """Yield the metadata, the clouds {split: (points, labels)}, then (scale, shift, logits) of each
-    view.
-    """
+    """Yield metadata, clouds {split: (points, labels)}, (scale, shift, logits) of each view."""
     check(path)
     with h5py.File(path, "r") as file:
         yield (meta := json.loads(file["meta"][()].tobytes()))
         grid = 2.0 ** (meta.get("clouds", {}).get("exponent") or 0)  # points in float32 have none
-        clouds = file["clouds"].items() if "clouds" in file else ()
         yield {
             name: ((split["points"][()] * grid).astype("f4"), split["labels"][()])
-            for name, split in clouds
+            for name, split in file.get("clouds", {}).items()
         }
         for view in range(meta["plan"]["views"]):
             yield tuple(file[name][view] for name in ("augment/scale", "augment/shift", "logits"))

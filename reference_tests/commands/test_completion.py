@@ -33,7 +33,8 @@ def completions(shell, words, **variables):
     place = words.split(" ")[-1] if shell == "fish" else str(len(words.split(" ")) - 1)
     out = run(f"{shell}_complete", COMP_WORDS=words, COMP_CWORD=place, **variables).splitlines()
     if shell == "zsh":
-        return list(zip(out[::3], out[1::3], strict=True))
+        # three lines each; where nothing fits there is one empty line
+        return list(zip(out[::3], out[1::3], strict=False))
     return [tuple(line.split("\t")[0].split(",", 1)) for line in out if line]
 
 

@@ -12,7 +12,8 @@ import pytest
 
 from reference_tests.faults import hostile
 
-SECONDS, MEMORY = 10, 300 << 20
+SECONDS, MEMORY = 10, 300 << 20  # of CPU time for one file; bytes for all of them
+HANGS = 600  # seconds after which a process that reads a corpus no longer reads, but waits
 
 
 @pytest.fixture
@@ -59,6 +60,7 @@ def read_in_a_process(folder, files):
         [sys.executable, "-m", "reference_tests.faults.hostile", folder],
         capture_output=True,
         text=True,
+        timeout=HANGS,
         cwd=os.path.dirname(os.path.dirname(os.path.dirname(__file__))),
     )
     assert done.returncode == 0, done.stderr

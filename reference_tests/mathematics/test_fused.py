@@ -46,7 +46,8 @@ EPSILON = np.finfo(np.float64).eps
 
 def away_from_kinks(config, clouds, points):
     """Return problem() of the first seed whose ReLUs and pools no rounding can turn."""
-    without_loss = Step(config, (), *[None] * 6, "textbook")
+    nothing = dict.fromkeys(Step._fields) | {"groups": ()}
+    without_loss = Step(**nothing | {"model": config, "engine": "textbook"})
     for seed in range(100):
         params, x, dlogits = problem(config, clouds, points, seed=seed)
         if distance_to_kinks(params | {"points": x}, without_loss) > 1e-8:
