@@ -1,7 +1,8 @@
-"""Break a gradient, and see it caught: why the familiar p - q is wrong for this loss.
+"""Break a gradient, and see it caught: why the familiar s - q is wrong for this loss.
 
-softmax(z) - q is the gradient of soft cross-entropy where q sums to one.  Every test with labels or
-probabilities as targets has such a q, and passes.  With a subtracted term q does not.
+s - q, with s = softmax(z), is the gradient of soft cross-entropy where q sums to one.  Every test
+with labels or probabilities as targets has such a q, and passes.  With a subtracted term q does
+not.
 """
 
 import numpy as np
@@ -13,7 +14,7 @@ from minipc.nn.losses import soft_cross_entropy_backward, soft_cross_entropy_for
 
 def familiar(dloss, cache):
     """The gradient of most texts."""
-    return dloss[:, None] * (cache.p - cache.q)
+    return dloss[:, None] * (cache.s - cache.q)
 
 
 def verdict(q, backward):
@@ -40,8 +41,8 @@ def main():
     signed = 0.9 * rng.dirichlet(np.ones(5), 4) - 0.3 * rng.dirichlet(np.ones(5), 4)  # a p - b r
     for name, q in (("labels: q sums to 1", labels), ("a p - b r: q sums to 0.6", signed)):
         print(name)
-        print("    p - q          ", verdict(q, familiar))
-        print("    (sum q) p - q  ", verdict(q, soft_cross_entropy_backward))
+        print("    s - q          ", verdict(q, familiar))
+        print("    (sum q) s - q  ", verdict(q, soft_cross_entropy_backward))
     print("The whole engine, with this mistake in it: minipc audit --inject softmax-minus-target")
 
 

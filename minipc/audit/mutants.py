@@ -63,7 +63,7 @@ def _with_config(right, change):
 
 
 def _softmax_minus_target(right):
-    return lambda dloss, cache: dloss[:, None] * (cache.p - cache.q)
+    return lambda dloss, cache: dloss[:, None] * (cache.s - cache.q)
 
 
 def _swapped_divergence(right):
@@ -271,7 +271,7 @@ MUTANTS = {
         ((losses, "loss_backward", _gradient_with_temperature_squared),),
     ),
     "softmax-minus-target": Mutant(
-        "p - q where q does not sum to one, instead of (sum q) p - q",
+        "s - q where q does not sum to one, instead of (sum q) s - q",
         ((losses, "soft_cross_entropy_backward", _softmax_minus_target),),
     ),
     "swapped-divergence": Mutant(

@@ -1,8 +1,9 @@
 """The loss of offline distillation: labels, distillation, and self-distillation subtracted.
 
 Everything rests on one primitive, soft cross-entropy with signed weights that need not sum to
-one; the familiar gradient p - q is wrong here.  z: student logits, y: smoothed one-hot labels,
-v: recorded teacher logits, u: logits of the student's earlier self; v and u are constants.  The
+one; the familiar gradient s - q is wrong here.  z: student logits, y: smoothed one-hot labels,
+v: recorded teacher logits, u: logits of the student's earlier self; v and u are constants.
+Their softmaxes are s, p and r, in this order: student, teacher, earlier self.  The
 form of the third term, one temperature for both divergences and the guard are our reading and
 our derivation, not statements of arXiv 2409.02020 (docs/math.md says which is which).
 """
@@ -21,29 +22,29 @@ LABELS_ALONE = {"kd_weight": 0.0, "self_weight": 0.0}
 
 
 class SoftCrossEntropyCache(NamedTuple):
-    p: Any  # (B, K), softmax of the logits
+    s: Any  # (B, K), softmax of the logits
     q: Any  # (B, K), signed weights
 
 
 def soft_cross_entropy_forward(z, q):
-    """loss_b = - sum_k q_bk log softmax(z_b)_k.  (L1)    z, q (B, K) -> loss (B,)
+    """loss_b = - sum_k q_bk log s_bk, s = softmax(z).  (L1)    z, q (B, K) -> loss (B,)
 
     q may hold negative weights and need not sum to one; neither is assumed below.
     """
     xp = module_of(z, q)
     check_shape("q", q, z.shape)
-    logp, _ = log_softmax_forward(z)
-    return -(q * logp).sum(axis=-1), SoftCrossEntropyCache(xp.exp(logp), q)
+    log_s, _ = log_softmax_forward(z)
+    return -(q * log_s).sum(axis=-1), SoftCrossEntropyCache(xp.exp(log_s), q)
 
 
 def soft_cross_entropy_backward(dloss, cache):
-    """dz_bk = dloss_b ((sum_j q_bj) p_bk - q_bk).  (L2)    dloss (B,) -> dz (B, K)
+    """dz_bk = dloss_b ((sum_j q_bj) s_bk - q_bk).  (L2)    dloss (B,) -> dz (B, K)
 
     q is a constant: no gradient is returned for it, which is the stop-gradient of teacher and
     earlier self.
     """
-    p, q = cache
-    return dloss[:, None] * (q.sum(axis=-1, keepdims=True) * p - q)
+    s, q = cache
+    return dloss[:, None] * (q.sum(axis=-1, keepdims=True) * s - q)
 
 
 def smooth_labels(labels, classes, smoothing, dtype):
@@ -59,8 +60,8 @@ def smooth_labels(labels, classes, smoothing, dtype):
 
 def _log_softmax_at(logits, temperature):
     """Return (softmax, log softmax) of logits / T."""
-    logp, _ = log_softmax_forward(logits / temperature)
-    return module_of(logits).exp(logp), logp
+    log_p, _ = log_softmax_forward(logits / temperature)
+    return module_of(logits).exp(log_p), log_p
 
 
 def divergence(p, log_p, log_s, temperature):
@@ -87,9 +88,7 @@ def guarded(ap, br):
 
 
 class LossTerms(NamedTuple):
-    """Means over the batch, as 0-d arrays of the logits' module: transfer them once, at the
-    edge.
-    """
+    """Means over the batch, as 0-d arrays of the logits' module."""
 
     total: Any  # of the formula in use: (L5), and with the guard T^2 H(q' - q, s_T) more, (L9)
     labels: Any  # CE(y, s_1)
@@ -192,8 +191,8 @@ def loss_backward(cache):
     q = a p - b r for (L5), q' for (L8).  T^2 of the loss and 1/T of the inner derivative leave T.
     """
     labels, soft, config = cache
-    rows = labels.p.shape[0]
-    each = module_of(labels.p).full(rows, 1 / rows, dtype=labels.p.dtype)  # of the batch mean
+    rows = labels.s.shape[0]
+    each = module_of(labels.s).full(rows, 1 / rows, dtype=labels.s.dtype)  # of the batch mean
     dz = soft_cross_entropy_backward((1 - config.kd_weight) * each, labels)
     if soft is not None:
         dz = dz + soft_cross_entropy_backward(config.temperature * each, soft)

@@ -321,7 +321,7 @@ def test_at_temperature_one_the_loss_is_one_cross_entropy(a, b):
         H = soft_cross_entropy_forward(z, q_eff)[0].mean()
         constants.append(value(z, y, v, u, has_u, c) - (1 - b) * H)
         want = (1 - b) * (special.softmax(z, axis=1) - q_eff) / len(z)
-        # rows of q_eff sum to one, so the familiar p - q is right for it
+        # rows of q_eff sum to one, so the familiar s - q is right for it
         np.testing.assert_allclose(gradient(z, y, v, u, has_u, c), want, atol=1e-15)  # entries < 1
     np.testing.assert_allclose(
         constants, constants[0], atol=1e-13
