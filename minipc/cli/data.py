@@ -1,9 +1,8 @@
-"""minipc data: make the built-in shapes, pack what users have, say what a file holds."""
-
-import shlex
+"""minipc data: make the built-in shapes, pack what users have; `data info` is `info`."""
 
 import click
 
+from minipc.cli.info import command as info
 from minipc.cli.options import FILE, Verbs, common_options
 from minipc.cli.show import Console, result
 
@@ -11,6 +10,9 @@ from minipc.cli.show import Console, result
 @click.group("data", cls=Verbs)
 def command():
     """Make, pack and describe data sets."""
+
+
+command.add_command(info)
 
 
 @command.command("make")
@@ -21,12 +23,12 @@ def make(out, seed, as_json, quiet, verbose):
     """Write the built-in procedural shapes to one file."""
     from minipc.data.clouds import write_clouds
     from minipc.report.describe import describe_splits
+    from minipc.report.lines import of_data_make
     from minipc.verbs.first_run import built_in_shapes
 
     splits = built_in_shapes(seed)
     write_clouds(out, splits)
-    described = describe_splits(out, splits)
-    result(described.values, as_json, described.lines)
+    result(describe_splits(out, splits), as_json, of_data_make)
 
 
 @command.command("pack")
@@ -81,6 +83,7 @@ def pack(
     from minipc.data.clouds import check_new, repeated, write_clouds
     from minipc.data.readers.formats import read_source
     from minipc.report.describe import describe_splits
+    from minipc.report.lines import of_data_pack
 
     check_new(out)  # before minutes of reading
     with Console(quiet, verbose) as console:
@@ -95,40 +98,13 @@ def pack(
         )
     if not dry_run:
         write_clouds(out, packed.splits)
-    described = describe_splits(out, packed.splits)
-    total, twins = len(packed.splits.train) + len(packed.splits.test), repeated(packed.splits)
-    done = {
+    values = {
+        **describe_splits(out, packed.splits),
         "normalised": packed.moved,
         "sampled": packed.sampled,
         "padded": packed.padded,
         "split": packed.split,
-        "test_clouds_in_training": twins,
+        "test_clouds_in_training": repeated(packed.splits),
         "dry_run": dry_run,
     }
-    rest = f", the other {total - packed.moved} were in it" if packed.moved < total else ""
-    notes = [
-        "no cloud was normalised"
-        if normalisation == "none"
-        else f"{packed.moved} of {total} clouds were moved into the unit sphere{rest}",
-        f"{packed.sampled} clouds had more points than {num_points} and were sampled, "
-        f"{packed.padded} had fewer and "
-        "are repeated",
-        f"split: {packed.split}",
-        *([f"note: {twins} test clouds are also training clouds, bit for bit"] if twins else []),
-        "dry run: nothing was written"
-        if dry_run
-        else f"next: minipc train {shlex.quote(out)} --labels-only --model teacher --out teacher",
-    ]
-    result({**described.values, **done}, as_json, [*described.lines, *notes])
-
-
-@command.command("info")
-@click.argument("file", metavar="FILE", type=FILE)
-@common_options
-def info(file, as_json, quiet, verbose):
-    """Say what a packed data file holds, or the clouds in a record."""
-    from minipc.report.describe import describe_splits
-    from minipc.verbs.jobs import read_data
-
-    described = describe_splits(file, read_data(file))
-    result(described.values, as_json, described.lines)
+    result(values, as_json, of_data_pack)

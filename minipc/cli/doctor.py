@@ -14,6 +14,6 @@ def command(as_json, quiet, verbose):
     No names of hosts, users or folders: the output can be pasted into a bug report as it is.
     """
     from minipc.report.environment import examine
+    from minipc.report.lines import of_doctor
 
-    examined = examine()
-    result(examined.values, as_json, examined.lines)
+    result(examine(), as_json, of_doctor)

@@ -29,6 +29,7 @@ def command(model, data, votes, teacher, backend, engine, threads, as_json, quie
     Without DATA, the file it was trained on is looked for beside the model and here.
     """
     from minipc.backend import load
+    from minipc.report.lines import of_eval
     from minipc.verbs.jobs import eval_files
 
     with Console(quiet, verbose) as console:
@@ -41,34 +42,4 @@ def command(model, data, votes, teacher, backend, engine, threads, as_json, quie
             engine=engine,
             threads=threads,
         )
-    width = max(len(name) for name in values["class_accuracy"])
-    lines = [
-        f"{values['model']} on {values['clouds']} test clouds of {values['data']}:",
-        f"accuracy {100 * values['accuracy']:.2f} %, mean class accuracy "
-        f"{100 * values['mean_class_accuracy']:.2f} %",
-        f"negative log-likelihood {values['nll']:.4f} nats, calibration error (15 bins) "
-        f"{100 * values['ece']:.2f} %",
-        *_voted(values),
-        *(
-            [f"agreement with {values['teacher']}: {100 * values['teacher_agreement']:.2f} %"]
-            if teacher
-            else []
-        ),
-        f"{values['parameters']} parameters, {values['macs_per_cloud'] / 1e6:.2f} M multiply-adds "
-        "a cloud",
-        *(
-            f"  {name:{width}}  {100 * value:6.1f} %"
-            for name, value in values["class_accuracy"].items()
-        ),
-    ]
-    result(values, as_json, lines)
-
-
-def _voted(values):
-    if "voted" not in values:
-        return []
-    voted = values["voted"]
-    return [
-        f"voting over {voted['votes']} views: accuracy {100 * voted['accuracy']:.2f} %, "
-        f"mean class accuracy {100 * voted['mean_class_accuracy']:.2f} %"
-    ]
+    result(values, as_json, of_eval)

@@ -16,6 +16,6 @@ def command(file, as_json, quiet, verbose):
     unfinished recording, OUT.parts.  Nothing is changed.
     """
     from minipc.report.describe import describe
+    from minipc.report.lines import of_info
 
-    described = describe(file)
-    result(described.values, as_json, described.lines)
+    result(describe(file), as_json, of_info)

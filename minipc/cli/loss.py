@@ -45,6 +45,7 @@ def command(
     from minipc.audit import bound
     from minipc.audit.conventions import check_name, from_theirs
     from minipc.nn.losses import formula
+    from minipc.report.lines import of_loss
     from minipc.verbs.jobs import recorded_rows
 
     if record is None and (data or self_record):
@@ -62,15 +63,10 @@ def command(
     else:
         take(weights, LossConfig)  # refused before a record is read
     rows = recorded_rows(record, data, self_record) if record else bound.example_rows(classes or 40)
-    K, T, lines = rows.v.shape[1], weights["temperature"], []
+    K, T = rows.v.shape[1], weights["temperature"]
     if theirs:
         translation = from_theirs(name, weight, T, K)
         weights["kd_weight"] = translation.weight
-        lines = [
-            f"{name} {weight:g} at T = {T:g}, K = {K} is a = {translation.weight:.6g}; "
-            f"their loss is {translation.times:.6g} x ours",
-            "",
-        ]
     (config,) = take(weights, LossConfig)
     a, b, smoothing = config.kd_weight, config.self_weight, config.label_smoothing
     worst, shares = bound.worst_row(rows, config), bound.unbounded_shares(rows, a, smoothing)
@@ -97,23 +93,7 @@ def command(
         },
         "map": [{"b": b, "T": T, "unbounded_share": share} for (b, T), share in shares.items()],
     }
-    alike = (
-        "The same gradient elsewhere"
-        if b == 0
-        else "The first two terms elsewhere (no third one there)"
-    )
-    lines += [
-        formula(config),
-        *_gradient(config),
-        "",
-        f"{alike}, K = {K}, labels smoothed alike:",
-        *_table(elsewhere),
-        "",
-        *_bound(config, rows, worst),
-        "",
-        *_map(bound, shares, a, smoothing),
-    ]
-    result(values, as_json, lines)
+    result(values, as_json, of_loss)
 
 
 def _named_weight(text):
@@ -123,25 +103,6 @@ def _named_weight(text):
         return name, float(weight)
     except ValueError:
         raise UsageError(f"from: expected NAME=WEIGHT, e.g. deit=0.5, got {text!r}") from None
-
-
-def _gradient(config):
-    """Return the gradient as lines of text."""
-    from minipc.nn.losses import GUARD_FLOOR
-
-    a, b, T = config.kd_weight, config.self_weight, config.temperature
-    if config.guard == "none" or b == 0:
-        terms = (
-            [f"{1 - a:g} (s_1 - y)"]
-            + [f"+ {a * T:g} (s_T - p)"] * (a > 0)
-            + [f"- {b * T:g} (s_T - r)"] * (b > 0)
-        )
-        return [f"gradient = {' '.join(terms)}, of a row, in its logits"]
-    return [
-        f"gradient = {1 - a:g} (s_1 - y) + {T:g} ((sum q') s_T - q'), of a row, in its logits;",
-        f"q' = max({a:g} p - {b:g} r, {GUARD_FLOOR * a:g} p), class by class; it does not sum to "
-        "one: p - q is wrong",
-    ]
 
 
 def _elsewhere(a, T, K):
@@ -157,68 +118,3 @@ def _elsewhere(a, T, K):
             "ours_is_times_theirs": times if weight < float("inf") else None,
         }
     return found
-
-
-def _table(elsewhere):
-    from minipc.audit.conventions import KD_LIB
-
-    lines = []
-    for name, row in elsewhere.items():
-        weight, ratio = "none", ""
-        if row["weight"] is not None:
-            weight = f"{row['weight']:.6g}"
-            ratio = f"ours = {row['ours_is_times_theirs']:.4g} x theirs"
-        lines.append(f"  {name:13} {weight:9} {ratio:24} {row['formula']} ({row['used_by']})")
-    return [*lines, f"  {KD_LIB}"]
-
-
-def _bound(config, rows, worst):
-    """Return lines on the bound of the loss, and on the row that bears least."""
-    b = config.self_weight
-    share = f"{100 * worst.unbounded:.2f} % of the rows"
-    if b == 0:
-        verdict = "bounded below: nothing is subtracted"
-    elif config.guard == "clip":
-        verdict = f"bounded below by the guard; without it unbounded in {share}"
-    elif worst.unbounded:
-        verdict = f"NOT bounded below: in {share} some M_i < 0"
-    else:
-        verdict = "bounded below in all of these rows"
-    columns = {
-        "class": range(len(worst.y)),
-        "y": worst.y,
-        "p": worst.p,
-        "r": worst.r,
-        "M, no guard": worst.margins,
-    }
-    if worst.target is not None:
-        columns["target"], pulls = worst.target, "the loss in use pulls s"
-    elif worst.soft_target is not None:
-        columns["target"], pulls = worst.soft_target, "the soft terms of the loss in use pull s_T"
-    lines = [
-        f"Rows: {rows.what}.",
-        f"{verdict}. Row {worst.row} (label {worst.label}) bears b up to {worst.safe_b:.3g}; its "
-        "least margins:",
-        "  " + "  ".join(f"{name:>11}" for name in columns),
-        *(
-            "  " + "  ".join(f"{values[k]:11.3g}" for values in columns.values())
-            for k in worst.margins.argsort()[:3]
-        ),
-    ]
-    if "target" in columns:
-        beyond = (
-            "; no probability is negative: it never gets there"
-            if columns["target"].min() < 0
-            else ""
-        )
-        lines.append(f"  target: where {pulls}{beyond}")
-    return lines
-
-
-def _map(bound, shares, a, smoothing):
-    """Return the map of unbounded rows over b and T."""
-    return [
-        f"Rows without a lower bound in %, at a = {a:g}, smoothing {smoothing:g}, no guard:",
-        "      b  " + "".join(f"T = {T:<5g}" for T in bound.T),
-        *(f"  {b:5g}  " + "".join(f"{100 * shares[b, T]:<9.3g}" for T in bound.T) for b in bound.B),
-    ]

@@ -28,6 +28,7 @@ def command(
     Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
     """
     from minipc.backend import load
+    from minipc.report.lines import of_predict
     from minipc.verbs.predict import predict_files
 
     with Console(quiet, verbose) as console:
@@ -42,11 +43,4 @@ def command(
             threads=threads,
             say=console.say,
         )
-    names = [click.format_filename(file) for file in files]  # a name need not be text
-    width = max(map(len, names))
-    lines = [
-        f"{name:{width}}  "
-        + ", ".join(f"{best['class']} {100 * best['probability']:.1f} %" for best in one["top"])
-        for name, one in zip(names, values["predictions"], strict=True)
-    ]
-    result(values, as_json, lines)
+    result(values, as_json, of_predict)

@@ -1,11 +1,9 @@
 """minipc record: run the teacher over augmented views of each training cloud."""
 
-import shlex
-
 import click
 
 from minipc.cli.options import FILE, Verb, setting_options, shared_options
-from minipc.cli.show import Console, result, size
+from minipc.cli.show import Console, result
 from minipc.settings import RecordConfig, chosen
 
 
@@ -87,6 +85,7 @@ def command(
     """
     from minipc.backend import load
     from minipc.record.recorder import Share
+    from minipc.report import lines
     from minipc.verbs.first_run import forecast_shapes, record_shapes
     from minipc.verbs.jobs import forecast_files, record_files
 
@@ -113,7 +112,7 @@ def command(
         xp = load(backend, console.say)
         if dry_run:
             found = forecast_files(data, teacher, **what) if data else forecast_shapes(**what)
-            return result(found._asdict(), as_json, _foreseen(found))
+            return result(found._asdict(), as_json, lines.of_record_dry_run)
         settings = dict(what, force=force, xp=xp, engine=engine, threads=threads)
         settings |= dict(say=console.say, progress=console.progress)
         if data is None:
@@ -122,50 +121,5 @@ def command(
             done = record_files(
                 data, teacher, share=share, workers=workers, scheduler=scheduler, **settings
             )
-    if isinstance(done, Share):
-        return result(
-            done._asdict(),
-            as_json,
-            [
-                f"{done.out}: share {done.share} is there, {done.shards_there} of {done.shards} "
-                "shards in all",
-                "the other shares, or the same command without --shards, go on and finish",
-            ],
-        )
-    lines = [
-        f"{done.out}: {done.clouds} clouds x {done.views} views, {size(done.bytes)}, run "
-        f"{done.run_id[:16]}",
-        f"teacher accuracy on the recorded views {100 * done.teacher_accuracy:.2f} %; "
-        f"largest KL by rounding logits {done.max_kl_of_rounding:.1e}",
-        *_carried(done),
-        f"next: minipc train --record {shlex.quote(done.out)}",
-    ]
-    result(done._asdict(), as_json, lines)
-
-
-def _carried(done):
-    """Return the line about clouds in the record, if there are any."""
-    if done.clouds_as is None:
-        return []
-    how = {"int16": "int16, lossless", "float32": "float32, as int16 would lose bits"}[
-        done.clouds_as
-    ]
-    return [f"training and test clouds embedded as {how}: {size(done.clouds_bytes)}"]
-
-
-def _foreseen(found):
-    """Return the lines of a dry run; little is known while data or teacher are still to be made."""
-    makes = f"would make: {', '.join(found.would_make) or 'nothing'}"
-    if found.run_id is None:
-        return [makes]
-    free = "unknown" if found.bytes_free is None else size(found.bytes_free)
-    return [
-        f"{found.out}: {found.clouds} clouds x {found.views} views, {size(found.bytes)}, run "
-        f"{found.run_id[:16]}",
-        *_carried(found),
-        f"shards: {found.shards}, there {found.shards_there}, to do "
-        f"{found.shards - found.shards_there} "
-        f"({found.rows_left} rows); needs {size(found.bytes_needed)}, free {free}",
-        *(f"would set aside: {line}" for line in found.damaged),
-        makes,
-    ]
+    of_done = lines.of_record_share if isinstance(done, Share) else lines.of_record
+    result(done._asdict(), as_json, of_done)

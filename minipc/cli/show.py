@@ -4,6 +4,7 @@ import json
 import sys
 import time
 from contextlib import suppress
+from math import isfinite
 
 import click
 
@@ -81,25 +82,26 @@ def duration(seconds):
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def size(count):
-    """Return bytes as people say it, decimal units."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.4g} {unit}"
-        count /= 1000
-    return f"{count:.4g} GB"
+def result(values, as_json, lines):
+    """Print values, a dict, as one JSON object, or the text that lines(values) makes, on stdout.
 
-
-def result(value, as_json, lines):
-    """Print value as one JSON object, or lines of text, on stdout.  Raises MinipcError for a full
-    disk.
+    Raises MinipcError for a full disk.
     """
     try:
-        for line in [json.dumps(value)] if as_json else lines:
+        for line in [json.dumps(_without_infinities(values))] if as_json else lines(values):
             click.echo(line)
     except BrokenPipeError:
-        raise  # whoever reads has seen enough
+        raise  # the reader of the pipe has seen enough
     except OSError as reason:
         raise MinipcError(
             f"stdout: cannot be written ({reason.strerror}); free some space"
         ) from reason
+
+
+def _without_infinities(value):
+    """Return value with None for each float that JSON has no number for."""
+    if isinstance(value, dict):
+        return {name: _without_infinities(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(each) for each in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -1,7 +1,6 @@
 """minipc train: a student from a record, or any model from labels."""
 
 import os
-import shlex
 
 import click
 from click.core import ParameterSource
@@ -93,6 +92,7 @@ def command(
     the run; one that is given and differs is refused.
     """
     from minipc.backend import load
+    from minipc.report.lines import of_train
 
     _refuse_useless(given, labels_only, resume)
     if resume and dry_run:
@@ -114,10 +114,10 @@ def command(
             files |= dict(self_record=self_record, chosen_views=views)
             runs = _new(model, given, files, dict(out=out, dry_run=dry_run), running)
     if dry_run:
-        result({"dry_run": True}, as_json, ["dry run: everything fits, nothing was written"])
+        result({"dry_run": True}, as_json, of_train)
         return
     values = runs[-1].values | ({"baseline": runs[0].values} if len(runs) == 2 else {})
-    result(values, as_json, _table([run.values for run in runs]))
+    result(values, as_json, of_train)
 
 
 def _refuse_useless(given, labels_only, resume):
@@ -185,31 +185,3 @@ def _wanted():
     if "views" in wanted[None]:
         wanted[None]["views"] = list(wanted[None]["views"])  # as JSON has it
     return wanted
-
-
-def _table(runs):
-    """Return the lines of a table of runs, last epoch first, and what to do next."""
-    lines = [
-        f"{'trained on':12} {'accuracy':>9} {'mean class':>11} {'best on test':>12} "
-        f"{'parameters':>11} {'MACs':>8}  run"
-    ]
-    for run in runs:
-        source = "labels" if run["labels_only"] else "record"
-        lines.append(
-            f"{source:12} {100 * run['test_accuracy']:8.2f}% "
-            f"{100 * run['test_mean_class_accuracy']:10.2f}% "
-            f"{100 * run['best_test_accuracy']:11.2f}% {run['parameters']:11,d} "
-            f"{run['macs_per_cloud'] / 1e6:7.2f}M  {run['out']}{os.sep}"
-        )
-    last = runs[-1]
-    if "chosen" in last:
-        chosen = last["chosen"]
-        lines.append(
-            f"epoch {chosen['epoch']} is best on the validation clouds "
-            f"({100 * chosen['val_accuracy']:.2f}%); "
-            f"there the test accuracy is {100 * chosen['test_accuracy']:.2f}%: {chosen['model']}"
-        )
-    if last["epochs_done"] < last["epochs"]:
-        lines.append(f"stopped after epoch {last['epochs_done']} of {last['epochs']}")
-        return [*lines, f"next: minipc train --resume --out {shlex.quote(last['out'])}"]
-    return [*lines, f"next: minipc eval {shlex.quote(last['out'])}"]

@@ -41,6 +41,7 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
     beside it.  Ends with 4 if something does not hold.
     """
     from minipc.backend import load
+    from minipc.report.lines import of_verify
     from minipc.verbs.jobs import verify_files
 
     if teacher is None and "sample" in given_options():
@@ -57,27 +58,6 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
             say=console.say,
             progress=console.progress,
         )
-    lines = [
-        f"{record}: whole, and made from these clouds",
-        f"parameters: {found.rows - found.parameters} of {found.rows} rows are what the seed "
-        "draws, bit for bit",
-    ]
-    if found.sampled:
-        asked = "bit for bit" if found.bitwise else "to within what rounding changes elsewhere"
-        lines.append(
-            f"teacher: {found.sampled - found.different} of {found.sampled} sampled rows come out "
-            f"{asked}; largest "
-            f"difference {found.largest_difference:.2g}, arg-max agrees in "
-            f"{100 * found.agreement:.2f} %"
-        )
-        lines.append(
-            "asked for bit for bit: versions, kernel and device are those it was made with"
-            if found.bitwise
-            else f"not asked for bit for bit: {found.why}"
-        )
-    else:
-        lines.append("teacher: not run again; pass --teacher MODEL")
-    lines.append("verified" if found.passed else f"NOT verified: {found.failed}")
-    result({"record": record, **found._asdict()}, as_json, lines)
+    result({"record": record, **found._asdict()}, as_json, of_verify)
     if not found.passed:
         raise CheckFailed(f"{record}: {found.failed}")

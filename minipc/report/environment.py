@@ -9,18 +9,12 @@ import os
 import platform
 import re
 import tempfile
-from typing import NamedTuple
 
 from minipc import __version__
 from minipc.errors import BackendError, short
 from minipc.installed import cupy_distributions, version_of
 
 STANDS_ON = ("NumPy", "SciPy", "h5py", "click")
-
-
-class Environment(NamedTuple):
-    values: dict  # JSON
-    lines: list  # text
 
 
 def versions():
@@ -34,8 +28,9 @@ def versions():
 
 
 def examine():
-    """Return the Environment of this process and of the current folder; a temporary file comes and
-    goes.
+    """Return the values of this process and of the current folder; a temporary file comes and goes.
+
+    A dict for JSON; report/lines.py says it to people.
     """
     import h5py  # here and in _devices, so that --version does not wait for any of these
     import numpy as np
@@ -45,7 +40,7 @@ def examine():
     from minipc.provenance import provenance
 
     made_with = provenance(np)
-    values = {
+    return {
         "minipc": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "platform": platform.platform(),
@@ -70,37 +65,6 @@ def examine():
         },
         "folder": _folder(),
     }
-    return Environment(values, _lines(values))
-
-
-def _lines(values):
-    """Return the lines for people of the values of an Environment."""
-    cupy, folder = values["cupy"], values["folder"]
-    found = (
-        " and ".join(f"{name} {number}" for name, number in cupy["distributions"].items())
-        or "not installed"
-    )
-    devices = [
-        f"{device['name']} with {device['bytes'] / 1e9:.0f} GB" for device in cupy["devices"]
-    ]
-    threads = (
-        ", ".join(f"{name}={value}" for name, value in values["blas_variables"].items())
-        or "no variable set"
-    )
-    return [
-        f"minipc    {values['minipc']}",
-        f"Python    {values['python']}, {values['platform']}",
-        f"CPUs      {values['cpus']['usable']} usable of {values['cpus']['present']}",
-        f"NumPy     {values['numpy']}, its loops for {values['simd'] or 'any processor'}",
-        f"BLAS      {values['blas']}, kernel {values['kernel'] or 'unknown'}; one thread: "
-        f"{'yes' if values['one_blas_thread'] else 'no'} ({threads})",
-        f"SciPy     {values['scipy']}",
-        f"h5py      {values['h5py']}, HDF5 {values['hdf5']}",
-        f"click     {values['click']}",
-        f"CuPy      {found}; {', '.join(devices) or cupy['reason']}",
-        f"variables {', '.join(f'{name}={value}' for name, value in values['variables'].items()) or 'none'}",
-        f"folder    locks: {folder['locks']}; posix_fallocate: {folder['posix_fallocate']}",
-    ]
 
 
 def _devices():

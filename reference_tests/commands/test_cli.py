@@ -420,7 +420,7 @@ def test_data_make_and_info_describe_the_same_file(folder, say, small_shapes):
     code, made, _ = say("data", "make", "-o", "s.h5", "--seed", 1, "--json")
     assert code == 0
     code, info, _ = say("data", "info", "s.h5", "--json")
-    assert code == 0 and json.loads(made) == json.loads(info)
+    assert code == 0 and json.loads(made).items() <= json.loads(info).items()
     assert json.loads(info)["classes"] == len(read_clouds("s.h5").train.class_names) >= 12
     code, out, _ = say("data", "info", "s.h5")
     assert code == 0 and "chair" in out

@@ -13,6 +13,7 @@ from minipc.models.pointnet import ModelConfig
 from minipc.record.plan import write_plan
 from minipc.record.store import Store
 from minipc.report.describe import describe
+from minipc.report.lines import of_info
 from minipc.storage import hdf5
 from minipc.storage.files import KINDS, canonical_json
 from reference_tests.commands.test_cli import QUICK
@@ -76,14 +77,14 @@ def test_info_tells_every_file_of_the_whole_way(whole_way, say, folder):
 
 def test_a_record_names_its_teacher_and_its_data_by_what_they_are(whole_way):
     model, record, clouds = (
-        describe(name).values for name in ("teacher/model.h5", "record.h5", "clouds.h5")
+        describe(name) for name in ("teacher/model.h5", "record.h5", "clouds.h5")
     )
     assert record["teacher_id"] == model["model_id"]
     assert record["points_hash"] == clouds["points_hash"] == model["trained"]["points_hash"]
 
 
 def test_info_names_the_training_points_of_whatever_was_made_from_them(whole_way, say):
-    points = describe("clouds.h5").values["points_hash"][:16]
+    points = describe("clouds.h5")["points_hash"][:16]
     for path in ("clouds.h5", "teacher", "run", "teacher/model.h5", "record.h5"):
         assert f"training points {points}" in say("info", path)[1], path
 
@@ -96,16 +97,16 @@ def test_a_model_that_was_never_trained_is_said_to_be_that(folder, say):
 
 
 def test_a_record_says_whether_it_carries_its_clouds(whole_way, say, data):
-    assert describe("record.h5").values["carries"] is None
+    assert describe("record.h5")["carries"] is None
     words = ("--teacher", "teacher", "--views", 2, "--with-clouds", "--out", "with.h5", "--quiet")
     assert say("record", data, *words)[0] == 0
-    assert describe("with.h5").values["carries"] == {"train": 96, "test": 33}
+    assert describe("with.h5")["carries"] == {"train": 96, "test": 33}
     assert "clouds in it: 96 train, 33 test" in say("info", "with.h5")[1]
 
 
 def test_a_run_says_how_far_it_came_and_what_it_measured_last(whole_way, folder):
     lines = (folder / "run/metrics.jsonl").read_text().splitlines()
-    values = describe("run").values
+    values = describe("run")
     assert values["last"] == json.loads(lines[-1]) and values["files"]["model.h5"]["intact"]
     assert values["settings"] == json.loads((folder / "run/run.json").read_text())
 
@@ -114,7 +115,7 @@ def test_a_run_that_has_not_ended_an_epoch_is_described(whole_way, folder):
     for path in (folder / "run").iterdir():
         if path.name != "run.json":
             path.unlink()
-    values = describe("run").values
+    values = describe("run")
     assert (values["epochs"], values["of_epochs"], values["last"], values["files"]) == (
         0,
         4,
@@ -225,8 +226,8 @@ def test_views_that_a_record_holds_already_are_not_missed_in_its_extension(folde
     more = with_fields(PLAN, views=4)
     shard(Store("r.h5", more), 3, 0, more)
     described = describe("r.h5.parts")
-    assert [described.values[name] for name in ("finished_views", "shards", "present")] == [2, 6, 1]
-    assert any("holds the first 2 views" in line for line in described.lines)
+    assert [described[name] for name in ("finished_views", "shards", "present")] == [2, 6, 1]
+    assert any("holds the first 2 views" in line for line in of_info(described))
 
 
 def test_one_shard_is_described_by_the_plan_beside_it(folder, say):

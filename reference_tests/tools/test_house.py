@@ -35,8 +35,8 @@ record.contract record.recorder record.verify record.parallel.processes record.p
 distil.evaluate distil.self_target runs.folder distil.train
 audit.vectors audit.problems audit.facts audit.rules audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
-verbs.predict verbs.jobs verbs.train report.describe report.environment verbs.first_run
-cli.options cli.show cli.record cli.verify cli.train cli.eval cli.predict cli.data cli.info
+verbs.predict verbs.jobs verbs.train report.describe report.environment report.lines verbs.first_run
+cli.options cli.show cli.record cli.verify cli.train cli.eval cli.predict cli.info cli.data
 cli.audit cli.loss cli.doctor cli.main __main__
 """.split()
 

@@ -1,0 +1,594 @@
+"""The lines that people read, made from the values that `--json` prints and from nothing else.
+
+One function for each kind of result: its values, a dict, -> a list of lines.  What a line says is
+in the values, so a program can read all that a person can.
+"""
+
+import math
+import os
+import shlex
+
+# info
+
+
+def of_info(values):
+    """Return the lines of any file or folder of ours, as describe.describe has it."""
+    return [_first_line(values), *_OF_KIND[values["kind"]](values)]
+
+
+def _first_line(values):
+    path = values["file"]
+    if values["kind"] == "run":
+        return f"{path}: training run, {values['epochs']} of {values['of_epochs']} epochs done"
+    if values["kind"] == "recording":
+        return (
+            f"{path}: unfinished recording, {values['present']} of {values['shards']} shards are "
+            "there, intact"
+        )
+    return f"{path}: {values['kind']} file of {values['bytes']:,} bytes, intact"
+
+
+def _clouds(values):
+    width = max(map(len, values["class_names"]))
+    per_class = zip(
+        values["class_names"], values["train_per_class"], values["test_per_class"], strict=True
+    )
+    return [
+        f"{values['train']} training and {values['test']} test clouds of {values['points']} "
+        f"points, {values['classes']} classes",
+        f"made from {values['source'] or 'an unknown source'}",
+        f"up axis {values['up_axis']}, normalisation {values['normalisation']}, training points "
+        f"{_short(values['points_hash'])}",
+        *(f"  {name:{width}}  {train:5d} train  {test:5d} test" for name, train, test in per_class),
+    ]
+
+
+def _model(values):
+    widths = "-".join(map(str, values["shared"]))
+    if values["head"]:
+        widths += f":{'-'.join(map(str, values['head']))}"
+    trained = values["trained"]
+    return [
+        f"PointNet {widths}, {values['parameters']} parameters, {len(values['class_names'])} "
+        f"classes, up axis {values['up_axis']}, normalisation {values['normalisation']}, identity "
+        f"{_short(values['model_id'])}",
+        f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs on "
+        f"{trained.get('data_file')}, training points {_short(trained.get('points_hash'))}"
+        if trained
+        else "not trained",
+        _made_with(trained.get("made_with")),
+    ]
+
+
+def _record(values):
+    carried = ", ".join(f"{n} {name}" for name, n in (values["carries"] or {}).items())
+    return [
+        *_plan(values),
+        f"largest KL by rounding logits {values['max_kl_of_rounding']:.1e}, data file "
+        f"{values['data_file']}, clouds in it: {carried or 'none'}",
+        *(f"{item['rows']} rows {_made_with(item['made_with'])}" for item in values["provenance"]),
+    ]
+
+
+def _shard(values):
+    last = values["first"] + values["rows"] - 1
+    made_with = _made_with(values["provenance"])
+    rows = f"rows {values['first']} to {last} of view {values['view']}, {made_with}"
+    return [rows, *_plan(values)]
+
+
+def _plan(values):
+    return [
+        f"{values['clouds']} clouds x {values['views']} views, {values['classes']} classes, logits "
+        f"{values['logits']}, {values['bytes_per_view']} bytes a view of a cloud, seed "
+        f"{values['seed']}, run {_short(values['run_id'])}",
+        f"teacher {_short(values['teacher_id'])}, up axis {values['up_axis']}, normalisation "
+        f"{values['normalisation']}, training points {_short(values['points_hash'])}",
+    ]
+
+
+def _checkpoint(values):
+    return [
+        f"a run after {values['epochs']} epochs and {values['steps']} steps, run "
+        f"{_short(values['run_id'])}"
+    ]
+
+
+def _recording(values):
+    lines = _plan(values)
+    if values["finished_views"]:
+        record = values["file"].rstrip(os.sep).removesuffix(".parts")
+        lines = [f"{record}: holds the first {values['finished_views']} views already", *lines]
+    if values["other_files"]:
+        lines.append(f"also there: {', '.join(values['other_files'])}")
+    return [*lines, "next: the same `minipc record` command again continues it"]
+
+
+def _run(values):
+    settings, folder = values["settings"], values["file"]
+    record, source = settings.get("record"), "on labels alone"
+    if isinstance(record, dict):
+        source = f"from {record.get('file')} (run {_short(record.get('run_id'))})"
+    lines = [
+        f"learned {source}, data {settings.get('data')}, training points "
+        f"{_short(settings['clouds'].get('train_points'))}",
+        _made_with(settings.get("provenance")),
+    ]
+    if values["last"]:
+        last = ", ".join(f"{name} {value:.6g}" for name, value in values["last"].items())
+        lines.append(f"last epoch: {last}")
+    if values["epochs"] and "model.h5" not in values["files"]:
+        lines.append(
+            f"{os.path.join(folder, 'model.h5')}: is missing; minipc train --resume --out {folder} "
+            "writes it again"
+        )
+    return lines + [_first_line(file) for file in values["files"].values()]
+
+
+_OF_KIND = {
+    "clouds": _clouds,
+    "model": _model,
+    "record": _record,
+    "shard": _shard,
+    "checkpoint": _checkpoint,
+    "recording": _recording,
+    "run": _run,
+}
+
+# data
+
+
+def of_data_make(values):
+    first, *rest = _clouds(values)
+    return [f"{values['file']}: {first}", *rest]
+
+
+def of_data_pack(values):
+    total, moved = values["train"] + values["test"], values["normalised"]
+    rest = f", the other {total - moved} were in it" if moved < total else ""
+    twins = values["test_clouds_in_training"]
+    return [
+        *of_data_make(values),
+        "no cloud was normalised"
+        if values["normalisation"] == "none"
+        else f"{moved} of {total} clouds were moved into the unit sphere{rest}",
+        f"{values['sampled']} clouds had more points than {values['points']} and were sampled, "
+        f"{values['padded']} had fewer and are repeated",
+        f"split: {values['split']}",
+        *([f"note: {twins} test clouds are also training clouds, bit for bit"] if twins else []),
+        "dry run: nothing was written"
+        if values["dry_run"]
+        else f"next: minipc train {shlex.quote(values['file'])} --labels-only --model teacher "
+        "--out teacher",
+    ]
+
+
+# record and verify
+
+
+def of_record(values):
+    return [
+        _size_of_record(values),
+        f"teacher accuracy on the recorded views {_percent(values['teacher_accuracy'])}; largest "
+        f"KL by rounding logits {values['max_kl_of_rounding']:.1e}",
+        *_carried(values),
+        f"next: minipc train --record {shlex.quote(values['out'])}",
+    ]
+
+
+def of_record_share(values):
+    return [
+        f"{values['out']}: share {values['share']} is there, {values['shards_there']} of "
+        f"{values['shards']} shards in all",
+        "the other shares, or the same command without --shards, go on and finish",
+    ]
+
+
+def of_record_dry_run(values):
+    """Return few lines where data or teacher are still to be made: little is known then."""
+    makes = f"would make: {', '.join(values['would_make']) or 'nothing'}"
+    if values["run_id"] is None:
+        return [makes]
+    free = "unknown" if values["bytes_free"] is None else size(values["bytes_free"])
+    return [
+        _size_of_record(values),
+        *_carried(values),
+        f"shards: {values['shards']}, there {values['shards_there']}, to do "
+        f"{values['shards'] - values['shards_there']} ({values['rows_left']} rows); needs "
+        f"{size(values['bytes_needed'])}, free {free}",
+        *(f"would set aside: {line}" for line in values["damaged"]),
+        makes,
+    ]
+
+
+def _size_of_record(values):
+    return (
+        f"{values['out']}: {values['clouds']} clouds x {values['views']} views, "
+        f"{size(values['bytes'])}, run {_short(values['run_id'])}"
+    )
+
+
+def _carried(values):
+    if values["clouds_as"] is None:
+        return []
+    how = {"int16": "int16, lossless", "float32": "float32, as int16 would lose bits"}
+    return [
+        f"training and test clouds embedded as {how[values['clouds_as']]}: "
+        f"{size(values['clouds_bytes'])}"
+    ]
+
+
+def of_verify(values):
+    rows, sampled = values["rows"], values["sampled"]
+    lines = [
+        f"{values['record']}: whole, and made from these clouds",
+        f"parameters: {rows - values['parameters']} of {rows} rows are what the seed draws, bit "
+        "for bit",
+    ]
+    if sampled:
+        bitwise = values["bitwise"]
+        asked = "bit for bit" if bitwise else "to within what rounding changes elsewhere"
+        lines += [
+            f"teacher: {sampled - values['different']} of {sampled} sampled rows come out {asked}; "
+            f"largest difference {values['largest_difference']:.2g}, arg-max agrees in "
+            f"{_percent(values['agreement'])}",
+            "asked for bit for bit: versions, kernel and device are those it was made with"
+            if bitwise
+            else f"not asked for bit for bit: {values['why']}",
+        ]
+    else:
+        lines.append("teacher: not run again; pass --teacher MODEL")
+    return [*lines, "verified" if values["passed"] else f"NOT verified: {values['failed']}"]
+
+
+# train, eval and predict
+
+
+def of_train(values):
+    """Return a table of runs, the baseline first, their last epoch before their best, and what to
+    do next.
+    """
+    if "dry_run" in values:
+        return ["dry run: everything fits, nothing was written"]
+    lines = [
+        f"{'trained on':12} {'accuracy':>9} {'mean class':>11} {'best on test':>12} "
+        f"{'parameters':>11} {'MACs':>8}  run"
+    ]
+    for run in [values["baseline"], values] if "baseline" in values else [values]:
+        lines.append(
+            f"{'labels' if run['labels_only'] else 'record':12} "
+            f"{100 * run['test_accuracy']:8.2f}% {100 * run['test_mean_class_accuracy']:10.2f}% "
+            f"{100 * run['best_test_accuracy']:11.2f}% {run['parameters']:11,d} "
+            f"{run['macs_per_cloud'] / 1e6:7.2f}M  {run['out']}{os.sep}"
+        )
+    if "chosen" in values:
+        chosen = values["chosen"]
+        lines.append(
+            f"epoch {chosen['epoch']} is best on the validation clouds "
+            f"({100 * chosen['val_accuracy']:.2f}%); there the test accuracy is "
+            f"{100 * chosen['test_accuracy']:.2f}%: {chosen['model']}"
+        )
+    out = shlex.quote(values["out"])
+    if values["epochs_done"] < values["epochs"]:
+        stopped = f"stopped after epoch {values['epochs_done']} of {values['epochs']}"
+        return [*lines, stopped, f"next: minipc train --resume --out {out}"]
+    return [*lines, f"next: minipc eval {out}"]
+
+
+def of_eval(values):
+    width = max(map(len, values["class_accuracy"]))
+    lines = [
+        f"{values['model']} on {values['clouds']} test clouds of {values['data']}:",
+        _accuracies(values),
+        f"negative log-likelihood {values['nll']:.4f} nats, calibration error (15 bins) "
+        f"{_percent(values['ece'])}",
+    ]
+    if "voted" in values:
+        voted = values["voted"]
+        lines.append(f"voting over {voted['votes']} views: {_accuracies(voted)}")
+    if "teacher" in values:
+        agreement = _percent(values["teacher_agreement"])
+        lines.append(f"agreement with {values['teacher']}: {agreement}")
+    return [
+        *lines,
+        f"{values['parameters']} parameters, {values['macs_per_cloud'] / 1e6:.2f} M multiply-adds "
+        "a cloud",
+        *(f"  {name:{width}}  {100 * x:6.1f} %" for name, x in values["class_accuracy"].items()),
+    ]
+
+
+def _accuracies(values):
+    return (
+        f"accuracy {_percent(values['accuracy'])}, mean class accuracy "
+        f"{_percent(values['mean_class_accuracy'])}"
+    )
+
+
+def of_predict(values):
+    names = [_printable(one["file"]) for one in values["predictions"]]
+    width = max(map(len, names))
+    return [
+        f"{name:{width}}  "
+        + ", ".join(f"{best['class']} {100 * best['probability']:.1f} %" for best in one["top"])
+        for name, one in zip(names, values["predictions"], strict=True)
+    ]
+
+
+# audit
+
+
+def of_audit(values):
+    checks = values["checks"]
+    hold = f"{sum(check['passed'] for check in checks)} of {len(checks)} checks hold"
+    if values["mutant"]:
+        hold += f" with the mutant {values['mutant']}: {values['mutant_says']}"
+    return [
+        f"{'':26} {'gradients':>9}  {'largest':>8}  {'median':>8}  {'Taylor':>6}  {'float32':>8}  "
+        f"{'facts':>5}  {'largest':>8}",
+        *map(_check, checks),
+        "Relative errors of gradients in float64, at the best of three steps: 1e-6 is allowed.  "
+        "Taylor: 2 is right.",
+        "float32: the same gradients computed in single precision; it decides nothing.  Facts: "
+        "values by definition.",
+        hold,
+    ]
+
+
+def _check(check):
+    return (
+        f"{check['name']:26} {check['gradients'] or '-':>9}  {_or_dash(check['largest'], '8.1e')}  "
+        f"{_or_dash(check['median'], '8.1e')}  {_or_dash(check['rate'], '6.2f')}  "
+        f"{_or_dash(check['float32'], '8.1e')}  {check['facts'] or '-':>5}  "
+        f"{_or_dash(check['deviation'], '8.1e')}  "
+        f"{'ok' if check['passed'] else 'FAILED: ' + check['worst']}"
+    )
+
+
+def _or_dash(value, form):
+    return format(value, form) if value is not None else format("-", f">{form.partition('.')[0]}")
+
+
+def of_audit_list(values):
+    return [f"{name:36} {says}" for name, says in values["mutants"].items()]
+
+
+def of_audit_inject_all(values):
+    caught = values["mutants"]
+    count = sum(check is not None for check in caught.values())
+    return [
+        f"{'mutant':36} caught by",
+        *(
+            f"{name:36} {check['check']}: {check['of']}" if check else f"{name:36} NOTHING"
+            for name, check in caught.items()
+        ),
+        f"{count} of {len(caught)} mutants caught",
+    ]
+
+
+def of_audit_vectors(values):
+    worst = values["worst"]
+    return [
+        *(f"{name:20} {error:8.1e}" for name, error in sorted(values["largest"].items())),
+        f"{values['cases']} cases, {values['numbers']} numbers; largest difference "
+        f"{worst['error']:.1e} ({worst['number']} of {worst['case']!r}), "
+        f"{values['tolerance']:g} is allowed",
+    ]
+
+
+def of_audit_record(values):
+    accuracy, a, b, T = (
+        values[name] for name in ("accuracy", "kd_weight", "self_weight", "temperature")
+    )
+    mean, edges = sum(accuracy) / len(accuracy), values["safe_b_edges"]
+    lines = [
+        f"{values['record']}: {values['clouds']} clouds, {values['views']} views, "
+        f"{values['classes']} classes",
+        f"teacher right in {_percent(mean)} of the rows, by view {100 * min(accuracy):.2f} to "
+        f"{_percent(max(accuracy))}",
+        f"all views of a cloud name one class in {_percent(values['unanimous'])} of the clouds; "
+        f"{_percent(values['agreement'])} of a cloud's views name its most frequent one",
+        f"confidence {values['confidence']:.3f}, entropy {values['entropy']:.3f} nats (T = {T:g}: "
+        f"{values['entropy_at_T']:.3f}; uniform: {math.log(values['classes']):.3f})",
+        f"largest b with a bounded raw loss, at a = {a:g}, T = {T:g}, smoothing "
+        f"{values['label_smoothing']:g}; rows",
+        *_histogram("whatever the earlier self", values["safe_for_all"], edges),
+    ]
+    if values["safe_b"] is None:
+        return lines
+    view, cloud, bears = values["worst"]
+    return [
+        *lines,
+        *_histogram(f"earlier self: {values['self_target']}", values["safe_b"], edges),
+        f"with b = {b:g}: raw loss unbounded in {_percent(values['unbounded'])} of the rows; "
+        + (
+            f"the guard raises a class in {_percent(values['raised'])}"
+            if b < a / 2
+            else f"the guard does not take it, it needs b < a / 2 = {a / 2:g}"
+        ),
+        f"view {view} of cloud {cloud} bears least: b = {bears:.2g}",
+    ]
+
+
+def _histogram(title, counts, edges):
+    total, most = sum(counts), max(counts)
+    lines = [f"  {title}"]
+    for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
+        end = f"{low:6.3g} to {'more' if high is None else f'{high:.3g}':<5}"
+        bar = "#" * round(40 * count / most)
+        lines.append(f"  {end} {100 * count / total:6.2f} %  {bar}")
+    return lines
+
+
+# loss
+
+
+def of_loss(values):
+    from minipc.audit.conventions import KD_LIB  # what this line and two below need is large
+
+    lines = []
+    if values["translated"]:
+        theirs = values["translated"]
+        lines = [
+            f"{theirs['from']} {theirs['weight']:g} at T = {values['T']:g}, K = "
+            f"{values['classes']} is a = {values['a']:.6g}; their loss is "
+            f"{theirs['theirs_is_times_ours']:.6g} x ours",
+            "",
+        ]
+    alike = (
+        "The same gradient elsewhere"
+        if values["b"] == 0
+        else "The first two terms elsewhere (no third one there)"
+    )
+    return [
+        *lines,
+        values["formula"],
+        *_gradient(values),
+        "",
+        f"{alike}, K = {values['classes']}, labels smoothed alike:",
+        *(_convention(name, row) for name, row in values["elsewhere"].items()),
+        f"  {KD_LIB}",
+        "",
+        *_bound(values),
+        "",
+        *_map(values),
+    ]
+
+
+def _gradient(values):
+    from minipc.nn.losses import GUARD_FLOOR
+
+    a, b, T = values["a"], values["b"], values["T"]
+    if values["guard"] == "none" or b == 0:
+        terms = (
+            [f"{1 - a:g} (s_1 - y)"]
+            + [f"+ {a * T:g} (s_T - p)"] * (a > 0)
+            + [f"- {b * T:g} (s_T - r)"] * (b > 0)
+        )
+        return [f"gradient = {' '.join(terms)}, of a row, in its logits"]
+    return [
+        f"gradient = {1 - a:g} (s_1 - y) + {T:g} ((sum q') s_T - q'), of a row, in its logits;",
+        f"q' = max({a:g} p - {b:g} r, {GUARD_FLOOR * a:g} p), class by class; it does not sum to "
+        "one: p - q is wrong",
+    ]
+
+
+def _convention(name, row):
+    weight, times = "none", ""
+    if row["weight"] is not None:
+        weight = f"{row['weight']:.6g}"
+        times = f"ours = {row['ours_is_times_theirs']:.4g} x theirs"
+    return f"  {name:13} {weight:9} {times:24} {row['formula']} ({row['used_by']})"
+
+
+def _bound(values):
+    """Return lines on the bound of the loss, and on the row that bears least."""
+    from numpy import argsort
+
+    worst, share = values["worst_row"], f"{_percent(values['unbounded_share'])} of the rows"
+    if values["b"] == 0:
+        verdict = "bounded below: nothing is subtracted"
+    elif values["guard"] == "clip":
+        verdict = f"bounded below by the guard; without it unbounded in {share}"
+    elif values["unbounded_share"]:
+        verdict = f"NOT bounded below: in {share} some M_i < 0"
+    else:
+        verdict = "bounded below in all of these rows"
+    columns = {
+        "class": range(len(worst["y"])),
+        "y": worst["y"],
+        "p": worst["p"],
+        "r": worst["r"],
+        "M, no guard": worst["margins"],
+    }
+    if worst["target"] is not None:
+        columns["target"], pulls = worst["target"], "the loss in use pulls s"
+    elif worst["soft_target"] is not None:
+        columns["target"] = worst["soft_target"]
+        pulls = "the soft terms of the loss in use pull s_T"
+    lines = [
+        f"Rows: {values['rows']}.",
+        f"{verdict}. Row {worst['row']} (label {worst['label']}) bears b up to "
+        f"{values['largest_safe_b']:.3g}; its least margins:",
+        "  " + "  ".join(f"{name:>11}" for name in columns),
+        *(
+            "  " + "  ".join(f"{column[k]:11.3g}" for column in columns.values())
+            for k in argsort(worst["margins"])[:3]
+        ),
+    ]
+    if "target" in columns:
+        negative = min(columns["target"]) < 0
+        beyond = "; no probability is negative: it never gets there" if negative else ""
+        lines.append(f"  target: where {pulls}{beyond}")
+    return lines
+
+
+def _map(values):
+    """Return the map of unbounded rows over b and T."""
+    shares = {(each["b"], each["T"]): each["unbounded_share"] for each in values["map"]}
+    bs, Ts = (list(dict.fromkeys(axis)) for axis in zip(*shares, strict=True))
+    return [
+        f"Rows without a lower bound in %, at a = {values['a']:g}, smoothing "
+        f"{values['label_smoothing']:g}, no guard:",
+        "      b  " + "".join(f"T = {T:<5g}" for T in Ts),
+        *(f"  {b:5g}  " + "".join(f"{100 * shares[b, T]:<9.3g}" for T in Ts) for b in bs),
+    ]
+
+
+# doctor
+
+
+def of_doctor(values):
+    cupy, folder, blas_variables = values["cupy"], values["folder"], values["blas_variables"]
+    installed = " and ".join(f"{name} {number}" for name, number in cupy["distributions"].items())
+    devices = ", ".join(
+        f"{each['name']} with {each['bytes'] / 1e9:.0f} GB" for each in cupy["devices"]
+    )
+    return [
+        f"minipc    {values['minipc']}",
+        f"Python    {values['python']}, {values['platform']}",
+        f"CPUs      {values['cpus']['usable']} usable of {values['cpus']['present']}",
+        f"NumPy     {values['numpy']}, its loops for {values['simd'] or 'any processor'}",
+        f"BLAS      {values['blas']}, kernel {values['kernel'] or 'unknown'}; one thread: "
+        f"{'yes' if values['one_blas_thread'] else 'no'} "
+        f"({_settings(blas_variables) or 'no variable set'})",
+        f"SciPy     {values['scipy']}",
+        f"h5py      {values['h5py']}, HDF5 {values['hdf5']}",
+        f"click     {values['click']}",
+        f"CuPy      {installed or 'not installed'}; {devices or cupy['reason']}",
+        f"variables {_settings(values['variables']) or 'none'}",
+        f"folder    locks: {folder['locks']}; posix_fallocate: {folder['posix_fallocate']}",
+    ]
+
+
+def _settings(values):
+    return ", ".join(f"{name}={value}" for name, value in values.items())
+
+
+# parts of lines
+
+
+def size(count):
+    """Return bytes as people say it, decimal units."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.4g} {unit}"
+        count /= 1000
+    return f"{count:.4g} GB"
+
+
+def _percent(share):
+    return f"{100 * share:.2f} %"
+
+
+def _short(digest):
+    return str(digest)[:16]
+
+
+def _made_with(provenance):
+    items = provenance.items() if isinstance(provenance, dict) else []
+    return f"made with {', '.join(f'{name} {value}' for name, value in items) or 'unknown tools'}"
+
+
+def _printable(path):
+    """Return a path as text; a name need not be text."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
