@@ -81,7 +81,7 @@ def pack(
     (of ModelNet40 the first are kept, as is customary).
     """
     from minipc.data.clouds import check_new, repeated, write_clouds
-    from minipc.data.readers.formats import read_source
+    from minipc.data.readers.source import read_source
     from minipc.report.describe import describe_splits
     from minipc.report.lines import of_data_pack
 

@@ -63,7 +63,7 @@ def apply(points, params):
     """
     module_of(points, *params)
     check_shape("points", points, (None, None, 3))
-    for name, value in zip(params._fields, params):
+    for name, value in zip(params._fields, params, strict=True):
         check_shape(name, value, (points.shape[0], 3))
     scaled = points * params.scale[:, None, :]
     return scaled + params.shift[:, None, :]

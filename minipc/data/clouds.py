@@ -319,7 +319,7 @@ def write_clouds(path, splits):
 
     def fill(file):
         hdf5.write_meta(file, {**splits.train.described, "source": splits.train.source})
-        for name, clouds in zip(Splits._fields, splits):
+        for name, clouds in zip(Splits._fields, splits, strict=True):
             file.create_dataset(f"{name}/points", data=clouds.points, dtype="<f4")
             file.create_dataset(f"{name}/labels", data=clouds.labels, dtype="<i8")
 

@@ -33,7 +33,8 @@ def float_points(values):
     bad = np.argwhere(~representable(points).all(axis=-1))
     if len(bad):
         at = ", ".join(
-            f"{name} {i}" for name, i in zip(("cloud", "point")[-bad.shape[1] :], bad[0])
+            f"{name} {i}"
+            for name, i in zip(("cloud", "point")[-bad.shape[1] :], bad[0], strict=True)
         )
         found = ", ".join(map(str, values[tuple(bad[0])].tolist()))
         raise DataError(

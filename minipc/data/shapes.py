@@ -209,7 +209,9 @@ def _aeroplane(rng):
     u = rng.uniform
     length, r = u(1.4, 2.0), u(0.08, 0.16)
     t = np.array([0, 0.05, 0.15, 0.5, 0.75, 1])
-    body = _turned(list(zip(r * np.array([0, 0.6, 1, 1, 0.8, 0.2]), -length * t)))[..., [2, 1, 0]]
+    body = _turned(list(zip(r * np.array([0, 0.6, 1, 1, 0.8, 0.2]), -length * t, strict=True)))[
+        ..., [2, 1, 0]
+    ]
     parts = [body + [length / 2, 0, 0]]
     span, chord, at = u(0.5, 1.0), u(0.2, 0.4), u(-0.1, 0.2)
     sweep, tail = u(0.0, 0.5), -0.45 * length
@@ -278,7 +280,7 @@ def _bowl(rng):
     rim, height, foot = u(0.35, 0.55), u(0.25, 1.0), u(0.3, 0.95)
     t = np.linspace(0, 1, 8)
     wall = rim * (foot + (1 - foot) * t ** u(0.3, 1.2))
-    parts = [_turned([(0, 0), *zip(wall, height * t)])]
+    parts = [_turned([(0, 0), *zip(wall, height * t, strict=True)])]
     if u() < 0.3:
         parts.append(_turned([(wall[0] * 0.7, 0), (wall[0] * 0.7, -0.08)]))
     return parts
@@ -314,7 +316,7 @@ def _lamp(rng):
         head = _turned([(shade, -low), (shade * u(0.3, 0.8), 0.1)])
     else:
         angle = np.linspace(-np.pi / 2, np.pi / 2, 9)
-        head = _turned(list(zip(low * np.cos(angle), low * np.sin(angle))))
+        head = _turned(list(zip(low * np.cos(angle), low * np.sin(angle), strict=True)))
     return [*parts, head + [bend, 0, height]]
 
 
@@ -325,7 +327,7 @@ def _mug(rng):
     t = np.linspace(0, 1, 6)
     wall, z = rim * (foot + (1 - foot) * t ** u(0.4, 1.5)), height * t
     ends = [(np.interp(at, t, wall), height * at) for at in (u(0.15, 0.4), u(0.65, 0.92))]
-    return [_turned([(0, 0), *zip(wall, z)]), _handle(rng, *ends)]
+    return [_turned([(0, 0), *zip(wall, z, strict=True)]), _handle(rng, *ends)]
 
 
 def _sofa(rng):

@@ -21,8 +21,7 @@ import h5py
 import numpy as np
 
 from minipc.data.clouds import read_clouds
-from minipc.data.readers.foreign_hdf5 import read_single_hdf5
-from minipc.data.readers.formats import read_modelnet
+from minipc.data.readers.source import read_source
 from minipc.errors import MinipcError
 from minipc.models.checkpoint import read_checkpoint
 from minipc.models.file import read_model
@@ -43,7 +42,7 @@ def points_of(splits):
 
 
 def read_single(path):
-    return points_of(read_single_hdf5(path, 16).splits)
+    return points_of(read_source(path, 16).splits)
 
 
 def read_folder(path):
@@ -57,7 +56,7 @@ def read_folder(path):
             with open(os.path.join(folder, f"{name}.txt"), "w") as file:
                 file.write(text)
         os.symlink(os.path.abspath(path), os.path.join(folder, "part.h5"))
-        return points_of(read_modelnet(folder, 16)[0])
+        return points_of(read_source(folder, 16)[0])
 
 
 def read_parameters(path):

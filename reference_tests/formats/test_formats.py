@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from minipc.data.clouds import Clouds, read_clouds
-from minipc.data.readers.foreign_hdf5 import read_single_hdf5
-from minipc.data.readers.formats import read_source, read_tree
+from minipc.data.readers.packed import Cloud, Listing, Request, collect
 from minipc.data.readers.point_files import read_prepared
+from minipc.data.readers.source import read_source
 from minipc.errors import DataError, UsageError
 
 CLASSES = ("bowl", "mug", "vase")
@@ -50,7 +50,7 @@ def mixed_tree(root, layout="{name}/{number}{suffix}", per_class=10):
 
 
 def test_a_tree_of_classes_becomes_splits_in_the_order_of_names(tmp_path):
-    found = read_tree(mixed_tree(tmp_path / "set"), 30)
+    found = read_source(mixed_tree(tmp_path / "set"), 30)
     train, test = found.splits
     assert train.class_names == CLASSES and (train.up_axis, train.normalisation) == (
         "unknown",
@@ -69,7 +69,7 @@ def test_a_tree_of_classes_becomes_splits_in_the_order_of_names(tmp_path):
     "layout", ["{name}/{split}/{number}{suffix}", "{split}/{name}/{number}{suffix}"]
 )
 def test_a_split_of_the_source_is_kept(tmp_path, layout):
-    found = read_tree(mixed_tree(tmp_path, layout), 25)
+    found = read_source(mixed_tree(tmp_path, layout), 25)
     assert found.split == "as the source has it"
     assert (len(found.splits.train), len(found.splits.test)) == (24, 6)
     wanted, _, _ = read_prepared(
@@ -82,27 +82,27 @@ def test_a_split_of_the_source_is_kept(tmp_path, layout):
 
 def test_neither_the_order_of_listing_nor_hidden_files_change_anything(tmp_path, monkeypatch):
     folder = mixed_tree(tmp_path / "set")
-    first = read_tree(folder, 25).splits
+    first = read_source(folder, 25).splits
     (tmp_path / "set/.DS_Store").write_bytes(b"\0")
     (tmp_path / "set/mug/.hidden").write_bytes(b"\0")
     listed = os.listdir
     monkeypatch.setattr(os, "listdir", lambda path: sorted(listed(path), reverse=True))
-    again = read_tree(folder, 25).splits
+    again = read_source(folder, 25).splits
     for one, other in zip(first, again, strict=True):
         assert (one.points_hash, one.labels_hash) == (other.points_hash, other.labels_hash)
 
 
 def test_a_cloud_more_elsewhere_does_not_change_which_points_are_taken(tmp_path):
     folder = mixed_tree(tmp_path / "set", "{name}/{split}/{number}{suffix}")
-    before = read_tree(folder, 22).splits.train
+    before = read_source(folder, 22).splits.train
     write(tmp_path / "set/vase/train/99.npy", 5, 40)
-    after = read_tree(folder, 22).splits.train
+    after = read_source(folder, 22).splits.train
     np.testing.assert_array_equal(after.points[: len(before)], before.points)
 
 
 def test_progress_is_told_for_every_file(tmp_path):
     told = []
-    read_tree(
+    read_source(
         mixed_tree(tmp_path), 10, progress=lambda done, total, text: told.append((done, total))
     )
     assert told == [(done, 30) for done in range(1, 31)]
@@ -191,9 +191,9 @@ def test_a_tree_of_train_and_val_alone_is_refused_and_train_can_be_a_class(tmp_p
         for number in range(5):
             write(tmp_path / "set" / name / f"{number}.npy", number)
     with pytest.raises(DataError, match="holds train, val, expected train and test; name both so"):
-        read_tree(str(tmp_path / "set"), 10)
+        read_source(str(tmp_path / "set"), 10)
     (tmp_path / "set/val").rename(tmp_path / "set/bus")
-    assert read_tree(str(tmp_path / "set"), 10).splits.train.class_names == ("bus", "train")
+    assert read_source(str(tmp_path / "set"), 10).splits.train.class_names == ("bus", "train")
 
 
 @pytest.mark.parametrize("second", ["cafe\u0301", "other"])
@@ -202,13 +202,13 @@ def test_class_folders_that_differ_only_by_unicode_form_are_refused(tmp_path, se
         for number in range(5):
             write(tmp_path / name / f"{number}.npy", number)
     if second == "other":
-        assert read_tree(str(tmp_path), 10).splits.train.class_names == ("caf\u00e9", "other")
+        assert read_source(str(tmp_path), 10).splits.train.class_names == ("caf\u00e9", "other")
     else:
         with pytest.raises(
             DataError,
             match=r"'cafe\\u0301' and 'caf\\xe9' are one name in two Unicode forms; rename",
         ):
-            read_tree(str(tmp_path), 10)
+            read_source(str(tmp_path), 10)
 
 
 def test_class_names_are_kept_in_one_unicode_form():
@@ -221,7 +221,7 @@ def test_class_names_are_kept_in_one_unicode_form():
 def test_a_class_of_one_cloud_is_for_training(tmp_path):
     mixed_tree(tmp_path)
     write(tmp_path / "spoon/only.npy", 1)
-    splits = read_tree(str(tmp_path), 10).splits
+    splits = read_source(str(tmp_path), 10).splits
     assert np.bincount(splits.train.labels).tolist() == [8, 8, 1, 8]
     assert np.bincount(splits.test.labels, minlength=4).tolist() == [2, 2, 0, 2]
 
@@ -278,7 +278,7 @@ def test_a_single_file_is_read_under_common_names(tmp_path, names):
 )
 def test_a_split_in_the_file_is_kept_in_its_order(tmp_path, members):
     path = hdf5(tmp_path / "a.h5", **members, class_names=["mug", "bowl", "vase"])
-    found = read_single_hdf5(path, 30, normalisation="none")
+    found = read_source(path, 30, normalisation="none")
     np.testing.assert_array_equal(found.splits.train.points, POINTS[:8])
     np.testing.assert_array_equal(found.splits.test.points, POINTS[8:])
     np.testing.assert_array_equal(found.splits.test.labels, LABELS[8:])
@@ -391,7 +391,7 @@ def test_class_names_in_an_attribute_are_read(tmp_path, where, kind):
         file[where].attrs["Class_Names"] = (
             names if kind == "text" else np.array([name.encode() for name in names])
         )
-    assert read_single_hdf5(path, 30).splits.train.class_names == tuple(names)
+    assert read_source(path, 30).splits.train.class_names == tuple(names)
 
 
 @pytest.mark.parametrize(
@@ -415,7 +415,7 @@ def test_class_names_in_an_attribute_that_are_none_or_others_are_refused(tmp_pat
     with h5py.File(path, "a") as file:
         file.attrs["classes"] = value
     with pytest.raises(DataError, match=message):
-        read_single_hdf5(path, 30)
+        read_source(path, 30)
 
 
 def test_labels_that_begin_at_1_are_refused_with_what_to_do(tmp_path):
@@ -432,16 +432,16 @@ def test_labels_that_begin_at_1_are_refused_with_what_to_do(tmp_path):
             **members,
         )
         with pytest.raises(DataError, match="1.*expected .*0.*; subtract 1"):
-            read_single_hdf5(path, 30)
+            read_source(path, 30)
 
 
 def test_far_clouds_of_a_data_set_are_centred_before_they_are_rounded(tmp_path):
     """float64, and integers with a scale, at coordinates where a step of float32 is half a unit."""
-    wanted = read_single_hdf5(
+    wanted = read_source(
         hdf5(tmp_path / "near.h5", points=POINTS.astype(np.float64), labels=LABELS), 30
     ).splits
     moved = POINTS.astype(np.float64) + [500000, 5400000, 300]
-    found = read_single_hdf5(hdf5(tmp_path / "far.h5", points=moved, labels=LABELS), 30).splits
+    found = read_source(hdf5(tmp_path / "far.h5", points=moved, labels=LABELS), 30).splits
     np.testing.assert_allclose(
         found.train.points, wanted.train.points, atol=2e-7
     )  # 1e-9 in a radius of 2, and float32
@@ -451,7 +451,7 @@ def test_far_clouds_of_a_data_set_are_centred_before_they_are_rounded(tmp_path):
         labels=LABELS,
         scale=2.0**-16,
     )
-    found = read_single_hdf5(path, 30).splits
+    found = read_source(path, 30).splits
     np.testing.assert_allclose(
         found.train.points, wanted.train.points, atol=2**-16
     )  # steps of 2^-16, radius above 2
@@ -460,7 +460,7 @@ def test_far_clouds_of_a_data_set_are_centred_before_they_are_rounded(tmp_path):
     np.testing.assert_array_equal(alone.points, clouds.points)
     np.testing.assert_allclose(clouds.points[0], wanted.train.points[0], atol=2e-7)
     with pytest.raises(DataError, match="cloud 0: steps of float32 are 0.5 at coordinates of 5.4e"):
-        read_single_hdf5(str(tmp_path / "far.h5"), 30, normalisation="none")
+        read_source(str(tmp_path / "far.h5"), 30, normalisation="none")
     with pytest.raises(DataError, match="cloud 0: steps of float32 are 0.5"):
         Clouds.from_arrays(moved, LABELS, ["a", "b", "c"], normalise=False)
 
@@ -481,12 +481,12 @@ def test_a_file_that_is_open_for_writing_is_not_called_damaged(tmp_path):
             with pytest.raises(
                 DataError, match="a.h5: another program has it open for writing; close it there"
             ):
-                read_single_hdf5(path, 30)
+                read_source(path, 30)
             holder.stdin.close()
         with pytest.raises(
             DataError, match="expected points" if version == "earliest" else "for writing.*h5clear"
         ):
-            read_single_hdf5(path, 30)
+            read_source(path, 30)
 
 
 @pytest.mark.parametrize("where", ["attribute", "dataset"])
@@ -498,7 +498,7 @@ def test_int16_points_are_read_with_their_scale(tmp_path, where):
             file["points"].attrs["scale"] = 2.0**-12
         else:
             file["scale"] = 2.0**-12
-    found = read_single_hdf5(path, 30, normalisation="none").splits
+    found = read_source(path, 30, normalisation="none").splits
     together = np.concatenate([found.train.points, found.test.points])
     wanted = stored.astype(np.float32) / 4096
     assert {one.tobytes() for one in together} == {one.tobytes() for one in wanted}
@@ -508,7 +508,7 @@ def test_other_counts_are_sampled_and_padded_as_in_a_tree(tmp_path):
     path = hdf5(tmp_path / "a.h5", points=POINTS, labels=LABELS, split=[0] * 8 + [1] * 4)
     np.save(tmp_path / "first.npy", POINTS[0])
     for count, sampled, padded in ((20, 12, 0), (45, 0, 12), (30, 0, 0)):
-        found = read_single_hdf5(path, count)
+        found = read_source(path, count)
         assert (found.sampled, found.padded, found.moved) == (sampled, padded, 12)
         wanted, _, _ = read_prepared(str(tmp_path / "first.npy"), "unit_sphere", count)
         np.testing.assert_array_equal(found.splits.train.points[0], wanted)
@@ -578,7 +578,7 @@ def test_members_that_lie_elsewhere_are_not_followed(tmp_path):
     with h5py.File(path, "a") as file:
         file["points"] = h5py.ExternalLink("secret.h5", "points")
     with pytest.raises(DataError, match="expected a data set 'points'"):
-        read_single_hdf5(path, 30)
+        read_source(path, 30)
     (tmp_path / "raw").write_bytes(POINTS.tobytes())
     with h5py.File(path, "w") as file:
         file["labels"] = LABELS
@@ -586,7 +586,7 @@ def test_members_that_lie_elsewhere_are_not_followed(tmp_path):
             "points", POINTS.shape, "f4", external=[(str(tmp_path / "raw"), 0, POINTS.nbytes)]
         )
     with pytest.raises(DataError, match="points declares"):
-        read_single_hdf5(path, 30)
+        read_source(path, 30)
 
 
 def test_a_file_that_declares_what_it_does_not_hold_is_refused(tmp_path):
@@ -597,16 +597,15 @@ def test_a_file_that_declares_what_it_does_not_hold_is_refused(tmp_path):
         )
     assert (tmp_path / "bomb.h5").stat().st_size < 10_000
     with pytest.raises(DataError, match="points declares 12000000000000 bytes"):
-        read_single_hdf5(str(tmp_path / "bomb.h5"), 30)
+        read_source(str(tmp_path / "bomb.h5"), 30)
 
 
 def test_what_is_packed_already_is_said_so(say, data):
     os.mkfifo("pipe.h5")
-    for read in (read_source, read_single_hdf5):
-        with pytest.raises(DataError, match="clouds.h5: is packed already: use it as it is"):
-            read(data, 10)
-        with pytest.raises(DataError, match="pipe.h5: expected a file, found a pipe"):
-            read("pipe.h5", 10)
+    with pytest.raises(DataError, match="clouds.h5: is packed already: use it as it is"):
+        read_source(data, 10)
+    with pytest.raises(DataError, match="pipe.h5: expected a file, found a pipe"):
+        read_source("pipe.h5", 10)
 
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.5, float("nan")])
@@ -751,4 +750,20 @@ def test_a_bad_cloud_in_a_single_file_is_named_by_its_number(tmp_path):
         path = hdf5(tmp_path / "a.h5", points=spoilt, labels=np.arange(360) % 3)
         for count in (30, 20):
             with pytest.raises(DataError, match=f"points: {message}"):
-                read_single_hdf5(path, count)
+                read_source(path, count)
+
+
+@pytest.mark.parametrize(("there", "found"), [(5, "found 5"), (7, "found more")])
+def test_a_reader_that_yields_another_number_of_clouds_than_it_says_is_refused(there, found):
+    """Rows that nobody filled would be clouds of whatever the memory held."""
+    clouds = (Cloud(POINTS[i % 12], i % 3, None, f"cloud {i}") for i in range(there))
+    listing = Listing(6, clouds, ("a", "b", "c"), False, "a test")
+    with pytest.raises(DataError, match=f"source: expected 6 clouds, {found}: it changed while"):
+        collect("source", listing, Request(30))
+
+
+def test_a_source_of_nothing_but_a_third_split_leaves_no_clouds(tmp_path):
+    words = np.array([b"val"] * len(LABELS))
+    path = hdf5(tmp_path / "a.h5", points=POINTS, labels=LABELS, split=words)
+    with pytest.raises(DataError, match="holds no training and no test clouds"):
+        read_source(path, 30, val_split="leave-out")

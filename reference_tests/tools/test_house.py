@@ -28,7 +28,7 @@ nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.engine
 models.inputs models.pointnet models.model
 data.prepare data.clouds data.augment data.shapes
 data.readers.packed data.readers.text_points data.readers.point_files data.readers.foreign_hdf5
-data.readers.formats
+data.readers.modelnet data.readers.tree data.readers.source
 models.file models.checkpoint
 record.fields record.plan record.embedded record.finished record.shard record.store record.reader
 record.contract record.recorder record.verify record.parallel.processes record.parallel.scheduler

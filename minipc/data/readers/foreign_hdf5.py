@@ -7,13 +7,13 @@ here are opened, and only after their link, their storage and their size are che
 import os
 from contextlib import contextmanager
 from math import prod
+from typing import NamedTuple
 
 import h5py
 import numpy as np
 
-from minipc.data.clouds import Splits, check_count, made_from, whole_labels
-from minipc.data.prepare import float_points, normalised, prepare
-from minipc.data.readers.packed import VALIDATION, joins_training, packed
+from minipc.data.clouds import Splits, made_from, whole_labels
+from minipc.data.readers.packed import VALIDATION, Cloud, Listing
 from minipc.data.readers.point_files import SUFFIXES
 from minipc.errors import DataError, short
 from minipc.storage import files
@@ -32,6 +32,14 @@ LAYOUT = (
     "expected points (or data, X) and labels (or label, y), or both for train and test "
     "(train/points, X_train)"
 )
+
+
+class Part(NamedTuple):
+    """A pair of data sets: all clouds, or those of a split."""
+
+    points: str  # name of the data set
+    scale: float | None  # of integer points
+    labels: np.ndarray  # (N,) int64
 
 
 @contextmanager
@@ -104,27 +112,16 @@ def blocks(dataset):
             yield first + at, rows[at : at + small]
 
 
-def read_single_hdf5(
-    path,
-    num_points,
-    *,
-    up_axis="unknown",
-    normalisation="unit_sphere",
-    test_fraction=None,
-    val_split=None,
-    progress=lambda *_: None,
-):
-    """Return the Packed of one HDF5 file, found by names in any case: points, data or X with
+def scan(path, request):
+    """Return the Listing of one HDF5 file, found by names in any case: points, data or X with
     labels, label or y.
 
     points (N, P, 3 to 16) float, or integer with a scalar `scale` (attribute or dataset); labels
     (N,) or (N, 1).  Split: groups train and test, names with such a prefix or suffix, a dataset
-    `split` (0 and 1, or the words), or none, as in packed.  What looks like a third split is one:
-    val_split as in joins_training.  Names of the classes: class_names, classes, shape_names or
-    label_names, a dataset or an attribute, else their numbers.  Points are normalised and fitted
-    as prepare does.  Raises DataError naming the file, what was expected and found, UsageError.
+    `split` (0 and 1, or the words), or none.  What looks like a third split is one.  Names of the
+    classes: class_names, classes, shape_names or label_names, a dataset or an attribute, else
+    their numbers.  Raises DataError naming the file, what was expected and found, UsageError.
     """
-    check_count(num_points)
     kind = files.kind_of(path)  # refuses what is missing, no file or a pipe
     if kind:
         told = (
@@ -144,79 +141,41 @@ def read_single_hdf5(
             for name in (sorted(set(words)) if split else pairs)
             if name not in ("", *Splits._fields)
         ]
-        joins, told = joins_training(path, third, val_split)
-        if not joins:
+        if not request.joins_training(path, third):
             pairs = {name: pair for name, pair in pairs.items() if name not in third}
-        arrays = [_checked(file, *pair, path) for pair in pairs.values()]
-        labels, sizes = (
-            np.concatenate([labels for *_, labels in arrays]),
-            [len(data) for data, *_ in arrays],
-        )
+        parts = [_checked(file, *pair, path) for pair in pairs.values()]
+        labels = np.concatenate([part.labels for part in parts])
         if split and len(words) != len(labels):
             raise DataError(
                 f"{path}: split: expected {len(labels)} times train or test, found {len(words)}; "
                 "repair it"
             )
         if not split:
-            words = np.repeat(list(pairs), sizes)
+            words = np.repeat(list(pairs), [len(part.labels) for part in parts])
         classes = _class_names(file, _find(names, NAMES, path), pairs.values(), labels, path)
-        points, moved = (
-            np.empty((len(labels), num_points, 3), np.float32),
-            np.empty(len(labels), bool),
-        )
-        at = 0
-        for data, scale, _ in arrays:
-            for first, block in blocks(data):
-                block = block[:, :, :3] if scale is None else block[:, :, :3] * scale
-                rows = slice(at, at := at + len(block))
-                try:
-                    points[rows], moved[rows] = _prepared(
-                        float_points(block), normalisation, num_points
-                    )
-                except DataError as reason:
-                    raise bad_cloud(
-                        block, first, normalisation, num_points, f"{path}: {data.name[1:]}"
-                    ) from reason
-                progress(at, len(labels), f"reading {path}")
-        counts = np.repeat([data.shape[1] for data, *_ in arrays], sizes)
-    if split and third and not joins:
-        kept = ~np.isin(words, third)
-        words, points, labels, counts, moved = (
-            array[kept] for array in (words, points, labels, counts, moved)
-        )
-    return packed(
-        path,
-        points,
-        labels,
-        None if "" in pairs and not split else words == "test",
-        counts,
-        moved,
-        test_fraction,
-        told,
-        class_names=classes,
-        up_axis=up_axis,
-        normalisation=normalisation,
-        source=made_from(f"HDF5 file {os.path.basename(path)}"),
+    has_split = bool(split) or "" not in pairs
+    return Listing(
+        len(labels),
+        _clouds(path, parts, words if has_split else None),
+        classes,
+        has_split,
+        made_from(f"HDF5 file {os.path.basename(path)}"),
+        third,
     )
 
 
-def _prepared(block, normalisation, count):
-    if block.shape[1] == count:
-        return normalised(block, normalisation)
-    both = [prepare(cloud, normalisation, count) for cloud in block]
-    return np.stack([cloud for cloud, _ in both]), [changed for _, changed in both]
-
-
-def bad_cloud(block, first, normalisation, num_points, where):
-    """Return the error that names the first bad cloud of a block, which begins at cloud first;
-    slow, for a message.
-    """
-    for i, one in enumerate(block, first):
-        try:
-            prepare(float_points(one), normalisation, num_points)
-        except DataError as reason:
-            return DataError(f"{where}: cloud {i}: {reason}")
-    return DataError(f"{where}: its clouds cannot be prepared; copy the file again")
+def _clouds(path, parts, words):
+    """Yield the Clouds of some parts; words: the split of each cloud, or None."""
+    done = 0
+    with foreign(path) as file:
+        for part in parts:
+            where = f"{path}: {part.points}: cloud"
+            for first, block in blocks(member(file, part.points, path)):
+                block = block[:, :, :3] if part.scale is None else block[:, :, :3] * part.scale
+                for i, points in enumerate(block, first):
+                    split = None if words is None else str(words[done])
+                    yield Cloud(points, part.labels[i], split, f"{where} {i}")
+                    done += 1
 
 
 def _members(file):
@@ -285,7 +244,7 @@ def _find(names, wanted, path):
 
 
 def _checked(file, points, labels, path):
-    """Return points as a dataset, their scale or None, and labels (N,) int64."""
+    """Return the Part of a pair of names."""
     data, label = member(file, points, path), member(file, labels, path)
     if (
         data.ndim != 3
@@ -308,11 +267,8 @@ def _checked(file, points, labels, path):
             f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes from "
             "0"
         )
-    return (
-        data,
-        None if data.dtype.kind == "f" else _scale(file, data, path),
-        whole_labels(label[()], f"{path}: {labels}"),
-    )
+    scale = None if data.dtype.kind == "f" else _scale(file, data, path)
+    return Part(data.name[1:], scale, whole_labels(label[()], f"{path}: {labels}"))
 
 
 def _scale(file, data, path):

@@ -1,11 +1,18 @@
-"""What a reader of foreign data returns: both splits, and what was done to make them.
+"""From the clouds that a reader yields to both splits: prepared, checked and counted.
 
-We keep two splits.  What becomes of a third one changes what is learnt from, so the person says it.
+A reader is one function, scan(path, request) -> Listing.  It looks at names, labels and headers,
+and refuses what it cannot read; the points follow cloud by cloud, while `collect` goes through
+Listing.clouds.  We keep two splits.  What becomes of a third one changes what is learnt from, so
+the person says it.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
-from minipc.data.clouds import Clouds, Splits, check_labels, composed, stratified
+import numpy as np
+
+from minipc.data.clouds import Clouds, Splits, check_count, check_labels, composed, stratified
+from minipc.data.prepare import float_points, normalised, prepare
 from minipc.errors import DataError, UsageError, short
 
 TEST_FRACTION = 0.2
@@ -13,7 +20,65 @@ VALIDATION = ("val", "valid", "validation", "dev")  # customary names of a third
 VAL_SPLITS = ("train", "leave-out")  # what can become of it
 
 
+class Request(NamedTuple):
+    """What a person asks for.  None is unsaid."""
+
+    num_points: int  # of each packed cloud
+    up_axis: str | None = None
+    normalisation: str = "unit_sphere"
+    test_fraction: float | None = None
+    val_split: str | None = None  # one of VAL_SPLITS
+
+    def check(self):
+        """Raise UsageError for what is wrong whatever the source is."""
+        check_count(self.num_points)
+        if self.test_fraction is not None:
+            check_fraction(self.test_fraction)
+        if self.val_split not in (None, *VAL_SPLITS):
+            raise UsageError(
+                f"val split: expected {' or '.join(VAL_SPLITS)}, got {self.val_split!r}"
+            )
+
+    def joins_training(self, path, third):
+        """Return whether the clouds of a third split become training clouds.
+
+        third: what the source calls such splits, a list.  Raises UsageError where val_split is
+        unsaid and there is one, or said and there is none.
+        """
+        if third and self.val_split is None:
+            raise UsageError(
+                f"{path}: has a third split, {short(', '.join(third))}, beside train and test; "
+                "pass --val-split train to join it to the training clouds, or --val-split "
+                "leave-out to pack without it"
+            )
+        if not third and self.val_split is not None:
+            raise UsageError(f"{path}: has no third split, so --val-split has no use; leave it out")
+        return self.val_split == "train"
+
+
+class Cloud(NamedTuple):
+    points: np.ndarray  # (n, 3) of a real dtype, as stored
+    label: int  # index into the class names
+    split: str | None  # train, test or a third one; None: the source has no split
+    where: str  # for messages: the file, and which cloud of it
+
+
+class Listing(NamedTuple):
+    """What a reader knows of a source before it reads points."""
+
+    count: int  # of clouds, exactly
+    clouds: Iterator  # of Cloud
+    class_names: tuple
+    has_split: bool
+    made_from: str  # for people
+    third: list = []  # names of a third split
+    up_axis: str = "unknown"  # where the person says none
+    keeps_first: bool = False  # the first points are kept, instead of a random subset
+
+
 class Packed(NamedTuple):
+    """Both splits, and what was done to make them."""
+
     splits: Splits
     moved: int  # clouds that were brought to the unit sphere
     sampled: int  # clouds of which a subset of the points was drawn
@@ -21,83 +86,122 @@ class Packed(NamedTuple):
     split: str  # how the split was made, for people
 
 
-def joins_training(where, found, val_split):
-    """Return whether the clouds of a third split become training clouds, and how to say it.
+def collect(path, listing, request, progress=lambda *_: None):
+    """Return the Packed of the clouds of a Listing.
 
-    found: what a source calls such splits, a list.  val_split: one of VAL_SPLITS, or None: unsaid.
-    Raises UsageError where it is unsaid and there is one, or said and there is none.
+    Each cloud is normalised whole, then fitted to num_points.  Where the source has no split, a
+    share test_fraction (None: 0.2) of each class is drawn from the streams (0, "split", class), and
+    one training cloud always stays.  Raises DataError naming the cloud, UsageError.
     """
-    if val_split not in (None, *VAL_SPLITS):
-        raise UsageError(f"val split: expected {' or '.join(VAL_SPLITS)}, got {val_split!r}")
-    told = ", ".join(found)
-    if found and val_split is None:
+    if listing.has_split and request.test_fraction is not None:
         raise UsageError(
-            f"{where}: has a third split, {short(told)}, beside train and test; pass --val-split "
-            "train to join it to "
-            "the training clouds, or --val-split leave-out to pack without it"
+            f"{path}: has a split of its own, so a test fraction has no use; leave it out"
         )
-    if not found and val_split is not None:
-        raise UsageError(f"{where}: has no third split, so --val-split has no use; leave it out")
-    joins = val_split == "train"
-    return (
-        joins,
-        f", {short(told)} {'joined to the training clouds' if joins else 'left out'}"
-        if found
-        else "",
-    )
-
-
-def packed(where, points, labels, test, counts, moved, test_fraction, third="", **described):
-    """Return Packed of prepared points (N, P, 3), labels (N,), their stored counts (N,) and moved
-    (N,).
-
-    test (N,) bool is the source's own split, or None: then a share test_fraction (None: 0.2) of
-    each class is drawn from the streams (0, "split", class), and one training cloud always stays.
-    third: what became of a third split, for people.  described: the other fields of Clouds.  Raises
-    DataError, UsageError.
-    """
-    if test is not None and test_fraction is not None:
-        raise UsageError(
-            f"{where}: has a split of its own, so a test fraction has no use; leave it out"
-        )
-    try:
-        described["class_names"] = composed(described["class_names"])
-        check_labels(labels, described["class_names"])
-    except DataError as reason:
-        raise DataError(f"{where}: {reason}") from reason
-    if labels.min() == 1:
-        first = described["class_names"][0]
-        raise DataError(
-            f"{where}: labels begin at 1, expected 0; subtract 1 if they count from 1, or add "
-            f"clouds of class {first}"
-        )
+    joins = request.joins_training(path, listing.third)
+    points, labels, test, stored, moved = _read(path, listing, request, joins, progress)
+    described = {
+        "class_names": _checked_names(path, labels, listing.class_names),
+        "up_axis": request.up_axis or listing.up_axis,
+        "normalisation": request.normalisation,
+        "source": listing.made_from,
+    }
     how = "as the source has it"
-    if test is None:
-        fraction = TEST_FRACTION if test_fraction is None else test_fraction
-        check_fraction(fraction)
+    if not listing.has_split:
+        fraction = TEST_FRACTION if request.test_fraction is None else request.test_fraction
         test = stratified(labels, fraction, 0, "split")
         how = f"{100 * fraction:g} % of each class drawn for the test, by seed 0"
-        if not test.any():
-            raise DataError(
-                f"{where}: a test split needs a class of at least 2 clouds; add clouds, or a split"
-            )
-    for label, name in enumerate(described["class_names"]):
-        if not (~test & (labels == label)).any():
-            raise DataError(
-                f"{where}: class {name} has no training cloud; add one, or remove the class and "
-                "number the labels anew"
-            )
-    if not test.any():
-        raise DataError(f"{where}: its test split is empty; add clouds, or leave the split out")
+    if listing.third:
+        became = "joined to the training clouds" if joins else "left out"
+        how += f", {short(', '.join(listing.third))} {became}"
+    _check_split(path, labels, test, described["class_names"], listing.has_split)
     splits = []
-    for name, rows in zip(Splits._fields, (~test, test)):
+    for name, rows in zip(Splits._fields, (~test, test), strict=True):
         try:
             splits.append(Clouds(points[rows], labels[rows], **described))
         except DataError as reason:
-            raise DataError(f"{where}: {name} split: {reason}") from reason
-    size = points.shape[1]
-    sampled, padded = int((counts > size).sum()), int((counts < size).sum())
-    return Packed(Splits(*splits), int(moved.sum()), sampled, padded, how + third)
+            raise DataError(f"{path}: {name} split: {reason}") from reason
+    size = request.num_points
+    sampled, padded = int((stored > size).sum()), int((stored < size).sum())
+    return Packed(Splits(*splits), int(moved.sum()), sampled, padded, how)
+
+
+def _read(path, listing, request, joins, progress):
+    """Return of each cloud that is kept its points (N, num_points, 3) float32, label, whether it is
+    a test cloud, how many points it had, and whether it was normalised.
+    """
+    count, done = listing.count, 0  # clouds
+    points = np.empty((count, request.num_points, 3), np.float32)
+    labels, stored = np.empty((2, count), np.int64)
+    test, kept, moved = np.zeros((3, count), bool)
+    for cloud in listing.clouds:
+        if done == count:
+            raise _other_count(path, count, "more")
+        try:
+            points[done], moved[done], stored[done] = _prepared(
+                cloud.points, request, listing.keeps_first
+            )
+        except DataError as reason:
+            raise DataError(f"{cloud.where}: {reason}") from reason
+        labels[done], test[done] = cloud.label, cloud.split == "test"
+        kept[done] = joins or cloud.split not in listing.third
+        done += 1
+        if done % max(count // 100, 1) == 0 or done == count:
+            progress(done, count, f"reading {path}")
+    if done < count:
+        raise _other_count(path, count, done)
+    arrays = points, labels, test, stored, moved
+    return arrays if kept.all() else tuple(array[kept] for array in arrays)
+
+
+def _prepared(points, request, keeps_first):
+    """Return a cloud as (num_points, 3) float32, whether it was changed, and how many points there
+    were to fit.
+    """
+    points, size = float_points(points), request.num_points
+    if keeps_first:
+        whole, changed = normalised(points[None], request.normalisation)
+        return whole[0, :size], changed[0], size
+    return *prepare(points, request.normalisation, size), len(points)
+
+
+def _other_count(path, count, found):
+    return DataError(
+        f"{path}: expected {count} clouds, found {found}: it changed while it was read; pack it "
+        "again"
+    )
+
+
+def _checked_names(path, labels, names):
+    """Return the class names in composed form.  Raises DataError where labels are no indices."""
+    if not len(labels):
+        raise DataError(f"{path}: holds no training and no test clouds; add some")
+    try:
+        names = composed(names)
+        check_labels(labels, names)
+    except DataError as reason:
+        raise DataError(f"{path}: {reason}") from reason
+    if labels.min() == 1:
+        raise DataError(
+            f"{path}: labels begin at 1, expected 0; subtract 1 if they count from 1, or add "
+            f"clouds of class {names[0]}"
+        )
+    return names
+
+
+def _check_split(path, labels, test, names, has_split):
+    """Raise DataError unless there are test clouds, and training clouds of each class."""
+    if not has_split and not test.any():
+        raise DataError(
+            f"{path}: a test split needs a class of at least 2 clouds; add clouds, or a split"
+        )
+    for label, name in enumerate(names):
+        if not (~test & (labels == label)).any():
+            raise DataError(
+                f"{path}: class {name} has no training cloud; add one, or remove the class and "
+                "number the labels anew"
+            )
+    if not test.any():
+        raise DataError(f"{path}: its test split is empty; add clouds, or leave the split out")
 
 
 def check_fraction(fraction):

@@ -78,13 +78,12 @@ def _points(path, file):
             "file is cut, or holds "
             "several clouds: save each in a file of its own"
         )
-    if not form.named and form.fields > 3 and len(points) > 2 and points[0, 0] in (0, 1):
-        if (np.diff(points[:, 0]) == 1).all():
-            raise DataError(
-                f"{path}: column 1 counts the lines, expected x; save the table without it "
-                "(pandas: index=False), or "
-                "put a header above that names x, y and z"
-            )
+    may_count = not form.named and form.fields > 3 and len(points) > 2 and points[0, 0] in (0, 1)
+    if may_count and (np.diff(points[:, 0]) == 1).all():
+        raise DataError(
+            f"{path}: column 1 counts the lines, expected x; save the table without it "
+            "(pandas: index=False), or put a header above that names x, y and z"
+        )
     return points
 
 
@@ -245,11 +244,11 @@ def _decimals(form, part):
     return not all(re.fullmatch(r"[-+\d\s,;]*", line) for line in _lines(form, part)[1:])
 
 
-def _refusal(path, form, number, part):
+def _refusal(path, form, first, part):
     """Return the error that names the first line of a part that is no point; slow, for a
     message.
     """
-    for number, line in enumerate(_lines(form, part), number):
+    for number, line in enumerate(_lines(form, part), first):
         if line and (fault := _fault(form, line, number == form.line)):
             return DataError(f"{path}: line {number}: {fault}")
     return DataError(

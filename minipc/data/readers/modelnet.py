@@ -1,0 +1,129 @@
+"""ModelNet40 in the HDF5 layout of PointNet: data (N, P, 3) float, label (N, 1) uint8.
+
+Nothing is downloaded and no listing order is trusted: parts are read in the order of the folder's
+own list files.  List files carry a foreign path prefix: only base names count.
+"""
+
+import ntpath
+import os
+import stat
+
+from minipc.data.clouds import made_from, whole_labels
+from minipc.data.readers.foreign_hdf5 import blocks, foreign, member
+from minipc.data.readers.packed import VALIDATION, Cloud, Listing
+from minipc.errors import DataError, UsageError
+from minipc.storage import files
+
+LIST = 2**20  # most bytes of a list of names
+LISTS = ("train_files.txt", "test_files.txt", "shape_names.txt")
+LAYOUT = "expected ply_data_{train,test}N.h5, train_files.txt, test_files.txt and shape_names.txt"
+
+
+def has_lists(path):
+    """Return whether path is a folder that holds any of the list files."""
+    return os.path.isdir(path) and any(os.path.exists(os.path.join(path, name)) for name in LISTS)
+
+
+def scan(folder, request):
+    """Return the Listing of a folder.
+
+    The first num_points points of each cloud are kept: the stored order is random, and a draw made
+    here would be an augmentation that no record tells.  A list val_files.txt is a third split.
+    Raises DataError naming the file, what was expected and found, UsageError.
+    """
+    if request.test_fraction is not None:
+        raise UsageError(
+            f"{folder}: has a split of its own, so a test fraction has no use; leave it out"
+        )
+    names = tuple(_lines(folder, "shape_names.txt"))
+    third = [
+        word for word in VALIDATION if os.path.lexists(os.path.join(folder, f"{word}_files.txt"))
+    ]
+    joins = request.joins_training(folder, third)
+    parts = [
+        (os.path.join(folder, part), split)
+        for part, split in _listed(folder, ["train", *(third if joins else []), "test"])
+    ]
+    labels = [_labels(path, request.num_points) for path, _ in parts]
+    return Listing(
+        sum(map(len, labels)),
+        _clouds(parts, labels),
+        names,
+        True,
+        made_from(f"ModelNet HDF5 folder {os.path.basename(os.path.abspath(folder))}"),
+        third,
+        up_axis="y",
+        keeps_first=True,
+    )
+
+
+def _clouds(parts, labels):
+    for (path, split), of_part in zip(parts, labels, strict=True):
+        with foreign(path) as file:
+            for first, some in blocks(member(file, "data", path)):
+                for i, points in enumerate(some, first):
+                    yield Cloud(points, of_part[i], split, f"{path}: data: cloud {i}")
+
+
+def _listed(folder, splits):
+    """Return (base name, split) of the list files of splits, written on any system.
+
+    Raises DataError for one that occurs twice within training or test: its clouds would be there
+    twice.
+    """
+    parts = []
+    for split in splits:
+        name = f"{split}_files.txt"
+        for line in _lines(folder, name):
+            part = ntpath.basename(line)
+            if any(part == other and (split == "test") == (of == "test") for other, of in parts):
+                raise DataError(
+                    f"{os.path.join(folder, name)}: names {part} again (folders before a name do "
+                    "not count), so its clouds would be there twice; leave one line"
+                )
+            parts.append((part, split))
+    return parts
+
+
+def _lines(folder, name):
+    path = os.path.join(folder, name)
+    if not os.path.lexists(path):
+        raise DataError(f"{path}: missing; {LAYOUT}")
+    try:
+        lines = [
+            line.strip()
+            for line in files.read_bytes(path, LIST).decode("utf-8-sig").splitlines()
+            if line.strip()
+        ]
+    except UnicodeDecodeError as reason:
+        raise DataError(f"{path}: cannot be read as text: {reason}; save it as UTF-8") from reason
+    if not lines:
+        raise DataError(f"{path}: empty; expected one name a line")
+    return lines
+
+
+def _labels(path, num_points):
+    """Return the labels (N,) int64 of a part, whose points were checked to have the right form."""
+    if not os.path.exists(path):
+        raise DataError(
+            f"{path}: missing, though the list file names it; copy it beside the list file"
+        )
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise DataError(f"{path}: expected a regular HDF5 file")
+    with foreign(path) as file:
+        data = member(file, "data", path)
+        label = member(file, "label", path)
+        if data.ndim != 3 or data.shape[2] != 3 or data.dtype.kind != "f":
+            raise DataError(
+                f"{path}: data: expected (N, P, 3) float, got {data.shape} {data.dtype}"
+            )
+        if label.shape not in ((len(data),), (len(data), 1)) or label.dtype.kind not in "iu":
+            raise DataError(
+                f"{path}: label: expected ({len(data)}, 1) integer, got {label.shape} {label.dtype}"
+            )
+        if data.shape[1] < num_points:
+            raise DataError(
+                f"{path}: holds {data.shape[1]} points a cloud, fewer than the {num_points} asked "
+                f"for; pass --num-points {data.shape[1]} or less"
+            )
+        return whole_labels(label[()], f"{path}: label")

@@ -1,0 +1,127 @@
+"""A folder of class folders, a file one cloud; read in the order of the names.
+
+Layouts: class/file; class/train/file with class/test/file; train/class/file with test/class/file.
+A third folder beside train and test, val, is a third split.  Class names are folder names, sorted.
+Hidden names are ignored, everything else must be a file that read_points knows.
+"""
+
+import os
+
+from minipc.data.clouds import Splits, composed, made_from
+from minipc.data.readers.packed import VALIDATION, Cloud, Listing
+from minipc.data.readers.point_files import read_points
+from minipc.errors import DataError
+
+SPLITS = (*Splits._fields, *VALIDATION)
+TREE = (
+    "expected class/file, class/train/file and class/test/file, or train/class/file and "
+    "test/class/file"
+)
+
+
+def scan(folder, request):
+    """Return the Listing of a folder of class folders.  Raises DataError naming the file or folder,
+    UsageError.
+    """
+    names, groups = _groups(folder)
+    kinds = {split is None for _, split, _ in groups}
+    if len(kinds) != 1:
+        what = "some classes have train and test folders, some not" if kinds else "is empty"
+        raise DataError(f"{folder}: {what}; {TREE}")
+    found = [
+        (os.path.join(place, name), i, split)
+        for i, split, place in groups
+        if os.path.lexists(place)
+        for name in _entries(place)
+    ]
+    for path, _, _ in found:
+        if os.path.isdir(path):
+            raise DataError(f"{path}: is a folder where a cloud is expected; {TREE}")
+    _check_names(folder, names)
+    training = {i for _, i, split in found if split in (None, "train")}
+    for i, name in enumerate(names):
+        if i not in training:
+            raise DataError(
+                f"{folder}: class {name} has no training cloud; add one or remove the class"
+            )
+    third = sorted({split for _, _, split in found} & set(VALIDATION))
+    joins = request.joins_training(folder, third)
+    found = [(path, i, split) for path, i, split in found if joins or split not in third]
+    return Listing(
+        len(found),
+        (Cloud(read_points(path), label, split, path) for path, label, split in found),
+        tuple(names),
+        kinds == {False},
+        made_from(f"folder {os.path.basename(os.path.abspath(folder))}"),
+        third,
+    )
+
+
+def _groups(folder):
+    """Return the class names and (label, split, folder of files) by class; split None: none."""
+    entries, both = _folders(folder), set(Splits._fields)
+    # train alone can be a class, of engines
+    if set(entries) & both and set(entries) <= set(SPLITS):
+        if not both <= set(entries):
+            raise DataError(
+                f"{folder}: holds {', '.join(entries)}, expected train and test; name both so; "
+                f"{TREE}"
+            )
+        names = sorted(
+            {name for split in entries for name in _folders(os.path.join(folder, split))}
+        )
+        return names, [
+            (i, split, os.path.join(folder, split, name))
+            for i, name in enumerate(names)
+            for split in SPLITS
+        ]
+    groups = []
+    for i, name in enumerate(entries):
+        place = os.path.join(folder, name)
+        inside = _entries(place)
+        if not both & set(inside):
+            groups.append((i, None, place))
+            continue
+        if not set(inside) <= set(SPLITS):
+            other = next(entry for entry in inside if entry not in SPLITS)
+            raise DataError(f"{folder}: class {name} holds train or test and also {other}; {TREE}")
+        groups += [(i, split, os.path.join(place, split)) for split in SPLITS]
+    return entries, groups
+
+
+def _check_names(folder, names):
+    """Raise DataError for class names that cannot be printed, or are one name in two forms."""
+    for name in names:
+        if not name.isprintable():
+            raise DataError(
+                f"{folder}: class folder {name!r}: expected a printable name; rename it"
+            )
+    try:
+        composed(names)
+    except DataError as reason:
+        raise DataError(f"{folder}: {reason}") from reason
+
+
+def _entries(folder):
+    """Return the names in folder, sorted, without hidden ones.  Raises DataError if it is none."""
+    try:
+        return sorted(name for name in os.listdir(folder) if not name.startswith("."))
+    except OSError as reason:
+        raise DataError(
+            f"{folder}: cannot be listed as a folder ({reason.strerror}); {TREE}"
+        ) from reason
+
+
+def _folders(folder):
+    """Return the names in folder, which are folders.  Raises DataError naming one that is none."""
+    names = _entries(folder)
+    others = [name for name in names if not os.path.isdir(os.path.join(folder, name))]
+    if others and len(others) == len(names):
+        raise DataError(f"{folder}: holds {others[0]} and no folder of a class; {TREE}")
+    if others:
+        raise DataError(
+            f"{os.path.join(folder, others[0])}: lies beside the folders of classes and is none; "
+            "move it away, or into "
+            f"the folder of its class; {TREE}"
+        )
+    return names
