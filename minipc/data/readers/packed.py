@@ -6,7 +6,7 @@ Listing.clouds.  We keep two splits.  What becomes of a third one changes what i
 the person says it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,7 @@ class Request(NamedTuple):
     def joins_training(self, path, third):
         """Return whether the clouds of a third split become training clouds.
 
-        third: what the source calls such splits, a list.  Raises UsageError where val_split is
+        third: what the source calls such splits.  Raises UsageError where val_split is
         unsaid and there is one, or said and there is none.
         """
         if third and self.val_split is None:
@@ -71,7 +71,7 @@ class Listing(NamedTuple):
     class_names: tuple
     has_split: bool
     made_from: str  # for people
-    third: list = []  # names of a third split
+    third: Sequence = ()  # names of a third split
     up_axis: str = "unknown"  # where the person says none
     keeps_first: bool = False  # the first points are kept, instead of a random subset
 
