@@ -468,7 +468,7 @@ def _gradient(values):
     return [
         f"gradient = {1 - a:g} (s_1 - y) + {T:g} ((sum q') s_T - q'), of a row, in its logits;",
         f"q' = max({a:g} p - {b:g} r, {GUARD_FLOOR * a:g} p), class by class; it does not sum to "
-        "one: p - q is wrong",
+        "one: s - q is wrong",
     ]
 
 
