@@ -5,6 +5,7 @@ whose gradients can be checked.
 import os
 import sys
 import warnings
+from functools import partial
 from typing import Any, NamedTuple
 
 # First of all, before NumPy is loaded: this sets one BLAS thread, as for the commands.
@@ -26,7 +27,7 @@ from minipc.nn.fast import fused
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.optim import adamw_start, adamw_step
 from minipc.nn.params import initialise
-from minipc.verbs import first_run
+from minipc.verbs import demo
 from reference_tests.tools.fake_device import fake_module
 
 KINK = 1e-3  # 100 steps of the gradient checker: closer to a kink a difference would cross it
@@ -234,11 +235,11 @@ def write_three_classes(path):
 def small_shapes(monkeypatch):
     """The bare commands on fewer shapes and epochs; the full ones run in CI."""
     monkeypatch.setattr(
-        first_run,
+        shapes,
         "make_shapes",
-        lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32),
+        partial(shapes.make_shapes, train_per_class=8, test_per_class=2, points=32),
     )
-    monkeypatch.setattr(first_run, "TEACHER_TRAINING", TrainConfig(epochs=8, lr=1e-3))
+    monkeypatch.setattr(demo, "TEACHER_TRAINING", TrainConfig(epochs=8, lr=1e-3))
 
 
 STRETCH = {

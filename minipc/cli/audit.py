@@ -216,7 +216,7 @@ def _teacher(record, data, self_record, a, b, T, smoothing):
     """Return the object and the lines of a record's teacher."""
     from minipc.audit.teacher import SAFE_B
     from minipc.nn.losses import LossConfig
-    from minipc.verbs.jobs import audit_record
+    from minipc.verbs.audit import audit_record
 
     config = LossConfig(a, b, T, smoothing, "none")
     found = audit_record(record, data, config, self_record)

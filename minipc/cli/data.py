@@ -20,8 +20,8 @@ def command():
 def make(out, seed, as_json, quiet, verbose):
     """Write the built-in procedural shapes to one file."""
     from minipc.data.clouds import write_clouds
+    from minipc.data.shapes import built_in_shapes
     from minipc.report.describe import describe_splits
-    from minipc.verbs.first_run import built_in_shapes
 
     splits = built_in_shapes(seed)
     write_clouds(out, splits)
@@ -78,11 +78,12 @@ def pack(
     .txt, .csv or .pts.  A cloud with more points than asked for is sampled, one with fewer repeated
     (of ModelNet40 the first are kept, as is customary).
     """
-    from minipc.data.clouds import check_new, repeated, write_clouds
+    from minipc.data.clouds import repeated, write_clouds
     from minipc.data.readers.formats import read_source
     from minipc.report.describe import describe_splits
+    from minipc.storage.places import check_new_file
 
-    check_new(out)  # before minutes of reading
+    check_new_file(out)  # before minutes of reading
     with Console(quiet, verbose) as console:
         packed = read_source(
             source,
@@ -128,7 +129,7 @@ def pack(
 def info(file, as_json, quiet, verbose):
     """Say what a packed data file holds, or the clouds in a record."""
     from minipc.report.describe import describe_splits
-    from minipc.verbs.jobs import read_data
+    from minipc.verbs.find import read_data
 
     described = describe_splits(file, read_data(file))
     result(described.values, as_json, described.lines)

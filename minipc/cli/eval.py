@@ -29,10 +29,10 @@ def command(model, data, votes, teacher, backend, engine, threads, as_json, quie
     Without DATA, the file it was trained on is looked for beside the model and here.
     """
     from minipc.backend import load
-    from minipc.verbs.jobs import eval_files
+    from minipc.verbs.evaluate import evaluate
 
     with Console(quiet, verbose) as console:
-        values = eval_files(
+        values = evaluate(
             model,
             data,
             votes=votes,

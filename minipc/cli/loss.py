@@ -55,7 +55,7 @@ def command(
     from minipc.audit import bound
     from minipc.audit.conventions import check_name, from_theirs
     from minipc.nn.losses import LossConfig, formula
-    from minipc.verbs.jobs import recorded_rows
+    from minipc.verbs.audit import recorded_rows
 
     if record is None and (data or self_record):
         raise click.UsageError(

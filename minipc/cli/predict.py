@@ -28,10 +28,10 @@ def command(
     Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
     """
     from minipc.backend import load
-    from minipc.verbs.predict import predict_files
+    from minipc.verbs.predict import predict
 
     with Console(quiet, verbose) as console:
-        values = predict_files(
+        values = predict(
             model,
             files,
             top=top,

@@ -149,9 +149,9 @@ def command(
     from minipc.distil.self_target import SelfConfig
     from minipc.distil.train import TrainConfig
     from minipc.nn.losses import LABELS_ALONE, LossConfig
+    from minipc.runs.config import read_config
     from minipc.runs.folder import last_name
-    from minipc.verbs.first_run import STUDENT_EPOCHS, train_both
-    from minipc.verbs.train import read_config, resume_both, resume_files, train_files
+    from minipc.verbs import demo, train
 
     given = _given()
     for name in [
@@ -188,14 +188,14 @@ def command(
             if out is None:
                 raise click.UsageError("--resume: there is no run here; name its folder with --out")
             settings = dict(
-                record_path=record,
+                record=record,
                 data=data,
                 self_record=self_record,
-                wanted=_wanted(given),
+                given=_wanted(given),
                 **running,
             )
             bare = read_config(out).baseline is not None
-            runs = resume_both(out, **settings) if bare else [resume_files(out, **settings)]
+            runs = demo.resume(out, **settings) if bare else [train.resume(out, **settings)]
         else:
             weights = (
                 LABELS_ALONE
@@ -211,7 +211,7 @@ def command(
             config = TrainConfig(
                 epochs=epochs
                 if epochs is not None
-                else STUDENT_EPOCHS
+                else demo.STUDENT_EPOCHS
                 if bare
                 else TrainConfig.epochs,
                 batch_size=batch_size,
@@ -226,27 +226,27 @@ def command(
             )
             self_config = SelfConfig(self_target, self_every, ema_decay)
             if bare:
-                runs = train_both(
+                runs = demo.train(
                     model,
                     loss,
                     config,
                     out=out,
                     self_config=self_config,
                     dry_run=dry_run,
-                    running=running,
+                    **running,
                 )
             else:
                 runs = [
-                    train_files(
-                        data,
-                        record,
+                    train.train(
                         model,
                         loss,
                         config,
+                        data=data,
+                        record=record,
                         labels_only=labels_only,
                         self_config=self_config,
                         self_record=self_record,
-                        chosen_views=views,
+                        views=views,
                         out=out,
                         dry_run=dry_run,
                         **running,
@@ -268,7 +268,7 @@ def _given():
 
 def _wanted(given):
     """Return {section of run.json: {setting: value}} of the options that were given, as
-    resume_files takes it.
+    verbs.train.resume takes it.
     """
     from minipc.distil.train import TrainConfig
     from minipc.nn.losses import LossConfig

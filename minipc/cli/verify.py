@@ -41,7 +41,7 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
     beside it.  Ends with 4 if something does not hold.
     """
     from minipc.backend import load
-    from minipc.verbs.jobs import verify_files
+    from minipc.verbs.verify import verify
 
     context = click.get_current_context()
     if (
@@ -50,7 +50,7 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
     ):
         raise click.UsageError("--sample has no use without --teacher; add it")
     with Console(quiet, verbose) as console:
-        found = verify_files(
+        found = verify(
             record,
             data,
             teacher,

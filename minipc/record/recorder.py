@@ -28,6 +28,7 @@ from minipc.record.contract import (
 from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
+from minipc.storage.places import check_parent
 from minipc.streams import check_seed, stream
 
 MOST_VIEWS = 100_000  # as many as the names of shards have digits for
@@ -93,9 +94,7 @@ def check_request(out, views, seed):
     if not isinstance(views, int) or not 1 <= views <= MOST_VIEWS:
         raise UsageError(f"views: expected 1 to {MOST_VIEWS}, got {views!r}")
     check_seed(seed)
-    folder = os.path.dirname(out) or "."
-    if not os.path.isdir(folder):
-        raise DataError(f"{out}: cannot be written, there is no folder {folder}; make it first")
+    check_parent(out)
 
 
 def pointnet_teacher(model, engine="fused"):

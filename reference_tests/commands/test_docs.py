@@ -6,6 +6,7 @@ import runpy
 import shlex
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -18,7 +19,7 @@ from minipc.data import shapes
 from minipc.distil.train import TrainConfig
 from minipc.models import pointnet
 from minipc.record.reader import RecordReader
-from minipc.verbs import first_run
+from minipc.verbs import demo
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -53,13 +54,11 @@ def place(vessels, tmp_path, monkeypatch):
     monkeypatch.setitem(pointnet.NAMED_SIZES, "student", ((8, 16), (8,), 0.0))
     monkeypatch.setattr(TrainConfig, "epochs", 15)  # where a command does not say
     monkeypatch.setattr(
-        first_run,
+        shapes,
         "make_shapes",
-        lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32),
+        partial(shapes.make_shapes, train_per_class=8, test_per_class=2, points=32),
     )
-    monkeypatch.setattr(
-        first_run, "TEACHER_TRAINING", TrainConfig(epochs=40, lr=1e-2, warmup_steps=10)
-    )
+    monkeypatch.setattr(demo, "TEACHER_TRAINING", TrainConfig(epochs=40, lr=1e-2, warmup_steps=10))
     rng = np.random.default_rng(0)
     names = tuple(STRETCH)
 
