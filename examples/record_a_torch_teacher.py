@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from minipc.data.augment import AugmentConfig, apply, draw
+from minipc.data.shapes import built_in_shapes
 from minipc.record.recorder import record
-from minipc.verbs.first_run import built_in_shapes
 
 
 class Teacher(nn.Module):

@@ -8,12 +8,12 @@ one confident teacher suffices.)  The student learns from one file and never loa
 import hashlib
 
 from minipc.data.augment import AugmentConfig
+from minipc.data.shapes import built_in_shapes
 from minipc.distil.train import TrainConfig, drawn_views, train
 from minipc.models.file import model_id
 from minipc.models.pointnet import sizes
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.record.recorder import pointnet_teacher, record
-from minipc.verbs.first_run import built_in_shapes
 
 
 def main(out="ensemble.h5", epochs=4):
@@ -23,10 +23,11 @@ def main(out="ensemble.h5", epochs=4):
         config = TrainConfig(epochs=epochs, lr=5e-3, warmup_steps=20, seed=seed)
         views = drawn_views(splits.train, seed, AugmentConfig())
         loss = LossConfig(label_smoothing=0.0, **LABELS_ALONE)
-        done = train(splits, sizes(widths, len(splits.train.class_names)), loss, config, views)
-        teachers.append(done.model)
+        size = sizes(widths, len(splits.train.class_names))
+        *_, last = train(splits, size, loss, config, views)
+        teachers.append(last.model)
         print(
-            f"teacher {widths}, seed {seed}: {100 * done.epochs[-1]['test_accuracy']:.1f} % on the "
+            f"teacher {widths}, seed {seed}: {100 * last.rows[-1]['test_accuracy']:.1f} % on the "
             "test split"
         )
 

@@ -7,9 +7,9 @@ two roundings, the same on every machine.  One fused multiply-add instead would 
 import numpy as np
 
 from minipc.data import augment
+from minipc.data.shapes import built_in_shapes
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
-from minipc.verbs.first_run import built_in_shapes
 
 
 def main(out="replay.h5", clouds=64):

@@ -7,12 +7,12 @@ of nearest class means over a few moments of the cloud; a PyTorch or JAX model f
 
 import numpy as np
 
+from minipc.data.shapes import built_in_shapes
 from minipc.distil.train import TrainConfig, recorded_views, train
 from minipc.models.pointnet import sizes
 from minipc.nn.losses import LossConfig
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
-from minipc.verbs.first_run import built_in_shapes
 
 
 def moments(points):
@@ -42,14 +42,14 @@ def main(out="any_teacher.h5", epochs=2):
     print(f"teacher on the recorded views: {100 * done.teacher_accuracy:.1f} %, {done.bytes} bytes")
     with RecordReader(out) as reader:
         model = sizes("tiny", len(splits.train.class_names))
-        trained = train(
+        *_, last = train(
             splits,
             model,
             LossConfig(kd_weight=0.5),
             TrainConfig(epochs=epochs),
             recorded_views(reader),
         )
-    print(f"student on the test split: {100 * trained.epochs[-1]['test_accuracy']:.1f} %")
+    print(f"student on the test split: {100 * last.rows[-1]['test_accuracy']:.1f} %")
 
 
 if __name__ == "__main__":

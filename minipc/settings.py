@@ -278,12 +278,19 @@ class TrainConfig:
         if self.batch_size < 2:
             raise UsageError("batch size: batch norm in the head needs at least 2 clouds, got 1")
 
-    def last_epoch(self, stop_after: int | None) -> int:
-        """Return the epoch to stop after: all of them for None.  Raises UsageError."""
+    def last_epoch(self, stop_after: int | None, done: int = 0) -> int:
+        """Return the epoch to stop after: all of them for None.  Raises UsageError.
+
+        done: epochs that are done already.
+        """
         if stop_after is None:
             return self.epochs
         if not 1 <= stop_after <= self.epochs:
             raise UsageError(f"stop after: expected 1 to {self.epochs} epochs, got {stop_after}")
+        if stop_after < done:
+            raise UsageError(
+                f"stop after: {done} epochs are done already, got {stop_after}; leave it out"
+            )
         return stop_after
 
     def steps_per_epoch(self, clouds: int) -> int:

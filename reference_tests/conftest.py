@@ -6,6 +6,7 @@ from minipc.cli.main import main  # one BLAS thread, as the commands do, before 
 import os
 import sys
 import warnings
+from functools import partial
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ from minipc.nn.engine import ENGINES
 from minipc.nn.losses import LossConfig
 from minipc.nn.optim import adamw_start, adamw_step
 from minipc.nn.params import initialise
-from minipc.verbs import first_run
+from minipc.verbs import demo
 from reference_tests.tools.fake_device import fake_module
 
 
@@ -154,11 +155,11 @@ def write_three_classes(path):
 def small_shapes(monkeypatch):
     """The bare commands on fewer shapes and epochs; the full ones run in CI."""
     monkeypatch.setattr(
-        first_run,
+        shapes,
         "make_shapes",
-        lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32),
+        partial(shapes.make_shapes, train_per_class=8, test_per_class=2, points=32),
     )
-    monkeypatch.setattr(first_run, "TEACHER_TRAINING", TrainConfig(epochs=8, lr=1e-3))
+    monkeypatch.setattr(demo, "TEACHER_TRAINING", TrainConfig(epochs=8, lr=1e-3))
 
 
 STRETCH = {

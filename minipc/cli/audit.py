@@ -167,7 +167,7 @@ def _vectors():
 def _teacher(record, data, self_record, loss):
     """Return the values of a record's teacher."""
     from minipc.audit.teacher import SAFE_B
-    from minipc.verbs.jobs import audit_record
+    from minipc.verbs.audit import audit_record
 
     found = audit_record(record, data, loss, self_record)
     return {

@@ -22,9 +22,9 @@ command.add_command(info)
 def make(out, seed, as_json, quiet, verbose):
     """Write the built-in procedural shapes to one file."""
     from minipc.data.clouds import write_clouds
+    from minipc.data.shapes import built_in_shapes
     from minipc.report.describe import describe_splits
     from minipc.report.lines import of_data_make
-    from minipc.verbs.first_run import built_in_shapes
 
     splits = built_in_shapes(seed)
     write_clouds(out, splits)
@@ -80,12 +80,13 @@ def pack(
     .txt, .csv or .pts.  A cloud with more points than asked for is sampled, one with fewer repeated
     (of ModelNet40 the first are kept, as is customary).
     """
-    from minipc.data.clouds import check_new, repeated, write_clouds
+    from minipc.data.clouds import repeated, write_clouds
     from minipc.data.readers.source import read_source
     from minipc.report.describe import describe_splits
     from minipc.report.lines import of_data_pack
+    from minipc.storage.places import check_new_file
 
-    check_new(out)  # before minutes of reading
+    check_new_file(out)  # before minutes of reading
     with Console(quiet, verbose) as console:
         packed = read_source(
             source,

@@ -30,10 +30,10 @@ def command(model, data, votes, teacher, backend, engine, threads, as_json, quie
     """
     from minipc.backend import load
     from minipc.report.lines import of_eval
-    from minipc.verbs.jobs import eval_files
+    from minipc.verbs.evaluate import evaluate
 
     with Console(quiet, verbose) as console:
-        values = eval_files(
+        values = evaluate(
             model,
             data,
             votes=votes,

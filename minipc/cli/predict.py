@@ -29,10 +29,10 @@ def command(
     """
     from minipc.backend import load
     from minipc.report.lines import of_predict
-    from minipc.verbs.predict import predict_files
+    from minipc.verbs.predict import predict
 
     with Console(quiet, verbose) as console:
-        values = predict_files(
+        values = predict(
             model,
             files,
             top=top,

@@ -86,8 +86,7 @@ def command(
     from minipc.backend import load
     from minipc.record.recorder import Share
     from minipc.report import lines
-    from minipc.verbs.first_run import forecast_shapes, record_shapes
-    from minipc.verbs.jobs import forecast_files, record_files
+    from minipc.verbs import demo, record
 
     if (data is None) != (teacher is None):
         raise click.UsageError(
@@ -111,14 +110,14 @@ def command(
     with Console(quiet, verbose) as console:
         xp = load(backend, console.say)
         if dry_run:
-            found = forecast_files(data, teacher, **what) if data else forecast_shapes(**what)
+            found = record.forecast(data, teacher, **what) if data else demo.forecast(**what)
             return result(found._asdict(), as_json, lines.of_record_dry_run)
         settings = dict(what, force=force, xp=xp, engine=engine, threads=threads)
         settings |= dict(say=console.say, progress=console.progress)
         if data is None:
-            done = record_shapes(**settings)
+            done = demo.record(**settings)
         else:
-            done = record_files(
+            done = record.record(
                 data, teacher, share=share, workers=workers, scheduler=scheduler, **settings
             )
     of_done = lines.of_record_share if isinstance(done, Share) else lines.of_record

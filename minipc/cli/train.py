@@ -110,8 +110,8 @@ def command(
         if resume:
             runs = _resumed(out, data, record, self_record, running)
         else:
-            files = dict(data=data, record_path=record, labels_only=labels_only)
-            files |= dict(self_record=self_record, chosen_views=views)
+            files = dict(data=data, record=record, labels_only=labels_only)
+            files |= dict(self_record=self_record, views=views)
             runs = _new(model, given, files, dict(out=out, dry_run=dry_run), running)
     if dry_run:
         result({"dry_run": True}, as_json, of_train)
@@ -141,12 +141,11 @@ def _refuse_useless(given, labels_only, resume):
 def _new(model, given, files, place, running):
     """Return the Runs of new run folders: of one, or of two where no file is named."""
     from minipc.nn.losses import LABELS_ALONE
-    from minipc.verbs.first_run import STUDENT_EPOCHS, train_both
-    from minipc.verbs.train import train_files
+    from minipc.verbs import demo, train
 
-    bare = not (files["data"] or files["record_path"] or files["labels_only"])
+    bare = not (files["data"] or files["record"] or files["labels_only"])
     default = {
-        "epochs": STUDENT_EPOCHS if bare else TrainConfig.epochs,
+        "epochs": demo.STUDENT_EPOCHS if bare else TrainConfig.epochs,
         "lr": 1e-3 if model == "teacher" else TrainConfig.lr,
     }
     given = given | {name: value for name, value in default.items() if given[name] is None}
@@ -156,32 +155,33 @@ def _new(model, given, files, place, running):
     (loss,) = take(weights, LossConfig)
     training, earlier = take(given, TrainConfig, SelfConfig)
     if bare:
-        return train_both(model, loss, training, self_config=earlier, running=running, **place)
+        return demo.train(model, loss, training, self_config=earlier, **place, **running)
     what = files | place | running
-    return [train_files(model=model, loss=loss, config=training, self_config=earlier, **what)]
+    return [train.train(model, loss, training, self_config=earlier, **what)]
 
 
 def _resumed(out, data, record, self_record, running):
     """Return the Runs of a run folder that goes on, and of its baseline if it has one."""
+    from minipc.runs.config import read_config
     from minipc.runs.folder import last_name
-    from minipc.verbs.train import read_config, resume_both, resume_files
+    from minipc.verbs import demo, train
 
     out = out or last_name("run")
     if out is None:
         raise click.UsageError("--resume: there is no run here; name its folder with --out")
-    what = dict(record_path=record, data=data, self_record=self_record, wanted=_wanted(), **running)
+    what = dict(record=record, data=data, self_record=self_record, given=_given(), **running)
     if read_config(out).baseline is not None:
-        return resume_both(out, **what)
-    return [resume_files(out, **what)]
+        return demo.resume(out, **what)
+    return [train.resume(out, **what)]
 
 
-def _wanted():
+def _given():
     """Return {section of run.json: {setting: value}} of the options that were given."""
     params = click.get_current_context().params
     given = {name: params[name] for name in given_options()}
-    wanted = {section: chosen(given, kind) for section, kind in SECTIONS.items()}
+    insisted = {section: chosen(given, kind) for section, kind in SECTIONS.items()}
     top = {"labels_only": "labels_only", "model": "name", "views": "views"}
-    wanted[None] = {key: given[name] for name, key in top.items() if name in given}
-    if "views" in wanted[None]:
-        wanted[None]["views"] = list(wanted[None]["views"])  # as JSON has it
-    return wanted
+    insisted[None] = {key: given[name] for name, key in top.items() if name in given}
+    if "views" in insisted[None]:
+        insisted[None]["views"] = list(insisted[None]["views"])  # as JSON has it
+    return insisted

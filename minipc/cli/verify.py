@@ -42,12 +42,12 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
     """
     from minipc.backend import load
     from minipc.report.lines import of_verify
-    from minipc.verbs.jobs import verify_files
+    from minipc.verbs.verify import verify
 
     if teacher is None and "sample" in given_options():
         raise click.UsageError("--sample has no use without --teacher; add it")
     with Console(quiet, verbose) as console:
-        found = verify_files(
+        found = verify(
             record,
             data,
             teacher,

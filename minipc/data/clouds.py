@@ -5,7 +5,6 @@ otherwise get wrong silently; records and models repeat it and every loader comp
 identified by the content of their arrays, never by a file name.
 """
 
-import os
 import unicodedata
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from minipc import __version__
 from minipc.data.prepare import NORMALISATIONS, float_points, normalised, prepare
 from minipc.errors import DataError, UsageError, check_shape, short
 from minipc.storage import files, hdf5
+from minipc.storage.places import check_new_file
 from minipc.streams import stream
 
 KIND, VERSION = "clouds", 2
@@ -297,22 +297,13 @@ def repeated(splits):
     return sum(points.tobytes() in seen for points in splits.test.points)
 
 
-def check_new(path):
-    """Raise UsageError where path exists, DataError where its folder does not."""
-    if os.path.lexists(path):
-        raise UsageError(f"{path}: exists already; name another file or remove it")
-    folder = os.path.dirname(path) or "."
-    if not os.path.isdir(folder):
-        raise DataError(f"{path}: cannot be written, there is no folder {folder}; make it first")
-
-
 def write_clouds(path, splits):
     """Commit both splits to path, atomically.
 
     Raises UsageError where path exists (records and models may rest on it), DataError where the
     splits do not belong together or path cannot be written.
     """
-    check_new(path)
+    check_new_file(path)
     check_same_kind(
         splits.test.described, splits.train.described, "the test split", "the training split"
     )

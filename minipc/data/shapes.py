@@ -16,6 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minipc.data.clouds import Clouds, Splits, made_from
 from minipc.errors import UsageError
 from minipc.streams import check_seed, stream
 
@@ -51,6 +52,21 @@ def make_shapes(seed=0, train_per_class=100, test_per_class=50, points=256):
     train = _split(seed, "train", train_per_class, points)
     test = _split(seed, "test", test_per_class, points)
     return Shapes(*train, *test, tuple(name for name, _ in FAMILIES))
+
+
+def built_in_shapes(seed=0):
+    """Return the built-in shapes as Splits, as `minipc data make` writes them."""
+    made = make_shapes(seed)
+    common = dict(
+        class_names=made.class_names,
+        up_axis=UP_AXIS,
+        normalisation="unit_sphere",
+        source=made_from(f"built-in shapes, seed {seed}"),
+    )
+    return Splits(
+        Clouds(made.train_points, made.train_labels, **common),
+        Clouds(made.test_points, made.test_labels, **common),
+    )
 
 
 def _split(seed, split, per_class, points):

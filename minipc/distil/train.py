@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipc.backend import default_threads, to_host, tree_to
+from minipc.backend import default_threads, module_of, to_host, tree_to
 from minipc.data.augment import Params, apply, draw
 from minipc.data.clouds import stratified
 from minipc.distil.evaluate import metrics, predict
@@ -27,7 +27,6 @@ from minipc.nn import optim
 from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
-from minipc.nn.ops import log_softmax_forward
 from minipc.provenance import provenance
 from minipc.settings import TrainConfig
 from minipc.streams import stream
@@ -74,10 +73,31 @@ def recorded_views(reader, labels_only=False, first=0, stop=None):
     return views
 
 
-class Trained(NamedTuple):
-    model: Model  # after the last epoch, on the host
-    epochs: list  # a dict of numbers for each epoch, as in metrics.jsonl
-    seconds: float  # of this call
+class Epoch(NamedTuple):
+    """A training after an epoch; its arrays are on the host, and later epochs change none of them.
+
+    It may outlive the training, so weights and moments are copies: the fast engine and its
+    optimiser write the next step into the same arrays.
+    """
+
+    rows: list  # the numbers of every epoch so far, a dict each, as in metrics.jsonl
+    model: Model
+    steps: int  # of the optimiser, so far
+    moments: dict  # of the optimiser, {"m.name": array}
+    self_target: dict  # what SelfTarget.state() returned
+    test_logits: np.ndarray  # (M, K) float32, of the M test clouds
+
+    def checkpoint(self, run_id):
+        """Return the Checkpoint from which the run of this identity goes on."""
+        return Checkpoint(
+            run_id,
+            self.rows,
+            self.steps,
+            self.model.params,
+            self.model.stats,
+            self.moments,
+            self.self_target,
+        )
 
 
 def best_epoch(rows):
@@ -120,6 +140,7 @@ class Task:
         start = optim.adamw_start if self.config.optimiser == "adamw" else optim.sgd_start
         return State(params, tree_to(self.xp, model.stats), start(params))
 
+    @np.errstate(over="ignore", invalid="ignore")  # what they would warn of, train() refuses
     def epoch(self, state, epoch, order, augmentation, logits, progress):
         """Return the State after one epoch, the mean of each number told, and the last learning
         rate.
@@ -189,7 +210,6 @@ class Task:
         return State(params, stats, optimiser), told
 
 
-@np.errstate(over="ignore", invalid="ignore")  # what they would warn of ends in MinipcError below
 def train(
     splits,
     model_config,
@@ -200,38 +220,25 @@ def train(
     self_target=None,
     xp=np,
     threads=None,
-    folder=None,
-    progress=None,
-    detail=None,
-    about={},
-    resume=None,
-    stop_after=None,
     work=None,
+    progress=None,
+    resume=None,
 ):
-    """Train a model and return Trained.
+    """Train a model: yield an Epoch after each of the config.epochs epochs.
 
     splits: data.clouds.Splits; views: as drawn_views or recorded_views return; self_target: see
-    self_target.py, needed if loss_config.self_weight > 0; folder: a RunFolder or None; progress:
-    called as progress(steps done, steps in all, text), detail as detail(line) after each epoch;
-    about: written into the model for people, e.g. {"data_file": a base name}; resume: the
-    Checkpoint to go on from; stop_after: the epoch to stop after, of config.epochs; work: a
-    Workspace to share with the self target.  The test split is measured after every epoch and
-    chooses nothing.  Raises UsageError for settings that cannot run, DataError for a checkpoint of
-    other sizes, MinipcError where the loss stops being finite.
+    self_target.py, needed if loss_config.self_weight > 0; work: a Workspace to share with the self
+    target; progress: called as progress(steps done, steps in all, text).  resume: the Checkpoint
+    to go on from; its own Epoch is the first that is yielded.  The caller may stop at any epoch.
+    The test split is measured after every epoch and chooses nothing.  When the first Epoch is asked
+    for, raises UsageError for settings that cannot run and DataError for a checkpoint of other
+    sizes; then MinipcError where the loss stops being finite.
     """
     clouds = splits.train
     learnt, held = split_rows(clouds.labels, config)
     if (loss_config.self_weight > 0) != (self_target is not None):
         raise UsageError("self weight: a self target and a weight above 0 go together")
-    last_epoch = config.last_epoch(stop_after)
-    if resume is not None and last_epoch < len(resume.rows):
-        raise UsageError(
-            f"stop after: {len(resume.rows)} epochs are done already, got {last_epoch}; leave it "
-            "out"
-        )
     threads = threads or default_threads(xp)
-    begun = time.perf_counter()
-
     groups, test_groups = (
         net(model_config).prepare(model_config, split.points) for split in splits
     )
@@ -247,52 +254,23 @@ def train(
         xp,
     )
     model = new_model(model_config, clouds.described, config.seed)
+    model = model._replace(trained=_how(clouds, config, loss_config, xp))
     state, rows = task.start(model), []
     if resume is not None:
-        state, rows = _restored(resume, state, xp), list(resume.rows)
+        state, rows = _restored(resume, state, xp), resume.rows
         if self_target:
             self_target.load(resume.self_target, xp)
-
-    def after(epochs):
-        """Return the Model after so many epochs, on xp and on the host."""
-        live = model._replace(
-            params=state.params,
-            stats=state.stats,
-            trained={
-                "epochs": epochs,
-                "of_epochs": config.epochs,
-                "training": asdict(config),
-                "loss": asdict(loss_config),
-                "made_with": provenance(xp),
-                "points_hash": clouds.points_hash,
-                "labels_hash": clouds.labels_hash,
-                "points": clouds.points.shape[1],
-                **about,
-            },
-        )
-        return live, live._replace(params=_to_host(state.params), stats=_to_host(state.stats))
-
-    live, on_host = after(len(rows))
-    if folder and rows:  # a kill may have come between the checkpoint and what follows from it
-        folder.follow(rows, on_host, best_epoch(rows) == len(rows) - 1)
-
-    test_logits = None
-    for epoch in range(len(rows), last_epoch):
-        epoch_begun = time.perf_counter()
+        live = model._replace(params=state.params, stats=state.stats)
+        test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
+        yield _after(rows, model, state, self_target, test_logits)
+    for epoch in range(len(rows), config.epochs):
+        begun = time.perf_counter()
         order = learnt[stream(config.seed, "shuffle", epoch).permutation(len(learnt))]
         state, means, lr = task.epoch(state, epoch, order, *views(epoch), progress)
-        # 0 x inf and 0 x NaN are NaN: the losses were taken before the last step
-        rest = sum(
-            float((value * 0).sum()) for value in (*state.params.values(), *state.stats.values())
-        )
-        if not all(isfinite(value) for value in (*means.values(), rest)):
-            raise MinipcError(
-                f"training: the loss is no longer finite in epoch {epoch + 1} ({means['total']}); "
-                "start a new run with a lower --lr, or with the guard if it was off"
-            )
-        seconds = round(time.perf_counter() - epoch_begun, 3)
+        _check_finite(state, means, epoch)
+        seconds = round(time.perf_counter() - begun, 3)
 
-        live, on_host = after(epoch + 1)
+        live = model._replace(params=state.params, stats=state.stats)
         test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
         row = {"epoch": epoch + 1, "lr": lr, **means}
         if len(held):
@@ -309,29 +287,46 @@ def train(
                 ),
             )
         row |= _measured("test", splits.test.labels, test_logits)
-        rows.append({**row, "train_seconds": seconds})
-        if folder:
-            folder.epoch_ended(
-                Checkpoint(
-                    folder.run_id,
-                    rows,
-                    state.optimiser.step,
-                    on_host.params,
-                    on_host.stats,
-                    _moments(state.optimiser),
-                    self_target.state() if self_target else {},
-                ),
-                on_host,
-                best_epoch(rows) == epoch,
-            )
-        if detail:
-            detail(", ".join(f"{name} {value:.4g}" for name, value in rows[-1].items()))
-    if folder:
-        if test_logits is None:
-            test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
-        log_p, _ = log_softmax_forward(test_logits.astype(np.float64))
-        folder.ended(clouds.class_names, splits.test.labels, np.exp(log_p))
-    return Trained(on_host, rows, time.perf_counter() - begun)
+        rows = [*rows, {**row, "train_seconds": seconds}]
+        yield _after(rows, model, state, self_target, test_logits)
+
+
+def _how(clouds, config, loss_config, xp):
+    """Return what a model says of its training, but for the epochs that are done."""
+    return {
+        "of_epochs": config.epochs,
+        "training": asdict(config),
+        "loss": asdict(loss_config),
+        "made_with": provenance(xp),
+        "points_hash": clouds.points_hash,
+        "labels_hash": clouds.labels_hash,
+        "points": clouds.points.shape[1],
+    }
+
+
+def _after(rows, model, state, self_target, test_logits):
+    """Return the Epoch that ended in state; model tells what does not change."""
+    model = model._replace(
+        params=_copied(state.params),
+        stats=_copied(state.stats),
+        trained={"epochs": len(rows), **model.trained},
+    )
+    target = self_target.state() if self_target else {}
+    moments = _copied(_moments(state.optimiser))
+    return Epoch(rows, model, state.optimiser.step, moments, target, test_logits)
+
+
+def _check_finite(state, means, epoch):
+    """Raise MinipcError unless an epoch's losses and the arrays that it ended in are finite."""
+    arrays = (*state.params.values(), *state.stats.values())  # the losses precede the last step
+    finite = all(isfinite(value) for value in means.values()) and all(
+        bool(module_of(value).isfinite(value).all()) for value in arrays
+    )
+    if not finite:
+        raise MinipcError(
+            f"training: the loss is no longer finite in epoch {epoch + 1} ({means['total']}); "
+            "start a new run with a lower --lr, or with the guard if it was off"
+        )
 
 
 def _measured(split, labels, logits):
@@ -340,14 +335,15 @@ def _measured(split, labels, logits):
     return {f"{split}_{name}": value for name, value in found.items() if name != "confusion"}
 
 
-def _to_host(arrays):
-    return {name: to_host(value) for name, value in arrays.items()}
+def _copied(arrays):
+    """Return copies of arrays, on the host."""
+    return {name: to_host(value).copy() for name, value in arrays.items()}
 
 
 def _moments(optimiser):
-    """Return the arrays of an optimiser's state as {"moment.name": array on the host}."""
+    """Return the arrays of an optimiser's state as {"moment.name": array}."""
     return {
-        f"{moment}.{name}": to_host(value)
+        f"{moment}.{name}": value
         for moment, arrays in optimiser._asdict().items()
         if moment != "step"
         for name, value in arrays.items()

@@ -29,6 +29,7 @@ from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
 from minipc.settings import RecordConfig
+from minipc.storage.places import check_parent
 from minipc.streams import stream
 
 TRIAL = 512  # training clouds on which a teacher is tried before the first shard
@@ -91,9 +92,7 @@ class Share(NamedTuple):
 def check_request(out, views, seed):
     """Raise UsageError or DataError for what no teacher needs to be called to refuse."""
     RecordConfig(views, seed)  # raises for what is out of bounds
-    folder = os.path.dirname(out) or "."
-    if not os.path.isdir(folder):
-        raise DataError(f"{out}: cannot be written, there is no folder {folder}; make it first")
+    check_parent(out)
 
 
 def pointnet_teacher(model, engine="fused"):

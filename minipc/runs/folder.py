@@ -17,6 +17,7 @@ from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import read_checkpoint, write_checkpoint
 from minipc.models.file import write_model
 from minipc.storage import files
+from minipc.storage.places import check_new_run
 
 MOST_TEXT = 1 << 24  # bytes of run.json
 
@@ -44,19 +45,6 @@ def model_path(path):
     return os.path.join(path, "model.h5") if os.path.isdir(path) else path
 
 
-def refuse_existing(path):
-    """Raise UsageError where path is taken: a run never goes into another one's folder.
-
-    An empty folder is not taken, nor is one in which a kill left nothing but a hidden temporary.
-    """
-    if not os.path.lexists(path):
-        return
-    with suppress(OSError):  # no folder, or not ours to look into: taken
-        if all(name.endswith(".tmp") for name in os.listdir(path)):
-            return
-    raise UsageError(f"{path}: exists already; continue it with --resume, or choose another --out")
-
-
 def read_run(path):
     """Return what run.json of a run folder says.  Raises DataError."""
     place = os.path.join(path, "run.json")
@@ -81,7 +69,7 @@ class RunFolder:
         self.path, self.new = path, described is not None
         made = False
         if self.new:
-            refuse_existing(path)
+            check_new_run(path)
             try:
                 os.mkdir(path)
                 made = True
@@ -98,7 +86,7 @@ class RunFolder:
         self._lock, self._owner = self._take(), os.getpid()
         try:
             if self.new:
-                refuse_existing(path)  # again, now that nobody else can write into it
+                check_new_run(path)  # again, now that nobody else can write into it
                 files.commit(
                     self.file("run.json"),
                     (json.dumps(described, indent=2, sort_keys=True) + "\n").encode(),
@@ -197,7 +185,7 @@ class RunFolder:
         labels (N,) indices into class_names, probabilities (N, K).
         """
         lines = [["cloud", "label", "predicted", "right", "probability"]]
-        for cloud, (label, row) in enumerate(zip(labels, probabilities)):
+        for cloud, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
             best = int(row.argmax())
             lines.append(
                 [

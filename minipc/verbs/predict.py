@@ -1,7 +1,6 @@
-"""Single clouds in files: read, prepared as for training, classified.
+"""Classify single clouds in files, prepared as for training: what `minipc predict` does.
 
-What `minipc predict` does.  Apart from jobs.py because what a recording needs takes longer to
-import than one cloud to classify.
+It imports little: what a recording needs takes longer to import than one cloud to classify.
 """
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from minipc.backend import default_threads
 from minipc.data.clouds import check_count
 from minipc.data.readers.point_files import read_prepared
-from minipc.distil.evaluate import predict
+from minipc.distil import evaluate
 from minipc.errors import DataError
 from minipc.models.file import on_module, read_model
 from minipc.nn.ops import log_softmax_forward
@@ -18,14 +17,14 @@ from minipc.runs.folder import model_path
 USUAL_POINTS = 1024  # of a cloud for a model that does not say
 
 
-def predict_files(
+def predict(
     model,
     paths,
     *,
     top=1,
     num_points=None,
     up_axis=None,
-    xp,
+    xp=np,
     engine="fused",
     threads=None,
     say=lambda line: None,
@@ -52,10 +51,11 @@ def predict_files(
     points = np.stack([read_prepared(file, described["normalisation"], count)[0] for file in paths])
     if up_axis is None and described["up_axis"] != "unknown":
         say(f"{path}: expects up axis {described['up_axis']}; if the files have another, turn them")
-    logits = predict(on_module(read, xp), points, xp, threads or default_threads(xp), engine)
+    threads = threads or default_threads(xp)
+    logits = evaluate.predict(on_module(read, xp), points, xp, threads, engine)
     log_p, _ = log_softmax_forward(logits.astype(np.float64))
     found = []
-    for file, p in zip(paths, np.exp(log_p)):
+    for file, p in zip(paths, np.exp(log_p), strict=True):
         best = [
             {"class": names[k], "probability": float(p[k])}
             for k in np.argsort(-p, kind="stable")[:top]

@@ -6,6 +6,7 @@ import runpy
 import shlex
 import sys
 import warnings
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -19,7 +20,7 @@ from minipc.data import shapes
 from minipc.distil.train import TrainConfig
 from minipc.models import pointnet
 from minipc.record.reader import RecordReader
-from minipc.verbs import first_run
+from minipc.verbs import demo
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -61,13 +62,11 @@ def place(vessels, tmp_path, monkeypatch):
     monkeypatch.setattr(mutants, "MUTANTS", {name: mutants.MUTANTS[name] for name in few})
     monkeypatch.setattr(TrainConfig, "epochs", 10)  # where a command does not say
     monkeypatch.setattr(
-        first_run,
+        shapes,
         "make_shapes",
-        lambda seed: shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32),
+        partial(shapes.make_shapes, train_per_class=8, test_per_class=2, points=32),
     )
-    monkeypatch.setattr(
-        first_run, "TEACHER_TRAINING", TrainConfig(epochs=40, lr=1e-2, warmup_steps=10)
-    )
+    monkeypatch.setattr(demo, "TEACHER_TRAINING", TrainConfig(epochs=40, lr=1e-2, warmup_steps=10))
     rng = np.random.default_rng(0)
     names = tuple(STRETCH)
 

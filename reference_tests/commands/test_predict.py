@@ -8,9 +8,9 @@ import pytest
 
 from minipc.data.clouds import read_clouds
 from minipc.data.readers.point_files import read_prepared
-from minipc.distil.evaluate import predict
+from minipc.distil import evaluate
 from minipc.models.file import read_model, write_model
-from minipc.verbs.predict import predict_files
+from minipc.verbs.predict import predict
 from reference_tests.commands.test_cli import QUICK
 
 
@@ -37,7 +37,9 @@ def test_a_file_is_predicted_as_the_packed_cloud_is(trained, vessels, say):
     splits, model = read_clouds("vessels.h5"), read_model("run/model.h5")
     packed = {}
     for clouds in splits:
-        for points, logits in zip(clouds.points, predict(model, clouds.points, np, 1), strict=True):
+        for points, logits in zip(
+            clouds.points, evaluate.predict(model, clouds.points, np, 1), strict=True
+        ):
             packed[points.tobytes()] = splits.train.class_names[logits.argmax()]
     for one in values["predictions"]:
         points, _, _ = read_prepared(one["file"], "unit_sphere", 32)
@@ -48,14 +50,14 @@ def test_a_file_is_predicted_as_the_packed_cloud_is(trained, vessels, say):
 
 def test_a_prediction_does_not_depend_on_what_is_predicted_with_it(trained, say):
     paths = [f"vessels/mug/{number:03d}.xyz" for number in range(1, 41)]
-    together = predict_files("run", paths, xp=np, threads=2)["predictions"]
+    together = predict("run", paths, xp=np, threads=2)["predictions"]
     assert [one["file"] for one in together] == paths
     for path, one in list(zip(paths, together, strict=True))[::13]:
-        assert predict_files("run", [path], xp=np)["predictions"] == [one]
+        assert predict("run", [path], xp=np)["predictions"] == [one]
 
 
 def test_top_lists_classes_by_their_probability(trained, say):
-    values = predict_files("run", ["vessels/bowl/001.xyz"], top=3, xp=np)["predictions"][0]
+    values = predict("run", ["vessels/bowl/001.xyz"], top=3, xp=np)["predictions"][0]
     assert {best["class"] for best in values["top"]} == {"bowl", "mug", "vase"}
     p = [best["probability"] for best in values["top"]]
     assert p == sorted(p, reverse=True) and sum(p) == pytest.approx(1)
@@ -78,7 +80,7 @@ def test_every_format_of_the_same_cloud_gives_the_same_answer(trained, folder, s
         np.savetxt(
             path, points, delimiter="," if suffix == ".csv" else " ", fmt="%.17g"
         )  # all digits of a float64
-    one, other = predict_files("run", ["vessels/vase/002.xyz", path], xp=np)["predictions"]
+    one, other = predict("run", ["vessels/vase/002.xyz", path], xp=np)["predictions"]
     assert one["probability"] == other["probability"]
 
 
@@ -87,13 +89,11 @@ def test_the_cloud_is_normalised_exactly_if_the_model_was_trained_so(trained, fo
     np.save("moved.npy", 40 * points + [7, 8, 9])
     model = read_model("run/model.h5")
     write_model("plain.h5", model._replace(described=model.described | {"normalisation": "none"}))
-    one, moved = predict_files("run", ["vessels/mug/003.xyz", "moved.npy"], xp=np)["predictions"]
+    one, moved = predict("run", ["vessels/mug/003.xyz", "moved.npy"], xp=np)["predictions"]
     assert moved["probability"] == pytest.approx(
         one["probability"], abs=0.2
     )  # another draw of the points
-    one, moved = predict_files("plain.h5", ["vessels/mug/003.xyz", "moved.npy"], xp=np)[
-        "predictions"
-    ]
+    one, moved = predict("plain.h5", ["vessels/mug/003.xyz", "moved.npy"], xp=np)["predictions"]
     assert abs(moved["probability"] - one["probability"]) > 1e-6 or moved["class"] != one["class"]
 
 
@@ -103,7 +103,7 @@ def test_a_cloud_far_from_the_origin_is_predicted_as_it_is_at_the_origin(trained
     count = len(points)
     np.savetxt("near.xyz", points, fmt="%.5f")
     np.savetxt("far.xyz", np.loadtxt("near.xyz") + [500000, 5400000, 300], fmt="%.5f")
-    near, far = predict_files("run", ["near.xyz", "far.xyz"], num_points=count, top=3, xp=np)[
+    near, far = predict("run", ["near.xyz", "far.xyz"], num_points=count, top=3, xp=np)[
         "predictions"
     ]
     assert far["class"] == near["class"]
@@ -114,11 +114,11 @@ def test_a_cloud_far_from_the_origin_is_predicted_as_it_is_at_the_origin(trained
 
 def test_points_come_from_the_option_then_from_the_model_then_from_custom(trained, folder):
     path = "vessels/mug/001.xyz"
-    assert predict_files("run", [path], xp=np)["points"] == 32
-    assert predict_files("run", [path], num_points=7, xp=np)["points"] == 7
+    assert predict("run", [path], xp=np)["points"] == 32
+    assert predict("run", [path], num_points=7, xp=np)["points"] == 7
     model = read_model("run/model.h5")
     write_model("old.h5", model._replace(trained={}))
-    assert predict_files("old.h5", [path], xp=np)["points"] == 1024
+    assert predict("old.h5", [path], xp=np)["points"] == 1024
 
 
 def test_one_bad_file_among_many_ends_without_an_answer(trained, folder, say):
@@ -129,8 +129,7 @@ def test_one_bad_file_among_many_ends_without_an_answer(trained, folder, say):
 
 def test_the_device_answers_as_the_host_does(trained, fake_cupy):
     host, device = (
-        predict_files("run", ["vessels/mug/001.xyz"], xp=xp)["predictions"][0]
-        for xp in (np, fake_cupy)
+        predict("run", ["vessels/mug/001.xyz"], xp=xp)["predictions"][0] for xp in (np, fake_cupy)
     )
     assert device["class"] == host["class"]
     assert device["probability"] == pytest.approx(

@@ -19,6 +19,7 @@ from minipc.models.file import model_id, new_model, on_module, read_model, write
 from minipc.models.pointnet import ModelConfig, forward_train
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.runs.folder import RunFolder, free_name, model_path
+from minipc.verbs.train import write_epochs
 
 MODEL = ModelConfig((8, 8, 16), (8,), 3)
 LABELS = LossConfig(label_smoothing=0.1, **LABELS_ALONE)
@@ -44,17 +45,17 @@ def splits():
 
 
 def run(splits, loss=LABELS, model=MODEL, views=None, **changes):
-    target = changes.pop("self_target", None)
-    extra = {
-        name: changes.pop(name)
-        for name in ("xp", "threads", "folder", "progress")
-        if name in changes
-    }
+    target, folder = changes.pop("self_target", None), changes.pop("folder", None)
+    extra = {name: changes.pop(name) for name in ("xp", "threads", "progress") if name in changes}
     config = TrainConfig(
         **({"epochs": 3, "batch_size": 16, "lr": 1e-2, "warmup_steps": 4} | changes)
     )
     views = views or drawn_views(splits.train, config.seed, AugmentConfig())
-    return train(splits, model, loss, config, views, self_target=target, **extra)
+    epochs = train(splits, model, loss, config, views, self_target=target, **extra)
+    if folder is not None:
+        return write_epochs(folder, epochs, splits.test, config.epochs)
+    *_, last = epochs
+    return last
 
 
 def assert_same_model(one, other):
@@ -79,15 +80,36 @@ def teacher_views(splits, epochs=3):
 
 def test_training_on_labels_learns(splits):
     trained = run(splits, epochs=12)
-    assert trained.epochs[-1]["test_accuracy"] > 0.8  # three classes: chance is one third
-    assert trained.epochs[-1]["total"] < trained.epochs[0]["total"]
+    assert trained.rows[-1]["test_accuracy"] > 0.8  # three classes: chance is one third
+    assert trained.rows[-1]["total"] < trained.rows[0]["total"]
 
 
 def test_the_same_seed_gives_the_same_model_and_another_seed_another(splits):
     first, second = run(splits), run(splits)
     assert_same_model(first.model, second.model)
-    assert first.epochs[0]["total"] == second.epochs[0]["total"]
+    assert first.rows[0]["total"] == second.rows[0]["total"]
     assert model_id(run(splits, seed=1).model) != model_id(first.model)
+
+
+@pytest.mark.parametrize("engine", ["fused", "textbook"])
+def test_an_epoch_that_is_kept_is_not_changed_by_later_ones(splits, engine):
+    """The fast engine writes a step into the arrays of the step before."""
+    config = TrainConfig(epochs=3, batch_size=16, lr=1e-2, warmup_steps=4, engine=engine)
+    views = drawn_views(splits.train, 0, AugmentConfig())
+
+    def begun(stop):
+        epochs = train(splits, MODEL, LABELS, config, views, threads=1)
+        return [next(epochs) for _ in range(stop)]
+
+    for number, kept in enumerate(begun(3), start=1):
+        alone = begun(number)[-1]  # nothing came after it
+        assert len(kept.rows) == len(alone.rows) == kept.model.trained["epochs"] == number
+        assert kept.steps == alone.steps == number * (70 // 16)
+        assert_same_model(kept.model, alone.model)
+        assert kept.moments.keys() == alone.moments.keys() != set()
+        for name, value in kept.moments.items():
+            np.testing.assert_array_equal(value, alone.moments[name], err_msg=name)
+        np.testing.assert_array_equal(kept.test_logits, alone.test_logits)
 
 
 def test_training_changes_neither_clouds_nor_views(splits):
@@ -148,9 +170,9 @@ def test_a_negative_weight_changes_the_student_from_the_second_epoch_on(splits, 
 
     plain = run(splits, LossConfig(0.9, 0.0), views=views)
     negative = run(splits, LossConfig(0.9, 0.2), views=views, self_target=target())
-    assert negative.epochs[0]["labels"] == plain.epochs[0]["labels"]  # no earlier self yet
-    assert negative.epochs[0]["self_distillation"] == 0 < negative.epochs[1]["self_distillation"]
-    assert negative.epochs[1]["labels"] != plain.epochs[1]["labels"]
+    assert negative.rows[0]["labels"] == plain.rows[0]["labels"]  # no earlier self yet
+    assert negative.rows[0]["self_distillation"] == 0 < negative.rows[1]["self_distillation"]
+    assert negative.rows[1]["labels"] != plain.rows[1]["labels"]
     assert_same_model(
         negative.model, run(splits, LossConfig(0.9, 0.2), views=views, self_target=target()).model
     )
@@ -205,7 +227,7 @@ def test_dropout_sgd_and_clipping_train_and_repeat(splits):
     settings = dict(model=model, optimiser="sgd", clip_norm=1.0, lr=3e-2)
     first = run(splits, **settings)
     assert_same_model(first.model, run(splits, **settings).model)
-    assert first.epochs[-1]["total"] < first.epochs[0]["total"]
+    assert first.rows[-1]["total"] < first.rows[0]["total"]
     assert model_id(run(splits, **(settings | {"model": MODEL})).model) != model_id(first.model)
 
 
@@ -224,11 +246,11 @@ def test_training_runs_on_the_device_and_agrees_with_the_host(splits, fake_cupy,
     # The fast engine divides its products otherwise there; AdamW makes steps of the noise of an
     # offset whose gradient is truly zero, so parameters are not compared, but what they amount to.
     for name in ("total", "labels", "distillation"):
-        mine, theirs = ([row[name] for row in trained.epochs] for trained in (host, device))
+        mine, theirs = ([row[name] for row in trained.rows] for trained in (host, device))
         np.testing.assert_allclose(mine, theirs, rtol=1e-3, err_msg=name)
     assert all(isinstance(value, np.ndarray) for value in device.model.params.values())
     history = run(splits, loss, model, views, self_target=History(70, 3), epochs=2, xp=fake_cupy)
-    assert history.epochs[-1]["self_distillation"] > 0
+    assert history.rows[-1]["self_distillation"] > 0
 
 
 def test_the_reported_accuracy_is_that_of_the_saved_model(splits, tmp_path):
@@ -237,10 +259,10 @@ def test_the_reported_accuracy_is_that_of_the_saved_model(splits, tmp_path):
     model = read_model(model_path(folder.path))
     assert_same_model(model, trained.model)
     found = metrics(splits.test.labels, predict(on_module(model, np), splits.test.points, np, 2))
-    assert found.accuracy == trained.epochs[-1]["test_accuracy"]
+    assert found.accuracy == trained.rows[-1]["test_accuracy"]
     assert model.described == splits.train.described
     rows = [json.loads(line) for line in open_lines(folder.file("metrics.jsonl"))]
-    assert rows == trained.epochs and len(rows) == 3
+    assert rows == trained.rows and len(rows) == 3
     lines = open_lines(folder.file("metrics.csv"))
     assert lines[0].split(",") == list(rows[0]) and len(lines) == 4
     assert json.loads("".join(open_lines(folder.file("run.json")))) == {"seed": 0}

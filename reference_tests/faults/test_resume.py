@@ -23,6 +23,7 @@ from minipc.models.pointnet import ModelConfig, forward_train
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.runs.folder import RunFolder, last_name, read_run
 from minipc.storage import files
+from minipc.verbs.train import write_epochs
 
 MODEL = ModelConfig((8, 8, 16), (8,), 3, dropout=0.25)
 EPOCHS = 4
@@ -73,7 +74,8 @@ def run(splits, path, target="none", stop_after=None, **changes):
     )
     new = not os.path.exists(path)
     with RunFolder(str(path), {"target": target} if new else None) as folder:
-        return train(
+        resume = None if new else folder.checkpoint()
+        epochs = train(
             splits,
             MODEL,
             LossConfig(0.9, 0.0 if target == "none" else 0.2),
@@ -82,11 +84,12 @@ def run(splits, path, target="none", stop_after=None, **changes):
             self_target=TARGETS[target](splits),
             xp=xp,
             threads=1,
-            folder=folder,
-            stop_after=stop_after,
             progress=progress,
-            resume=None if new else folder.checkpoint(),
+            resume=resume,
         )
+        done = len(resume.rows) if resume else 0
+        stop = config.last_epoch(stop_after, done)
+        return write_epochs(folder, epochs, splits.test, stop, done)
 
 
 def without_times(rows):
@@ -136,10 +139,10 @@ def test_stopped_after_two_and_resumed_equals_four_epochs(splits, tmp_path, targ
     settings = dict(target=target, optimiser=optimiser, clip_norm=1.0, val_fraction=0.2)
     whole = run(splits, tmp_path / "whole", **settings)
     stopped = run(splits, tmp_path / "parts", stop_after=2, **settings)
-    assert len(stopped.epochs) == 2
+    assert len(stopped.rows) == 2
     assert len(read_checkpoint(str(tmp_path / "parts/checkpoint.h5")).rows) == 2
     resumed = run(splits, tmp_path / "parts", **settings)
-    assert without_times(resumed.epochs) == without_times(whole.epochs)
+    assert without_times(resumed.rows) == without_times(whole.rows)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
@@ -185,8 +188,8 @@ def test_resuming_a_finished_run_trains_nothing_and_repairs_what_follows(splits,
 
 def test_best_is_the_first_epoch_of_the_best_validation_accuracy(splits, tmp_path):
     trained = run(splits, tmp_path / "run", val_fraction=0.3, epochs=6)
-    accuracies = [row["val_accuracy"] for row in trained.epochs]
-    best = best_epoch(trained.epochs)
+    accuracies = [row["val_accuracy"] for row in trained.rows]
+    best = best_epoch(trained.rows)
     assert best == accuracies.index(max(accuracies))
     for stop in range(1, 7):
         run(splits, tmp_path / "parts", val_fraction=0.3, epochs=6, stop_after=stop)
@@ -217,7 +220,7 @@ def test_held_out_clouds_are_stratified_never_learnt_and_fixed_by_the_seed(split
             return super().target(rows, points)
 
     config = TrainConfig(epochs=6, batch_size=8, val_fraction=0.2, seed=3)
-    train(
+    epochs = train(
         splits,
         MODEL,
         LossConfig(0.9, 0.2),
@@ -226,6 +229,7 @@ def test_held_out_clouds_are_stratified_never_learnt_and_fixed_by_the_seed(split
         self_target=Spy(90, 3),
         threads=1,
     )
+    assert len(list(epochs)) == 6
     held_out = stratified(splits.train.labels, 0.2, 3, "validation")
     assert set(seen) == set(np.flatnonzero(~held_out)) and held_out.sum() == 18
 
@@ -248,7 +252,7 @@ def test_predictions_hold_a_line_for_each_test_cloud(splits, tmp_path):
     assert {cell[1] for cell in cells} == {"flat", "long", "round"}
     right = [int(cell[3]) for cell in cells]
     assert right == [int(cell[1] == cell[2]) for cell in cells]
-    assert sum(right) / 40 == trained.epochs[-1]["test_accuracy"]
+    assert sum(right) / 40 == trained.rows[-1]["test_accuracy"]
     assert all(1 / 3 <= float(cell[4]) <= 1 for cell in cells)
 
 
@@ -340,9 +344,11 @@ def test_a_checkpoint_serves_as_often_as_one_likes(splits, tmp_path):
     config = TrainConfig(epochs=EPOCHS, batch_size=16, lr=1e-2, warmup_steps=4)
     loss = LossConfig(0.9, 0.0)
     one, other = (
-        train(splits, MODEL, loss, config, views_of(splits), resume=resume) for _ in range(2)
+        list(train(splits, MODEL, loss, config, views_of(splits), resume=resume)) for _ in range(2)
     )
-    assert without_times(one.epochs) == without_times(other.epochs)
+    assert [len(epoch.rows) for epoch in one] == [2, 3, 4]  # that of the checkpoint comes first
+    one, other = one[-1], other[-1]
+    assert without_times(one.rows) == without_times(other.rows)
     for name, value in one.model.params.items():
         np.testing.assert_array_equal(value, other.model.params[name], err_msg=name)
 
@@ -353,23 +359,11 @@ def test_a_checkpoint_of_other_sizes_is_refused(splits, tmp_path):
         resume = folder.checkpoint()
         config = TrainConfig(epochs=EPOCHS, batch_size=16)
         with pytest.raises(DataError, match="holds other layers or moments"):
-            train(
-                splits,
-                replace(MODEL, shared=(8, 8, 17)),
-                LossConfig(0.9),
-                config,
-                views_of(splits),
-                resume=resume,
-            )
+            model = replace(MODEL, shared=(8, 8, 17))
+            next(train(splits, model, LossConfig(0.9), config, views_of(splits), resume=resume))
         with pytest.raises(DataError, match="holds other layers or moments"):
-            train(
-                splits,
-                MODEL,
-                LossConfig(0.9),
-                replace(config, optimiser="sgd"),
-                views_of(splits),
-                resume=resume,
-            )
+            config = replace(config, optimiser="sgd")
+            next(train(splits, MODEL, LossConfig(0.9), config, views_of(splits), resume=resume))
 
 
 def test_two_processes_cannot_train_in_one_folder(splits, tmp_path):
@@ -451,14 +445,7 @@ def test_a_checkpoint_comes_back_bit_for_bit(tmp_path):
 def test_settings_of_stopping_that_cannot_be_are_refused(splits, tmp_path):
     for stop in (0, 5):
         with pytest.raises(UsageError, match=f"stop after: expected 1 to 4 epochs, got {stop}"):
-            train(
-                splits,
-                MODEL,
-                LossConfig(0.9),
-                TrainConfig(epochs=4),
-                views_of(splits),
-                stop_after=stop,
-            )
+            TrainConfig(epochs=4).last_epoch(stop)
     with pytest.raises(UsageError, match="val fraction: expected 0 <= f < 1, got 1.0"):
         TrainConfig(val_fraction=1.0)
     with pytest.raises(
@@ -469,13 +456,8 @@ def test_settings_of_stopping_that_cannot_be_are_refused(splits, tmp_path):
     with pytest.raises(UsageError, match="val fraction: holds out nothing"):
         split_rows(np.arange(9), TrainConfig(val_fraction=0.5, batch_size=2))
     with pytest.raises(UsageError, match="more than the 27 training clouds"):
-        train(
-            splits,
-            MODEL,
-            LossConfig(**LABELS_ALONE),
-            TrainConfig(val_fraction=0.7),
-            lambda epoch: (draw(0, epoch, 0, 90, AugmentConfig()), None),
-        )
+        loss, config = LossConfig(**LABELS_ALONE), TrainConfig(val_fraction=0.7)
+        next(train(splits, MODEL, loss, config, views_of(splits)))
 
 
 def test_the_last_run_is_the_last_of_the_numbered_names(tmp_path, monkeypatch):

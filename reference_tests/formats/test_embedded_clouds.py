@@ -17,7 +17,7 @@ from minipc.record.finished import open_record
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
 from minipc.storage import files, hdf5
-from minipc.verbs.jobs import read_data
+from minipc.verbs.find import read_data
 from reference_tests.formats.test_files import killed_at
 
 GRID = 2.0**-14

@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 from contextlib import ExitStack, chdir, redirect_stderr, redirect_stdout, suppress
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from unittest import mock
@@ -36,7 +37,7 @@ from minipc.models import pointnet  # noqa: E402
 from minipc.nn.engine import ENGINES, backward  # noqa: E402
 from minipc.provenance import provenance  # noqa: E402
 from minipc.storage.files import sha256_arrays  # noqa: E402
-from minipc.verbs import first_run  # noqa: E402
+from minipc.verbs import demo  # noqa: E402
 from reference_tests.tools.accuracy import problem  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -78,17 +79,15 @@ def arrays():
 def files(threads):
     """Yield (name, digest) of what the bare commands write, with fewer shapes and epochs."""
 
-    def few(seed):
-        return shapes.make_shapes(seed, train_per_class=8, test_per_class=2, points=32)
-
+    few = partial(shapes.make_shapes, train_per_class=8, test_per_class=2, points=32)
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
         stack.enter_context(chdir(folder))
-        stack.enter_context(mock.patch.object(first_run, "make_shapes", few))
+        stack.enter_context(mock.patch.object(shapes, "make_shapes", few))
         stack.enter_context(
-            mock.patch.object(first_run, "TEACHER_TRAINING", TrainConfig(epochs=4, lr=1e-3))
+            mock.patch.object(demo, "TEACHER_TRAINING", TrainConfig(epochs=4, lr=1e-3))
         )
-        stack.enter_context(mock.patch.object(first_run, "STUDENT_EPOCHS", 3))
+        stack.enter_context(mock.patch.object(demo, "STUDENT_EPOCHS", 3))
         for module in KNOWS_PROVENANCE:
             stack.enter_context(mock.patch(f"{module}.provenance", lambda xp: {"fixed": True}))
         for line in (["record", "--views", "3", "--force"], ["train", "--self-weight", "0.2"]):

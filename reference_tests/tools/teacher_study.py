@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -90,13 +91,15 @@ class Study:
             shared=recipe.get("shared") or config.shared,
         )
         rates = {name: recipe[name] for name in ("lr", "weight_decay") if name in recipe}
-        return train(
+        begun = time.perf_counter()
+        *_, last = train(
             self.splits, config, loss, TrainConfig(epochs=epochs, seed=seed, **rates), views
         )
+        return last, time.perf_counter() - begun
 
-    def tell(self, run, trained):
-        """Write the last epoch of a run into results.jsonl."""
-        last = trained.epochs[-1]
+    def tell(self, run, epoch, seconds):
+        """Write the last Epoch of a run, and what the run took, into results.jsonl."""
+        last = epoch.rows[-1]
         self.write(
             {
                 "run": run,
@@ -104,7 +107,7 @@ class Study:
                 "mean_class": last["test_mean_class_accuracy"],
                 "nll": last["test_nll"],
                 "label_loss": last["labels"],
-                "seconds": round(trained.seconds, 1),
+                "seconds": round(seconds, 1),
             }
         )
 
@@ -123,9 +126,9 @@ class Study:
             views = drawn_views(self.splits.train, seed, AugmentConfig(**recipe["augment"]))
             loss = LossConfig(label_smoothing=recipe["smoothing"], **LABELS_ALONE)
             epochs = max(1, round(recipe["epochs"] * self.options.length))
-            trained = self.model("teacher", recipe, loss, seed, views, epochs)
-            self.tell(f"teacher {told} seed {seed}", trained)
-            write_model(path, trained.model)
+            last, seconds = self.model("teacher", recipe, loss, seed, views, epochs)
+            self.tell(f"teacher {told} seed {seed}", last, seconds)
+            write_model(path, last.model)
         return read_model(path)
 
     def record(self, name):
@@ -163,7 +166,7 @@ class Study:
         epochs = max(1, round(60 * self.options.length))
         with RecordReader(self.record(name)) as reader:
             views = recorded_views(reader, labels_only=not weight)
-            self.tell(run, self.model("tiny", {}, loss, seed, views, epochs))
+            self.tell(run, *self.model("tiny", {}, loss, seed, views, epochs))
 
 
 def main():

@@ -22,7 +22,7 @@ PACKAGE = ROOT / "minipc"
 
 ORDER = """
 errors settings streams installed backend provenance
-storage.files storage.hdf5
+storage.files storage.hdf5 storage.places
 nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck
 nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.engine
 models.inputs models.pointnet models.model
@@ -32,10 +32,11 @@ data.readers.modelnet data.readers.tree data.readers.source
 models.file models.checkpoint
 record.fields record.plan record.embedded record.finished record.shard record.store record.reader
 record.contract record.recorder record.verify record.parallel.processes record.parallel.scheduler
-distil.evaluate distil.self_target runs.folder distil.train
+distil.evaluate distil.self_target distil.train runs.folder runs.config
 audit.vectors audit.problems audit.facts audit.rules audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
-verbs.predict verbs.jobs verbs.train report.describe report.environment report.lines verbs.first_run
+verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit verbs.demo
+report.describe report.environment report.lines
 cli.options cli.show cli.record cli.verify cli.train cli.eval cli.predict cli.info cli.data
 cli.audit cli.loss cli.doctor cli.main __main__
 """.split()
@@ -163,13 +164,22 @@ def test_what_takes_longer_to_import_than_a_cloud_to_predict_is_not_imported(dat
     assert "minipc.verbs.predict" in predicts and not predicts & {
         "scipy",
         "multiprocessing",
-        "minipc.verbs.jobs",
+        "minipc.verbs.find",
         "minipc.record",
         "minipc.distil.train",
         "minipc.audit",
     }
     for others in (["info", model], ["eval", model, str(folder / data)]):
         assert not loaded_by_command(*others) & {"scipy", "minipc.distil.train", "minipc.audit"}
+
+
+def test_recording_and_training_do_not_import_the_audit(data, folder):
+    write_model("model.h5", new_model(sizes("tiny", 3), read_clouds(data).test.described, seed=0))
+    model, data = str(folder / "model.h5"), str(folder / data)
+    records = loaded_by_command("record", data, "--teacher", model, "--dry-run")
+    trains = loaded_by_command("train", data, "--labels-only", "--dry-run")
+    assert "minipc.verbs.record" in records and "minipc.verbs.train" in trains
+    assert not (records | trains) & {"minipc.audit", "minipc.verbs.audit"}
 
 
 def test_the_engine_loads_no_file_format_and_no_command_line():

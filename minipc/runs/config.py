@@ -1,0 +1,90 @@
+"""What a run is: the content of its run.json, from which it can be repeated and gone on with."""
+
+from dataclasses import dataclass, replace
+from typing import get_type_hints
+
+from minipc.errors import DataError
+from minipc.models.pointnet import ModelConfig
+from minipc.nn.losses import LABELS_ALONE
+from minipc.runs.folder import read_run
+from minipc.settings import LossConfig, SelfConfig, TrainConfig
+from minipc.storage import files
+
+
+@dataclass(frozen=True)
+class RecordName:
+    """Which record a run replays."""
+
+    file: str  # base name, a hint
+    run_id: str
+
+    def __post_init__(self):
+        if not (isinstance(self.file, str) and isinstance(self.run_id, str)):
+            raise DataError(
+                f"record: expected a file name and a run_id, found {self.file!r}, {self.run_id!r}"
+            )
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that a run is: the content of its run.json.  Raises DataError for what is none."""
+
+    provenance: dict  # versions and device that it began with
+    data: str  # base name of its data file, a hint
+    clouds: dict  # hashes and description of both splits: identity()
+    record: RecordName | None
+    self_record: RecordName | None  # of the self target "record"
+    views: tuple | None  # first, stop: of the record
+    augment: dict  # ranges and order; plain JSON
+    labels_only: bool
+    name: str  # of the model's size, as it was given
+    model: ModelConfig
+    loss: LossConfig
+    self_target: SelfConfig | None
+    training: TrainConfig
+    baseline: str | None  # base name of a folder beside it: the same run on labels alone
+
+    def __post_init__(self):
+        kinds = get_type_hints(RunConfig)
+        for name, kind in {
+            "record": RecordName,
+            "self_record": RecordName,
+            "model": ModelConfig,
+            "loss": LossConfig,
+            "self_target": SelfConfig,
+            "training": TrainConfig,
+        }.items():
+            if isinstance(getattr(self, name), dict):
+                object.__setattr__(self, name, files.from_dict(kind, getattr(self, name), name))
+        if isinstance(self.views, list) and [type(view) for view in self.views] == [int, int]:
+            object.__setattr__(self, "views", tuple(self.views))
+        for name, kind in kinds.items():
+            if not isinstance(getattr(self, name), kind):
+                raise DataError(
+                    f"{name}: expected {getattr(kind, '__name__', kind)}, found "
+                    f"{getattr(self, name)!r}"
+                )
+
+    def on_labels_alone(self):
+        """Return the RunConfig of the same model on the same views, without the teacher's
+        logits.
+        """
+        loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)
+        return replace(
+            self, loss=loss, labels_only=True, self_target=None, self_record=None, baseline=None
+        )
+
+
+def read_config(out):
+    """Return the RunConfig of a run folder.  Raises DataError."""
+    return files.from_dict(RunConfig, read_run(out), f"{out}: run.json")
+
+
+def identity(splits):
+    """Return what a run must find again: hashes of all arrays, and Clouds.described."""
+    hashes = {
+        f"{name}_{part}": getattr(clouds, f"{part}_hash")
+        for name, clouds in splits._asdict().items()
+        for part in ("points", "labels")
+    }
+    return hashes | splits.train.described

@@ -1,0 +1,150 @@
+"""The bare commands, for someone who has nothing: built-in shapes, a teacher, a student."""
+
+import os
+from contextlib import suppress
+from dataclasses import asdict, replace
+
+import numpy as np
+
+from minipc.data.clouds import write_clouds
+from minipc.data.shapes import built_in_shapes
+from minipc.distil.train import TrainConfig
+from minipc.errors import DataError
+from minipc.models.file import read_model
+from minipc.nn.losses import LABELS_ALONE, LossConfig
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import Forecast, check_request, quiet
+from minipc.runs.config import read_config
+from minipc.runs.folder import RunFolder, free_name, model_path
+from minipc.storage.places import check_new_run, is_free_folder
+from minipc.verbs import record as record_verb
+from minipc.verbs import train as train_verb
+
+DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
+BASELINE = "-labels"  # ends the name of the label-only run beside a distilled one
+# Both chosen on other seeds of the shapes: a teacher that has something to teach (docs/results.md).
+TEACHER_TRAINING = TrainConfig(epochs=20, batch_size=16, lr=1e-3, warmup_steps=50)
+STUDENT_EPOCHS = 40
+
+
+def record(*, xp, engine, threads, say, progress, **settings):
+    """Make shapes.h5 and teacher/ where they are absent, then record: Recorded."""
+    _check_record(settings["out"], settings["views"], settings["seed"])  # before minutes of work
+    if not os.path.exists(DATA):
+        splits = built_in_shapes(0)
+        write_clouds(DATA, splits)
+        say(
+            f"{DATA}: made {len(splits.train)} training and {len(splits.test)} test clouds of "
+            "built-in shapes"
+        )
+    running = dict(xp=xp, threads=threads, say=say, progress=progress)
+    if _unfinished(TEACHER):
+        train_verb.resume(TEACHER, data=DATA, **running)
+    if not os.path.exists(model_path(TEACHER)):
+        say(f"{TEACHER}: no teacher yet, training one on {DATA}")
+        run = train_verb.train(
+            "teacher",
+            LossConfig(**LABELS_ALONE),
+            replace(TEACHER_TRAINING, engine=engine),
+            data=DATA,
+            labels_only=True,
+            out=TEACHER,
+            **running,
+        )
+        say(f"{TEACHER}: test accuracy {100 * run.values['test_accuracy']:.2f} %")
+    return record_verb.record(DATA, TEACHER, engine=engine, **running, **settings)
+
+
+def forecast(out, views, seed, **settings):
+    """Return the Forecast of record() with these arguments; no file is changed."""
+    _check_record(out, views, seed)
+    absent = [] if os.path.exists(DATA) else [DATA]
+    if _unfinished(TEACHER) or not os.path.exists(model_path(TEACHER)):
+        absent.append(TEACHER)
+    if absent:
+        return Forecast(out, views, [*absent, out])
+    return record_verb.forecast(DATA, TEACHER, out, views=views, seed=seed, **settings)
+
+
+def _check_record(out, views, seed):
+    """Raise UsageError or DataError for a recording that could not be, whatever its teacher."""
+    check_request(out, views, seed)
+    if os.path.lexists(out):
+        RecordReader(out).close()
+
+
+def _unfinished(folder):
+    """Return whether a run folder is there without the model of its last epoch.
+
+    Raises DataError for somebody else's folder.
+    """
+    with suppress(DataError):  # no model yet
+        trained = read_model(model_path(folder)).trained
+        if trained.get("epochs") == trained.get("of_epochs"):
+            return False
+    if os.path.exists(os.path.join(folder, "run.json")):
+        return True
+    if not is_free_folder(folder):
+        raise DataError(
+            f"{folder}: is in the way and no run of ours; move it, or pass DATA and --teacher MODEL"
+        )
+    return False
+
+
+def train(
+    model,
+    loss,
+    config,
+    *,
+    out=None,
+    self_config=None,
+    dry_run=False,
+    xp=np,
+    say=quiet,
+    stop_after=None,
+    **running,
+):
+    """Train model on labels alone and from record.h5: two Runs, the one on labels first.
+
+    out is the folder of the second (None: run, run-2, ...); the other is out-labels.  The folder
+    out names both from the first moment, so resume(out) goes on with both after any interruption.
+    The other arguments as in verbs.train; with dry_run: None.
+    """
+    if not os.path.exists(RECORD):
+        raise DataError(
+            f"{RECORD}: not here; make it with: minipc record, or train on data: minipc train DATA "
+            "--labels-only"
+        )
+    config.last_epoch(stop_after)
+    out = out or free_name("run", BASELINE)
+    for folder in (out, out + BASELINE):
+        check_new_run(folder)
+    what = dict(record=RECORD, self_config=self_config, out=out, xp=xp, say=say)
+    if dry_run:
+        train_verb.train(model, loss, config, dry_run=True, **what)
+        return None
+    baseline = os.path.basename(out) + BASELINE
+    train_verb.begin(model, loss, config, baseline=baseline, **what)
+    return resume(out, xp=xp, say=say, stop_after=stop_after, **running)
+
+
+def resume(out, *, given=None, self_record=None, **files_and_running):
+    """Go on with the run in folder out and with the one on labels alone that it names, or begin
+    that one: two Runs, the one on labels first.
+
+    Arguments as of verbs.train.resume; what labels alone have no use for is not asked there.
+    """
+    config = read_config(out)
+    baseline = os.path.join(os.path.dirname(out), config.baseline)
+    if not os.path.lexists(os.path.join(baseline, "run.json")):
+        with RunFolder(baseline, asdict(config.on_labels_alone())):
+            pass  # begun: it goes on below
+    of_both = {
+        section: settings
+        for section, settings in (given or {}).items()
+        if section not in ("loss", "self_target")
+    }
+    return [
+        train_verb.resume(baseline, given=of_both, **files_and_running),
+        train_verb.resume(out, given=given, self_record=self_record, **files_and_running),
+    ]

@@ -1,0 +1,88 @@
+"""Find and read the files of a verb: the path that is given, or the name that another file tells.
+
+A file of ours names the files that it was made from by their base names; they lie beside it, one
+folder up (a model lies in a run folder) or in the current folder.
+"""
+
+import os
+
+from minipc.data.clouds import check_same_kind, read_clouds
+from minipc.errors import DataError
+from minipc.models.file import read_model
+from minipc.record.reader import RecordReader
+from minipc.runs.folder import model_path
+from minipc.storage.files import kind_of
+
+
+def find_file(given, name, near, option):
+    """Return the path given, or the path of the file called name beside the file near, one folder
+    up, or here.
+
+    option names what the user can pass instead.  Raises DataError where it is in none of them.
+    """
+    if given is not None:
+        return given
+    beside = os.path.dirname(near)
+    places = (
+        [os.path.join(beside, name), os.path.join(beside, os.pardir, name), name] if name else []
+    )
+    for place in places:
+        if os.path.exists(place):
+            return os.path.normpath(place)
+    raise DataError(
+        f"{near}: its file {name or '(not named in it)'} is not beside it and not here; pass "
+        f"{option}"
+    )
+
+
+def find_data(data, name, near, *, reader=None, points_hash=None):
+    """Return a path and its Splits: of data, or else of the clouds in a record, or else of a file
+    that is found.
+
+    reader: the open RecordReader, if there is one; name and near as in find_file.  A file that was
+    found and not given must have the training points of points_hash (None: the caller compares).
+    Raises DataError.
+    """
+    carried = reader.clouds() if data is None and reader else None
+    if carried is not None:
+        return reader.path, carried
+    path = find_file(data, name, near, "DATA")
+    splits = read_data(path)
+    if data is None and points_hash is not None and splits.train.points_hash != points_hash:
+        raise DataError(f"{path}: holds other training points than {near} was made from; pass DATA")
+    return path, splits
+
+
+def read_data(path):
+    """Return the Splits of a clouds file, or of a record that carries its clouds.  Raises
+    DataError.
+    """
+    if os.path.isdir(path):
+        is_run = os.path.exists(os.path.join(path, "run.json"))
+        raise DataError(
+            f"{path}: is a run, not data; go on with it by: minipc train --resume --out {path}"
+            if is_run
+            else f"{path}: is a folder; pack it first: minipc data pack {path} -o FILE.h5"
+        )
+    if kind_of(path) != "record":
+        return read_clouds(path)
+    with RecordReader(path) as reader:
+        splits = reader.clouds()
+    if splits is None:
+        raise DataError(
+            f"{path}: is a record without clouds; name its data file, or add them to it: "
+            f"minipc record DATA --teacher MODEL --out {path} --with-clouds"
+        )
+    return splits
+
+
+def read_model_for(clouds, data, model):
+    """Return the path and the Model of a model file or run folder that understands the Clouds read
+    from data.
+
+    Raises DataError unless class names, up axis and normalisation are the same.
+    """
+    path = model_path(model)
+    read = read_model(path)
+    check_same_kind(clouds.described, read.described, data, path)
+    return path, read

@@ -1,0 +1,54 @@
+"""Verify a record against its data and its teacher: what `minipc verify` does."""
+
+import numpy as np
+
+from minipc.backend import blas_on_one_thread, default_threads
+from minipc.errors import DataError
+from minipc.models.file import model_id, on_module, read_model
+from minipc.record import verify as certificate
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import pointnet_teacher, quiet
+from minipc.runs.folder import model_path
+from minipc.verbs.find import find_data
+
+
+def verify(
+    record,
+    data=None,
+    teacher=None,
+    *,
+    sample=1024,
+    xp=np,
+    engine="fused",
+    threads=None,
+    say=quiet,
+    progress=quiet,
+):
+    """Return the record.verify.Verified of a record file, its data and a teacher, or None for none.
+
+    data None: the clouds in the record, or the file that it names.  sample: rows over which the
+    teacher runs again, None for all.  Raises DataError where record, data and teacher do not belong
+    together.
+    """
+    with RecordReader(record) as reader, blas_on_one_thread(say):
+        clouds = find_data(data, reader.meta["data_file"], record, reader=reader)[1].train
+        logits_of = None
+        if teacher is not None:
+            model = read_model(model_path(teacher))
+            if model_id(model) != reader.plan.teacher_id:
+                raise DataError(
+                    f"{teacher}: is not the teacher of {record}, which is "
+                    f"{reader.plan.teacher_id[:16]}, "
+                    f"found {model_id(model)[:16]}; pass the model that was recorded"
+                )
+            logits_of = pointnet_teacher(on_module(model, xp), engine)
+        return certificate.verify(
+            reader,
+            clouds,
+            logits_of,
+            sample,
+            xp=xp,
+            threads=threads or default_threads(xp),
+            engine=engine,
+            progress=progress,
+        )
