@@ -14,6 +14,7 @@ from torch import nn
 from minipc.data.augment import AugmentConfig, apply, draw
 from minipc.data.shapes import built_in_shapes
 from minipc.record.recorder import record
+from minipc.record.recording import Recording
 
 
 class Teacher(nn.Module):
@@ -65,7 +66,7 @@ def main(out="torch_teacher.h5", steps=250):
     def logits_of(points):
         return model(torch.from_numpy(points)).numpy()
 
-    done = record(clouds, logits_of, weights_id(model), out, views=2)
+    done = record(Recording(clouds, weights_id(model), out, views=2), logits_of)
     print(
         f"{out}: {done.views} views, teacher accuracy {100 * done.teacher_accuracy:.1f} %, "
         f"{done.bytes} bytes"

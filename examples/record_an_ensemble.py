@@ -14,6 +14,7 @@ from minipc.models.file import model_id
 from minipc.models.pointnet import sizes
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recording import Recording
 
 
 def main(out="ensemble.h5", epochs=4):
@@ -40,7 +41,7 @@ def main(out="ensemble.h5", epochs=4):
         "mean-logits-"
         + hashlib.sha256(" ".join(sorted(map(model_id, teachers))).encode()).hexdigest()
     )
-    done = record(splits.train, logits_of, both, out, views=2, with_clouds=splits)
+    done = record(Recording(splits.train, both, out, views=2, with_clouds=splits), logits_of)
     print(
         f"{out}: {100 * done.teacher_accuracy:.1f} % of {done.views} recorded views, {done.bytes} "
         "bytes with clouds"

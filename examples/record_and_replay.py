@@ -10,6 +10,7 @@ from minipc.data import augment
 from minipc.data.shapes import built_in_shapes
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
+from minipc.record.recording import Recording
 
 
 def main(out="replay.h5", clouds=64):
@@ -29,7 +30,7 @@ def main(out="replay.h5", clouds=64):
         rows = np.arange(len(points)) + len(points) * (len(seen) - 1)
         return 4 * np.eye(len(train.class_names), dtype=np.float32)[train.labels[rows % clouds]]
 
-    done = record(train, teacher, "by-hand", out, views=2, seed=7, force=True)
+    done = record(Recording(train, "by-hand", out, views=2, seed=7, force=True), teacher)
     print(f"{out}: {done.views} views of {done.clouds} clouds, {done.bytes} bytes")
     with RecordReader(out) as reader:
         scale, shift, logits = reader.view(1)

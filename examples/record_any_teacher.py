@@ -13,6 +13,7 @@ from minipc.models.pointnet import sizes
 from minipc.nn.losses import LossConfig
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
+from minipc.record.recording import Recording
 
 
 def moments(points):
@@ -38,7 +39,7 @@ def main(out="any_teacher.h5", epochs=2):
         distance = ((moments(points)[:, None] - means) / spread) ** 2  # (B, K, 18)
         return -distance.mean(axis=2).astype(np.float32)
 
-    done = record(splits.train, teacher, "nearest-class-means-1", out, views=2)
+    done = record(Recording(splits.train, "nearest-class-means-1", out, views=2), teacher)
     print(f"teacher on the recorded views: {100 * done.teacher_accuracy:.1f} %, {done.bytes} bytes")
     with RecordReader(out) as reader:
         model = sizes("tiny", len(splits.train.class_names))

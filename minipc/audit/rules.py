@@ -20,6 +20,7 @@ from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
+from minipc.record.recording import Recording
 
 DECAYED = {
     "out.W": 0.1,
@@ -165,7 +166,10 @@ def replay(rng):
     with TemporaryDirectory() as folder:
         path = os.path.join(folder, "record.h5")
         record(
-            clouds, teacher, "audit", path, views=2, seed=7, force=True, logits="float32", threads=1
+            Recording(
+                clouds, "audit", path, views=2, seed=7, force=True, logits="float32", threads=1
+            ),
+            teacher,
         )
         with RecordReader(path) as reader:
             views = [reader.view(view) for view in range(2)]

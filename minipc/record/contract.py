@@ -1,5 +1,4 @@
-"""What a teacher must be, and what it is told where it is not: its answers, and the trial before
-the first shard.
+"""What a teacher must be: its answers, and the trial before the first shard.
 
 A teacher is any callable from points (B, P, 3) to logits (B, K).  It must repeat itself, whatever
 else is in the block; it must answer with logits, not with probabilities; and it must be better than
@@ -51,9 +50,9 @@ def answer(returned, shape):
         TypeError,
         ValueError,
     ) as reason:  # PyTorch: gradients, a device, bfloat16
-        told = " ".join(str(reason).split()).rstrip(".")
+        why = " ".join(str(reason).split()).rstrip(".")
         raise DataError(
-            f"teacher: returned a {kind} that is no array of numbers ({told}); {REMEDY}"
+            f"teacher: returned a {kind} that is no array of numbers ({why}); {REMEDY}"
         ) from reason
     if array.dtype.kind != "f":
         what = (

@@ -37,10 +37,10 @@ def encode(splits):
     fraction, exponent = np.frexp(max(max(x.max(), -x.min()) for x in points))
     exponent = int(exponent) - 15 + int(fraction > 32767 / 32768)
     dtype, stored = "int16", [np.ldexp(x, -exponent).astype(np.int16) for x in points]
-    if not all(_same_bits(_decode(q, exponent), x) for q, x in zip(stored, points)):
+    if not all(_same_bits(_decode(q, exponent), x) for q, x in zip(stored, points, strict=True)):
         dtype, exponent, stored = "float32", None, points
     arrays = {}
-    for name, clouds, values in zip(Splits._fields, splits, stored):
+    for name, clouds, values in zip(Splits._fields, splits, stored, strict=True):
         arrays[f"clouds/{name}/points"], arrays[f"clouds/{name}/labels"] = values, clouds.labels
     return Embedded(
         {"dtype": dtype, "exponent": exponent, "source": splits.train.source or None}, arrays
@@ -82,16 +82,13 @@ def decode(stored, meta, plan, path):
 
 
 def check_recorded(clouds, plan, where):
-    """Raise DataError unless clouds, a training split, are those that the plan names by its
-    hashes.
-    """
+    """Raise DataError unless clouds, a training split, have the hashes that the plan names."""
     for name in ("points_hash", "labels_hash"):
-        found, wanted = getattr(clouds, name), getattr(plan, name)
-        if found != wanted:
+        actual, expected = getattr(clouds, name), getattr(plan, name)
+        if actual != expected:
             raise DataError(
-                f"{where}: are not those that are recorded: {name} is {found[:16]}, expected "
-                f"{wanted[:16]}; "
-                "use the data that the record is made from"
+                f"{where}: are not those that are recorded: {name} is {actual[:16]}, expected "
+                f"{expected[:16]}; use the data that the record is made from"
             )
 
 

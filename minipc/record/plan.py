@@ -76,7 +76,7 @@ class Plan:
         return {name: value for name, value in self.to_dict().items() if name != "views"}
 
     @cached_property
-    def run_id(self):
+    def recording_id(self):
         """SHA-256 of the canonical JSON of the identity, as hexadecimal digits."""
         return hashlib.sha256(canonical_json(self.identity)).hexdigest()
 
@@ -95,6 +95,11 @@ class Plan:
         """Size of the finished record, to within a few kB."""
         return self.rows * self.bytes_per_view + 2560 + len(canonical_json(self.to_dict()))
 
+    @property
+    def sizes(self):
+        """{axis letter of fields.py: length} of the finished record, but for the clouds in it."""
+        return {"V": self.views, "N": self.clouds, "D": 3, "K": self.classes}
+
     def shards(self):
         """Yield (view, first, stop) of every shard, in the order of the rows."""
         for view in range(self.views):
@@ -103,13 +108,13 @@ class Plan:
 
     def same_identity(self, other):
         """Return whether other records the same bytes, whatever its extent."""
-        return self.run_id == other.run_id
+        return self.recording_id == other.recording_id
 
     def differences(self, other):
         """Return one line naming each field of the identity that other has otherwise."""
         mine, others = _flat(self.identity), _flat(other.identity)
         return "; ".join(
-            f"{name} is {told(others.get(name))} there and {told(mine.get(name))} here"
+            f"{name} is {brief(others.get(name))} there and {brief(mine.get(name))} here"
             for name in sorted({*mine, *others})
             if mine.get(name) != others.get(name)
         )
@@ -124,14 +129,17 @@ class Plan:
         return from_dict(cls, values, where)
 
 
-def told(value):
+def brief(value):
     """Return a value of a plan for a message, digests cut to 16 digits."""
     return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else short(value)
 
 
 def write_plan(path, plan):
-    """Commit plan to path as JSON, with its run_id for a digest.  Raises as files.commit does."""
-    commit(path, canonical_json({"plan": plan.to_dict(), "run_id": plan.run_id}))
+    """Commit plan to path as JSON, with its recording_id (key run_id) as a digest.
+
+    Raises as files.commit does.
+    """
+    commit(path, canonical_json({"plan": plan.to_dict(), "run_id": plan.recording_id}))
 
 
 def read_plan(path):
@@ -139,7 +147,7 @@ def read_plan(path):
     values = parse_json(read_bytes(path, 1 << 24), path)
     check_keys(values, {"plan", "run_id"}, path)
     plan = Plan.from_dict(values["plan"], path)
-    if plan.run_id != values["run_id"]:
+    if plan.recording_id != values["run_id"]:
         raise DataError(f"{path}: is damaged: its digest does not match; remove it")
     return plan
 

@@ -1,7 +1,8 @@
-"""Row access for training: one contiguous slab a view, from a record that was verified once.
+"""A finished record, verified and open: its metadata, its rows view by view, its clouds.
 
-Opening reads the whole file for its digest; after that nothing but rows is read.  A record is
-believed only together with the data it was made from: check_belongs().
+Opening reads the whole file for its digest and checks its metadata; after that only rows are read,
+without libhdf5, which does not survive a fork.  What is read is checked for finite values.  A
+record is believed only together with the data it was made from: check_belongs().
 
 Any threads may read at once, and so may processes that are forked while a reader is open (the
 workers of a PyTorch DataLoader): every read has its own offset.  Where processes are spawned a
@@ -13,23 +14,45 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from minipc.errors import DataError, UsageError
-from minipc.record.finished import clouds_of, open_record
-from minipc.record.plan import told
+from minipc.record import embedded
+from minipc.record.fields import check_kl, cloud_fields, open_fields, record_fields
+from minipc.record.plan import Plan, brief
+from minipc.storage import files, hdf5
+
+RECORD_META = {"plan", "run_id", "data_file", "provenance", "max_kl_of_rounding"}  # and "clouds"
 
 
 class RecordReader:
-    """A verified record, open for reading.  Raises DataError for a damaged or foreign file."""
+    """A verified record, open for reading.  Raises DataError for a damaged or foreign file.
+
+    plan: its Plan; views: V; meta: keys RECORD_META, and "clouds" where it carries clouds; digest:
+    of the whole file, hexadecimal.
+    """
 
     def __init__(self, path):
         self.path, self._place = path, os.path.abspath(path)
-        self._stack = ExitStack()
-        self._record = self._stack.enter_context(open_record(path))  # None once it is closed
-        self.plan, self.meta = self._record.plan, self._record.meta
+        with ExitStack() as stack:
+            whole = stack.enter_context(files.guarded(path, "record", embedded.WITH_CLOUDS))
+            with hdf5.hdf5_in(whole, path) as file:
+                self.meta = hdf5.read_meta(file, path)
+                self.plan = _checked_plan(self.meta, path)
+                rows, clouds = record_fields(self.plan.logits), ()
+                if "clouds" in self.meta:
+                    embedded.check_meta(self.meta["clouds"], path)
+                    clouds = cloud_fields(self.meta["clouds"]["dtype"])
+                datasets = open_fields(file, (*rows, *clouds), self.plan.sizes, path)
+                stored = {name: hdf5.Stored.of(each, whole) for name, each in datasets.items()}
+            self.digest = files.digest_in(whole)
+            self._stack = stack.pop_all()
         self.views = self.plan.views
+        self._arrays = [
+            {field.name: stored[field.name] for field in part} for part in (rows, clouds)
+        ]
 
     def __reduce__(self):
         """Pickle as path and digest.  Raises UsageError for a closed reader."""
-        return _reopened, (self._place, self._opened().digest)
+        self._opened()
+        return _reopened, (self._place, self.digest)
 
     def __enter__(self):
         return self
@@ -40,7 +63,17 @@ class RecordReader:
     def close(self):
         """Close the file, in this process; the arrays that were read stay."""
         self._stack.close()
-        self._record = None
+        self._arrays = None
+
+    @property
+    def rows(self):
+        """{field name: hdf5.Stored (V, N, ...)}.  Raises UsageError for a closed reader."""
+        return self._opened()[0]
+
+    @property
+    def stored_clouds(self):
+        """{field name: hdf5.Stored} of the clouds in it, or empty.  UsageError as for rows."""
+        return self._opened()[1]
 
     def view(self, view):
         """Return (scale (N, 3), shift (N, 3), logits (N, K) as stored) of one view, new arrays.
@@ -50,19 +83,22 @@ class RecordReader:
         """
         if not 0 <= view < self.views:
             raise UsageError(f"{self.path}: view {view}: expected 0 to {self.views - 1}")
-        return tuple(stored.row(view).read() for stored in self._opened().rows.values())
+        return tuple(stored.row(view).read() for stored in self.rows.values())
 
     def clouds(self):
         """Return the Splits that the record carries, or None.
 
         Raises DataError where the training split is not the one that was recorded.
         """
-        return clouds_of(self._opened(), self.path)
+        stored = self.stored_clouds
+        if not stored:
+            return None
+        return embedded.decode(stored, self.meta["clouds"], self.plan, self.path)
 
     def _opened(self):
-        if self._record is None:
+        if self._arrays is None:
             raise UsageError(f"{self.path}: this reader was closed; open the record again")
-        return self._record
+        return self._arrays
 
     def check_belongs(self, clouds):
         """Raise DataError, naming what differs, unless the record was made from these Clouds.
@@ -70,10 +106,10 @@ class RecordReader:
         clouds: anything with points_hash, labels_hash and described, the training split.
         """
         described = {**clouds.described, "class_names": tuple(clouds.described["class_names"])}
-        found = {"points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash, **described}
+        given = {"points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash, **described}
         differing = [
-            f"{name} is {told(getattr(self.plan, name))} there and {told(value)} here"
-            for name, value in found.items()
+            f"{name} is {brief(getattr(self.plan, name))} there and {brief(value)} here"
+            for name, value in given.items()
             if getattr(self.plan, name) != value
         ]
         if differing:
@@ -97,17 +133,40 @@ class RecordReader:
             )
 
 
+def _checked_plan(meta, path):
+    """Return the Plan in the metadata of a record, all of which was checked but "clouds"."""
+    files.check_keys(meta, RECORD_META | ({"clouds"} & meta.keys()), path)
+    plan = Plan.from_dict(meta["plan"], path)
+    provenance = meta["provenance"] if isinstance(meta["provenance"], list) else [None]
+    for item in provenance:
+        files.check_keys(item, {"rows", "made_with"}, path)
+    data_file = meta["data_file"]
+    if not (
+        meta["run_id"] == plan.recording_id
+        and all(type(item["rows"]) is int for item in provenance)
+        and sum(item["rows"] for item in provenance) == plan.rows
+        and (
+            data_file is None
+            or isinstance(data_file, str)
+            and os.path.basename(data_file) == data_file
+        )
+    ):
+        raise DataError(f"{path}: its metadata contradicts itself; make the record again")
+    check_kl(meta["max_kl_of_rounding"], path)
+    return plan
+
+
 def _reopened(path, digest):
-    """Return the RecordReader that was pickled, verified again.  Raises DataError where path holds
-    another record.
+    """Return the RecordReader that was pickled, verified again.
+
+    Raises DataError where path holds another record.
     """
     reader = RecordReader(path)
-    found = reader._opened().digest
-    if found != digest:
+    if reader.digest != digest:
         reader.close()
         raise DataError(
             f"{path}: is not the record that was open in the process that sent it: digest "
-            f"{found[:16]}, expected "
-            f"{digest[:16]}; it was replaced or extended meanwhile: open it again"
+            f"{reader.digest[:16]}, expected {digest[:16]}; it was replaced or extended meanwhile: "
+            "open it again"
         )
     return reader

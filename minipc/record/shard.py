@@ -1,14 +1,11 @@
-"""One shard of a recording: its name, its commit, and how it is read, with every check that its
-plan allows.
-"""
+"""One shard of a recording: its name, its commit, and how it is read and checked."""
 
 import os
 
 import numpy as np
 
 from minipc.errors import CheckFailed, DataError, UsageError
-from minipc.record.fields import check_arrays, open_fields, shard_fields
-from minipc.record.finished import check_kl, sizes
+from minipc.record.fields import check_arrays, check_kl, open_fields, shard_fields
 from minipc.record.plan import FORMAT
 from minipc.storage import files, hdf5
 
@@ -24,11 +21,11 @@ def read_shard(path, plan, view, first, stop):
     """Return (meta, {field name: array}) of one verified shard of a plan.  Raises DataError."""
     fields = shard_fields(plan.logits)
     with hdf5.open_hdf5(path, "shard", FORMAT, cap=1 << 31) as file:
-        datasets = open_fields(file, fields, {**sizes(plan), "N": stop - first}, path)
+        datasets = open_fields(file, fields, {**plan.sizes, "N": stop - first}, path)
         meta = hdf5.read_meta(file, path)
         files.check_keys(meta, SHARD_META, path)
         check_kl(meta["max_kl"], path)
-        expected = {"run_id": plan.run_id, "view": view, "first": first, "rows": stop - first}
+        expected = {"run_id": plan.recording_id, "view": view, "first": first, "rows": stop - first}
         for key, value in expected.items():
             if meta[key] != value:
                 raise DataError(f"{path}: {key} is {meta[key]}, expected {value}")
@@ -40,9 +37,9 @@ def read_shard(path, plan, view, first, stop):
 def commit_shard(
     parts, plan, view, first, scale, shift, logits, provenance, *, prepare=lambda: None
 ):
-    """Make one shard durable in the folder parts, rows first, first + 1, ... of a view; return its
-    meta.
+    """Make one shard durable in the folder parts; return its meta.
 
+    The shard holds rows first, first + 1, ... of a view.
     scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS,
     device, and max_kl, the largest KL of rounding the logits.  prepare() is called before anything
     is written.  Of two recorders of one shard the first stays. Raises UsageError for a shard that
@@ -55,7 +52,7 @@ def commit_shard(
     stop = min(first + plan.rows_per_shard, plan.clouds)
     made_with = dict(provenance)
     meta = {
-        "run_id": plan.run_id,
+        "run_id": plan.recording_id,
         "view": view,
         "first": first,
         "rows": stop - first,
@@ -64,7 +61,7 @@ def commit_shard(
     }
     arrays = {"augment/scale": scale, "augment/shift": shift, "logits": logits}
     fields = shard_fields(plan.logits)
-    check_arrays(arrays, fields, {**sizes(plan), "N": stop - first}, f"{path}: view {view}")
+    check_arrays(arrays, fields, {**plan.sizes, "N": stop - first}, f"{path}: view {view}")
 
     def fill(file):
         hdf5.write_meta(file, meta)
@@ -88,9 +85,7 @@ def commit_shard(
 
 
 def _committed(path, plan, view, first, stop):
-    """Return what read_shard finds, or None where nothing lies or a bad one, which is written
-    over.
-    """
+    """Return what read_shard returns; None where no shard lies, or a bad one to be replaced."""
     try:
         return read_shard(path, plan, view, first, stop) if os.path.lexists(path) else None
     except DataError:

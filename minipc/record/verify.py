@@ -12,8 +12,9 @@ import numpy as np
 
 from minipc.data.augment import ORDER, AugmentConfig, draw
 from minipc.errors import DataError
+from minipc.progress import quiet
 from minipc.provenance import unlike
-from minipc.record.recorder import compute_shard, provenance_of, quiet
+from minipc.record.recorder import compute_shard, provenance_of
 from minipc.storage.files import from_dict
 from minipc.streams import stream
 
@@ -28,9 +29,7 @@ class Verified(NamedTuple):
     rows: int  # of the record, all of whose parameters were drawn again
     parameters: int  # rows whose stored scale or shift is not what the seed draws
     sampled: int  # rows over which the teacher ran again; 0 without a teacher
-    bitwise: (
-        bool | None
-    )  # whether equality was asked for: all shards were made by arithmetic that repeats here
+    bitwise: bool | None  # whether bits must be equal: all arithmetic of the shards repeats here
     why: str  # where it was not, what differs there and here; else empty
     different: int  # sampled rows with a logit beyond what is allowed
     largest_difference: float  # between a stored and a computed logit
@@ -44,10 +43,10 @@ def verify(
 ):
     """Return Verified of an open record made from clouds.
 
-    logits_of as in recorder.record, None to leave the teacher out; sample: rows to compute again,
-    drawn as whole blocks of the plan, None for all.  engine: which of ours computes, as it was
-    recorded. Raises DataError where the record was not made from clouds, or names augmentation that
-    we cannot draw.
+    logits_of: the teacher, as in recorder.record, or None to leave it out; sample: rows to compute
+    again, drawn as whole blocks of the plan, None for all.  engine: which of ours computes, as it
+    was recorded.  Raises DataError where the record was not made from clouds, or names
+    augmentation that we cannot draw.
     """
     reader.check_belongs(clouds)
     plan = reader.plan
@@ -74,14 +73,14 @@ def verify(
         wrong += int(((drawn.scale != scale) | (drawn.shift != shift)).any(axis=1).sum())
         for first in blocks.get(view, ()):
             stop = min(first + plan.block, plan.clouds)
-            found = compute_shard(clouds, logits_of, plan, augment, view, first, stop, xp, threads)[
-                2
-            ]
+            computed = compute_shard(
+                clouds, logits_of, plan, augment, view, first, stop, xp, threads
+            )[2]
             stored = logits[first:stop]
-            difference = np.abs(found.astype(np.float64) - stored)
+            difference = np.abs(computed.astype(np.float64) - stored)
             allowed = 0.0 if bitwise else _allowed(stored)
             different += int((difference > allowed).any(axis=1).sum())
-            same += int((found.argmax(axis=1) == stored.argmax(axis=1)).sum())
+            same += int((computed.argmax(axis=1) == stored.argmax(axis=1)).sum())
             largest = max(largest, float(difference.max()))
             done += 1
             progress(done, total, "teacher again")
@@ -114,10 +113,10 @@ def _sample(plan, views, rows):
     every = views * len(firsts)
     count = every if rows is None else min(every, -(-rows // plan.block))
     chosen = np.sort(stream(plan.seed, "verify").permutation(every)[:count])
-    found = {}
+    blocks = {}
     for number in chosen:
-        found.setdefault(int(number) // len(firsts), []).append(firsts[int(number) % len(firsts)])
-    return found
+        blocks.setdefault(int(number) // len(firsts), []).append(firsts[int(number) % len(firsts)])
+    return blocks
 
 
 def _allowed(stored):

@@ -15,7 +15,7 @@ from minipc.models.file import model_id, read_model
 from minipc.models.pointnet import count
 from minipc.record.plan import read_plan
 from minipc.record.reader import RecordReader
-from minipc.record.store import read_shard, shard_name
+from minipc.record.shard import read_shard, shard_name
 from minipc.runs.folder import read_run, run_id_of
 from minipc.storage import files
 
@@ -188,7 +188,7 @@ def _run(folder):
 
 def _of_plan(plan):
     """Return the JSON values of a plan."""
-    return {**plan.to_dict(), "run_id": plan.run_id, "bytes_per_view": plan.bytes_per_view}
+    return {**plan.to_dict(), "run_id": plan.recording_id, "bytes_per_view": plan.bytes_per_view}
 
 
 def describe_splits(path, splits):

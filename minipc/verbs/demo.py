@@ -12,8 +12,9 @@ from minipc.distil.train import TrainConfig
 from minipc.errors import DataError
 from minipc.models.file import read_model
 from minipc.nn.losses import LABELS_ALONE, LossConfig
+from minipc.progress import quiet
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import Forecast, check_request, quiet
+from minipc.record.recording import Forecast, check_request
 from minipc.runs.config import read_config
 from minipc.runs.folder import RunFolder, free_name, model_path
 from minipc.storage.places import check_new_run, is_free_folder

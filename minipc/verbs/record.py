@@ -7,10 +7,12 @@ import numpy as np
 
 from minipc.backend import blas_on_one_thread, default_threads, load
 from minipc.models.file import model_id, on_module
-from minipc.record import recorder
+from minipc.progress import quiet
+from minipc.record import recorder, recording
 from minipc.record.parallel.processes import run_workers, use_device
 from minipc.record.plan import MOST_ROWS
-from minipc.record.recorder import pointnet_teacher, quiet
+from minipc.record.recorder import here, pointnet_teacher
+from minipc.record.recording import Recording
 from minipc.verbs.find import read_data, read_model_for
 
 
@@ -33,12 +35,12 @@ def record(
     say=quiet,
     progress=quiet,
 ):
-    """Record the model in file or run folder teacher on the training clouds of file data: Recorded,
-    or Share.
+    """Record the model in file or run folder teacher on the training clouds of file data.
 
-    share, say and progress as in recorder.record.  workers: processes that compute shares before
-    this one does what they left and finishes; each with its part of the threads, or with one
-    device.  scheduler: address of a Dask scheduler whose workers compute the shards.
+    Returns Recorded, or Share.  share as in Recording; say and progress as in progress.py.
+    workers: processes that compute shares before this one does what they left and finishes; each
+    with its part of the threads, or with one device.  scheduler: address of a Dask scheduler whose
+    workers compute the shards.
     """
     splits, model = _read(data, teacher)
     what = dict(views=views, seed=seed, logits=logits, force=force)
@@ -53,21 +55,13 @@ def record(
             progress=partial(_look, out, views * -(-len(splits.train) // MOST_ROWS), progress),
         )
     with blas_on_one_thread(say):
+        running = dict(share=share, xp=xp, threads=threads, engine=engine)
         done = recorder.record(
-            splits.train,
+            _recording(data, splits, model, out, with_clouds, **what, **running),
             pointnet_teacher(on_module(model, xp), engine),
-            model_id(model),
-            out,
-            **what,
-            xp=xp,
-            threads=threads,
-            engine=engine,
-            data_file=os.path.basename(data),
-            with_clouds=splits if with_clouds else None,
-            share=share,
-            say=say,
-            elsewhere=_on_scheduler(scheduler, data, teacher, xp, engine),
-            progress=progress,
+            here if scheduler is None else _workers_of(scheduler, data, teacher),
+            say,
+            progress,
         )
     _warn(teacher, model.trained, splits.train, views, seed, say)
     return done
@@ -76,15 +70,19 @@ def record(
 def forecast(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False):
     """Return the Forecast of record() with these arguments; no file is changed."""
     splits, model = _read(data, teacher)
-    return recorder.forecast(
+    what = dict(views=views, seed=seed, logits=logits)
+    return recording.forecast(_recording(data, splits, model, out, with_clouds, **what))
+
+
+def _recording(data, splits, model, out, with_clouds, **settings):
+    """Return the Recording of a model on the training split of the file data."""
+    return Recording(
         splits.train,
         model_id(model),
         out,
-        views,
-        seed=seed,
-        logits=logits,
         data_file=os.path.basename(data),
         with_clouds=splits if with_clouds else None,
+        **settings,
     )
 
 
@@ -114,14 +112,12 @@ def _look(out, shards, progress):
     progress(done, shards, "recording")
 
 
-def _on_scheduler(scheduler, data, teacher, xp, engine):
-    """Return what recorder.record takes for elsewhere, or None without a scheduler."""
-    if scheduler is None:
-        return None
+def _workers_of(scheduler, data, teacher):
+    """Return what recorder.record takes for compute: the workers of a Dask scheduler."""
     from minipc.record.parallel.scheduler import on_scheduler
 
     read = partial(_clouds_and_model, os.path.abspath(data), os.path.abspath(teacher))
-    return partial(on_scheduler, scheduler, read, xp.__name__, engine)
+    return partial(on_scheduler, scheduler, read)
 
 
 def _clouds_and_model(data, teacher):

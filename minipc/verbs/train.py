@@ -24,9 +24,9 @@ from minipc.models.model import net, sizes
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import formula
 from minipc.nn.ops import log_softmax_forward
+from minipc.progress import quiet
 from minipc.provenance import provenance, unlike
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import quiet
 from minipc.runs.config import RecordName, RunConfig, identity, read_config
 from minipc.runs.folder import RunFolder, free_name
 from minipc.settings import SelfConfig, settings_of
@@ -150,7 +150,7 @@ def resume(
                 return None
             path = find_file(path, begun_with.file, place, f"{option} FILE")
             reader = stack.enter_context(RecordReader(path))
-            if reader.plan.run_id != begun_with.run_id:
+            if reader.plan.recording_id != begun_with.run_id:
                 raise DataError(
                     f"{path}: is not the record that {out} began with; pass {option} FILE"
                 )
@@ -413,7 +413,7 @@ def _values(run, folder, rows, seconds):
 
 def _named(reader):
     """Return the RecordName of an open record, or None."""
-    return reader and RecordName(os.path.basename(reader.path), reader.plan.run_id)
+    return reader and RecordName(os.path.basename(reader.path), reader.plan.recording_id)
 
 
 def _insist(described, given, out):

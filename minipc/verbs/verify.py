@@ -5,9 +5,10 @@ import numpy as np
 from minipc.backend import blas_on_one_thread, default_threads
 from minipc.errors import DataError
 from minipc.models.file import model_id, on_module, read_model
+from minipc.progress import quiet
 from minipc.record import verify as certificate
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import pointnet_teacher, quiet
+from minipc.record.recorder import pointnet_teacher
 from minipc.runs.folder import model_path
 from minipc.verbs.find import find_data
 

@@ -11,10 +11,11 @@ from scipy.stats import binom, binomtest
 from minipc.data.augment import Params, apply
 from minipc.data.clouds import Clouds
 from minipc.errors import DataError
-from minipc.record import recorder, verify
+from minipc.record import recording, verify
 from minipc.record.contract import LEVEL, REPEATS, SUMS_TO_ONE, answer, trial
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import Share, record
+from minipc.record.recording import Recording
 
 COUNT = 70  # clouds: three blocks a view
 
@@ -114,26 +115,27 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-@pytest.mark.parametrize("way", ["alone", "share", "elsewhere"])
+@pytest.mark.parametrize("way", ["alone", "share", "other workers"])
 def test_a_broken_teacher_is_told_the_remedy_and_leaves_the_place_to_the_mended_one(
     name, way, tmp_path
 ):
     teacher, says = BROKEN[name]
     out, clouds = str(tmp_path / "record.h5"), made()
     settings = {
-        "alone": {},
-        "share": {"share": (1, 2)},
-        "elsewhere": {"elsewhere": lambda *_: pytest.fail("asked")},
+        "alone": ({}, {}),
+        "share": ({"share": (1, 2)}, {}),
+        "other workers": ({}, {"compute": lambda *_: pytest.fail("asked")}),
     }
+    request, more = settings[way]
     with pytest.raises(DataError, match=says) as caught:
-        record(clouds, teacher, "broken", out, 2, **settings[way])
+        record(Recording(clouds, "broken", out, 2, **request), teacher, **more)
     assert (
         str(caught.value).startswith("teacher: ")
         and "\n" not in str(caught.value)
         and len(str(caught.value)) < 400
     )
     assert os.listdir(tmp_path) == []
-    assert record(clouds, good, "mended", out, 2).teacher_accuracy == 1
+    assert record(Recording(clouds, "mended", out, 2), good).teacher_accuracy == 1
 
 
 @pytest.mark.parametrize(
@@ -155,9 +157,9 @@ def test_whatever_a_teacher_raises_before_the_first_shard_leaves_the_place_free(
 
     out = str(tmp_path / "record.h5")
     with pytest.raises(raised, match="the teacher's own words"):
-        record(made(), teacher, "broken", out, 2)
+        record(Recording(made(), "broken", out, 2), teacher)
     assert len(calls) == call and os.listdir(tmp_path) == []
-    assert record(made(), good, "mended", out, 2).teacher_accuracy == 1
+    assert record(Recording(made(), "mended", out, 2), good).teacher_accuracy == 1
 
 
 def test_what_was_computed_before_a_teacher_failed_is_kept_and_another_teacher_is_told_of_it(
@@ -173,12 +175,12 @@ def test_what_was_computed_before_a_teacher_failed_is_kept_and_another_teacher_i
 
     out = str(tmp_path / "record.h5")
     with pytest.raises(RuntimeError):
-        record(made(), teacher, "one", out, 2)
+        record(Recording(made(), "one", out, 2), teacher)
     with pytest.raises(
         DataError, match="another recording: teacher_id is one there and two here; choose another"
     ):
-        record(made(), good, "two", out, 2)
-    assert record(made(), good, "one", out, 2).resumed_shards == 1
+        record(Recording(made(), "two", out, 2), good)
+    assert record(Recording(made(), "one", out, 2), good).resumed_shards == 1
 
 
 def test_a_place_that_cannot_be_written_is_told_before_the_teacher_is_tried(tmp_path, monkeypatch):
@@ -189,7 +191,10 @@ def test_a_place_that_cannot_be_written_is_told_before_the_teacher_is_tried(tmp_
         DataError,
         match="record.h5: cannot be written; name a file in a folder that you may write to",
     ):
-        record(made(), lambda points: pytest.fail("asked"), "t", str(tmp_path / "record.h5"), 1)
+        record(
+            Recording(made(), "t", str(tmp_path / "record.h5"), 1),
+            lambda points: pytest.fail("asked"),
+        )
 
 
 def test_nothing_is_written_while_a_teacher_is_tried(tmp_path):
@@ -199,7 +204,7 @@ def test_nothing_is_written_while_a_teacher_is_tried(tmp_path):
         seen.append(os.listdir(tmp_path))
         return good(points)
 
-    record(made(), teacher, "t", str(tmp_path / "record.h5"), 1)
+    record(Recording(made(), "t", str(tmp_path / "record.h5"), 1), teacher)
     assert seen[:6] == [[]] * 6 and seen[6] == [
         "record.h5.parts"
     ]  # three answers and the trial of three blocks
@@ -216,10 +221,10 @@ def test_a_teacher_may_differ_in_the_last_places_by_its_own_threads_and_not_by_m
             [-1, 1], logits.shape
         )
 
-    done = record(made(), partial(shaking, 1e-6), "threads", str(tmp_path / "a.h5"), 1)
+    done = record(Recording(made(), "threads", str(tmp_path / "a.h5"), 1), partial(shaking, 1e-6))
     assert done.teacher_accuracy == 1
     with pytest.raises(DataError, match="asked twice"):
-        record(made(), partial(shaking, 1e-3), "noise", str(tmp_path / "b.h5"), 1)
+        record(Recording(made(), "noise", str(tmp_path / "b.h5"), 1), partial(shaking, 1e-3))
 
 
 HONEST = {
@@ -237,7 +242,7 @@ HONEST = {
 @pytest.mark.parametrize("name", HONEST)
 def test_an_honest_teacher_is_recorded_as_it_answers(name, tmp_path):
     out, clouds = str(tmp_path / "record.h5"), made()
-    record(clouds, HONEST[name], "honest", out, 1, logits="float32")
+    record(Recording(clouds, "honest", out, 1, logits="float32"), HONEST[name])
     with RecordReader(out) as reader:
         scale, shift, logits = reader.view(0)
     points = apply(clouds.points, Params(scale, shift))
@@ -253,8 +258,8 @@ def test_a_teacher_may_write_over_its_answer_and_its_input(tmp_path):
         points[:] = 0
         return buffer
 
-    record(made(), teacher, "t", str(tmp_path / "a.h5"), 2)
-    record(made(), good, "t", str(tmp_path / "b.h5"), 2)
+    record(Recording(made(), "t", str(tmp_path / "a.h5"), 2), teacher)
+    record(Recording(made(), "t", str(tmp_path / "b.h5"), 2), good)
     assert (tmp_path / "a.h5").read_bytes() == (tmp_path / "b.h5").read_bytes()
 
 
@@ -360,7 +365,7 @@ def test_a_teacher_that_too_few_clouds_can_judge_is_recorded_and_that_is_said(tm
     """Four clouds: even all of them right happen to a guesser once in 16 tries."""
     said, clouds = [], made(4)
     assert binom.sf(3, 4, 0.5) == 1 / 16 > LEVEL
-    record(clouds, good, "t", str(tmp_path / "few.h5"), 1, say=said.append)
+    record(Recording(clouds, "t", str(tmp_path / "few.h5"), 1), good, say=said.append)
     assert "teacher: 4 of 4 training clouds right; so few cannot tell it from a guess" in said
 
 
@@ -374,17 +379,21 @@ def test_a_refusal_says_what_would_do(tmp_path):
             "class needed\\); check that it was trained on this data, or pass --force"
         ),
     ):
-        record(clouds, lambda points: 0 * good(points), "flat", str(tmp_path / "record.h5"), 1)
+        record(
+            Recording(clouds, "flat", str(tmp_path / "record.h5"), 1),
+            lambda points: 0 * good(points),
+        )
     assert binom.sf(46, 70, 0.5) <= LEVEL < binom.sf(45, 70, 0.5)
     assert os.listdir(tmp_path) == []
     record(
-        clouds, lambda points: 0 * good(points), "flat", str(tmp_path / "record.h5"), 1, force=True
+        Recording(clouds, "flat", str(tmp_path / "record.h5"), 1, force=True),
+        lambda points: 0 * good(points),
     )
 
 
 def test_a_share_that_is_there_needs_no_teacher(tmp_path, monkeypatch):
-    monkeypatch.setattr(recorder, "MOST_ROWS", 32)
+    monkeypatch.setattr(recording, "MOST_ROWS", 32)
     out = str(tmp_path / "record.h5")
-    assert isinstance(record(made(), good, "t", out, 1, share=(0, 2)), Share)
-    assert isinstance(record(made(), None, "t", out, 1, share=(0, 2)), Share)
-    assert record(made(), good, "t", out, 1).views == 1
+    assert isinstance(record(Recording(made(), "t", out, 1, share=(0, 2)), good), Share)
+    assert isinstance(record(Recording(made(), "t", out, 1, share=(0, 2)), None), Share)
+    assert record(Recording(made(), "t", out, 1), good).views == 1

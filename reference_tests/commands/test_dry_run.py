@@ -7,7 +7,8 @@ from collections import namedtuple
 import pytest
 
 from minipc.errors import DataError, MinipcError, UsageError
-from minipc.record.recorder import forecast, record
+from minipc.record.recorder import record
+from minipc.record.recording import Recording, forecast
 from minipc.record.store import Store
 from reference_tests.commands.test_cli import QUICK
 from reference_tests.formats.test_embedded_clouds import on_grid, teacher
@@ -46,17 +47,19 @@ def interrupted(out, splits, views, after):
         return teacher(points)
 
     with pytest.raises(KeyboardInterrupt):
-        record(splits.train, dying, "t", str(out), views, force=True)
+        record(Recording(splits.train, "t", str(out), views, force=True), dying)
 
 
 def test_a_dry_run_changes_nothing_and_its_forecast_comes_true(out, splits):
     before = state(out.parent)
-    told = forecast(splits.train, "t", str(out), 3, with_clouds=splits)
+    told = forecast(Recording(splits.train, "t", str(out), 3, with_clouds=splits))
     assert state(out.parent) == before
     assert (told.shards, told.shards_there, told.rows_left) == (3, 0, 210) and told.would_make == [
         str(out)
     ]
-    done = record(splits.train, teacher, "t", str(out), 3, with_clouds=splits, force=True)
+    done = record(
+        Recording(splits.train, "t", str(out), 3, with_clouds=splits, force=True), teacher
+    )
     assert abs(done.bytes - told.bytes) < 4000 and told.bytes_needed > told.bytes
     for name in (
         "out",
@@ -84,19 +87,19 @@ def test_a_dry_run_on_a_damaged_interrupted_recording_sees_all_and_touches_nothi
     ):
         name.write_bytes(b"what a killed writer left")
     before = state(out.parent)
-    told = forecast(splits.train, "t", str(out), 4)
+    told = forecast(Recording(splits.train, "t", str(out), 4))
     assert state(out.parent) == before
     assert (told.shards, told.shards_there, told.rows_left) == (4, 1, 210)
     assert [line.split(": ")[0] for line in told.damaged] == [str(plan), str(bad)]
     said = []
-    done = record(splits.train, teacher, "t", str(out), 4, force=True, say=said.append)
+    done = record(Recording(splits.train, "t", str(out), 4, force=True), teacher, say=said.append)
     assert done.resumed_shards == told.shards_there
     assert sum("kept as" in line for line in said) == 2
     assert sorted(os.listdir(parts)) == ["plan.json.bad", "view-00001-row-00000000.h5.bad"]
 
 
 def test_a_dry_run_knows_what_a_finished_record_lacks(out, splits):
-    record(splits.train, teacher, "t", str(out), 2, force=True)
+    record(Recording(splits.train, "t", str(out), 2, force=True), teacher)
     before = state(out.parent)
     for views, carry, rows, makes in [
         (2, None, 0, []),
@@ -104,7 +107,7 @@ def test_a_dry_run_knows_what_a_finished_record_lacks(out, splits):
         (2, splits, 0, [str(out)]),
         (3, None, 70, [str(out)]),
     ]:
-        told = forecast(splits.train, "t", str(out), views, with_clouds=carry)
+        told = forecast(Recording(splits.train, "t", str(out), views, with_clouds=carry))
         assert (told.rows_left, told.would_make) == (rows, makes)
         assert (told.bytes_needed == 0) == (not makes) and told.views == max(views, 2)
     assert state(out.parent) == before
@@ -121,10 +124,10 @@ def test_a_dry_run_knows_what_a_finished_record_lacks(out, splits):
     ],
 )
 def test_a_dry_run_refuses_what_a_recording_would(out, splits, change, error, named):
-    record(splits.train, teacher, "t", str(out), 1, force=True)
+    record(Recording(splits.train, "t", str(out), 1, force=True), teacher)
     settings = dict(clouds=splits.train, teacher_id="t", out=str(out), views=1)
     with pytest.raises(error, match=named):
-        forecast(**(settings | change))
+        forecast(Recording(**(settings | change)))
 
 
 # Free space
@@ -141,11 +144,11 @@ def test_too_little_space_is_told_before_the_teacher_is_called_and_leaves_nothin
     out, splits, monkeypatch
 ):
     calls = []
-    needed = forecast(splits.train, "t", str(out), 3).bytes_needed
+    needed = forecast(Recording(splits.train, "t", str(out), 3)).bytes_needed
     disk(monkeypatch, needed - 512)
     for run in (
-        lambda: record(splits.train, calls.append, "t", str(out), 3),
-        lambda: forecast(splits.train, "t", str(out), 3),
+        lambda: record(Recording(splits.train, "t", str(out), 3), calls.append),
+        lambda: forecast(Recording(splits.train, "t", str(out), 3)),
     ):
         with pytest.raises(
             MinipcError, match="needs 0.0 MB more, but its disk has 0.0 MB free; free some"
@@ -154,18 +157,19 @@ def test_too_little_space_is_told_before_the_teacher_is_called_and_leaves_nothin
         assert caught.value.exit_code == 1 and "\n" not in str(caught.value)
     assert not calls and os.listdir(out.parent) == []
     disk(monkeypatch, needed + 512)
-    record(splits.train, teacher, "t", str(out), 3, force=True)
+    record(Recording(splits.train, "t", str(out), 3, force=True), teacher)
 
 
 def test_the_space_that_is_needed_is_the_space_that_is_taken(out, splits, monkeypatch):
     """The most is needed when the last shard, the old and the new record are all there."""
     for views, carry in ((2, None), (3, None), (3, splits), (5, None)):
-        told = forecast(splits.train, "t", str(out), views, with_clouds=carry)
+        told = forecast(Recording(splits.train, "t", str(out), views, with_clouds=carry))
         before, shards = size_of(out.parent), []
         with monkeypatch.context() as patch:
             patch.setattr(Store, "finalise", measured(Store.finalise, out.parent, shards))
             done = record(
-                splits.train, teacher, "t", str(out), views, with_clouds=carry, force=True
+                Recording(splits.train, "t", str(out), views, with_clouds=carry, force=True),
+                teacher,
             )
         taken = shards[0] - before + done.bytes
         assert taken <= told.bytes_needed + 4000 and told.bytes_needed < taken + 4096 * 5
@@ -186,9 +190,9 @@ def size_of(place):
 
 
 def test_the_space_of_shards_that_are_there_is_not_asked_for_again(out, splits):
-    whole = forecast(splits.train, "t", str(out), 4).bytes_needed
+    whole = forecast(Recording(splits.train, "t", str(out), 4)).bytes_needed
     interrupted(out, splits, 4, after=3)
-    left = forecast(splits.train, "t", str(out), 4)
+    left = forecast(Recording(splits.train, "t", str(out), 4))
     assert left.rows_left == 70 and left.bytes_needed < whole - 3 * 70 * left.bytes_per_view
 
 
@@ -200,8 +204,8 @@ def test_where_the_system_does_not_tell_nothing_is_refused(out, splits, monkeypa
     monkeypatch.delattr(os, "statvfs") if gone == "missing" else monkeypatch.setattr(
         os, "statvfs", failing
     )
-    assert forecast(splits.train, "t", str(out), 1).bytes_free is None
-    record(splits.train, teacher, "t", str(out), 1, force=True)
+    assert forecast(Recording(splits.train, "t", str(out), 1)).bytes_free is None
+    record(Recording(splits.train, "t", str(out), 1, force=True), teacher)
 
 
 # The command

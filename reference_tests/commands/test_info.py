@@ -215,7 +215,7 @@ def test_an_unfinished_recording_says_which_part_of_it_is_there(folder, say):
         assert code == 0 and "3 of 6 shards are there, intact" in out and "0.h5.bad" in out, err
     values = json.loads(say("info", "r.h5.parts", "--json")[1])
     assert (values["shards"], values["present"], values["intact"]) == (6, 3, True)
-    assert values["run_id"] == PLAN.run_id and values["other_files"] == [
+    assert values["run_id"] == PLAN.recording_id and values["other_files"] == [
         "view-00000-row-00000000.h5.bad"
     ]
     assert snapshot(folder) == before

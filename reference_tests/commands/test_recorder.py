@@ -12,6 +12,7 @@ from minipc.models.pointnet import ModelConfig, forward_eval
 from minipc.nn.losses import LossConfig
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recording import Recording
 from minipc.record.store import Store
 
 MODEL = ModelConfig((8, 16), (8,), 3)
@@ -50,17 +51,11 @@ def test_a_record_holds_what_the_teacher_said_of_exactly_the_replayed_points(tmp
     model = new_model(MODEL, clouds.described, 0)
     out = str(tmp_path / "record.h5")
     done = record(
-        clouds,
+        Recording(clouds, model_id(model), out, 3, seed=8, logits="float32", force=True),
         pointnet_teacher(model),
-        model_id(model),
-        out,
-        3,
-        seed=8,
-        logits="float32",
-        force=True,
     )
     with RecordReader(out) as reader:
-        assert (reader.views, reader.plan.teacher_id, reader.plan.run_id) == (
+        assert (reader.views, reader.plan.teacher_id, reader.plan.recording_id) == (
             3,
             model_id(model),
             done.run_id,
@@ -79,7 +74,7 @@ def test_a_record_holds_what_the_teacher_said_of_exactly_the_replayed_points(tmp
 
 def test_the_result_says_what_is_in_the_record(tmp_path, clouds):
     out = str(tmp_path / "record.h5")
-    done = record(clouds, oracle(clouds), "oracle", out, 2, data_file="clouds.h5")
+    done = record(Recording(clouds, "oracle", out, 2, data_file="clouds.h5"), oracle(clouds))
     assert (done.clouds, done.views, done.classes, done.bytes_per_view) == (70, 2, 3, 24 + 2 * 3)
     assert done.teacher_accuracy == 1
     assert 0 < done.max_kl_of_rounding < 1e-5  # float16 keeps 11 bits of logits below 8: 4e-3 each
@@ -92,9 +87,9 @@ def test_the_result_says_what_is_in_the_record(tmp_path, clouds):
 
 def test_a_finished_record_is_left_as_it_is(tmp_path, clouds):
     out = tmp_path / "record.h5"
-    record(clouds, oracle(clouds), "oracle", str(out), 2)
+    record(Recording(clouds, "oracle", str(out), 2), oracle(clouds))
     before, calls = out.read_bytes(), []
-    again = record(clouds, calls.append, "oracle", str(out), 2)
+    again = record(Recording(clouds, "oracle", str(out), 2), calls.append)
     assert out.read_bytes() == before and calls == []
     assert (again.clouds_per_second, again.resumed_shards) == (0, 2)
 
@@ -104,7 +99,10 @@ def test_threads_and_order_of_work_do_not_change_a_byte(tmp_path, clouds):
     files = []
     for threads in (1, 2, 3):
         out = tmp_path / f"{threads}.h5"
-        record(clouds, pointnet_teacher(model), "t", str(out), 2, force=True, threads=threads)
+        record(
+            Recording(clouds, "t", str(out), 2, force=True, threads=threads),
+            pointnet_teacher(model),
+        )
         files.append(out.read_bytes())
     assert files[0] == files[1] == files[2]
 
@@ -112,7 +110,7 @@ def test_threads_and_order_of_work_do_not_change_a_byte(tmp_path, clouds):
 def test_an_interrupted_recording_continues_and_equals_an_undisturbed_one(tmp_path, clouds):
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
     teacher = oracle(clouds)
-    record(clouds, teacher, "oracle", str(whole), 4)
+    record(Recording(clouds, "oracle", str(whole), 4), teacher)
     calls = []
 
     def interrupted(points):
@@ -124,41 +122,42 @@ def test_an_interrupted_recording_continues_and_equals_an_undisturbed_one(tmp_pa
         return teacher(points)
 
     with pytest.raises(KeyboardInterrupt):
-        record(clouds, interrupted, "oracle", str(broken), 4)
+        record(Recording(clouds, "oracle", str(broken), 4), interrupted)
     assert not broken.exists()
-    done = record(clouds, teacher, "oracle", str(broken), 4)
+    done = record(Recording(clouds, "oracle", str(broken), 4), teacher)
     assert done.resumed_shards == 1
     assert broken.read_bytes() == whole.read_bytes()
 
 
 def test_a_kill_between_the_last_shard_and_the_merge_loses_nothing(tmp_path, clouds, monkeypatch):
     whole, broken = tmp_path / "whole.h5", tmp_path / "broken.h5"
-    record(clouds, oracle(clouds), "oracle", str(whole), 2)
+    record(Recording(clouds, "oracle", str(whole), 2), oracle(clouds))
 
     def killed(store, progress=None):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Store, "finalise", killed)
-        record(clouds, oracle(clouds), "oracle", str(broken), 2)
+        record(Recording(clouds, "oracle", str(broken), 2), oracle(clouds))
     assert not broken.exists()
-    done = record(clouds, None, "oracle", str(broken), 2)  # the teacher is not needed any more
+    # the teacher is not needed any more
+    done = record(Recording(clouds, "oracle", str(broken), 2), None)
     assert done.resumed_shards == 2 and broken.read_bytes() == whole.read_bytes()
 
 
 def test_fewer_views_than_a_finished_record_has_keep_them_all(tmp_path, clouds):
     out = tmp_path / "record.h5"
-    record(clouds, oracle(clouds), "oracle", str(out), 3)
+    record(Recording(clouds, "oracle", str(out), 3), oracle(clouds))
     before = out.read_bytes()
-    assert record(clouds, None, "oracle", str(out), 1).views == 3
+    assert record(Recording(clouds, "oracle", str(out), 1), None).views == 3
     assert out.read_bytes() == before
 
 
 def test_more_views_are_added_to_a_finished_record(tmp_path, clouds):
     whole, grown = tmp_path / "whole.h5", tmp_path / "grown.h5"
-    record(clouds, oracle(clouds), "oracle", str(whole), 5)
-    record(clouds, oracle(clouds), "oracle", str(grown), 2)
-    done = record(clouds, oracle(clouds), "oracle", str(grown), 5)
+    record(Recording(clouds, "oracle", str(whole), 5), oracle(clouds))
+    record(Recording(clouds, "oracle", str(grown), 2), oracle(clouds))
+    done = record(Recording(clouds, "oracle", str(grown), 5), oracle(clouds))
     assert (done.views, done.resumed_shards) == (5, 2)
     assert grown.read_bytes() == whole.read_bytes()
 
@@ -177,18 +176,13 @@ def test_another_recording_in_the_same_place_is_refused_and_nothing_is_lost(
     tmp_path, clouds, change, named
 ):
     out = tmp_path / "record.h5"
-    settings = dict(
-        clouds=clouds, logits_of=oracle(clouds), teacher_id="oracle", out=str(out), views=2
-    )
-    record(**settings)
+    settings = dict(clouds=clouds, teacher_id="oracle", out=str(out), views=2)
+    record(Recording(**settings), oracle(clouds))
     before = out.read_bytes()
     with pytest.raises((DataError, UsageError), match=named) as caught:
         record(
-            **(
-                settings
-                | change
-                | {"force": True, "logits_of": lambda points: np.zeros((32, 3), np.float32)}
-            )
+            Recording(**(settings | change), force=True),
+            lambda points: np.zeros((32, 3), np.float32),
         )
     assert "\n" not in str(caught.value)
     assert out.read_bytes() == before
@@ -201,9 +195,9 @@ def test_a_teacher_near_chance_is_refused_before_the_first_shard_unless_forced(t
         return points[:, 0].copy()
 
     with pytest.raises(DataError, match="no better than chance.*--force"):
-        record(clouds, guess, "guess", out, 2)
+        record(Recording(clouds, "guess", out, 2), guess)
     assert list(tmp_path.iterdir()) == []
-    record(clouds, guess, "guess", out, 2, force=True)
+    record(Recording(clouds, "guess", out, 2, force=True), guess)
 
 
 @pytest.mark.parametrize(
@@ -220,13 +214,19 @@ def test_a_teacher_near_chance_is_refused_before_the_first_shard_unless_forced(t
 )
 def test_logits_that_cannot_be_stored_are_refused(tmp_path, clouds, logits, message):
     with pytest.raises(DataError, match=message):
-        record(clouds, lambda points: logits, "bad", str(tmp_path / "record.h5"), 2, force=True)
+        record(
+            Recording(clouds, "bad", str(tmp_path / "record.h5"), 2, force=True),
+            lambda points: logits,
+        )
     assert not (tmp_path / "record.h5").exists()
 
 
 def test_large_logits_fit_float32(tmp_path, clouds):
     out = str(tmp_path / "record.h5")
-    record(clouds, lambda points: 1e4 * oracle(clouds)(points), "sharp", out, 1, logits="float32")
+    record(
+        Recording(clouds, "sharp", out, 1, logits="float32"),
+        lambda points: 1e4 * oracle(clouds)(points),
+    )
     with RecordReader(out) as reader:
         assert reader.view(0)[2].dtype == np.float32 and reader.meta["max_kl_of_rounding"] == 0
 
@@ -234,8 +234,11 @@ def test_large_logits_fit_float32(tmp_path, clouds):
 def test_recording_runs_on_the_device_and_gives_the_same_rows(tmp_path, clouds, device):
     model = new_model(MODEL, clouds.described, 0)
     host, there = str(tmp_path / "host.h5"), str(tmp_path / "device.h5")
-    record(clouds, pointnet_teacher(model), "t", host, 2, force=True)
-    record(clouds, pointnet_teacher(on_module(model, device)), "t", there, 2, force=True, xp=device)
+    record(Recording(clouds, "t", host, 2, force=True), pointnet_teacher(model))
+    record(
+        Recording(clouds, "t", there, 2, force=True, xp=device),
+        pointnet_teacher(on_module(model, device)),
+    )
     with RecordReader(host) as one, RecordReader(there) as other:
         assert one.plan == other.plan
         for view in range(2):
@@ -250,7 +253,7 @@ def test_recording_runs_on_the_device_and_gives_the_same_rows(tmp_path, clouds, 
 
 def test_a_student_trained_from_a_record_sees_the_views_in_turn(tmp_path, clouds):
     out = str(tmp_path / "record.h5")
-    record(clouds, oracle(clouds), "oracle", out, 2)
+    record(Recording(clouds, "oracle", out, 2), oracle(clouds))
     with RecordReader(out) as reader:
         views = recorded_views(reader)
         for epoch, view in ((0, 0), (1, 1), (2, 0), (5, 1)):
@@ -270,7 +273,7 @@ def test_a_student_trained_from_a_record_sees_the_views_in_turn(tmp_path, clouds
 
 def test_a_record_of_other_data_is_refused(tmp_path, clouds):
     out = str(tmp_path / "record.h5")
-    record(clouds, oracle(clouds), "oracle", out, 1)
+    record(Recording(clouds, "oracle", out, 1), oracle(clouds))
     with RecordReader(out) as reader:
         other = some_clouds(seed=9)
         with pytest.raises(DataError, match="was made from other data"):

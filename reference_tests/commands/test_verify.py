@@ -9,9 +9,9 @@ from minipc.data.clouds import read_clouds
 from minipc.errors import DataError
 from minipc.models.file import read_model
 from minipc.record import verify as module
-from minipc.record.finished import open_record
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recording import Recording
 from minipc.record.verify import verify
 from minipc.storage import hdf5
 
@@ -28,7 +28,7 @@ def recorded(data, say):
 
 def tampered(path, name, change):
     """Change one dataset of a record and seal it again, so that its digest holds."""
-    with open_record(path) as found:
+    with RecordReader(path) as found:
         arrays = {each: stored.read() for each, stored in found.rows.items()}
         meta = found.meta
     change(arrays[name])
@@ -164,7 +164,10 @@ def test_any_teacher_can_be_run_again_from_python(recorded, data, tmp_path):
         return points.reshape(len(points), -1)[:, :3]
 
     record(
-        clouds, teacher, "by hand", str(tmp_path / "any.h5"), views=2, force=True, logits="float32"
+        Recording(
+            clouds, "by hand", str(tmp_path / "any.h5"), views=2, force=True, logits="float32"
+        ),
+        teacher,
     )
     calls.clear()
     with RecordReader(str(tmp_path / "any.h5")) as reader:

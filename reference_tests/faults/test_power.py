@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from minipc.errors import DataError
-from minipc.record import fields, store
-from minipc.record.store import Store, read_shard, shard_name
+from minipc.record import parts, store, writer
+from minipc.record.shard import read_shard, shard_name
+from minipc.record.store import Store
 from minipc.storage import files
 from reference_tests.faults import power
 from reference_tests.formats.test_record_store import PLAN
@@ -50,7 +51,7 @@ def record(folder, mark=lambda *names: None):
 def on(journal):
     """Let the modules that write call the journal instead of os."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (files, store, fields):
+        for module in (files, parts, store, writer):
             patch.setattr(module, "os", journal)
         yield
 

@@ -24,10 +24,13 @@ import pytest
 from minipc.data.clouds import read_clouds
 from minipc.errors import BackendError, DataError, MinipcError
 from minipc.models.file import model_id, read_model
-from minipc.record import recorder
+from minipc.record import recording
 from minipc.record.parallel import scheduler
 from minipc.record.reader import RecordReader
+from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recording import Recording
 from minipc.record.shard import commit_shard, shard_name
+from minipc.record.store import Store
 from minipc.storage import files
 from reference_tests.faults.test_power import PLAN, SHARDS, rows
 
@@ -69,7 +72,7 @@ def cluster():
 @pytest.fixture
 def whole(data, say, folder, monkeypatch):
     """The bytes of a record of one process, in shards of 32 rows."""
-    monkeypatch.setattr(recorder, "MOST_ROWS", 32)  # the plan says so, also to workers
+    monkeypatch.setattr(recording, "MOST_ROWS", 32)  # the plan says so, also to workers
     assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
     assert (
         say(
@@ -215,17 +218,15 @@ def test_the_commands_of_the_readme_make_the_same_rows(by_hand, whole, programs,
 def test_a_scheduler_that_dies_costs_no_shard(by_hand, whole, programs, folder):
     place, views = Path("record.h5.parts"), 400
     first, *_ = [programs(line) for line in by_hand[:2]]
-    recorder = programs(
+    process = programs(
         f"{by_hand[2]} --views {views} --force --quiet",
         DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT="2s",
     )
     until = time.monotonic() + 60
-    while (
-        time.monotonic() < until and not list(place.glob("view-*.h5")) and recorder.poll() is None
-    ):
+    while time.monotonic() < until and not list(place.glob("view-*.h5")) and process.poll() is None:
         time.sleep(0.001)
     first.kill()
-    assert recorder.wait(60) == 1
+    assert process.wait(60) == 1
     told = (folder / "record.log").read_text()
     assert told.count("\n") == 1 and "look at the workers and type the same again" in told, told
     there = len(list(place.glob("view-*.h5")))
@@ -240,6 +241,13 @@ def test_a_scheduler_that_dies_costs_no_shard(by_hand, whole, programs, folder):
 def refuse():
     """What a worker runs instead of reading."""
     raise DataError("clouds.h5: is not here")
+
+
+def two_shards(address, read, folder):
+    """Have the first two shards of PLAN computed by the workers of a scheduler."""
+    store = Store(str(folder / "record.h5"), PLAN)
+    asked = Recording(None, PLAN.teacher_id, store.out, PLAN.views, engine="fused")
+    scheduler.on_scheduler(address, read, asked, store, None, SHARDS[:2], print)
 
 
 def break_down():
@@ -260,9 +268,7 @@ def break_down():
 def test_what_a_worker_says_arrives_in_one_line(read, kind, says, cluster, tmp_path):
     address = cluster(1).scheduler_address
     with pytest.raises(kind, match=says):
-        scheduler.on_scheduler(
-            address, read, "numpy", "fused", str(tmp_path), PLAN, None, SHARDS[:2], print
-        )
+        two_shards(address, read, tmp_path)
 
 
 def other_clouds(path):
@@ -280,17 +286,10 @@ def test_a_worker_that_sees_other_files_under_the_same_names_records_nothing(
         (partial(other_clouds, str(folder / data)), model_id(model), "points_hash is"),
         (partial(_same_files, str(folder)), "0" * 64, "a worker reads teacher"),
     ):
-        elsewhere = partial(scheduler.on_scheduler, address, read, "numpy", "fused")
+        workers = partial(scheduler.on_scheduler, address, read)
+        asked = Recording(clouds, teacher, "other.h5", 1, force=True, engine="fused")
         with pytest.raises(DataError, match=says):
-            recorder.record(
-                clouds,
-                recorder.pointnet_teacher(model),
-                teacher,
-                "other.h5",
-                1,
-                elsewhere=elsewhere,
-                force=True,
-            )
+            record(asked, pointnet_teacher(model), workers)
         assert not Path("other.h5").exists() and not Path("other.h5.parts").exists()
 
 
@@ -307,17 +306,7 @@ def test_when_no_worker_is_left_it_is_told(cluster, tmp_path, monkeypatch):
     running = cluster(1)
     threading.Timer(1.0, lambda: running.scale(0)).start()
     with pytest.raises(BackendError, match="has no worker left; look at their output"):
-        scheduler.on_scheduler(
-            running.scheduler_address,
-            sleep,
-            "numpy",
-            "fused",
-            str(tmp_path),
-            PLAN,
-            None,
-            SHARDS[:2],
-            print,
-        )
+        two_shards(running.scheduler_address, sleep, tmp_path)
 
 
 def test_who_speaks_but_not_as_a_scheduler_is_not_waited_for(cluster, tmp_path, monkeypatch):
@@ -325,9 +314,7 @@ def test_who_speaks_but_not_as_a_scheduler_is_not_waited_for(cluster, tmp_path, 
     with socket.create_server(("127.0.0.1", 0)) as silent:
         address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
         with pytest.raises(BackendError, match="does not answer"):
-            scheduler.on_scheduler(
-                address, sleep, "numpy", "fused", str(tmp_path), PLAN, None, SHARDS[:2], print
-            )
+            two_shards(address, sleep, tmp_path)
 
 
 def test_a_scheduler_without_workers_or_nobody_at_all_is_told(

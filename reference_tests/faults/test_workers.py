@@ -18,10 +18,11 @@ import pytest
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import read_clouds
 from minipc.errors import CheckFailed, DataError, UsageError
-from minipc.record import recorder, store
+from minipc.record import parts, recorder, recording
 from minipc.record.parallel.processes import device_of, run_workers
 from minipc.record.plan import read_plan
-from minipc.record.recorder import Share, record
+from minipc.record.recorder import Share, here, record
+from minipc.record.recording import Recording
 from minipc.record.store import Store
 from reference_tests.faults.test_power import PLAN, SHARDS, commit, rows
 
@@ -31,7 +32,17 @@ QUICK = ("--epochs", "1", "--model", "6-8:6", "--quiet")
 @pytest.fixture
 def many_shards(monkeypatch):
     """Shards of 32 rows, in this process."""
-    monkeypatch.setattr(recorder, "MOST_ROWS", 32)
+    monkeypatch.setattr(recording, "MOST_ROWS", 32)
+
+
+def teacher(points):
+    """Return the coordinates of the first point of each cloud as its logits."""
+    return points.reshape(len(points), -1)[:, :3]
+
+
+def recorded(clouds, compute=here, **asked):
+    """Record the teacher above."""
+    return record(Recording(clouds, "by hand", force=True, **asked), teacher, compute)
 
 
 @pytest.fixture
@@ -80,10 +91,7 @@ def test_any_number_of_worker_processes_makes_the_same_bytes(workers, data, whol
 def test_shares_in_any_order_join_and_the_last_one_finishes(data, many_shards, folder):
     clouds = read_clouds(data).train  # 96 clouds: three shards a view
 
-    def teacher(points):
-        return points.reshape(len(points), -1)[:, :3]
-
-    one = partial(record, clouds, teacher, "by hand", views=2, force=True)
+    one = partial(recorded, clouds, views=2)
     one(out="whole.h5")
     for number in (2, 0, 3):
         found = one(out="record.h5", share=(number, 4))
@@ -96,6 +104,7 @@ def test_shares_in_any_order_join_and_the_last_one_finishes(data, many_shards, f
         done.views == 2
         and (folder / "record.h5").read_bytes() == (folder / "whole.h5").read_bytes()
     )
+    assert done.clouds_per_second > 0  # of its own shards, though others finished theirs
     assert one(out="record.h5", share=(1, 4)).views == 2  # finished long ago
     for wrong in ((4, 4), (-1, 2)):
         with pytest.raises(UsageError, match="expected i/n with 0 <= i < n"):
@@ -120,10 +129,7 @@ def test_a_recorder_whose_workers_fail_goes_on_if_another_has_finished_and_leave
 ):
     clouds = read_clouds(data).train
 
-    def teacher(points):
-        return points.reshape(len(points), -1)[:, :3]
-
-    one = partial(record, clouds, teacher, "by hand", views=2, force=True)
+    one = partial(recorded, clouds, views=2)
     one(out="whole.h5")
 
     def fail(*_):
@@ -134,16 +140,16 @@ def test_a_recorder_whose_workers_fail_goes_on_if_another_has_finished_and_leave
         fail()
 
     with pytest.raises(DataError, match="nobody is there"):
-        one(out="record.h5", elsewhere=fail)
+        one(out="record.h5", compute=fail)
     assert not os.path.exists("record.h5.parts")
-    assert one(out="record.h5", elsewhere=another_finishes).views == 2
+    assert one(out="record.h5", compute=another_finishes).views == 2
 
     def another_differs(*_):
         one(out="again.h5")
         raise CheckFailed("the teacher does not repeat itself")
 
     with pytest.raises(CheckFailed):  # never passed over, though the record is whole
-        one(out="again.h5", elsewhere=another_differs)
+        one(out="again.h5", compute=another_differs)
     with open("record.h5", "rb") as found, open("whole.h5", "rb") as expected:
         assert found.read() == expected.read()
 
@@ -161,13 +167,10 @@ def test_two_recorders_that_finish_at_once_both_finish(
             raise OSError(errno.EBADF, "Bad file descriptor")
         real(fd, how)
 
-    monkeypatch.setattr(store.fcntl, "flock", flock)
+    monkeypatch.setattr(parts.fcntl, "flock", flock)
     clouds = read_clouds(data).train
 
-    def teacher(points):
-        return points.reshape(len(points), -1)[:, :3]
-
-    one = partial(record, clouds, teacher, "by hand", views=8, force=True)
+    one = partial(recorded, clouds, views=8)
     one(out="whole.h5")
     with open("whole.h5", "rb") as file:
         whole = file.read()
@@ -276,9 +279,9 @@ def test_a_recorder_killed_among_its_workers_is_joined_by_the_next(data, whole, 
 def test_two_recorders_of_one_shard_are_harmless_where_they_agree_and_told_where_not(tmp_path):
     first, second = (Store(tmp_path / "record.h5", PLAN) for _ in range(2))
     commit(first, *SHARDS[0])
-    before = os.stat(f"{first.parts}/view-00000-row-00000000.h5")
+    before = os.stat(f"{first.parts.path}/view-00000-row-00000000.h5")
     commit(second, *SHARDS[0])
-    after = os.stat(f"{first.parts}/view-00000-row-00000000.h5")
+    after = os.stat(f"{first.parts.path}/view-00000-row-00000000.h5")
     assert (before.st_ino, before.st_mtime_ns) == (
         after.st_ino,
         after.st_mtime_ns,

@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from minipc.data.clouds import Clouds, Splits, write_clouds
 from minipc.errors import DataError
+from minipc.progress import quiet
 from minipc.record import embedded
-from minipc.record.finished import open_record
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
+from minipc.record.recording import Recording
 from minipc.storage import files, hdf5
 from minipc.verbs.find import read_data
 from reference_tests.formats.test_files import killed_at
@@ -48,16 +49,19 @@ def teacher(points):
     return points[:, 0, :]
 
 
-def write(out, splits, views=2, carry=True, logits_of=teacher, **more):
+def write(out, splits, views=2, carry=True, logits_of=teacher, say=quiet, **more):
     return record(
-        splits.train,
+        Recording(
+            splits.train,
+            "first-point",
+            str(out),
+            views,
+            force=True,
+            with_clouds=splits if carry else None,
+            **more,
+        ),
         logits_of,
-        "first-point",
-        str(out),
-        views,
-        force=True,
-        with_clouds=splits if carry else None,
-        **more,
+        say=say,
     )
 
 
@@ -170,9 +174,11 @@ def test_a_record_with_clouds_has_version_2_the_same_run_and_the_same_rows(tmp_p
         None,
         0,
     )
-    with open_record(one) as a, open_record(two) as b:
+    with RecordReader(one) as a, RecordReader(two) as b:
         assert (
-            a.plan == b.plan and {**b.meta, "clouds": 0} == {**a.meta, "clouds": 0} and not a.clouds
+            a.plan == b.plan
+            and {**b.meta, "clouds": 0} == {**a.meta, "clouds": 0}
+            and not a.stored_clouds
         )
         for name, stored in a.rows.items():
             assert stored.read().tobytes() == b.rows[name].read().tobytes()
@@ -264,11 +270,15 @@ def test_clouds_that_are_not_the_recorded_ones_are_not_embedded(out, splits):
         match="the training clouds to carry: are not those that are recorded: points_hash",
     ):
         record(
-            splits.train, teacher, "t", str(out), 1, with_clouds=Splits(other.train, splits.test)
+            Recording(splits.train, "t", str(out), 1, with_clouds=Splits(other.train, splits.test)),
+            teacher,
         )
     turned = replace(splits.test, up_axis="y")
     with pytest.raises(DataError, match="the test split: up axis is y"):
-        record(splits.train, teacher, "t", str(out), 1, with_clouds=Splits(splits.train, turned))
+        record(
+            Recording(splits.train, "t", str(out), 1, with_clouds=Splits(splits.train, turned)),
+            teacher,
+        )
     assert os.listdir(out.parent) == []
 
 
@@ -282,8 +292,8 @@ def test_other_test_clouds_than_those_in_the_record_are_refused(out, splits):
 
 def rewrite(out, change):
     """Commit the record in out again after change(arrays, meta), with a right digest."""
-    with open_record(out) as found:
-        arrays = {name: each.read() for name, each in {**found.rows, **found.clouds}.items()}
+    with RecordReader(out) as found:
+        arrays = {name: each.read() for name, each in {**found.rows, **found.stored_clouds}.items()}
         meta = found.meta
     arrays, meta = change(arrays, meta)
 

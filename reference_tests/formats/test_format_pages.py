@@ -18,9 +18,9 @@ from minipc.data.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.models import checkpoint
 from minipc.models import file as model_file
 from minipc.models.pointnet import ModelConfig
-from minipc.record import embedded, finished, plan, shard, store
+from minipc.record import embedded, plan, shard, store
 from minipc.record import fields as record_table
-from minipc.record.reader import RecordReader
+from minipc.record.reader import RECORD_META, RecordReader
 from minipc.settings import RecordConfig, settings_of
 from minipc.storage import files
 from minipc.streams import view_words
@@ -117,7 +117,7 @@ def plan_is_the_dataclass(text):
 
 def run_id_is_that_of_the_golden_record(text):
     with RecordReader(str(GOLDEN / "record-1.h5")) as reader:
-        assert re.findall(r"`([0-9a-f]{64})`", section(text, "Plan")) == [reader.plan.run_id]
+        assert re.findall(r"`([0-9a-f]{64})`", section(text, "Plan")) == [reader.plan.recording_id]
 
 
 def draws_are_those_of_the_code(text):
@@ -199,7 +199,7 @@ def datasets(file):
 
 def metadata_is_that_of_the_code(text):
     for heading, wanted in (
-        ("Of the record", finished.RECORD_META | {"clouds"}),
+        ("Of the record", RECORD_META | {"clouds"}),
         ("Of the shard", shard.SHARD_META),
         ("Of the clouds", embedded.CLOUDS_META),
     ):
@@ -210,7 +210,7 @@ def metadata_is_that_of_the_code(text):
 def names_of_shards_are_those_of_the_code(text):
     (name,) = re.findall(r"`(view-\d+-row-\d+\.h5)`", section(text, "Of a shard"))
     place = store.Store("nowhere/out.h5", golden_plan())
-    assert place._path(1, 4096) == f"nowhere/out.h5.parts/{name}"
+    assert place.parts.shard_path(1, 4096) == f"nowhere/out.h5.parts/{name}"
 
 
 def golden_plan():

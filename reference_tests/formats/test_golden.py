@@ -17,6 +17,7 @@ from minipc.models.file import Model, model_id, read_model, write_model
 from minipc.models.pointnet import ModelConfig, initial_stats, param_specs
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import compute_shard, record
+from minipc.record.recording import Recording
 from minipc.record.store import Store
 from minipc.storage import hdf5
 
@@ -56,15 +57,17 @@ def golden_record(path, carry=False):
     """Write the record of first_point over two views, with its clouds or without."""
     splits = golden_splits()
     return record(
-        splits.train,
+        Recording(
+            splits.train,
+            "first-point",
+            path,
+            2,
+            seed=7,
+            data_file="clouds-1.h5",
+            with_clouds=splits if carry else None,
+            force=True,
+        ),
         first_point,
-        "first-point",
-        path,
-        2,
-        seed=7,
-        data_file="clouds-1.h5",
-        with_clouds=splits if carry else None,
-        force=True,
     )
 
 
@@ -78,7 +81,7 @@ def golden_shard(folder):
     )
     store.commit_shard(1, 0, *arrays, {"numpy": "golden", "max_kl": kl})
     os.rename(folder / "shard.h5.parts" / SHARD, folder / "shard-1.h5")
-    store.abandon()
+    store.parts.abandon()
 
 
 SHARD = "view-00001-row-00000000.h5"
@@ -163,7 +166,7 @@ def test_a_record_of_either_version_is_read_and_keeps_its_run_id(version):
             "first-point",
             "clouds-1.h5",
         )
-        assert reader.plan.run_id == (
+        assert reader.plan.recording_id == (
             "4212ed7a9f970634448299703080dd95a21c66342780f34abeb5a3a58f9f0f6f"
         )
         for view in range(2):

@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minipc.errors import DataError, MinipcError, UsageError
-from minipc.record.fields import _Layout, record_fields
-from minipc.record.finished import open_record
+from minipc.record.fields import record_fields
 from minipc.record.plan import Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
+from minipc.record.writer import _Layout, write_rows
 from minipc.storage import files, hdf5
 from reference_tests.formats.test_files import killed_at
 
@@ -100,7 +100,11 @@ def golden(tmp_path_factory):
 def test_a_plan_comes_back_from_json_and_its_identity_ignores_the_extent():
     text = files.canonical_json(PLAN.to_dict())
     assert Plan.from_dict(files.parse_json(text, "x"), "x") == PLAN
-    assert PLAN.run_id == replace(PLAN, views=9).run_id != replace(PLAN, seed=8).run_id
+    assert (
+        PLAN.recording_id
+        == replace(PLAN, views=9).recording_id
+        != replace(PLAN, seed=8).recording_id
+    )
     assert PLAN.same_identity(replace(PLAN, views=9)) and not PLAN.same_identity(
         replace(PLAN, seed=8)
     )
@@ -132,7 +136,7 @@ def test_every_field_of_the_identity_changes_the_run_id_and_is_told():
     for name, value in changed.items():
         more = {"class_names": ("bed", "bowl")} if name == "classes" else {}
         other = replace(PLAN, **{name: value}, **more)
-        assert other.run_id != PLAN.run_id and name in PLAN.differences(other)
+        assert other.recording_id != PLAN.recording_id and name in PLAN.differences(other)
 
 
 @pytest.mark.parametrize(
@@ -160,9 +164,9 @@ def test_a_plan_that_cannot_be_recorded_is_refused(wrong):
 def test_what_the_caller_changes_later_does_not_change_the_identity():
     augment = {"ranges": [1, 2]}
     plan = replace(PLAN, augment=augment)
-    before = plan.run_id
+    before = plan.recording_id
     augment["ranges"].append(3)
-    assert replace(plan, views=3).run_id == before
+    assert replace(plan, views=3).recording_id == before
 
 
 # Recording
@@ -182,7 +186,7 @@ def test_a_record_holds_every_row_under_its_view_and_cloud(out):
                 np.testing.assert_array_equal(found, wanted)
         assert reader.meta == {
             "plan": PLAN.to_dict(),
-            "run_id": PLAN.run_id,
+            "run_id": PLAN.recording_id,
             "data_file": "clouds.h5",
             "provenance": [{"made_with": MADE, "rows": 20}],
             "max_kl_of_rounding": 2e-6,
@@ -248,7 +252,7 @@ def test_provenance_is_told_once_for_each_kind_of_machine(out):
     store = Store(out, PLAN)
     shard(store, 0, 0)
     record(out, made={"blas": "1.0"})
-    with open_record(out) as found:
+    with RecordReader(out) as found:
         assert found.meta["provenance"] == [
             {"made_with": {"blas": "1.0"}, "rows": 16},
             {"made_with": MADE, "rows": 4},
@@ -445,7 +449,7 @@ def test_every_truncation_and_bit_flips_of_a_shard_are_set_aside(out):
         with open(path, "wb") as file:
             file.write(changed)
         with pytest.raises(DataError):
-            store._read(0, 8, 10)
+            store.parts.read(0, 8, 10)
 
 
 def test_a_damaged_record_is_refused_by_recorder_and_reader_and_left_alone(out, golden):
@@ -477,7 +481,7 @@ def rewrite(out, values, meta):
 
 def test_a_hostile_record_with_a_right_digest_is_refused(out):
     record(out)
-    with open_record(out) as found:
+    with RecordReader(out) as found:
         good = {name: stored.read() for name, stored in found.rows.items()}
         meta = found.meta
     rewrite(out, good, meta)
@@ -563,7 +567,7 @@ def test_killed_at_any_step_a_recording_continues_to_the_same_bytes(tmp_path, be
         store = Store(out, plan, "clouds.h5")
         finished = out.exists() and out.read_bytes() == whole  # never half of it
         assert len(store.missing()) == (0 if finished else 2 - held)  # no committed shard is lost
-        assert not store.damaged
+        assert not store.parts.damaged
         record(out, plan)
         assert out.read_bytes() == whole and os.listdir(folder) == ["record.h5"]
 
@@ -601,8 +605,6 @@ def test_without_fallocate_the_space_is_reserved_with_zeros(out, golden, monkeyp
 
 
 def test_no_row_can_be_left_unwritten(out):
-    from minipc.record.fields import write_rows
-
     sizes = {"V": 2, "N": 10, "D": 3, "K": 3}
     names = ("augment/scale", "augment/shift", "logits")
     arrays = dict(zip(names, rows(PLAN, 0, 0, 10)[:3], strict=True))

@@ -18,6 +18,7 @@ from minipc.data.clouds import Clouds, Splits
 from minipc.errors import DataError, UsageError
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
+from minipc.record.recording import Recording
 from minipc.storage import files, hdf5
 
 VIEWS, SEED, READS = 30, 3, 400
@@ -62,16 +63,18 @@ def exit_by(reader, seed):
 
 def write_record(path, views=VIEWS, **more):
     record(
-        SPLITS.train,
+        Recording(
+            SPLITS.train,
+            "x of five points",
+            str(path),
+            views,
+            seed=SEED,
+            logits="float32",
+            with_clouds=SPLITS,
+            force=True,
+            **more,
+        ),
         teacher,
-        "x of five points",
-        str(path),
-        views,
-        seed=SEED,
-        logits="float32",
-        with_clouds=SPLITS,
-        force=True,
-        **more,
     )
     return str(path)
 

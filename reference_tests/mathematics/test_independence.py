@@ -18,6 +18,7 @@ from minipc.nn.engine import ENGINES
 from minipc.nn.fast import workspace
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recording import Recording
 
 MODELS = {"tiny": 40, "student": 40, "teacher": 40, "5-7-130:33-9": 3, "6:": 2}  # sizes: classes
 POINTS = (1, 7, 64, 257)  # of a cloud
@@ -99,15 +100,17 @@ def test_recorded_logits_are_those_of_each_replayed_cloud_alone(tmp_path, thread
     clouds = Clouds(x, labels, tuple(f"class {k}" for k in range(40)), "z", "none")
     out = str(tmp_path / "record.h5")
     record(
-        clouds,
+        Recording(
+            clouds,
+            "a teacher",
+            out,
+            2,
+            logits="float32",
+            threads=threads,
+            engine=engine,
+            force=True,
+        ),
         pointnet_teacher(model, engine),
-        "a teacher",
-        out,
-        2,
-        logits="float32",
-        threads=threads,
-        engine=engine,
-        force=True,
     )
     with RecordReader(out) as reader:
         for view in range(2):

@@ -23,6 +23,7 @@ from minipc.data.clouds import Clouds
 from minipc.record.plan import Plan, read_plan
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import record
+from minipc.record.recording import Recording
 from minipc.record.store import Store
 from minipc.record.verify import verify
 from reference_tests.tools.memory import peak_of
@@ -45,14 +46,14 @@ def teacher(points):
 def stage(name, path, views):
     """Run one stage on the record in path."""
     if name == "record half":
-        record(clouds(), teacher, "made up", path, views, force=True, share=(0, 2))
+        record(Recording(clouds(), "made up", path, views, force=True, share=(0, 2)), teacher)
     elif name == "scan":
         assert (
             len(Store(path, read_plan(os.path.join(f"{path}.parts", "plan.json"))).missing())
             == views // 2
         )
     elif name == "resume and finalise":
-        record(clouds(), teacher, "made up", path, views, force=True)
+        record(Recording(clouds(), "made up", path, views, force=True), teacher)
     elif name == "open":
         RecordReader(path).close()
     else:
@@ -133,7 +134,7 @@ def commits(rows, many=2**17):
         for view, first, _ in store.missing():
             store.commit_shard(view, first, *params, logits.astype(np.float16), {})
         committed = time.perf_counter()
-        names = [entry for entry in os.scandir(store.parts) if entry.name.endswith(".h5")]
+        names = [entry for entry in os.scandir(store.parts.path) if entry.name.endswith(".h5")]
         size = sum(512 * entry.stat().st_blocks for entry in names)
         store.finalise()
         return (
@@ -181,7 +182,7 @@ def print_large(count, views):
     ):
         path = os.path.join(folder, "record.h5")
         with timed("recorded"):
-            record(data, teacher, "made up", path, views, force=True)
+            record(Recording(data, "made up", path, views, force=True), teacher)
         size = os.path.getsize(path)
         with timed("opened"):
             reader = RecordReader(path)

@@ -37,6 +37,7 @@ from minipc.nn.losses import LossConfig  # noqa: E402
 from minipc.provenance import provenance  # noqa: E402
 from minipc.record.reader import RecordReader  # noqa: E402
 from minipc.record.recorder import compute_shard, pointnet_teacher, record  # noqa: E402
+from minipc.record.recording import Recording  # noqa: E402
 from reference_tests.tools.kernels import KERNELS, environment, runnable  # noqa: E402
 from reference_tests.tools.speed_page import BY_KERNEL, page  # noqa: E402
 from reference_tests.tools.speed_parts import parts  # noqa: E402
@@ -245,7 +246,7 @@ def on_files(values, say):
         for number in (1, 2, 4):
             path = os.path.join(folder, f"{number}.h5")
             begun = time.perf_counter()
-            record(data, teacher, "benchmark", path, number, threads=THREADS, force=True)
+            record(Recording(data, "benchmark", path, number, threads=THREADS, force=True), teacher)
             views[number] = time.perf_counter() - begun
         with RecordReader(path) as reader:
             begun = time.perf_counter()

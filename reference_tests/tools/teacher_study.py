@@ -24,6 +24,7 @@ from minipc.models.pointnet import sizes
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recording import Recording
 
 BASE = {
     "epochs": 60,
@@ -140,16 +141,19 @@ class Study:
         if not os.path.exists(path):
             teachers = [self.teacher(BASE | changes, seed) for seed in seeds]
             each = [pointnet_teacher(teacher) for teacher in teachers]
-            recorded = record(
+            recording = Recording(
                 self.splits.train,
-                lambda points: sum(logits_of(points) for logits_of in each) / len(each),
                 hashlib.sha256("".join(map(model_id, teachers)).encode()).hexdigest(),
                 path,
                 self.options.views,
                 seed=views_seed,
-                threads=default_threads(np),
-                say=print,
                 force=self.options.length < 1,
+                threads=default_threads(np),
+            )
+            recorded = record(
+                recording,
+                lambda points: sum(logits_of(points) for logits_of in each) / len(each),
+                say=print,
             )
             self.write(
                 {"run": f"record of {name}", "right_on_its_views": recorded.teacher_accuracy}

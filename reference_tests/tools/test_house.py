@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "minipc"
 
 ORDER = """
-errors settings streams installed backend provenance
+errors settings progress streams installed backend provenance
 storage.files storage.hdf5 storage.places
 nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck
 nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.engine
@@ -30,8 +30,9 @@ data.prepare data.clouds data.augment data.shapes
 data.readers.packed data.readers.text_points data.readers.point_files data.readers.foreign_hdf5
 data.readers.modelnet data.readers.tree data.readers.source
 models.file models.checkpoint
-record.fields record.plan record.embedded record.finished record.shard record.store record.reader
-record.contract record.recorder record.verify record.parallel.processes record.parallel.scheduler
+record.fields record.plan record.embedded record.writer record.reader record.shard record.parts
+record.store record.recording record.contract record.recorder record.verify
+record.parallel.processes record.parallel.scheduler
 distil.evaluate distil.self_target distil.train runs.folder runs.config
 audit.vectors audit.problems audit.facts audit.rules audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions

@@ -3,6 +3,10 @@
 The store holds them together: shards are committed whole, two of a kind are the same bytes, and
 whoever comes last finalises.  So a worker may die at any moment; what it leaves undone is computed
 by the caller.
+
+Why not concurrent.futures.ProcessPoolExecutor: where one of its processes is killed it ends all
+others, and it does not say by which signal; and before Python 3.14 it cannot end its processes at
+once, so Ctrl-C would wait for every share.
 """
 
 import multiprocessing
@@ -16,8 +20,7 @@ POLL = 0.2  # seconds between two looks at the workers
 
 
 def run_workers(function, count, *, say, progress):
-    """Run function(number, count) for number 0 .. count - 1 in a new process each; return when all
-    ended.
+    """Run function(number, count) for number 0 .. count - 1 in a new process each; wait for all.
 
     function: importable, with arguments that can be pickled (functools.partial); a MinipcError that
     it raises is said, and so is a signal that ended it: the caller looks at what is missing.
@@ -40,11 +43,11 @@ def run_workers(function, count, *, say, progress):
         said = set()
         for number, process, receiver in workers:
             process.join()
-            told = _told(receiver)
-            if told:
-                if told not in said:
-                    say(f"worker {number + 1} of {count}: {told}")
-                said.add(told)
+            failure = _failure(receiver)
+            if failure:
+                if failure not in said:
+                    say(f"worker {number + 1} of {count}: {failure}")
+                said.add(failure)
             elif process.exitcode:
                 how = (
                     f"signal {-process.exitcode}"
@@ -71,7 +74,8 @@ def _worker(function, number, count, sender):
         sender.send(str(reason))
 
 
-def _told(receiver):
+def _failure(receiver):
+    """Return the line that a worker sent, or None."""
     try:
         return receiver.recv() if receiver.poll() else None
     except EOFError:
@@ -79,8 +83,9 @@ def _told(receiver):
 
 
 def device_of(worker, devices, visible):
-    """Return CUDA_VISIBLE_DEVICES for a worker: one device each, in turn; visible: its value here,
-    or None.
+    """Return CUDA_VISIBLE_DEVICES for a worker: one device each, in turn.
+
+    visible: its value here, or None.
     """
     names = [name for name in (visible or "").split(",") if name] or [
         str(number) for number in range(devices)

@@ -26,28 +26,29 @@ LATE = 90  # seconds by which a shared folder may show a file later than it was 
 RETRIES = 2  # of a shard that failed; one that was lost with its worker is Dask's to count
 
 
-def on_scheduler(address, read, backend, engine, parts, plan, augment, missing, block_done):
-    """Have the missing shards of a plan committed into the folder parts by the workers at address.
+def on_scheduler(address, read, recording, store, teacher, missing, block_done):
+    """Have the missing shards of a Store committed into its parts by the workers at address.
 
     read: picklable, without arguments, returns (Clouds, Model); one worker runs it and hands them
-    on. backend, engine: what computes on a worker; block_done(rows) is called for each shard.
+    on.  What follows is as in recorder.record for compute; the workers make the teacher from Model.
     Raises BackendError where distributed is missing, nobody answers or no worker is left, what a
     worker raised on purpose, DataError where a shard that a worker committed is not seen here,
     MinipcError for any other failure there.  Whatever is raised, Ctrl-C too, cancels what is left;
     committed shards stay.
     """
     with _client(address) as client:
-        parts, done = os.path.abspath(parts), queue.SimpleQueue()
+        parts, done = os.path.abspath(store.parts.path), queue.SimpleQueue()
+        plan, backend = store.plan, recording.xp.__name__
         read = client.submit(_read, read, plan, pure=False, retries=RETRIES)
         tasks = {
             client.submit(
                 _compute,
                 read,
                 backend,
-                engine,
+                recording.engine,
                 parts,
                 plan,
-                augment,
+                recording.augment,
                 view,
                 first,
                 stop,
@@ -67,12 +68,10 @@ def on_scheduler(address, read, backend, engine, parts, plan, augment, missing, 
             except MinipcError:
                 raise
             except Exception as reason:  # of a worker that died too often, or cannot run this
-                told = (
-                    f"view {view}, row {first}: {type(reason).__name__}: "
-                    f"{' '.join(str(reason).split())}"
-                )
+                what = f"{type(reason).__name__}: {' '.join(str(reason).split())}"
                 raise MinipcError(
-                    f"{address}: {told}; look at the workers and type the same again"
+                    f"{address}: view {view}, row {first}: {what}; look at the workers and type "
+                    "the same again"
                 ) from reason
             task.release()
             block_done(stop - first)
@@ -138,18 +137,17 @@ def _client(address):
     except queue.Empty:
         client = TimeoutError("it speaks, but not as a scheduler does: is this its port?")
     if isinstance(client, Exception):
-        told = " ".join(str(client).split())
+        why = " ".join(str(client).split())
         raise BackendError(
-            f"scheduler: {address} does not answer ({told}); start it: dask scheduler"
+            f"scheduler: {address} does not answer ({why}); start it: dask scheduler"
         ) from client
     with client:
         try:
             client.wait_for_workers(1, timeout=PATIENCE)
         except TimeoutError as reason:
-            told = (
+            raise BackendError(
                 f"scheduler: {address} has no worker; start one: dask worker {address} --nthreads 1"
-            )
-            raise BackendError(told) from reason
+            ) from reason
         yield client
 
 
@@ -160,24 +158,24 @@ def _next(done, client, address):
             return done.get(timeout=PATIENCE)
         except queue.Empty:
             if not client.scheduler_info()["workers"]:
-                told = (
-                    f"scheduler: {address} has no worker left; look at their output (do they "
-                    "have minipc?)"
-                )
-                raise BackendError(f"{told}, start one, and type the same again") from None
+                raise BackendError(
+                    f"scheduler: {address} has no worker left; look at their output (do they have "
+                    "minipc?), start one, and type the same again"
+                ) from None
 
 
 def _seen(path, digest):
-    """Raise DataError unless the shard that a worker committed is here too; a shared folder may be
-    late.
+    """Raise DataError unless the shard that a worker committed is here too.
+
+    A shared folder may show it later.
     """
     until = time.monotonic() + LATE
     while not (here := os.path.lexists(path)) and time.monotonic() < until:
         time.sleep(0.2)
-    found = files.digest_of(path)[:16] if here else "none"
-    if not digest.startswith(found):
+    actual = files.digest_of(path)[:16] if here else "none"
+    if not digest.startswith(actual):
         raise DataError(
-            f"{path}: a worker committed {digest[:16]}, found {found}; start workers on a folder "
+            f"{path}: a worker committed {digest[:16]}, found {actual}; start workers on a folder "
             "that they share with "
             "this process, under the same name, and run the same command again"
         )

@@ -1,0 +1,230 @@
+"""The folder OUT.parts of a recording: its plan, and the shards computed so far.  (record_store.md)
+
+The truth is the shards that verify; there is no manifest to fall out of step.  A kill at any byte
+costs at most the shard being computed, a bad shard is set aside and never deleted, and any number
+of recorders may work on one plan.
+"""
+
+import fcntl
+import os
+from contextlib import ExitStack, contextmanager, suppress
+
+from minipc.errors import DataError
+from minipc.record.plan import read_plan, write_plan
+from minipc.record.shard import commit_shard, read_shard, shard_name
+from minipc.storage import files
+
+SHARD_OVERHEAD = 4096  # bytes beside the rows, rounded up, and the block that a file ends in
+
+
+def refuse_other(plan, other, place):
+    """Raise DataError, naming what differs, where place holds another recording than plan."""
+    if not plan.same_identity(other):
+        raise DataError(
+            f"{place}: holds another recording: {plan.differences(other)}; choose another "
+            "--out, or remove it"
+        )
+
+
+class Parts:
+    """The shards of one plan.  Construction and missing() look; begin() is the first to write.
+
+    Raises DataError where the folder belongs to another identity, naming what differs.
+    """
+
+    def __init__(self, out, plan, finished=0):
+        """out: path of the record; finished: views that it holds: their shards count no more."""
+        self.path, self.plan, self.finished = f"{out}.parts", plan, finished
+        self._present = None  # {(view, first): meta} of the shards that verified
+        _, damage = self._committed_plan()
+        self.damaged = [str(damage)] if damage else []  # a line for every bad file met by looking
+
+    def shard_path(self, view, first):
+        """Return the path of a shard, whether it is there or not."""
+        return os.path.join(self.path, shard_name(view, first))
+
+    def read(self, view, first, stop):
+        """Return (meta, {field name: array}) of one shard.  Raises DataError."""
+        return read_shard(self.shard_path(view, first), self.plan, view, first, stop)
+
+    def missing(self):
+        """Return [(view, first, stop)] of the shards that are not there, after a first scan."""
+        if self._present is None:
+            self.damaged += self._scan(lambda path, reason: [str(reason)])
+        return [
+            shard
+            for shard in self.plan.shards()
+            if shard[0] >= self.finished and shard[:2] not in self._present
+        ]
+
+    def metas(self):
+        """Return the metas of the shards that verified at the last look, those of this object's
+        own commits included.
+        """
+        return list(self._present.values())
+
+    def bytes_missing(self):
+        """Return the bytes on disk that the missing shards will take."""
+        missing = self.missing()
+        rows = sum(stop - first for _, first, stop in missing)
+        return rows * self.plan.bytes_per_view + len(missing) * SHARD_OVERHEAD
+
+    def begin(self):
+        """Take the place: sweep what killed writers left, commit the plan, rename bad files.
+
+        Returns a line for each file that was set aside.
+        """
+        files.sweep(self.path)
+        lines = self.commit_plan() if self.finished < self.plan.views else []
+        return lines + self._scan(self._set_aside)
+
+    def commit_shard(self, view, first, scale, shift, logits, provenance):
+        """Make one shard durable: rows first, first + 1, ... of a view.
+
+        Arguments and errors as in shard.commit_shard.
+        """
+        meta = commit_shard(
+            self.path,
+            self.plan,
+            view,
+            first,
+            scale,
+            shift,
+            logits,
+            provenance,
+            prepare=self.commit_plan,  # another recorder may have finished and removed the parts
+        )
+        if self._present is not None:
+            self._present[view, first] = meta
+
+    def abandon(self):
+        """Remove the plan again where no shard was committed, as if nothing had been asked."""
+        with suppress(OSError):
+            if os.listdir(self.path) == ["plan.json"]:
+                os.unlink(self._plan_path())
+                os.rmdir(self.path)
+
+    def remove(self):
+        """Remove the plan and its shards, whose rows are in the verified record.
+
+        Returns the names that stay: shards set aside or beyond the views, foreign files.
+        """
+        with suppress(OSError):
+            for view, first, _ in self.plan.shards():
+                with suppress(FileNotFoundError):
+                    os.unlink(self.shard_path(view, first))
+            if not any(name.endswith(".h5") for name in os.listdir(self.path)):
+                os.unlink(self._plan_path())
+            with suppress(FileNotFoundError):
+                os.unlink(self._lock_path())
+            os.rmdir(self.path)
+        with suppress(OSError):
+            return sorted(os.listdir(self.path))
+        return []
+
+    def commit_plan(self):
+        """Commit the plan unless it lies here already; the extent only grows.
+
+        Returns a line where a damaged one was set aside.
+        """
+        committed, damage = self._committed_plan()
+        if committed is not None and committed.views >= self.plan.views:
+            return []
+        lines = self._set_aside(self._plan_path(), damage) if damage else []
+        while True:
+            try:
+                with suppress(FileExistsError):
+                    os.mkdir(self.path)  # not its parents: a mistyped folder is a mistake
+                files.sync_folder(os.path.dirname(os.path.abspath(self.path)))
+            except OSError as reason:
+                raise files.write_error(f"{self.path}: cannot be made", reason) from reason
+            try:
+                write_plan(self._plan_path(), self.plan)
+                return lines
+            except DataError as reason:
+                if not isinstance(reason.__cause__, FileNotFoundError):
+                    raise
+                # another recorder has finished and removed the parts in this very moment
+
+    @contextmanager
+    def locked(self):
+        """Hold the only lock on the parts, so that one recorder at a time merges and removes."""
+        while True:
+            self.commit_plan()
+            with ExitStack() as held:
+                try:
+                    locked = self._lock(held)
+                except OSError as reason:
+                    raise files.write_error(f"{self.path}: cannot be locked", reason) from reason
+                if locked:
+                    yield
+                    return
+
+    def _lock(self, held):
+        """Lock the parts until the ExitStack held ends.
+
+        Returns False where another recorder removed them meanwhile.
+        """
+
+        def opened(path, flags):
+            fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
+            held.callback(os.close, fd)
+            return fd
+
+        try:
+            path, fd = self.path, opened(self.path, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+            except OSError:  # NFS locks only what is open for writing, which a folder cannot be
+                path = self._lock_path()
+                fd = opened(path, os.O_RDWR | os.O_CREAT)
+                with suppress(OSError):  # a file system without locks
+                    fcntl.flock(fd, fcntl.LOCK_EX)
+            return os.path.samestat(os.fstat(fd), os.stat(path))
+        except FileNotFoundError:
+            return False
+
+    def _scan(self, report):
+        """Verify every shard there is; return the lines of report(path, DataError) for bad ones."""
+        self._present, lines = {}, []
+        for view, first, stop in self.plan.shards():
+            path = self.shard_path(view, first)
+            if view >= self.finished and os.path.lexists(path):
+                try:
+                    self._present[view, first], _ = self.read(view, first, stop)
+                except DataError as reason:
+                    lines += report(path, reason)
+        return lines
+
+    def _set_aside(self, path, reason):
+        """Rename path to path.bad, .bad-2, ... and return a list of one line."""
+        name, number = f"{path}.bad", 1
+        while os.path.lexists(name):
+            number += 1
+            name = f"{path}.bad-{number}"
+        try:
+            os.rename(path, name)
+            files.sync_folder(self.path)
+        except FileNotFoundError:  # another recorder set it aside, or has finished
+            return []
+        except OSError as failure:
+            raise files.write_error(f"{path}: cannot be set aside", failure) from reason
+        return [f"{reason}; kept as {os.path.basename(name)} and made again"]
+
+    def _committed_plan(self):
+        """Return (the Plan in the folder or None, the DataError of a damaged one or None)."""
+        path = self._plan_path()
+        if not os.path.lexists(path):
+            return None, None
+        try:
+            plan = read_plan(path)
+        except DataError as reason:
+            return None, reason
+        refuse_other(self.plan, plan, self.path)
+        return plan, None
+
+    def _plan_path(self):
+        return os.path.join(self.path, "plan.json")
+
+    def _lock_path(self):
+        return os.path.join(self.path, "lock")
