@@ -13,7 +13,7 @@ from minipc.distil.train import TrainConfig, drawn_views, train
 from minipc.models.file import model_id
 from minipc.models.pointnet import sizes
 from minipc.nn.losses import LABELS_ALONE, LossConfig
-from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recorder import model_teacher, record
 from minipc.record.recording import Recording
 
 
@@ -32,7 +32,7 @@ def main(out="ensemble.h5", epochs=4):
             "test split"
         )
 
-    members = [pointnet_teacher(model) for model in teachers]
+    members = [model_teacher(model) for model in teachers]
 
     def logits_of(points):
         return sum(member(points) for member in members) / len(members)

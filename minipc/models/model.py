@@ -10,6 +10,7 @@
     pooled_layers(config)          names of the layers before a maximum
     dropout_width(config)          width of the mask that forward_train takes
     sizes(text, classes)           the config of a name or of widths by hand
+    title(config)                  what people call it
     NAMED_SIZES                    the names
 
 ModelConfig, its config, is a frozen dataclass of JSON values with the fields classes, dropout, eps

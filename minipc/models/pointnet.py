@@ -58,6 +58,12 @@ class ModelConfig:
             )
 
 
+def title(config):
+    """Return what people call a model of these sizes."""
+    parts = (config.shared, config.head) if config.head else (config.shared,)
+    return "PointNet " + ":".join("-".join(map(str, widths)) for widths in parts)
+
+
 def sizes(text, classes):
     """Return the ModelConfig of "teacher", "student", "tiny" or widths by hand, "W-W-W:H-H".
 

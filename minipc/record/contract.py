@@ -11,6 +11,7 @@ import numpy as np
 
 from minipc.backend import to_host
 from minipc.errors import DataError, short
+from minipc.models.inputs import Inputs
 
 # Largest difference between two answers to the same clouds, in units of the largest logit of the
 # row: what another order of summation may change (threads, atomics of a device), as `minipc verify`
@@ -22,6 +23,14 @@ SUMS_TO_ONE = 2e-3
 # two in 1 of 100.
 LEVEL = 0.005
 REMEDY = "return an array of logits (B, K), for PyTorch logits.detach().cpu().float().numpy()"
+
+
+def asked(logits_of, points, groups):
+    """Return what a teacher returns for points (B, P, 3) and their groups, on one module.
+
+    Any callable of points is a teacher; one that reads groups too gets Inputs.
+    """
+    return logits_of(Inputs(points, tuple(groups)) if groups else points)
 
 
 def answer(returned, shape):
@@ -73,22 +82,23 @@ def answer(returned, shape):
         )  # always a copy: the teacher may write over what it returned
 
 
-def check_repeats(logits_of, block, classes, xp, alone=True):
+def check_repeats(logits_of, block, classes, xp, alone=True, groups=()):
     """Raise DataError unless the teacher says the same of the same clouds twice.
 
-    block (B, P, 3) float32, on the host.  alone: of half of them beside other clouds too, which
-    finds batch statistics.
+    block (B, P, 3) float32 and groups of it, on the host.  alone: of half of them beside other
+    clouds too, which finds batch statistics.
     """
     half = len(block) // 2
-    beside = np.concatenate([block[:half], np.repeat(block[:1], len(block) - half, axis=0)])
+    beside = np.concatenate([np.arange(half), np.zeros(len(block) - half, int)])
 
-    def logits(points):
-        return answer(
-            logits_of(xp.array(points)), (len(points), classes)
-        )  # a copy: it may write into it
+    def logits(rows):
+        # copies: it may write into them
+        points, *near = (xp.array(array[rows]) for array in (block, *groups))
+        return answer(asked(logits_of, points, near), (len(points), classes))
 
-    first = logits(block)
-    off = _difference(first, logits(block))
+    rows = np.arange(len(block))
+    first = logits(rows)
+    off = _difference(first, logits(rows))
     if off:
         raise DataError(
             f"teacher: asked twice about the same clouds it gave logits that differ by {off:.2g}: "

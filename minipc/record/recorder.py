@@ -16,11 +16,12 @@ import numpy as np
 from minipc.backend import ordered_map, padded_block
 from minipc.data.augment import Params, apply, draw
 from minipc.errors import CheckFailed, DataError, MinipcError
-from minipc.models.pointnet import evaluator
+from minipc.models.model import net
 from minipc.progress import quiet
 from minipc.provenance import provenance
 from minipc.record.contract import (
     answer,
+    asked,
     check_chance,
     check_no_probabilities,
     check_repeats,
@@ -61,9 +62,9 @@ class Share(NamedTuple):
     shards_there: int  # that verify now
 
 
-def pointnet_teacher(model, engine="fused"):
-    """Return our PointNet in evaluation mode as a teacher, on the module of its arrays."""
-    return evaluator(model.params, model.stats, model.config, engine)
+def model_teacher(model, engine="fused"):
+    """Return a Model of ours in evaluation mode as a teacher, on the module of its arrays."""
+    return net(model.config).evaluator(model.params, model.stats, model.config, engine)
 
 
 def here(recording, store, teacher, missing, block_done):
@@ -86,6 +87,7 @@ def here(recording, store, teacher, missing, block_done):
                 recording.xp,
                 recording.threads,
                 block_done,
+                recording.groups,
             )
             if committing:
                 committing.result()
@@ -98,12 +100,13 @@ def here(recording, store, teacher, missing, block_done):
 def record(recording, teacher, compute=here, say=quiet, progress=quiet):
     """Record what a Recording asks for; return Recorded, or Share while others' shards are missing.
 
-    teacher: (B, P, 3) float32 of module recording.xp -> (B, K), K the number of class names; it is
-    called with blocks of one fixed size, by recording.threads threads at once, and must repeat
-    itself, whatever else is in the block.  compute(recording, store, teacher, missing, block_done):
-    replaces the local loop; must commit every shard of missing, [(view, first, stop)], into the
-    Store and call block_done(rows) as it goes (scheduler.on_scheduler does); teacher is then only
-    tried.  say and progress as in progress.py.
+    teacher: (B, P, 3) float32 of module recording.xp -> (B, K), K the number of class names, or
+    Inputs -> (B, K) where the recording has groups.  It is called with blocks of one fixed size,
+    by recording.threads threads at once, and must repeat itself, whatever else is in the block.
+    compute(recording, store, teacher, missing, block_done): replaces the local loop; must commit
+    every shard of missing, [(view, first, stop)], into the Store and call block_done(rows) as it
+    goes (scheduler.on_scheduler does); teacher is then only tried.  say and progress as in
+    progress.py.
 
     Run again after any interruption it continues; with more views, or with_clouds, it adds them.
     Raises as Recording.open; DataError for a teacher near chance or whose logits depend on the
@@ -207,13 +210,13 @@ def provenance_of(xp, engine):
 
 
 def compute_shard(
-    clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet
+    clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet, groups=()
 ):
     """Return what one shard holds: scale, shift (R, 3) float32, logits (R, K) as stored, and a KL.
 
     Clouds first .. stop - 1 of one view in blocks of plan.block, aligned to the cloud number and
-    padded at the end, so that the bytes do not depend on who computes which shard.  The KL is the
-    largest KL(softmax(v) || softmax(v as stored)) at T = 1.
+    padded at the end, so that the bytes do not depend on who computes which shard.  groups: of all
+    clouds, see Recording.  The KL is the largest KL(softmax(v) || softmax(v as stored)) at T = 1.
     """
     # imported here: slow, and training and evaluation read records without it
     from scipy.special import log_softmax
@@ -221,11 +224,15 @@ def compute_shard(
     params = draw(plan.seed, view, first, stop - first, augment)
 
     def block_logits(start):
-        points = xp.asarray(padded_block(clouds.points[:stop], start, plan.block))
+        points, *near = (
+            xp.asarray(padded_block(array[:stop], start, plan.block))
+            for array in (clouds.points, *groups)
+        )
         applied = Params(
             *(xp.asarray(padded_block(value, start - first, plan.block)) for value in params)
         )
-        return answer(logits_of(apply(points, applied)), (plan.block, plan.classes))[: stop - start]
+        logits = asked(logits_of, apply(points, applied), near)
+        return answer(logits, (plan.block, plan.classes))[: stop - start]
 
     blocks = []
     for logits in ordered_map(block_logits, range(first, stop, plan.block), threads):
@@ -254,12 +261,22 @@ def _try_teacher(recording, teacher, plan, say):
     clouds, xp = recording.clouds, recording.xp
     chosen = np.sort(stream(plan.seed, "trial").permutation(len(clouds))[:TRIAL])
     some = replace(clouds, points=clouds.points[chosen], labels=clouds.labels[chosen])
-    few = padded_block(some.points, 0, plan.block)
+    groups = tuple(group[chosen] for group in recording.groups)
+    few, *near = (padded_block(array, 0, plan.block) for array in (some.points, *groups))
     views = apply(few, draw(plan.seed, 0, 0, len(few), recording.augment))
-    check_repeats(teacher, views, plan.classes, xp, alone=not recording.force)
+    check_repeats(teacher, views, plan.classes, xp, alone=not recording.force, groups=near)
     start = time.perf_counter()
     logits = compute_shard(
-        some, teacher, plan, recording.augment, 0, 0, len(some), xp, recording.threads
+        some,
+        teacher,
+        plan,
+        recording.augment,
+        0,
+        0,
+        len(some),
+        xp,
+        recording.threads,
+        groups=groups,
     )[2]
     rate = len(some) / (time.perf_counter() - start)
     check_no_probabilities(logits)

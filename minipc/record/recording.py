@@ -35,6 +35,7 @@ class Recording:
     xp: ModuleType = np  # numpy or cupy: of the points that the teacher gets
     threads: int = 1  # that call the teacher at once
     engine: str | None = None  # which of ours computes, for the provenance of the shards
+    groups: tuple = ()  # of all clouds, as prepare() of the teacher's model returns them
 
     def open(self):
         """Return the Store of this recording, after every check that needs no teacher.

@@ -39,11 +39,21 @@ class Verified(NamedTuple):
 
 
 def verify(
-    reader, clouds, logits_of=None, sample=1024, *, xp=np, threads=1, engine=None, progress=quiet
+    reader,
+    clouds,
+    logits_of=None,
+    sample=1024,
+    *,
+    groups=(),
+    xp=np,
+    threads=1,
+    engine=None,
+    progress=quiet,
 ):
     """Return Verified of an open record made from clouds.
 
-    logits_of: the teacher, as in recorder.record, or None to leave it out; sample: rows to compute
+    logits_of: the teacher, as in recorder.record, or None to leave it out; groups: of the clouds,
+    as in Recording; sample: rows to compute
     again, drawn as whole blocks of the plan, None for all.  engine: which of ours computes, as it
     was recorded.  Raises DataError where the record was not made from clouds, or names
     augmentation that we cannot draw.
@@ -74,7 +84,16 @@ def verify(
         for first in blocks.get(view, ()):
             stop = min(first + plan.block, plan.clouds)
             computed = compute_shard(
-                clouds, logits_of, plan, augment, view, first, stop, xp, threads
+                clouds,
+                logits_of,
+                plan,
+                augment,
+                view,
+                first,
+                stop,
+                xp,
+                threads,
+                groups=groups,
             )[2]
             stored = logits[first:stop]
             difference = np.abs(computed.astype(np.float64) - stored)

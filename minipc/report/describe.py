@@ -5,6 +5,7 @@ renamed or removed, so a recording or a training under way can be looked at.
 """
 
 import os
+from dataclasses import asdict
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from minipc.data.clouds import read_clouds
 from minipc.errors import DataError
 from minipc.models.checkpoint import read_checkpoint
 from minipc.models.file import model_id, read_model
-from minipc.models.pointnet import count
+from minipc.models.model import net
 from minipc.record.plan import read_plan
 from minipc.record.reader import RecordReader
 from minipc.record.shard import read_shard, shard_name
@@ -54,9 +55,10 @@ def _model(path):
     model = read_model(path)
     return {
         "model_id": model_id(model),
-        "shared": list(model.config.shared),
-        "head": list(model.config.head),
-        "parameters": count(model.config, 1).parameters,
+        "architecture": model.config.architecture,
+        "title": net(model.config).title(model.config),
+        "config": asdict(model.config),
+        "parameters": net(model.config).count(model.config, 1).parameters,
         **model.described,
         "trained": model.trained,
     }

@@ -44,12 +44,9 @@ def _clouds(values):
 
 
 def _model(values):
-    widths = "-".join(map(str, values["shared"]))
-    if values["head"]:
-        widths += f":{'-'.join(map(str, values['head']))}"
     trained = values["trained"]
     return [
-        f"PointNet {widths}, {values['parameters']} parameters, {len(values['class_names'])} "
+        f"{values['title']}, {values['parameters']} parameters, {len(values['class_names'])} "
         f"classes, up axis {values['up_axis']}, normalisation {values['normalisation']}, identity "
         f"{_short(values['model_id'])}",
         f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs on "

@@ -1,10 +1,10 @@
 """What a run is: the content of its run.json, from which it can be repeated and gone on with."""
 
 from dataclasses import dataclass, replace
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from minipc.errors import DataError
-from minipc.models.pointnet import ModelConfig
+from minipc.models.model import config_class
 from minipc.nn.losses import LABELS_ALONE
 from minipc.runs.folder import read_run
 from minipc.settings import LossConfig, SelfConfig, TrainConfig
@@ -38,7 +38,8 @@ class RunConfig:
     augment: dict  # ranges and order; plain JSON
     labels_only: bool
     name: str  # of the model's size, as it was given
-    model: ModelConfig
+    architecture: str  # of the model, see models/model.py
+    model: Any  # its config
     loss: LossConfig
     self_target: SelfConfig | None
     training: TrainConfig
@@ -46,10 +47,11 @@ class RunConfig:
 
     def __post_init__(self):
         kinds = get_type_hints(RunConfig)
+        kinds["model"] = config_class(self.architecture, "model")
         for name, kind in {
             "record": RecordName,
             "self_record": RecordName,
-            "model": ModelConfig,
+            "model": kinds["model"],
             "loss": LossConfig,
             "self_target": SelfConfig,
             "training": TrainConfig,
@@ -76,8 +78,12 @@ class RunConfig:
 
 
 def read_config(out):
-    """Return the RunConfig of a run folder.  Raises DataError."""
-    return files.from_dict(RunConfig, read_run(out), f"{out}: run.json")
+    """Return the RunConfig of a run folder.  Raises DataError.
+
+    Runs of before there were several architectures are of the only one there was.
+    """
+    described = {"architecture": "pointnet", **read_run(out)}
+    return files.from_dict(RunConfig, described, f"{out}: run.json")
 
 
 def identity(splits):

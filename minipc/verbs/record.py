@@ -7,11 +7,12 @@ import numpy as np
 
 from minipc.backend import blas_on_one_thread, default_threads, load
 from minipc.models.file import model_id, on_module
+from minipc.models.model import net
 from minipc.progress import quiet
 from minipc.record import recorder, recording
 from minipc.record.parallel.processes import run_workers, use_device
 from minipc.record.plan import MOST_ROWS
-from minipc.record.recorder import here, pointnet_teacher
+from minipc.record.recorder import here, model_teacher
 from minipc.record.recording import Recording
 from minipc.verbs.find import read_data, read_model_for
 
@@ -58,7 +59,7 @@ def record(
         running = dict(share=share, xp=xp, threads=threads, engine=engine)
         done = recorder.record(
             _recording(data, splits, model, out, with_clouds, **what, **running),
-            pointnet_teacher(on_module(model, xp), engine),
+            model_teacher(on_module(model, xp), engine),
             here if scheduler is None else _workers_of(scheduler, data, teacher),
             say,
             progress,
@@ -80,6 +81,7 @@ def _recording(data, splits, model, out, with_clouds, **settings):
         splits.train,
         model_id(model),
         out,
+        groups=net(model.config).prepare(model.config, splits.train.points),
         data_file=os.path.basename(data),
         with_clouds=splits if with_clouds else None,
         **settings,

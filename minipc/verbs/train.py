@@ -193,6 +193,7 @@ def _new_run(
         reader = record and stack.enter_context(RecordReader(record))
         data, splits = find_data(data, reader and reader.meta["data_file"], record, reader=reader)
         earlier = self_record and stack.enter_context(RecordReader(self_record))
+        size = sizes(model, len(splits.train.class_names))
         described = RunConfig(
             provenance=provenance(xp),
             data=os.path.basename(data),
@@ -203,7 +204,8 @@ def _new_run(
             augment=reader.plan.augment if reader else asdict(AugmentConfig()),
             labels_only=labels_only,
             name=model,
-            model=sizes(model, len(splits.train.class_names)),
+            architecture=size.architecture,
+            model=size,
             loss=loss,
             self_target=self_config if loss.self_weight > 0 else None,
             training=config,

@@ -5,10 +5,11 @@ import numpy as np
 from minipc.backend import blas_on_one_thread, default_threads
 from minipc.errors import DataError
 from minipc.models.file import model_id, on_module, read_model
+from minipc.models.model import net
 from minipc.progress import quiet
 from minipc.record import verify as certificate
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import pointnet_teacher
+from minipc.record.recorder import model_teacher
 from minipc.runs.folder import model_path
 from minipc.verbs.find import find_data
 
@@ -33,7 +34,7 @@ def verify(
     """
     with RecordReader(record) as reader, blas_on_one_thread(say):
         clouds = find_data(data, reader.meta["data_file"], record, reader=reader)[1].train
-        logits_of = None
+        logits_of, groups = None, ()
         if teacher is not None:
             model = read_model(model_path(teacher))
             if model_id(model) != reader.plan.teacher_id:
@@ -42,12 +43,14 @@ def verify(
                     f"{reader.plan.teacher_id[:16]}, "
                     f"found {model_id(model)[:16]}; pass the model that was recorded"
                 )
-            logits_of = pointnet_teacher(on_module(model, xp), engine)
+            logits_of = model_teacher(on_module(model, xp), engine)
+            groups = net(model.config).prepare(model.config, clouds.points)
         return certificate.verify(
             reader,
             clouds,
             logits_of,
             sample,
+            groups=groups,
             xp=xp,
             threads=threads or default_threads(xp),
             engine=engine,

@@ -11,7 +11,7 @@ from minipc.models.file import model_id, new_model, on_module
 from minipc.models.pointnet import ModelConfig, forward_eval
 from minipc.nn.losses import LossConfig
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recorder import model_teacher, record
 from minipc.record.recording import Recording
 from minipc.record.store import Store
 
@@ -52,7 +52,7 @@ def test_a_record_holds_what_the_teacher_said_of_exactly_the_replayed_points(tmp
     out = str(tmp_path / "record.h5")
     done = record(
         Recording(clouds, model_id(model), out, 3, seed=8, logits="float32", force=True),
-        pointnet_teacher(model),
+        model_teacher(model),
     )
     with RecordReader(out) as reader:
         assert (reader.views, reader.plan.teacher_id, reader.plan.recording_id) == (
@@ -101,7 +101,7 @@ def test_threads_and_order_of_work_do_not_change_a_byte(tmp_path, clouds):
         out = tmp_path / f"{threads}.h5"
         record(
             Recording(clouds, "t", str(out), 2, force=True, threads=threads),
-            pointnet_teacher(model),
+            model_teacher(model),
         )
         files.append(out.read_bytes())
     assert files[0] == files[1] == files[2]
@@ -234,10 +234,10 @@ def test_large_logits_fit_float32(tmp_path, clouds):
 def test_recording_runs_on_the_device_and_gives_the_same_rows(tmp_path, clouds, device):
     model = new_model(MODEL, clouds.described, 0)
     host, there = str(tmp_path / "host.h5"), str(tmp_path / "device.h5")
-    record(Recording(clouds, "t", host, 2, force=True), pointnet_teacher(model))
+    record(Recording(clouds, "t", host, 2, force=True), model_teacher(model))
     record(
         Recording(clouds, "t", there, 2, force=True, xp=device),
-        pointnet_teacher(on_module(model, device)),
+        model_teacher(on_module(model, device)),
     )
     with RecordReader(host) as one, RecordReader(there) as other:
         assert one.plan == other.plan

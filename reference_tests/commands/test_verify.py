@@ -10,7 +10,7 @@ from minipc.errors import DataError
 from minipc.models.file import read_model
 from minipc.record import verify as module
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recorder import model_teacher, record
 from minipc.record.recording import Recording
 from minipc.record.verify import verify
 from minipc.storage import hdf5
@@ -178,7 +178,7 @@ def test_any_teacher_can_be_run_again_from_python(recorded, data, tmp_path):
             and found.different == found.sampled == 32
             and found.largest_difference >= 1
         )
-        wrong = pointnet_teacher(read_model("teacher/model.h5"))
+        wrong = model_teacher(read_model("teacher/model.h5"))
         assert not verify(reader, clouds, wrong, 10).passed
         with pytest.raises(DataError, match="other data"):
             verify(reader, read_clouds(data).test)

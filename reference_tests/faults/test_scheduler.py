@@ -27,7 +27,7 @@ from minipc.models.file import model_id, read_model
 from minipc.record import recording
 from minipc.record.parallel import scheduler
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recorder import model_teacher, record
 from minipc.record.recording import Recording
 from minipc.record.shard import commit_shard, shard_name
 from minipc.record.store import Store
@@ -58,7 +58,7 @@ def cluster():
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",  # any free port: another cluster may run here
                 silence_logs="CRITICAL",
             )
         )
@@ -289,7 +289,7 @@ def test_a_worker_that_sees_other_files_under_the_same_names_records_nothing(
         workers = partial(scheduler.on_scheduler, address, read)
         asked = Recording(clouds, teacher, "other.h5", 1, force=True, engine="fused")
         with pytest.raises(DataError, match=says):
-            record(asked, pointnet_teacher(model), workers)
+            record(asked, model_teacher(model), workers)
         assert not Path("other.h5").exists() and not Path("other.h5.parts").exists()
 
 

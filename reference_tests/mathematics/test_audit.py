@@ -78,6 +78,7 @@ def test_the_audit_calls_every_public_function_of_the_mathematics():
         "sizes",
         "check_engine",
         "prepare",
+        "title",
         "dropout_width",
     }
 

@@ -17,7 +17,7 @@ from minipc.nn import exact
 from minipc.nn.engine import ENGINES
 from minipc.nn.fast import workspace
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recorder import model_teacher, record
 from minipc.record.recording import Recording
 
 MODELS = {"tiny": 40, "student": 40, "teacher": 40, "5-7-130:33-9": 3, "6:": 2}  # sizes: classes
@@ -110,7 +110,7 @@ def test_recorded_logits_are_those_of_each_replayed_cloud_alone(tmp_path, thread
             engine=engine,
             force=True,
         ),
-        pointnet_teacher(model, engine),
+        model_teacher(model, engine),
     )
     with RecordReader(out) as reader:
         for view in range(2):

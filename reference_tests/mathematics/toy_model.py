@@ -1,6 +1,6 @@
 """A second model, small and strange, for the tests of the seam (models/model.py).
 
-    slices of the stored cloud along x, k points each: groups (B, S, k)
+    slices of the stored cloud along x + y, k points each: groups (B, S, k)
     augmented points gathered by group -> shared layer -> max -> features (B, S, C)
     -> shared layer -> max over slices -> output
 
@@ -38,6 +38,10 @@ def sizes(text, classes):
     return ModelConfig(*NAMED_SIZES[text], classes)
 
 
+def title(config):
+    return f"toy {config.size}-{config.inner}-{config.outer}"
+
+
 def _layers(config):
     return [("inner", 3, config.inner), ("outer", config.inner, config.outer)]
 
@@ -60,7 +64,8 @@ def initial_stats(config, dtype=np.float32):
 
 def prepare(config, points):
     slices = points.shape[1] // config.size
-    order = np.argsort(points[:, :, 0], axis=1, kind="stable")[:, : slices * config.size]
+    along = points[:, :, 0] + points[:, :, 1]  # scaling by axis changes the order
+    order = np.argsort(along, axis=1, kind="stable")[:, : slices * config.size]
     return (order.reshape(len(points), slices, config.size),)
 
 

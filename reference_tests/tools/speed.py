@@ -36,7 +36,7 @@ from minipc.nn.fast.workspace import Workspace  # noqa: E402
 from minipc.nn.losses import LossConfig  # noqa: E402
 from minipc.provenance import provenance  # noqa: E402
 from minipc.record.reader import RecordReader  # noqa: E402
-from minipc.record.recorder import compute_shard, pointnet_teacher, record  # noqa: E402
+from minipc.record.recorder import compute_shard, model_teacher, record  # noqa: E402
 from minipc.record.recording import Recording  # noqa: E402
 from reference_tests.tools.kernels import KERNELS, environment, runnable  # noqa: E402
 from reference_tests.tools.speed_page import BY_KERNEL, page  # noqa: E402
@@ -240,7 +240,7 @@ def on_files(values, say):
     points = rng.standard_normal((clouds, 1024, 3)).astype(np.float32)
     names = tuple(f"class {k}" for k in range(40))
     data = Clouds(points, rng.integers(0, 40, clouds), names, "z", "none")
-    teacher = pointnet_teacher(new_model(sizes("teacher", 40), {}, 0))
+    teacher = model_teacher(new_model(sizes("teacher", 40), {}, 0))
     views = {}
     with tempfile.TemporaryDirectory() as folder:
         for number in (1, 2, 4):

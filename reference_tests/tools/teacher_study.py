@@ -23,7 +23,7 @@ from minipc.models.file import model_id, read_model, write_model
 from minipc.models.pointnet import sizes
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import pointnet_teacher, record
+from minipc.record.recorder import model_teacher, record
 from minipc.record.recording import Recording
 
 BASE = {
@@ -140,7 +140,7 @@ class Study:
         )
         if not os.path.exists(path):
             teachers = [self.teacher(BASE | changes, seed) for seed in seeds]
-            each = [pointnet_teacher(teacher) for teacher in teachers]
+            each = [model_teacher(teacher) for teacher in teachers]
             recording = Recording(
                 self.splits.train,
                 hashlib.sha256("".join(map(model_id, teachers)).encode()).hexdigest(),

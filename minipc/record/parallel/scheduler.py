@@ -16,8 +16,9 @@ from contextlib import contextmanager
 from minipc.backend import blas_on_one_thread, load, one_blas_thread
 from minipc.errors import BackendError, DataError, MinipcError
 from minipc.models.file import model_id, on_module
+from minipc.models.model import net
 from minipc.record.embedded import check_recorded
-from minipc.record.recorder import compute_shard, pointnet_teacher, provenance_of
+from minipc.record.recorder import compute_shard, model_teacher, provenance_of
 from minipc.record.shard import commit_shard, shard_name
 from minipc.storage import files
 
@@ -78,7 +79,7 @@ def on_scheduler(address, read, recording, store, teacher, missing, block_done):
 
 
 def _read(read, plan):
-    """Return what read() does, on a worker: the very clouds and teacher of the plan."""
+    """Return clouds and teacher of the plan, and their groups, on a worker."""
     clouds, model = read()
     check_recorded(clouds, plan, "scheduler: the clouds that a worker reads")
     if model_id(model) != plan.teacher_id:
@@ -87,7 +88,7 @@ def _read(read, plan):
             "has "
             f"{plan.teacher_id[:16]}; give workers the files of this process"
         )
-    return clouds, model
+    return clouds, model, net(model.config).prepare(model.config, clouds.points)
 
 
 def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
@@ -100,11 +101,13 @@ def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
             "would not repeat; start "
             "workers with --nthreads 1"
         )
-    clouds, model = read
+    clouds, model, groups = read
     xp = load(backend)
     with blas_on_one_thread():
-        teacher = pointnet_teacher(on_module(model, xp), engine)
-        *arrays, kl = compute_shard(clouds, teacher, plan, augment, view, first, stop, xp, 1)
+        teacher = model_teacher(on_module(model, xp), engine)
+        *arrays, kl = compute_shard(
+            clouds, teacher, plan, augment, view, first, stop, xp, 1, groups=groups
+        )
         commit_shard(parts, plan, view, first, *arrays, {**provenance_of(xp, engine), "max_kl": kl})
     return files.digest_of(os.path.join(parts, shard_name(view, first)))
 
