@@ -5,6 +5,8 @@ The package prints nothing on its own: the command line passes functions that pr
 passes its own or leaves the default.
 """
 
+from __future__ import annotations
 
-def quiet(*anything):
+
+def quiet(*anything: object) -> None:
     """Report nothing."""

@@ -5,13 +5,20 @@ else is in the block; it must answer with logits, not with probabilities; and it
 a guess.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from minipc.backend import to_host
 from minipc.errors import DataError, short
 from minipc.models.inputs import Inputs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from types import ModuleType
+    from typing import Any
 
 # Largest difference between two answers to the same clouds, in units of the largest logit of the
 # row: what another order of summation may change (threads, atomics of a device), as `minipc verify`
@@ -25,7 +32,7 @@ LEVEL = 0.005
 REMEDY = "return an array of logits (B, K), for PyTorch logits.detach().cpu().float().numpy()"
 
 
-def asked(logits_of, points, groups):
+def asked(logits_of: Callable[..., Any], points: Any, groups: Iterable[Any]) -> Any:
     """Return what a teacher returns for points (B, P, 3) and their groups, on one module.
 
     Any callable of points is a teacher; one that reads groups too gets Inputs.
@@ -33,7 +40,7 @@ def asked(logits_of, points, groups):
     return logits_of(Inputs(points, tuple(groups)) if groups else points)
 
 
-def answer(returned, shape):
+def answer(returned: Any, shape: tuple[int, int]) -> np.ndarray:
     """Return what a teacher returned for one block as a new array of this shape, float32, on the
     host.
 
@@ -82,7 +89,14 @@ def answer(returned, shape):
         )  # always a copy: the teacher may write over what it returned
 
 
-def check_repeats(logits_of, block, classes, xp, alone=True, groups=()):
+def check_repeats(
+    logits_of: Callable[..., Any],
+    block: np.ndarray,
+    classes: int,
+    xp: ModuleType,
+    alone: bool = True,
+    groups: Sequence[Any] = (),
+) -> None:
     """Raise DataError unless the teacher says the same of the same clouds twice.
 
     block (B, P, 3) float32 and groups of it, on the host.  alone: of half of them beside other
@@ -91,7 +105,7 @@ def check_repeats(logits_of, block, classes, xp, alone=True, groups=()):
     half = len(block) // 2
     beside = np.concatenate([np.arange(half), np.zeros(len(block) - half, int)])
 
-    def logits(rows):
+    def logits(rows: np.ndarray) -> np.ndarray:
         # copies: it may write into them
         points, *near = (xp.array(array[rows]) for array in (block, *groups))
         return answer(asked(logits_of, points, near), (len(points), classes))
@@ -116,13 +130,13 @@ def check_repeats(logits_of, block, classes, xp, alone=True, groups=()):
 
 
 @np.errstate(invalid="ignore")  # inf - inf: what is not finite has a message of its own
-def _difference(one, other):
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
     """Return the largest difference that is more than rounding, or 0."""
     off = np.abs(one - other)
     return float(np.where(off > REPEATS * np.abs(one).max(axis=1, keepdims=True), off, 0).max())
 
 
-def check_no_probabilities(logits):
+def check_no_probabilities(logits: np.ndarray) -> None:
     """Raise DataError where every row of logits (R, K) is a probability distribution.
 
     Logarithms of probabilities are logits: their softmax is what they are the logarithms of.
@@ -150,7 +164,7 @@ class Trial(NamedTuple):
     )  # mean class accuracy that passes the second; None where not even 1 does
 
     @property
-    def passed(self):
+    def passed(self) -> bool:
         """Whether it is better than a guess, or there are too few clouds for any teacher to show
         that.
         """
@@ -162,11 +176,11 @@ class Trial(NamedTuple):
         )
 
     @property
-    def undecidable(self):
+    def undecidable(self) -> bool:
         return self.needed is None and self.class_needed is None
 
 
-def trial(labels, logits, share):
+def trial(labels: np.ndarray, logits: np.ndarray, share: float) -> Trial:
     """Return the Trial of logits (R, K) for clouds of these labels (R,); share: of the largest
     class in all clouds.
 
@@ -194,7 +208,7 @@ def trial(labels, logits, share):
     )
 
 
-def check_chance(trial, force, say):
+def check_chance(trial: Trial, force: bool, say: Callable[[str], None]) -> None:
     """Raise DataError for a Trial that is not passed, unless force; say where it could not tell."""
     if trial.passed or force:
         if trial.undecidable:
@@ -204,7 +218,8 @@ def check_chance(trial, force, say):
             )
         return
     needed = [f"{trial.needed} right"] * (trial.needed is not None)
-    needed += [f"{100 * trial.class_needed:.1f} % by class"] * (trial.class_needed is not None)
+    # mypy is right: where class_needed is None this line raises a TypeError
+    needed += [f"{100 * trial.class_needed:.1f} % by class"] * (trial.class_needed is not None)  # type: ignore[operator]
     raise DataError(
         f"teacher: {trial.correct} of {trial.clouds} training clouds right, mean class accuracy "
         f"{100 * trial.class_accuracy:.1f} %: no better than chance ({' or '.join(needed)} "

@@ -7,13 +7,19 @@ This module knows neither how a record is written (writer.py), nor the protocol 
 (store.py), nor what a row means to a student.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from minipc.errors import DataError
 from minipc.storage.hdf5 import check_members, checked_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
 
 class Field(NamedTuple):
@@ -22,7 +28,7 @@ class Field(NamedTuple):
     axes: str  # letters bound to sizes
 
 
-def record_fields(logits):
+def record_fields(logits: str) -> tuple[Field, ...]:
     """Return the fields that have a row for each view and cloud; logits: name of their dtype."""
     return (
         Field("augment/scale", "float32", "VND"),  # as applied: points * scale, ...
@@ -31,7 +37,7 @@ def record_fields(logits):
     )
 
 
-def cloud_fields(points):
+def cloud_fields(points: str) -> tuple[Field, ...]:
     """Return the fields of clouds in a record; points: name of the dtype of stored points."""
     return (
         Field("clouds/train/points", points, "NPD"),
@@ -41,17 +47,19 @@ def cloud_fields(points):
     )
 
 
-def shard_fields(logits):
+def shard_fields(logits: str) -> tuple[Field, ...]:
     """Return the fields of one shard: those of a record without the axis of views."""
     return tuple(field._replace(axes=field.axes[1:]) for field in record_fields(logits))
 
 
-def shape_of(field, sizes):
+def shape_of(field: Field, sizes: dict[str, int]) -> tuple[int, ...]:
     """Return the shape of a field under sizes, {letter: length}."""
     return tuple(sizes[axis] for axis in field.axes)
 
 
-def check_axes(shapes, fields, sizes, where):
+def check_axes(
+    shapes: dict[str, tuple[int, ...]], fields: Iterable[Field], sizes: dict[str, int], where: str
+) -> dict[str, int]:
     """Raise DataError unless shapes, {name: shape}, fit the fields and sizes.
 
     Returns sizes with the letters that had none, each as it was first met.
@@ -73,7 +81,9 @@ def check_axes(shapes, fields, sizes, where):
     return sizes
 
 
-def check_arrays(arrays, fields, sizes, where):
+def check_arrays(
+    arrays: dict[str, np.ndarray], fields: Iterable[Field], sizes: dict[str, int], where: str
+) -> dict[str, int]:
     """Raise DataError unless arrays, {name: array}, are what the fields say, and finite.
 
     Returns sizes as check_axes does.
@@ -89,14 +99,16 @@ def check_arrays(arrays, fields, sizes, where):
     return sizes
 
 
-def check_kl(value, where):
+def check_kl(value: Any, where: str) -> float:
     """Return value if it is a number that a divergence can be.  Raises DataError."""
     if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
         raise DataError(f"{where}: max_kl: expected a finite number >= 0, got {value!r}")
     return value
 
 
-def open_fields(file, fields, sizes, path):
+def open_fields(
+    file: Any, fields: Iterable[Field], sizes: dict[str, int], path: str
+) -> dict[str, Any]:
     """Return {name: h5py dataset} of a file that holds exactly the fields and meta.
 
     Every check but finite values.  Raises DataError.

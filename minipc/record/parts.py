@@ -5,19 +5,30 @@ costs at most the shard being computed, a bad shard is set aside and never delet
 of recorders may work on one plan.
 """
 
+from __future__ import annotations
+
 import fcntl
 import os
 from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from minipc.errors import DataError
 from minipc.record.plan import read_plan, write_plan
 from minipc.record.shard import commit_shard, read_shard, shard_name
 from minipc.storage import files
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    import numpy as np
+
+    from minipc.record.plan import Plan
+
 SHARD_OVERHEAD = 4096  # bytes beside the rows, rounded up, and the block that a file ends in
 
 
-def refuse_other(plan, other, place):
+def refuse_other(plan: Plan, other: Plan, place: str) -> None:
     """Raise DataError, naming what differs, where place holds another recording than plan."""
     if not plan.same_identity(other):
         raise DataError(
@@ -32,22 +43,26 @@ class Parts:
     Raises DataError where the folder belongs to another identity, naming what differs.
     """
 
-    def __init__(self, out, plan, finished=0):
+    _present: Any
+
+    def __init__(self, out: str, plan: Plan, finished: int = 0) -> None:
         """out: path of the record; finished: views that it holds: their shards count no more."""
         self.path, self.plan, self.finished = f"{out}.parts", plan, finished
         self._present = None  # {(view, first): meta} of the shards that verified
         _, damage = self._committed_plan()
         self.damaged = [str(damage)] if damage else []  # a line for every bad file met by looking
 
-    def shard_path(self, view, first):
+    def shard_path(self, view: int, first: int) -> str:
         """Return the path of a shard, whether it is there or not."""
         return os.path.join(self.path, shard_name(view, first))
 
-    def read(self, view, first, stop):
+    def read(
+        self, view: int, first: int, stop: int
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return (meta, {field name: array}) of one shard.  Raises DataError."""
         return read_shard(self.shard_path(view, first), self.plan, view, first, stop)
 
-    def missing(self):
+    def missing(self) -> list[tuple[int, int, int]]:
         """Return [(view, first, stop)] of the shards that are not there, after a first scan."""
         if self._present is None:
             self.damaged += self._scan(lambda path, reason: [str(reason)])
@@ -57,19 +72,19 @@ class Parts:
             if shard[0] >= self.finished and shard[:2] not in self._present
         ]
 
-    def metas(self):
+    def metas(self) -> list[dict[str, Any]]:
         """Return the metas of the shards that verified at the last look, those of this object's
         own commits included.
         """
         return list(self._present.values())
 
-    def bytes_missing(self):
+    def bytes_missing(self) -> int:
         """Return the bytes on disk that the missing shards will take."""
         missing = self.missing()
         rows = sum(stop - first for _, first, stop in missing)
         return rows * self.plan.bytes_per_view + len(missing) * SHARD_OVERHEAD
 
-    def begin(self):
+    def begin(self) -> list[str]:
         """Take the place: sweep what killed writers left, commit the plan, rename bad files.
 
         Returns a line for each file that was set aside.
@@ -78,7 +93,15 @@ class Parts:
         lines = self.commit_plan() if self.finished < self.plan.views else []
         return lines + self._scan(self._set_aside)
 
-    def commit_shard(self, view, first, scale, shift, logits, provenance):
+    def commit_shard(
+        self,
+        view: int,
+        first: int,
+        scale: np.ndarray,
+        shift: np.ndarray,
+        logits: np.ndarray,
+        provenance: dict[str, Any],
+    ) -> None:
         """Make one shard durable: rows first, first + 1, ... of a view.
 
         Arguments and errors as in shard.commit_shard.
@@ -97,14 +120,14 @@ class Parts:
         if self._present is not None:
             self._present[view, first] = meta
 
-    def abandon(self):
+    def abandon(self) -> None:
         """Remove the plan again where no shard was committed, as if nothing had been asked."""
         with suppress(OSError):
             if os.listdir(self.path) == ["plan.json"]:
                 os.unlink(self._plan_path())
                 os.rmdir(self.path)
 
-    def remove(self):
+    def remove(self) -> list[str]:
         """Remove the plan and its shards, whose rows are in the verified record.
 
         Returns the names that stay: shards set aside or beyond the views, foreign files.
@@ -122,7 +145,7 @@ class Parts:
             return sorted(os.listdir(self.path))
         return []
 
-    def commit_plan(self):
+    def commit_plan(self) -> list[str]:
         """Commit the plan unless it lies here already; the extent only grows.
 
         Returns a line where a damaged one was set aside.
@@ -147,7 +170,7 @@ class Parts:
                 # another recorder has finished and removed the parts in this very moment
 
     @contextmanager
-    def locked(self):
+    def locked(self) -> Iterator[None]:
         """Hold the only lock on the parts, so that one recorder at a time merges and removes."""
         while True:
             self.commit_plan()
@@ -160,13 +183,13 @@ class Parts:
                     yield
                     return
 
-    def _lock(self, held):
+    def _lock(self, held: ExitStack) -> bool:
         """Lock the parts until the ExitStack held ends.
 
         Returns False where another recorder removed them meanwhile.
         """
 
-        def opened(path, flags):
+        def opened(path: str, flags: int) -> int:
             fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
             held.callback(os.close, fd)
             return fd
@@ -184,7 +207,7 @@ class Parts:
         except FileNotFoundError:
             return False
 
-    def _scan(self, report):
+    def _scan(self, report: Callable[[str, DataError], list[str]]) -> list[str]:
         """Verify every shard there is; return the lines of report(path, DataError) for bad ones."""
         self._present, lines = {}, []
         for view, first, stop in self.plan.shards():
@@ -196,7 +219,7 @@ class Parts:
                     lines += report(path, reason)
         return lines
 
-    def _set_aside(self, path, reason):
+    def _set_aside(self, path: str, reason: DataError) -> list[str]:
         """Rename path to path.bad, .bad-2, ... and return a list of one line."""
         name, number = f"{path}.bad", 1
         while os.path.lexists(name):
@@ -211,7 +234,7 @@ class Parts:
             raise files.write_error(f"{path}: cannot be set aside", failure) from reason
         return [f"{reason}; kept as {os.path.basename(name)} and made again"]
 
-    def _committed_plan(self):
+    def _committed_plan(self) -> tuple[Plan | None, DataError | None]:
         """Return (the Plan in the folder or None, the DataError of a damaged one or None)."""
         path = self._plan_path()
         if not os.path.lexists(path):
@@ -223,8 +246,8 @@ class Parts:
         refuse_other(self.plan, plan, self.path)
         return plan, None
 
-    def _plan_path(self):
+    def _plan_path(self) -> str:
         return os.path.join(self.path, "plan.json")
 
-    def _lock_path(self):
+    def _lock_path(self) -> str:
         return os.path.join(self.path, "lock")

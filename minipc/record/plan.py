@@ -4,10 +4,13 @@ The identity is everything on which a recorded byte may depend: the same identit
 one in the same place is refused, field by field.  Never dates, host names or paths.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from dataclasses import asdict, dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +24,10 @@ from minipc.storage.files import (
     read_bytes,
 )
 from minipc.streams import check_seed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
 FORMAT = 1  # of plans, shards and records together
 MOST_ROWS = 4096  # in one shard: what a kill may cost, and the memory of a merge
@@ -46,7 +53,7 @@ class Plan:
     views: int  # the extent: V
     format: int = FORMAT
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("clouds", "classes", "block", "rows_per_shard", "views", "format"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
@@ -71,46 +78,46 @@ class Plan:
         object.__setattr__(self, "augment", json.loads(canonical_json(self.augment)))
 
     @property
-    def identity(self):
+    def identity(self) -> dict[str, Any]:
         """The fields on which recorded bytes depend: all but the extent."""
         return {name: value for name, value in self.to_dict().items() if name != "views"}
 
     @cached_property
-    def recording_id(self):
+    def recording_id(self) -> str:
         """SHA-256 of the canonical JSON of the identity, as hexadecimal digits."""
         return hashlib.sha256(canonical_json(self.identity)).hexdigest()
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """Rows in all: views x clouds; row = view x N + cloud."""
         return self.views * self.clouds
 
     @property
-    def bytes_per_view(self):
+    def bytes_per_view(self) -> int:
         """Bytes that one view of one cloud takes: scale and shift, 24, and K logits."""
         return 24 + self.classes * np.dtype(self.logits).itemsize
 
     @property
-    def estimated_bytes(self):
+    def estimated_bytes(self) -> int:
         """Size of the finished record, to within a few kB."""
         return self.rows * self.bytes_per_view + 2560 + len(canonical_json(self.to_dict()))
 
     @property
-    def sizes(self):
+    def sizes(self) -> dict[str, int]:
         """{axis letter of fields.py: length} of the finished record, but for the clouds in it."""
         return {"V": self.views, "N": self.clouds, "D": 3, "K": self.classes}
 
-    def shards(self):
+    def shards(self) -> Iterator[tuple[int, int, int]]:
         """Yield (view, first, stop) of every shard, in the order of the rows."""
         for view in range(self.views):
             for first in range(0, self.clouds, self.rows_per_shard):
                 yield view, first, min(first + self.rows_per_shard, self.clouds)
 
-    def same_identity(self, other):
+    def same_identity(self, other: Plan) -> bool:
         """Return whether other records the same bytes, whatever its extent."""
         return self.recording_id == other.recording_id
 
-    def differences(self, other):
+    def differences(self, other: Plan) -> str:
         """Return one line naming each field of the identity that other has otherwise."""
         mine, others = _flat(self.identity), _flat(other.identity)
         return "; ".join(
@@ -119,22 +126,22 @@ class Plan:
             if mine.get(name) != others.get(name)
         )
 
-    def to_dict(self):
+    def to_dict(self) -> dict[str, Any]:
         """Return the plan as JSON values."""
         return {**asdict(self), "class_names": list(self.class_names)}
 
     @classmethod
-    def from_dict(cls, values, where):
+    def from_dict(cls, values: dict[str, Any], where: str) -> Plan:
         """Return the plan of a mapping from a file.  Raises DataError naming where."""
         return from_dict(cls, values, where)
 
 
-def brief(value):
+def brief(value: Any) -> str:
     """Return a value of a plan for a message, digests cut to 16 digits."""
     return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else short(value)
 
 
-def write_plan(path, plan):
+def write_plan(path: str, plan: Plan) -> None:
     """Commit plan to path as JSON, with its recording_id (key run_id) as a digest.
 
     Raises as files.commit does.
@@ -142,7 +149,7 @@ def write_plan(path, plan):
     commit(path, canonical_json({"plan": plan.to_dict(), "run_id": plan.recording_id}))
 
 
-def read_plan(path):
+def read_plan(path: str) -> Plan:
     """Return the Plan that write_plan committed.  Raises DataError, also for a damaged one."""
     values = parse_json(read_bytes(path, 1 << 24), path)
     check_keys(values, {"plan", "run_id"}, path)
@@ -152,9 +159,9 @@ def read_plan(path):
     return plan
 
 
-def _flat(values, prefix=""):
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested mappings as one, {"augment.shift_max": ...}."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in values.items():
         inner = isinstance(value, dict)
         flat.update(_flat(value, f"{prefix}{name}.") if inner else {f"{prefix}{name}": value})

@@ -9,15 +9,26 @@ workers of a PyTorch DataLoader): every read has its own offset.  Where processe
 reader is sent as path and digest.
 """
 
+from __future__ import annotations
+
 import os
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from minipc.errors import DataError, UsageError
 from minipc.record import embedded
 from minipc.record.fields import check_kl, cloud_fields, open_fields, record_fields
 from minipc.record.plan import Plan, brief
 from minipc.storage import files, hdf5
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy as np
+
+    from minipc.data.clouds import Clouds, Splits
+    from minipc.record.fields import Field
 
 RECORD_META = {"plan", "run_id", "data_file", "provenance", "max_kl_of_rounding"}  # and "clouds"
 
@@ -29,13 +40,16 @@ class RecordReader:
     of the whole file, hexadecimal.
     """
 
-    def __init__(self, path):
+    _arrays: list[dict[str, hdf5.Stored]] | None
+
+    def __init__(self, path: str) -> None:
         self.path, self._place = path, os.path.abspath(path)
         with ExitStack() as stack:
             whole = stack.enter_context(files.guarded(path, "record", embedded.WITH_CLOUDS))
             with hdf5.hdf5_in(whole, path) as file:
                 self.meta = hdf5.read_meta(file, path)
                 self.plan = _checked_plan(self.meta, path)
+                clouds: tuple[Field, ...]
                 rows, clouds = record_fields(self.plan.logits), ()
                 if "clouds" in self.meta:
                     embedded.check_meta(self.meta["clouds"], path)
@@ -49,33 +63,33 @@ class RecordReader:
             {field.name: stored[field.name] for field in part} for part in (rows, clouds)
         ]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as path and digest.  Raises UsageError for a closed reader."""
         self._opened()
         return _reopened, (self._place, self.digest)
 
-    def __enter__(self):
+    def __enter__(self) -> RecordReader:
         return self
 
-    def __exit__(self, *raised):
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def close(self):
+    def close(self) -> None:
         """Close the file, in this process; the arrays that were read stay."""
         self._stack.close()
         self._arrays = None
 
     @property
-    def rows(self):
+    def rows(self) -> dict[str, hdf5.Stored]:
         """{field name: hdf5.Stored (V, N, ...)}.  Raises UsageError for a closed reader."""
         return self._opened()[0]
 
     @property
-    def stored_clouds(self):
+    def stored_clouds(self) -> dict[str, hdf5.Stored]:
         """{field name: hdf5.Stored} of the clouds in it, or empty.  UsageError as for rows."""
         return self._opened()[1]
 
-    def view(self, view):
+    def view(self, view: int) -> tuple[np.ndarray, ...]:
         """Return (scale (N, 3), shift (N, 3), logits (N, K) as stored) of one view, new arrays.
 
         float32, float32, float16 or float32.  Raises UsageError for a view that was not recorded,
@@ -85,7 +99,7 @@ class RecordReader:
             raise UsageError(f"{self.path}: view {view}: expected 0 to {self.views - 1}")
         return tuple(stored.row(view).read() for stored in self.rows.values())
 
-    def clouds(self):
+    def clouds(self) -> Splits | None:
         """Return the Splits that the record carries, or None.
 
         Raises DataError where the training split is not the one that was recorded.
@@ -95,12 +109,12 @@ class RecordReader:
             return None
         return embedded.decode(stored, self.meta["clouds"], self.plan, self.path)
 
-    def _opened(self):
+    def _opened(self) -> list[dict[str, hdf5.Stored]]:
         if self._arrays is None:
             raise UsageError(f"{self.path}: this reader was closed; open the record again")
         return self._arrays
 
-    def check_belongs(self, clouds):
+    def check_belongs(self, clouds: Clouds) -> None:
         """Raise DataError, naming what differs, unless the record was made from these Clouds.
 
         clouds: anything with points_hash, labels_hash and described, the training split.
@@ -118,7 +132,7 @@ class RecordReader:
                 "data that it was made from, or record again"
             )
 
-    def check_beside(self, record):
+    def check_beside(self, record: RecordReader) -> None:
         """Raise DataError unless this record differs from another in its teacher alone."""
         if self.plan.teacher_id == record.plan.teacher_id:
             raise DataError(
@@ -133,11 +147,11 @@ class RecordReader:
             )
 
 
-def _checked_plan(meta, path):
+def _checked_plan(meta: dict[str, Any], path: str) -> Plan:
     """Return the Plan in the metadata of a record, all of which was checked but "clouds"."""
     files.check_keys(meta, RECORD_META | ({"clouds"} & meta.keys()), path)
     plan = Plan.from_dict(meta["plan"], path)
-    provenance = meta["provenance"] if isinstance(meta["provenance"], list) else [None]
+    provenance: list[Any] = meta["provenance"] if isinstance(meta["provenance"], list) else [None]
     for item in provenance:
         files.check_keys(item, {"rows", "made_with"}, path)
     data_file = meta["data_file"]
@@ -156,7 +170,7 @@ def _checked_plan(meta, path):
     return plan
 
 
-def _reopened(path, digest):
+def _reopened(path: str, digest: str) -> RecordReader:
     """Return the RecordReader that was pickled, verified again.
 
     Raises DataError where path holds another record.

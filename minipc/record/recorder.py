@@ -5,11 +5,13 @@ says what is asked of it.  What is asked of a recording is in recording.py, the 
 store.py: this module only computes what a shard holds.
 """
 
+from __future__ import annotations
+
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -30,6 +32,18 @@ from minipc.record.contract import (
 from minipc.record.reader import RecordReader
 from minipc.record.recording import rows_of
 from minipc.streams import stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+    from minipc.data.augment import AugmentConfig
+    from minipc.data.clouds import Clouds
+    from minipc.models.file import Model
+    from minipc.record.plan import Plan
+    from minipc.record.recording import Recording
+    from minipc.record.store import Store
 
 TRIAL = 512  # training clouds on which a teacher is tried before the first shard
 
@@ -62,19 +76,25 @@ class Share(NamedTuple):
     shards_there: int  # that verify now
 
 
-def model_teacher(model, engine="fused"):
+def model_teacher(model: Model, engine: str = "fused") -> Callable[..., Any]:
     """Return a Model of ours in evaluation mode as a teacher, on the module of its arrays."""
     return net(model.config).evaluator(model.params, model.stats, model.config, engine)
 
 
-def here(recording, store, teacher, missing, block_done):
+def here(
+    recording: Recording,
+    store: Store,
+    teacher: Callable[..., Any],
+    missing: list[tuple[int, int, int]],
+    block_done: Callable[[int], None],
+) -> None:
     """Compute and commit the missing shards of a Store in this process.
 
     The disk works on one shard while the next one is computed.
     """
     made_with = provenance_of(recording.xp, recording.engine)
     with ThreadPoolExecutor(1, "minipc-commit") as committer:
-        committing = None
+        committing: Any = None
         for view, first, stop in missing:
             *arrays, kl = compute_shard(
                 recording.clouds,
@@ -91,13 +111,19 @@ def here(recording, store, teacher, missing, block_done):
             )
             if committing:
                 committing.result()
-            committing = committer.submit(
+            committing = committer.submit(  # type: ignore[call-arg]
                 store.commit_shard, view, first, *arrays, {**made_with, "max_kl": kl}
             )
         committing.result()
 
 
-def record(recording, teacher, compute=here, say=quiet, progress=quiet):
+def record(
+    recording: Recording,
+    teacher: Callable[..., Any],
+    compute: Callable[..., None] = here,
+    say: Callable[[str], None] = quiet,
+    progress: Callable[[int, int, str], None] = quiet,
+) -> Recorded | Share:
     """Record what a Recording asks for; return Recorded, or Share while others' shards are missing.
 
     teacher: (B, P, 3) float32 of module recording.xp -> (B, K), K the number of class names, or
@@ -146,7 +172,7 @@ def record(recording, teacher, compute=here, say=quiet, progress=quiet):
     return _recorded(recording, store.clouds_bytes, rate, present)
 
 
-def _announcement(store, rows, rate):
+def _announcement(store: Store, rows: int, rate: float | None) -> str:
     """Return the line before the first row is computed; rate: rows a second, or None."""
     plan = store.plan
     megabytes = (plan.estimated_bytes + store.clouds_bytes) / 1e6
@@ -158,7 +184,14 @@ def _announcement(store, rows, rate):
     )
 
 
-def _computed(recording, store, teacher, missing, compute, progress):
+def _computed(
+    recording: Recording,
+    store: Store,
+    teacher: Callable[..., Any],
+    missing: list[tuple[int, int, int]],
+    compute: Callable[..., None],
+    progress: Callable[[int, int, str], None],
+) -> Store:
     """Have the missing shards computed; return the Store as it is then.
 
     Whatever is raised before the first shard is there leaves nothing.  A failure is passed over
@@ -166,7 +199,7 @@ def _computed(recording, store, teacher, missing, compute, progress):
     """
     done, rows = 0, rows_of(missing)
 
-    def block_done(count):
+    def block_done(count: int) -> None:
         nonlocal done
         done += count
         progress(done, rows, "recording")
@@ -183,7 +216,7 @@ def _computed(recording, store, teacher, missing, compute, progress):
     return store
 
 
-def _recorded(recording, clouds_bytes, rate, present):
+def _recorded(recording: Recording, clouds_bytes: int, rate: float, present: int) -> Recorded:
     """Return the Recorded of a finished recording."""
     with RecordReader(recording.out) as reader:
         plan, carried = reader.plan, reader.meta.get("clouds")
@@ -204,14 +237,24 @@ def _recorded(recording, clouds_bytes, rate, present):
         )
 
 
-def provenance_of(xp, engine):
+def provenance_of(xp: ModuleType, engine: str | None) -> dict[str, Any]:
     """Return what a shard is made with: provenance(), and the engine where it is ours."""
     return provenance(xp) | ({"engine": engine} if engine else {})
 
 
 def compute_shard(
-    clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet, groups=()
-):
+    clouds: Clouds,
+    logits_of: Callable[..., Any],
+    plan: Plan,
+    augment: AugmentConfig,
+    view: int,
+    first: int,
+    stop: int,
+    xp: ModuleType,
+    threads: int,
+    block_done: Callable[[int], None] = quiet,
+    groups: tuple[Any, ...] = (),
+) -> tuple[Any, ...]:
     """Return what one shard holds: scale, shift (R, 3) float32, logits (R, K) as stored, and a KL.
 
     Clouds first .. stop - 1 of one view in blocks of plan.block, aligned to the cloud number and
@@ -223,7 +266,7 @@ def compute_shard(
 
     params = draw(plan.seed, view, first, stop - first, augment)
 
-    def block_logits(start):
+    def block_logits(start: int) -> np.ndarray:
         points, *near = (
             xp.asarray(padded_block(array[:stop], start, plan.block))
             for array in (clouds.points, *groups)
@@ -256,7 +299,9 @@ def compute_shard(
     return *params, stored, float(max(kl, 0.0))
 
 
-def _try_teacher(recording, teacher, plan, say):
+def _try_teacher(
+    recording: Recording, teacher: Callable[..., Any], plan: Plan, say: Callable[[str], None]
+) -> float:
     """Return rows a second on random training clouds under view 0.  Raises DataError as record."""
     clouds, xp = recording.clouds, recording.xp
     chosen = np.sort(stream(plan.seed, "trial").permutation(len(clouds))[:TRIAL])
@@ -285,7 +330,7 @@ def _try_teacher(recording, teacher, plan, say):
     return rate
 
 
-def _recorded_accuracy(reader, labels):
+def _recorded_accuracy(reader: RecordReader, labels: np.ndarray) -> float:
     """Return the share of recorded rows whose largest logit is the label."""
     right = sum(
         int((reader.view(view)[2].argmax(axis=1) == labels).sum()) for view in range(reader.views)

@@ -1,9 +1,11 @@
 """A recording as it is asked for, and what can be said of it before any teacher is called."""
 
+from __future__ import annotations
+
 from dataclasses import asdict, dataclass
 from itertools import islice
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -15,6 +17,9 @@ from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.store import Store
 from minipc.settings import RecordConfig
 from minipc.storage.places import check_parent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +42,7 @@ class Recording:
     engine: str | None = None  # which of ours computes, for the provenance of the shards
     groups: tuple = ()  # of all clouds, as prepare() of the teacher's model returns them
 
-    def open(self):
+    def open(self) -> Store:
         """Return the Store of this recording, after every check that needs no teacher.
 
         Nothing is changed.  Raises UsageError for views, a seed or a share that cannot be,
@@ -65,7 +70,7 @@ class Recording:
         )
         return Store(self.out, plan, self.data_file, self.with_clouds)
 
-    def missing(self, store):
+    def missing(self, store: Store) -> list[tuple[int, int, int]]:
         """Return [(view, first, stop)] of the shards of this share that its Store lacks."""
         if self.share is None:
             return store.missing()
@@ -98,13 +103,13 @@ class Forecast(NamedTuple):
     damaged: tuple = ()  # a line for each file that would be set aside
 
 
-def check_request(out, views, seed):
+def check_request(out: str, views: int, seed: int) -> None:
     """Raise UsageError or DataError for what no teacher needs to be called to refuse."""
     RecordConfig(views, seed)  # raises for what is out of bounds
     check_parent(out)
 
 
-def forecast(recording):
+def forecast(recording: Recording) -> Forecast:
     """Return the Forecast of record() for a Recording, by looking alone: nothing is changed.
 
     Raises what record() would raise before it calls a teacher.
@@ -122,7 +127,7 @@ def forecast(recording):
         classes=plan.classes,
         bytes=plan.estimated_bytes + store.clouds_bytes,
         bytes_per_view=plan.bytes_per_view,
-        clouds_as=store.clouds_meta and store.clouds_meta["dtype"],
+        clouds_as=store.clouds_meta and store.clouds_meta["dtype"],  # type: ignore[arg-type]
         clouds_bytes=store.clouds_bytes,
         shards=shards,
         shards_there=shards - len(missing),
@@ -133,6 +138,6 @@ def forecast(recording):
     )
 
 
-def rows_of(shards):
+def rows_of(shards: Iterable[tuple[int, int, int]]) -> int:
     """Return the rows of [(view, first, stop)]."""
     return sum(stop - first for _, first, stop in shards)

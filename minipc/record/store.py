@@ -5,10 +5,13 @@ with new shards into a new file that replaces it.  Looking changes nothing; writ
 begin().  This module calls no teacher, and libhdf5 writes to memory only.
 """
 
+from __future__ import annotations
+
 import os
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from minipc.data.clouds import check_same_kind
 from minipc.errors import DataError, MinipcError
@@ -20,6 +23,15 @@ from minipc.record.reader import RecordReader
 from minipc.record.writer import write_rows
 from minipc.storage import files
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    import numpy as np
+
+    from minipc.data.clouds import Splits
+    from minipc.record.plan import Plan
+
 
 class Store:
     """The place of one recording.  Construction and missing() look; begin() is the first to write.
@@ -29,7 +41,13 @@ class Store:
     beyond the views asked for stay where they are.
     """
 
-    def __init__(self, out, plan, data_file=None, with_clouds=None):
+    parts: Parts
+    clouds_meta: dict[str, Any] | None
+    _embedded: embedded.Embedded | None
+
+    def __init__(
+        self, out: str, plan: Plan, data_file: str | None = None, with_clouds: Splits | None = None
+    ) -> None:
         """out: path of the finished record; data_file: base name of the clouds file, a hint.
 
         with_clouds: the Splits that the record shall carry; without, it keeps those it has.
@@ -53,16 +71,16 @@ class Store:
         self._look()  # sets parts: the Parts of the views that the finished record lacks
 
     @property
-    def complete(self):
+    def complete(self) -> bool:
         """Whether the finished record holds all that was asked for."""
         carries = self._carries or self._embedded is None
         return self.parts.finished >= self.plan.views and carries
 
-    def missing(self):
+    def missing(self) -> list[tuple[int, int, int]]:
         """Return [(view, first, stop)] of the shards that are not there, after a first scan."""
         return self.parts.missing()
 
-    def begin(self):
+    def begin(self) -> list[str]:
         """Take the place: sweep what killed writers left, rename bad files, commit the plan.
 
         Returns a line for each file that was set aside.
@@ -70,11 +88,19 @@ class Store:
         files.sweep(*os.path.split(os.path.realpath(self.out)))
         return self.parts.begin()
 
-    def commit_shard(self, view, first, scale, shift, logits, provenance):
+    def commit_shard(
+        self,
+        view: int,
+        first: int,
+        scale: np.ndarray,
+        shift: np.ndarray,
+        logits: np.ndarray,
+        provenance: dict[str, Any],
+    ) -> None:
         """Make one shard durable.  Arguments and errors as in shard.commit_shard."""
         self.parts.commit_shard(view, first, scale, shift, logits, provenance)
 
-    def space(self):
+    def space(self) -> tuple[int, int | None]:
         """Return the bytes that the missing shards and the finished file need, and the free ones.
 
         A finished record of fewer views lies beside the new one until that is verified, and its
@@ -89,7 +115,7 @@ class Store:
             return needed, None
         return needed, place.f_bavail * place.f_frsize
 
-    def check_space(self):
+    def check_space(self) -> None:
         """Raise DataError where nothing may be written, MinipcError where the disk is too small.
 
         Now, and not after hours.
@@ -105,7 +131,7 @@ class Store:
                 "MB free; free some space, or name an --out on another disk"
             )
 
-    def finalise(self, progress=None):
+    def finalise(self, progress: Callable[[int, int, str], None] | None = None) -> list[str]:
         """Make the record of all views durable in out, then remove the parts; return what is left.
 
         Verifies every shard, merges a finished record of fewer views or without clouds, and
@@ -130,7 +156,7 @@ class Store:
                 self._look()  # reads the whole file and its digest again
             return self.parts.remove()
 
-    def _look(self):
+    def _look(self) -> None:
         """Verify out and take over its views and clouds; refuse another identity in this place."""
         finished, self._carries = 0, False
         if os.path.lexists(self.out):
@@ -145,18 +171,20 @@ class Store:
             self.plan = replace(self.plan, views=max(self.plan.views, finished))
         self.parts = Parts(self.out, self.plan, finished)
 
-    def _refuse_other_clouds(self, record):
+    def _refuse_other_clouds(self, record: RecordReader) -> None:
         if self.with_clouds is not None:
-            there, here = record.clouds().test, self.with_clouds.test
+            there, here = record.clouds().test, self.with_clouds.test  # type: ignore[union-attr]
             if (there.points_hash, there.labels_hash) != (here.points_hash, here.labels_hash):
                 raise DataError(
                     f"{self.out}: carries other test clouds ({there.points_hash[:16]}, here "
                     f"{here.points_hash[:16]}); choose another --out, or leave out --with-clouds"
                 )
 
-    def _merge(self, progress):
+    def _merge(self, progress: Callable[[int, int, str], None] | None) -> None:
         """Write the record of all views to out, from the finished record and the shards."""
         plan, carried = self.plan, self._embedded
+        old: Any
+        clouds: Any
         with RecordReader(self.out) if self.parts.finished else nullcontext() as old:
             if self._carries:
                 arrays = {name: each.read() for name, each in old.stored_clouds.items()}
@@ -168,7 +196,9 @@ class Store:
             fields, blocks = record_fields(plan.logits), self._blocks(old, progress)
             write_rows(self.out, "record", version, meta, fields, plan.sizes, blocks, *clouds)
 
-    def _blocks(self, old, progress):
+    def _blocks(
+        self, old: Any, progress: Callable[[int, int, str], None] | None
+    ) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         """Yield (view, first, {field name: array}) of all rows; old: the open record or None."""
         done = 0
         for view, first, stop in self.plan.shards():
@@ -181,8 +211,9 @@ class Store:
             if progress:
                 progress(done, self.plan.rows, "merging")
 
-    def _merged_meta(self, old):
+    def _merged_meta(self, old: dict[str, Any] | None) -> dict[str, Any]:
         """Return the meta of the final record; old: the meta of the finished one, or None."""
+        rows: Counter[bytes]
         rows, kl = Counter(), 0.0
         if old:
             kl = old["max_kl_of_rounding"]

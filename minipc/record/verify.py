@@ -6,7 +6,9 @@ kernel, device: the provenance) its logits must come out bit for bit; elsewhere 
 decides.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -17,6 +19,15 @@ from minipc.provenance import unlike
 from minipc.record.recorder import compute_shard, provenance_of
 from minipc.storage.files import from_dict
 from minipc.streams import stream
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+    from minipc.data.clouds import Clouds
+    from minipc.record.plan import Plan
+    from minipc.record.reader import RecordReader
 
 # What another kernel of BLAS, another version or a device may change in a logit, in units of the
 # largest logit of its row; stored as float16 it may also fall to the neighbouring number.
@@ -39,17 +50,17 @@ class Verified(NamedTuple):
 
 
 def verify(
-    reader,
-    clouds,
-    logits_of=None,
-    sample=1024,
+    reader: RecordReader,
+    clouds: Clouds,
+    logits_of: Callable[..., Any] | None = None,
+    sample: int | None = 1024,
     *,
-    groups=(),
-    xp=np,
-    threads=1,
-    engine=None,
-    progress=quiet,
-):
+    groups: tuple[Any, ...] = (),
+    xp: ModuleType = np,
+    threads: int = 1,
+    engine: str | None = None,
+    progress: Callable[[int, int, str], None] = quiet,
+) -> Verified:
     """Return Verified of an open record made from clouds.
 
     logits_of: the teacher, as in recorder.record, or None to leave it out; groups: of the clouds,
@@ -85,7 +96,7 @@ def verify(
             stop = min(first + plan.block, plan.clouds)
             computed = compute_shard(
                 clouds,
-                logits_of,
+                logits_of,  # type: ignore[arg-type]
                 plan,
                 augment,
                 view,
@@ -126,19 +137,19 @@ def verify(
     )
 
 
-def _sample(plan, views, rows):
+def _sample(plan: Plan, views: int, rows: int | None) -> dict[int, list[int]]:
     """Return {view: first rows of the blocks to compute again}."""
     firsts = range(0, plan.clouds, plan.block)
     every = views * len(firsts)
     count = every if rows is None else min(every, -(-rows // plan.block))
     chosen = np.sort(stream(plan.seed, "verify").permutation(every)[:count])
-    blocks = {}
+    blocks: dict[int, list[int]] = {}
     for number in chosen:
         blocks.setdefault(int(number) // len(firsts), []).append(firsts[int(number) % len(firsts)])
     return blocks
 
 
-def _allowed(stored):
+def _allowed(stored: np.ndarray) -> np.ndarray:
     """Return the largest difference that another build may make, (B, K)."""
     exact = np.abs(stored.astype(np.float64))
     bound = ELSEWHERE * exact.max(axis=1, keepdims=True)

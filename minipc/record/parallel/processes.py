@@ -9,17 +9,30 @@ others, and it does not say by which signal; and before Python 3.14 it cannot en
 once, so Ctrl-C would wait for every share.
 """
 
+from __future__ import annotations
+
 import multiprocessing
 import os
 import signal
 import time
+from typing import TYPE_CHECKING
 
 from minipc.errors import MinipcError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 POLL = 0.2  # seconds between two looks at the workers
 
 
-def run_workers(function, count, *, say, progress):
+def run_workers(
+    function: Callable[[int, int], Any],
+    count: int,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[], None],
+) -> None:
     """Run function(number, count) for number 0 .. count - 1 in a new process each; wait for all.
 
     function: importable, with arguments that can be pickled (functools.partial); a MinipcError that
@@ -65,7 +78,7 @@ def run_workers(function, count, *, say, progress):
             receiver.close()
 
 
-def _worker(function, number, count, sender):
+def _worker(function: Callable[[int, int], Any], number: int, count: int, sender: Any) -> None:
     """Compute one share; tell the parent of an expected failure in one line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     try:
@@ -74,7 +87,7 @@ def _worker(function, number, count, sender):
         sender.send(str(reason))
 
 
-def _failure(receiver):
+def _failure(receiver: Any) -> str | None:
     """Return the line that a worker sent, or None."""
     try:
         return receiver.recv() if receiver.poll() else None
@@ -82,7 +95,7 @@ def _failure(receiver):
         return None
 
 
-def device_of(worker, devices, visible):
+def device_of(worker: int, devices: int, visible: str | None) -> str:
     """Return CUDA_VISIBLE_DEVICES for a worker: one device each, in turn.
 
     visible: its value here, or None.
@@ -93,7 +106,7 @@ def device_of(worker, devices, visible):
     return names[worker % len(names)]
 
 
-def use_device(worker, devices):
+def use_device(worker: int, devices: int) -> None:
     """Leave this process one device alone; to be called before CuPy is loaded."""
     os.environ["CUDA_VISIBLE_DEVICES"] = device_of(
         worker, devices, os.environ.get("CUDA_VISIBLE_DEVICES")

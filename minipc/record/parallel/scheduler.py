@@ -6,12 +6,15 @@ their digests.  distributed is imported here alone (the extra "dask").  Whoever 
 scheduler can have any code executed by its workers: Dask needs a network of its own, or TLS.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 import queue
 import threading
 import time
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from minipc.backend import blas_on_one_thread, load, one_blas_thread
 from minipc.errors import BackendError, DataError, MinipcError
@@ -22,12 +25,31 @@ from minipc.record.recorder import compute_shard, model_teacher, provenance_of
 from minipc.record.shard import commit_shard, shard_name
 from minipc.storage import files
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from minipc.data.augment import AugmentConfig
+    from minipc.data.clouds import Clouds
+    from minipc.models.file import Model
+    from minipc.record.plan import Plan
+    from minipc.record.recording import Recording
+    from minipc.record.store import Store
+
 PATIENCE = 30  # seconds in which a scheduler answers and has a worker
 LATE = 90  # seconds by which a shared folder may show a file later than it was made
 RETRIES = 2  # of a shard that failed; one that was lost with its worker is Dask's to count
 
 
-def on_scheduler(address, read, recording, store, teacher, missing, block_done):
+def on_scheduler(
+    address: str,
+    read: Callable[[], tuple[Clouds, Model]],
+    recording: Recording,
+    store: Store,
+    teacher: Callable[..., Any],
+    missing: list[tuple[int, int, int]],
+    block_done: Callable[[int], None],
+) -> None:
     """Have the missing shards of a Store committed into its parts by the workers at address.
 
     read: picklable, without arguments, returns (Clouds, Model); one worker runs it and hands them
@@ -38,6 +60,7 @@ def on_scheduler(address, read, recording, store, teacher, missing, block_done):
     committed shards stay.
     """
     with _client(address) as client:
+        done: queue.SimpleQueue[Any]
         parts, done = os.path.abspath(store.parts.path), queue.SimpleQueue()
         plan, backend = store.plan, recording.xp.__name__
         read = client.submit(_read, read, plan, pure=False, retries=RETRIES)
@@ -78,7 +101,9 @@ def on_scheduler(address, read, recording, store, teacher, missing, block_done):
             block_done(stop - first)
 
 
-def _read(read, plan):
+def _read(
+    read: Callable[[], tuple[Clouds, Model]], plan: Plan
+) -> tuple[Clouds, Model, tuple[Any, ...]]:
     """Return clouds and teacher of the plan, and their groups, on a worker."""
     clouds, model = read()
     check_recorded(clouds, plan, "scheduler: the clouds that a worker reads")
@@ -91,7 +116,17 @@ def _read(read, plan):
     return clouds, model, net(model.config).prepare(model.config, clouds.points)
 
 
-def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
+def _compute(
+    read: tuple[Clouds, Model, tuple[Any, ...]],
+    backend: str,
+    engine: str,
+    parts: str,
+    plan: Plan,
+    augment: AugmentConfig,
+    view: int,
+    first: int,
+    stop: int,
+) -> str:
     """Compute and commit one shard, on a worker; return its digest."""
     from distributed import get_worker
 
@@ -108,12 +143,12 @@ def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
         *arrays, kl = compute_shard(
             clouds, teacher, plan, augment, view, first, stop, xp, 1, groups=groups
         )
-        commit_shard(parts, plan, view, first, *arrays, {**provenance_of(xp, engine), "max_kl": kl})
+        commit_shard(parts, plan, view, first, *arrays, {**provenance_of(xp, engine), "max_kl": kl})  # type: ignore[call-arg, arg-type]
     return files.digest_of(os.path.join(parts, shard_name(view, first)))
 
 
 @contextmanager
-def _client(address):
+def _client(address: str) -> Iterator[Any]:
     """Give a client of a scheduler that answers and has a worker.  Raises BackendError."""
     try:
         from distributed import Client
@@ -124,9 +159,9 @@ def _client(address):
     logging.getLogger("distributed.client").setLevel(
         logging.CRITICAL
     )  # what went wrong is told once, in one line
-    answer = queue.SimpleQueue()
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def connect():
+    def connect() -> None:
         try:
             answer.put(Client(address, timeout=PATIENCE))
         except Exception as reason:
@@ -154,7 +189,7 @@ def _client(address):
         yield client
 
 
-def _next(done, client, address):
+def _next(done: queue.SimpleQueue[Any], client: Any, address: str) -> Any:
     """Return the task that is done next.  Raises BackendError where no worker is left to do one."""
     while True:
         try:
@@ -167,7 +202,7 @@ def _next(done, client, address):
                 ) from None
 
 
-def _seen(path, digest):
+def _seen(path: str, digest: str) -> None:
     """Raise DataError unless the shard that a worker committed is here too.
 
     A shared folder may show it later.
