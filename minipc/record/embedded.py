@@ -1,7 +1,7 @@
-"""Clouds in a record, so that one file trains a student elsewhere: int16 where that loses nothing.
+"""Clouds in a record, so that one file is enough to train a student; int16 where lossless.
 
-A record that carries them has header version 2 and one more key in its meta.  They are no part of
-its identity: the plan holds the hashes of the training clouds, and what is decoded must match them.
+A record with clouds has header version 2 and one more key in its meta.  The clouds are not part of
+its identity: the plan holds the hashes of the training clouds, and decoded clouds must match them.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ class Embedded(NamedTuple):
 
 
 def encode(splits: Splits) -> Embedded:
-    """Return both splits as Embedded; points are stored * 2^exponent where they are int16.
+    """Return both splits as Embedded; int16 points are stored * 2^exponent.
 
-    The exponent is that of the finest grid whose largest point fits; where any bit of any float32
-    would be lost (the sign of a zero too), the points stay float32 and the exponent is None.
+    The exponent is that of the finest grid on which the largest coordinate fits.  If any bit of any
+    float32 would be lost (even the sign of a zero), points stay float32 and the exponent is None.
     """
     points = [clouds.points for clouds in splits]
     fraction, exponent = np.frexp(max(max(x.max(), -x.min()) for x in points))
@@ -56,7 +56,7 @@ def encode(splits: Splits) -> Embedded:
 
 
 def check_meta(meta: dict[str, Any], path: str) -> None:
-    """Raise DataError unless meta, from a file, is what Embedded.meta can be."""
+    """Raise DataError unless meta, read from a file, is a valid Embedded.meta."""
     files.check_keys(meta, CLOUDS_META, path)
     kind, exponent = meta["dtype"], meta["exponent"]
     if not (
@@ -72,7 +72,7 @@ def check_meta(meta: dict[str, Any], path: str) -> None:
 def decode(stored: dict[str, Stored], meta: dict[str, Any], plan: Plan, path: str) -> Splits:
     """Return the Splits in the hdf5.Stored arrays of cloud_fields, exactly as they were embedded.
 
-    Raises DataError unless the training split is the one that the plan names by its hashes.
+    Raises DataError unless the training split has the hashes that the plan names.
     """
     described = {name: getattr(plan, name) for name in ("class_names", "up_axis", "normalisation")}
     described["source"] = meta["source"] or ""

@@ -1,10 +1,9 @@
-"""The one table of what a record holds; creation and validation of shards and records follow it.
+"""The one table of the fields of a record; shards and records are created and validated by it.
 
-Axes: V views, N clouds, D = 3 coordinates, K classes; where the clouds are carried along, P points
-of each, and M test clouds of Q points.  A shard holds some rows of one view, so it has the same
-fields without V, and N counts its rows.  Beside the fields lies only `meta`, JSON.
-This module knows neither how a record is written (writer.py), nor the protocol of resuming
-(store.py), nor what a row means to a student.
+Axes: V views, N clouds, D = 3 coordinates, K classes.  In a record with clouds: P points in each
+training cloud, and M test clouds of Q points.  A shard holds some rows of one view: the same fields
+without V, and N counts its rows.  The only other member of the file is `meta`, JSON.
+writer.py writes records, store.py resumes them; this module does neither.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ class Field(NamedTuple):
 
 
 def record_fields(logits: str) -> tuple[Field, ...]:
-    """Return the fields that have a row for each view and cloud; logits: name of their dtype."""
+    """Return the fields with one row for each view and cloud; logits: name of their dtype."""
     return (
         Field("augment/scale", "float32", "VND"),  # as applied: points * scale, ...
         Field("augment/shift", "float32", "VND"),  # ... then + shift
@@ -38,7 +37,7 @@ def record_fields(logits: str) -> tuple[Field, ...]:
 
 
 def cloud_fields(points: str) -> tuple[Field, ...]:
-    """Return the fields of clouds in a record; points: name of the dtype of stored points."""
+    """Return the fields of clouds in a record; points: name of their stored dtype."""
     return (
         Field("clouds/train/points", points, "NPD"),
         Field("clouds/train/labels", "int64", "N"),
@@ -62,7 +61,7 @@ def check_axes(
 ) -> dict[str, int]:
     """Raise DataError unless shapes, {name: shape}, fit the fields and sizes.
 
-    Returns sizes with the letters that had none, each as it was first met.
+    Returns sizes, with each new letter bound to the first length found for it.
     """
     sizes = dict(sizes)
     for field in fields:
@@ -84,7 +83,7 @@ def check_axes(
 def check_arrays(
     arrays: dict[str, np.ndarray], fields: Iterable[Field], sizes: dict[str, int], where: str
 ) -> dict[str, int]:
-    """Raise DataError unless arrays, {name: array}, are what the fields say, and finite.
+    """Raise DataError unless arrays, {name: array}, are finite and match the fields.
 
     Returns sizes as check_axes does.
     """
@@ -100,7 +99,7 @@ def check_arrays(
 
 
 def check_kl(value: Any, where: str) -> float:
-    """Return value if it is a number that a divergence can be.  Raises DataError."""
+    """Return value if it is a finite number >= 0, as a KL divergence is.  Raises DataError."""
     if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
         raise DataError(f"{where}: max_kl: expected a finite number >= 0, got {value!r}")
     return value
@@ -111,9 +110,9 @@ def open_fields(
 ) -> dict[str, Any]:
     """Return {name: h5py dataset} of a file that holds exactly the fields and meta.
 
-    Every check but finite values.  Raises DataError.
+    Checks everything except that values are finite.  Raises DataError.
     """
-    members = {"/": {"meta"}}  # a group comes after the group that it lies in
+    members = {"/": {"meta"}}  # parent groups come before the groups in them
     for field in fields:
         group = "/"
         for name in field.name.split("/"):

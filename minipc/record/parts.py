@@ -1,8 +1,8 @@
 """The folder OUT.parts of a recording: its plan, and the shards computed so far.  (record_store.md)
 
-The truth is the shards that verify; there is no manifest to fall out of step.  A kill at any byte
-costs at most the shard being computed, a bad shard is set aside and never deleted, and any number
-of recorders may work on one plan.
+Every shard that verifies counts; there is no manifest that could contradict the shards.  A kill
+loses at most the shard being computed.  A bad shard is renamed, never deleted.  Any number of
+recorders may work on one plan.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from minipc.record.plan import Plan
 
-SHARD_OVERHEAD = 4096  # bytes beside the rows, rounded up, and the block that a file ends in
+SHARD_OVERHEAD = 4096  # bytes in addition to the rows: HDF5 structure and a partial last disk block
 
 
 def refuse_other(plan: Plan, other: Plan, place: str) -> None:
@@ -38,22 +38,22 @@ def refuse_other(plan: Plan, other: Plan, place: str) -> None:
 
 
 class Parts:
-    """The shards of one plan.  Construction and missing() look; begin() is the first to write.
+    """The shards of one plan.  Construction and missing() only read; begin() is the first to write.
 
-    Raises DataError where the folder belongs to another identity, naming what differs.
+    Raises DataError, naming what differs, if the folder belongs to another recording.
     """
 
     _present: Any
 
     def __init__(self, out: str, plan: Plan, finished: int = 0) -> None:
-        """out: path of the record; finished: views that it holds: their shards count no more."""
+        """out: path of the record; finished: views in it, which need no shards."""
         self.path, self.plan, self.finished = f"{out}.parts", plan, finished
         self._present = None  # {(view, first): meta} of the shards that verified
         _, damage = self._committed_plan()
-        self.damaged = [str(damage)] if damage else []  # a line for every bad file met by looking
+        self.damaged = [str(damage)] if damage else []  # a line for each bad file found so far
 
     def shard_path(self, view: int, first: int) -> str:
-        """Return the path of a shard, whether it is there or not."""
+        """Return the path of a shard; the file need not exist."""
         return os.path.join(self.path, shard_name(view, first))
 
     def read(
@@ -63,7 +63,7 @@ class Parts:
         return read_shard(self.shard_path(view, first), self.plan, view, first, stop)
 
     def missing(self) -> list[tuple[int, int, int]]:
-        """Return [(view, first, stop)] of the shards that are not there, after a first scan."""
+        """Return [(view, first, stop)] of the missing shards; the first call scans the folder."""
         if self._present is None:
             self.damaged += self._scan(lambda path, reason: [str(reason)])
         return [
@@ -73,9 +73,7 @@ class Parts:
         ]
 
     def metas(self) -> list[dict[str, Any]]:
-        """Return the metas of the shards that verified at the last look, those of this object's
-        own commits included.
-        """
+        """Return the metas of the shards verified by the last scan or committed by this object."""
         return list(self._present.values())
 
     def bytes_missing(self) -> int:
@@ -85,9 +83,9 @@ class Parts:
         return rows * self.plan.bytes_per_view + len(missing) * SHARD_OVERHEAD
 
     def begin(self) -> list[str]:
-        """Take the place: sweep what killed writers left, commit the plan, rename bad files.
+        """Remove temporaries of killed writers, commit the plan, rename bad files.
 
-        Returns a line for each file that was set aside.
+        Returns a line for each renamed file.
         """
         files.sweep(self.path)
         lines = self.commit_plan() if self.finished < self.plan.views else []
@@ -115,13 +113,13 @@ class Parts:
             shift,
             logits,
             provenance,
-            prepare=self.commit_plan,  # another recorder may have finished and removed the parts
+            prepare=self.commit_plan,  # another recorder may have finished and removed the folder
         )
         if self._present is not None:
             self._present[view, first] = meta
 
     def abandon(self) -> None:
-        """Remove the plan again where no shard was committed, as if nothing had been asked."""
+        """Remove the plan and the folder if no shard was committed."""
         with suppress(OSError):
             if os.listdir(self.path) == ["plan.json"]:
                 os.unlink(self._plan_path())
@@ -130,7 +128,7 @@ class Parts:
     def remove(self) -> list[str]:
         """Remove the plan and its shards, whose rows are in the verified record.
 
-        Returns the names that stay: shards set aside or beyond the views, foreign files.
+        Returns the names of files that stay: bad shards, shards of later views, foreign files.
         """
         with suppress(OSError):
             for view, first, _ in self.plan.shards():
@@ -146,9 +144,9 @@ class Parts:
         return []
 
     def commit_plan(self) -> list[str]:
-        """Commit the plan unless it lies here already; the extent only grows.
+        """Commit the plan unless it is already here; the number of views never shrinks.
 
-        Returns a line where a damaged one was set aside.
+        Returns one line if a damaged plan was renamed, else no lines.
         """
         committed, damage = self._committed_plan()
         if committed is not None and committed.views >= self.plan.views:
@@ -167,11 +165,11 @@ class Parts:
             except DataError as reason:
                 if not isinstance(reason.__cause__, FileNotFoundError):
                     raise
-                # another recorder has finished and removed the parts in this very moment
+                # another recorder finished and removed the folder just now: try again
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the only lock on the parts, so that one recorder at a time merges and removes."""
+        """Hold the lock on the folder, so that only one recorder at a time merges and removes."""
         while True:
             self.commit_plan()
             with ExitStack() as held:
@@ -184,9 +182,9 @@ class Parts:
                     return
 
     def _lock(self, held: ExitStack) -> bool:
-        """Lock the parts until the ExitStack held ends.
+        """Lock the folder until the ExitStack held closes.
 
-        Returns False where another recorder removed them meanwhile.
+        Returns False if another recorder has removed the folder.
         """
 
         def opened(path: str, flags: int) -> int:
@@ -198,7 +196,7 @@ class Parts:
             path, fd = self.path, opened(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-            except OSError:  # NFS locks only what is open for writing, which a folder cannot be
+            except OSError:  # NFS locks only files open for writing; a folder cannot be
                 path = self._lock_path()
                 fd = opened(path, os.O_RDWR | os.O_CREAT)
                 with suppress(OSError):  # a file system without locks
@@ -208,7 +206,7 @@ class Parts:
             return False
 
     def _scan(self, report: Callable[[str, DataError], list[str]]) -> list[str]:
-        """Verify every shard there is; return the lines of report(path, DataError) for bad ones."""
+        """Verify every shard here; return the lines of report(path, DataError) for bad ones."""
         self._present, lines = {}, []
         for view, first, stop in self.plan.shards():
             path = self.shard_path(view, first)
@@ -228,14 +226,14 @@ class Parts:
         try:
             os.rename(path, name)
             files.sync_folder(self.path)
-        except FileNotFoundError:  # another recorder set it aside, or has finished
+        except FileNotFoundError:  # another recorder renamed it, or finished
             return []
         except OSError as failure:
             raise files.write_error(f"{path}: cannot be set aside", failure) from reason
         return [f"{reason}; kept as {os.path.basename(name)} and made again"]
 
     def _committed_plan(self) -> tuple[Plan | None, DataError | None]:
-        """Return (the Plan in the folder or None, the DataError of a damaged one or None)."""
+        """Return (the Plan in the folder or None, the DataError of a damaged plan or None)."""
         path = self._plan_path()
         if not os.path.lexists(path):
             return None, None

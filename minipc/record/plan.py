@@ -1,7 +1,8 @@
-"""What a recording is (identity) and how far it goes (extent), before any teacher is called.
+"""The identity of a recording and its extent, fixed before any teacher is called.
 
-The identity is everything on which a recorded byte may depend: the same identity resumes, another
-one in the same place is refused, field by field.  Never dates, host names or paths.
+The identity is everything that can change a recorded byte, so never dates, host names or paths.
+The same identity resumes a recording; another identity at the same path is refused, naming the
+fields that differ.  The extent is the number of views.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ MOST_ROWS = 4096  # in one shard: what a kill may cost, and the memory of a merg
 
 @dataclass(frozen=True)
 class Plan:
-    """Identity and extent of a recording.  Raises DataError for what cannot be recorded."""
+    """Identity and extent of a recording.  Raises DataError for invalid values."""
 
     clouds: int  # N
     classes: int  # K
@@ -46,7 +47,7 @@ class Plan:
     seed: int  # of the Philox words
     points_hash: str  # SHA-256 of the clouds
     labels_hash: str
-    teacher_id: str  # SHA-256 of a model, or the caller's own name for a teacher
+    teacher_id: str  # SHA-256 of a model, or a name that the caller chose
     class_names: tuple  # K, in label order
     up_axis: str
     normalisation: str
@@ -74,12 +75,12 @@ class Plan:
         object.__setattr__(self, "class_names", tuple(self.class_names))
         if len(self.class_names) != self.classes:
             raise DataError(f"plan: {self.classes} classes, {len(self.class_names)} class names")
-        # a copy through JSON: what the caller changes later, or a tuple, cannot change the identity
+        # a copy through JSON: later changes by the caller, or tuples, cannot change the identity
         object.__setattr__(self, "augment", json.loads(canonical_json(self.augment)))
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields on which recorded bytes depend: all but the extent."""
+        """The fields on which recorded bytes depend: all except views."""
         return {name: value for name, value in self.to_dict().items() if name != "views"}
 
     @cached_property
@@ -89,12 +90,12 @@ class Plan:
 
     @property
     def rows(self) -> int:
-        """Rows in all: views x clouds; row = view x N + cloud."""
+        """The number of rows: views x clouds; row = view x N + cloud."""
         return self.views * self.clouds
 
     @property
     def bytes_per_view(self) -> int:
-        """Bytes that one view of one cloud takes: scale and shift, 24, and K logits."""
+        """Bytes of one view of one cloud: 24 for scale and shift, and K logits."""
         return 24 + self.classes * np.dtype(self.logits).itemsize
 
     @property
@@ -104,7 +105,7 @@ class Plan:
 
     @property
     def sizes(self) -> dict[str, int]:
-        """{axis letter of fields.py: length} of the finished record, but for the clouds in it."""
+        """{axis letter of fields.py: length} of the finished record, without clouds in it."""
         return {"V": self.views, "N": self.clouds, "D": 3, "K": self.classes}
 
     def shards(self) -> Iterator[tuple[int, int, int]]:
@@ -114,11 +115,11 @@ class Plan:
                 yield view, first, min(first + self.rows_per_shard, self.clouds)
 
     def same_identity(self, other: Plan) -> bool:
-        """Return whether other records the same bytes, whatever its extent."""
+        """Return whether other records the same bytes; the extent may differ."""
         return self.recording_id == other.recording_id
 
     def differences(self, other: Plan) -> str:
-        """Return one line naming each field of the identity that other has otherwise."""
+        """Return one line that names each field of the identity in which other differs."""
         mine, others = _flat(self.identity), _flat(other.identity)
         return "; ".join(
             f"{name} is {brief(others.get(name))} there and {brief(mine.get(name))} here"
@@ -132,12 +133,12 @@ class Plan:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], where: str) -> Plan:
-        """Return the plan of a mapping from a file.  Raises DataError naming where."""
+        """Return the Plan described by a mapping from a file.  Raises DataError naming where."""
         return from_dict(cls, values, where)
 
 
 def brief(value: Any) -> str:
-    """Return a value of a plan for a message, digests cut to 16 digits."""
+    """Return a value of a plan as text for a message; digests are cut to 16 digits."""
     return f"{value[:16]}..." if isinstance(value, str) and len(value) == 64 else short(value)
 
 
@@ -160,7 +161,7 @@ def read_plan(path: str) -> Plan:
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested mappings as one, {"augment.shift_max": ...}."""
+    """Return nested mappings as a flat one, {"augment.shift_max": ...}."""
     flat: dict[str, Any] = {}
     for name, value in values.items():
         inner = isinstance(value, dict)

@@ -1,12 +1,11 @@
 """A finished record, verified and open: its metadata, its rows view by view, its clouds.
 
-Opening reads the whole file for its digest and checks its metadata; after that only rows are read,
-without libhdf5, which does not survive a fork.  What is read is checked for finite values.  A
-record is believed only together with the data it was made from: check_belongs().
+Opening a record reads the whole file for its digest and checks its metadata.  Later reads take only
+rows, without libhdf5, which does not survive a fork, and check that values are finite.
+check_belongs() checks that a record was made from the data at hand.
 
-Any threads may read at once, and so may processes that are forked while a reader is open (the
-workers of a PyTorch DataLoader): every read has its own offset.  Where processes are spawned a
-reader is sent as path and digest.
+Threads may read concurrently, and so may processes forked while a reader is open (the workers of a
+PyTorch DataLoader): every read has its own offset.  Spawned processes receive path and digest.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ RECORD_META = {"plan", "run_id", "data_file", "provenance", "max_kl_of_rounding"
 
 
 class RecordReader:
-    """A verified record, open for reading.  Raises DataError for a damaged or foreign file.
+    """A verified record, open for reading.  Raises DataError if damaged or not a record of ours.
 
     plan: its Plan; views: V; meta: keys RECORD_META, and "clouds" where it carries clouds; digest:
     of the whole file, hexadecimal.
@@ -75,7 +74,7 @@ class RecordReader:
         self.close()
 
     def close(self) -> None:
-        """Close the file, in this process; the arrays that were read stay."""
+        """Close the file in this process; arrays that were read remain valid."""
         self._stack.close()
         self._arrays = None
 
@@ -86,7 +85,7 @@ class RecordReader:
 
     @property
     def stored_clouds(self) -> dict[str, hdf5.Stored]:
-        """{field name: hdf5.Stored} of the clouds in it, or empty.  UsageError as for rows."""
+        """{field name: hdf5.Stored} of its clouds, or empty.  Raises UsageError like rows."""
         return self._opened()[1]
 
     def view(self, view: int) -> tuple[np.ndarray, ...]:
@@ -102,7 +101,7 @@ class RecordReader:
     def clouds(self) -> Splits | None:
         """Return the Splits that the record carries, or None.
 
-        Raises DataError where the training split is not the one that was recorded.
+        Raises DataError if the training split is not the recorded one.
         """
         stored = self.stored_clouds
         if not stored:
@@ -117,7 +116,7 @@ class RecordReader:
     def check_belongs(self, clouds: Clouds) -> None:
         """Raise DataError, naming what differs, unless the record was made from these Clouds.
 
-        clouds: anything with points_hash, labels_hash and described, the training split.
+        clouds: the training split; any object with points_hash, labels_hash and described works.
         """
         described = {**clouds.described, "class_names": tuple(clouds.described["class_names"])}
         given = {"points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash, **described}
@@ -133,7 +132,7 @@ class RecordReader:
             )
 
     def check_beside(self, record: RecordReader) -> None:
-        """Raise DataError unless this record differs from another in its teacher alone."""
+        """Raise DataError unless this record differs from another only in its teacher."""
         if self.plan.teacher_id == record.plan.teacher_id:
             raise DataError(
                 f"{self.path}: holds the teacher of {record.path} itself; record an earlier student"
@@ -148,7 +147,7 @@ class RecordReader:
 
 
 def _checked_plan(meta: dict[str, Any], path: str) -> Plan:
-    """Return the Plan in the metadata of a record, all of which was checked but "clouds"."""
+    """Return the Plan in the metadata of a record; checks every key except "clouds"."""
     files.check_keys(meta, RECORD_META | ({"clouds"} & meta.keys()), path)
     plan = Plan.from_dict(meta["plan"], path)
     provenance: list[Any] = meta["provenance"] if isinstance(meta["provenance"], list) else [None]
@@ -171,9 +170,9 @@ def _checked_plan(meta: dict[str, Any], path: str) -> Plan:
 
 
 def _reopened(path: str, digest: str) -> RecordReader:
-    """Return the RecordReader that was pickled, verified again.
+    """Unpickle a RecordReader: open path and verify it again.
 
-    Raises DataError where path holds another record.
+    Raises DataError if path holds another record.
     """
     reader = RecordReader(path)
     if reader.digest != digest:

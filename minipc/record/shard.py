@@ -57,14 +57,14 @@ def commit_shard(
     *,
     prepare: Callable[[], Any] = lambda: None,
 ) -> dict[str, Any]:
-    """Make one shard durable in the folder parts; return its meta.
+    """Write one shard durably into the folder parts; return its meta.
 
     The shard holds rows first, first + 1, ... of a view.
     scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS,
-    device, and max_kl, the largest KL of rounding the logits.  prepare() is called before anything
-    is written.  Of two recorders of one shard the first stays. Raises UsageError for a shard that
-    is not in the plan, DataError for arrays that are not such, CheckFailed where another recorder
-    committed other rows, MinipcError as files.commit.
+    device, and max_kl, the largest KL of rounding the logits.  Calls prepare() before it writes.
+    If two recorders commit the same shard, the first one stays.  Raises UsageError for a shard that
+    is not in the plan, DataError for arrays of another shape or dtype, CheckFailed if another
+    recorder committed other rows with the same build, MinipcError as files.commit.
     """
     path = os.path.join(parts, shard_name(view, first))
     if not (0 <= view < plan.views and 0 <= first < plan.clouds) or first % plan.rows_per_shard:
@@ -92,7 +92,7 @@ def commit_shard(
     prepare()
     there = _committed(path, plan, view, first, stop)
     if there is None:
-        hdf5.write_hdf5(path, "shard", FORMAT, fill, swept=True)  # by Store.begin
+        hdf5.write_hdf5(path, "shard", FORMAT, fill, swept=True)  # Store.begin has swept
         return meta
     same = all(np.array_equal(there[1][name], array) for name, array in arrays.items())
     if not same and there[0]["provenance"] == made_with:
@@ -107,7 +107,7 @@ def commit_shard(
 def _committed(
     path: str, plan: Plan, view: int, first: int, stop: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
-    """Return what read_shard returns; None where no shard lies, or a bad one to be replaced."""
+    """Return the result of read_shard, or None if the shard is missing or bad."""
     try:
         return read_shard(path, plan, view, first, stop) if os.path.lexists(path) else None
     except DataError:

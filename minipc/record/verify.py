@@ -1,9 +1,8 @@
-"""The replay certificate: that a record is what its plan, its data and its teacher make of it.
+"""The replay certificate: check that plan, data and teacher reproduce a record.
 
-Integrity was checked when the record was opened.  Here every stored parameter is drawn again from
-the seed, and the teacher runs again over some rows.  Where all that rounds is the same (versions,
-kernel, device: the provenance) its logits must come out bit for bit; elsewhere a stated bound
-decides.
+RecordReader has already checked the file itself.  Here every stored parameter is drawn again from
+the seed, and the teacher runs again over some rows.  If the provenance is the same (versions,
+kernel, device), logits must be equal bit for bit; otherwise the bound below applies.
 """
 
 from __future__ import annotations
@@ -29,24 +28,24 @@ if TYPE_CHECKING:
     from minipc.record.plan import Plan
     from minipc.record.reader import RecordReader
 
-# What another kernel of BLAS, another version or a device may change in a logit, in units of the
-# largest logit of its row; stored as float16 it may also fall to the neighbouring number.
+# How much another BLAS kernel, version or device may change a logit, relative to the largest logit
+# of its row; a logit stored as float16 may also round to the neighbouring number.
 ELSEWHERE, NEIGHBOUR = 1e-4, 2.0**-10
 
 
 class Verified(NamedTuple):
-    """What was found; passed is the verdict."""
+    """The result of a verification; passed is the verdict."""
 
-    rows: int  # of the record, all of whose parameters were drawn again
+    rows: int  # of the record; the parameters of all were drawn again
     parameters: int  # rows whose stored scale or shift is not what the seed draws
     sampled: int  # rows over which the teacher ran again; 0 without a teacher
-    bitwise: bool | None  # whether bits must be equal: all arithmetic of the shards repeats here
-    why: str  # where it was not, what differs there and here; else empty
-    different: int  # sampled rows with a logit beyond what is allowed
+    bitwise: bool | None  # whether bits must be equal: the arithmetic of all shards repeats here
+    why: str  # if not bitwise, how the provenance differs; else empty
+    different: int  # sampled rows with a logit outside the bound
     largest_difference: float  # between a stored and a computed logit
     agreement: float | None  # share of sampled rows with the same arg-max
     passed: bool
-    failed: str  # what did not hold, in a line; empty where all did
+    failed: str  # the failed checks, in one line; empty if all passed
 
 
 def verify(
@@ -63,11 +62,10 @@ def verify(
 ) -> Verified:
     """Return Verified of an open record made from clouds.
 
-    logits_of: the teacher, as in recorder.record, or None to leave it out; groups: of the clouds,
-    as in Recording; sample: rows to compute
-    again, drawn as whole blocks of the plan, None for all.  engine: which of ours computes, as it
-    was recorded.  Raises DataError where the record was not made from clouds, or names
-    augmentation that we cannot draw.
+    logits_of: the teacher, as in recorder.record, or None to skip it; groups: of the clouds, as in
+    Recording; sample: rows to compute again, drawn as whole blocks of the plan, None for all.
+    engine: the engine of ours that was recorded.  Raises DataError if the record was not made from
+    clouds, or uses an augmentation that this version cannot draw.
     """
     reader.check_belongs(clouds)
     plan = reader.plan
@@ -150,7 +148,7 @@ def _sample(plan: Plan, views: int, rows: int | None) -> dict[int, list[int]]:
 
 
 def _allowed(stored: np.ndarray) -> np.ndarray:
-    """Return the largest difference that another build may make, (B, K)."""
+    """Return the largest difference allowed for another build, (B, K)."""
     exact = np.abs(stored.astype(np.float64))
     bound = ELSEWHERE * exact.max(axis=1, keepdims=True)
     return (

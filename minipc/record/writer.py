@@ -1,7 +1,7 @@
-"""A file of any size, written row by row in the memory of one block.
+"""Write an HDF5 file of any size row by row, with only one block of rows in memory.
 
-libhdf5 lays the datasets out in memory and never sees the disk (a full disk crashes it).  The rows
-then go to their offsets in a file whose blocks are reserved beforehand.
+libhdf5 lays out the datasets in memory and never touches the disk (a full disk crashes it).  We
+then write the rows to their offsets in a file whose disk blocks are already reserved.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ def write_rows(
     whole_fields: Iterable[Field] = (),
     whole: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Commit a file of ours of any size, row by row: the fields and meta, in the memory of a block.
+    """Commit a file with the fields and meta, row by row.
 
     blocks yields (view, first, {name: array (R, ...)}) for all rows, in any order; whole holds the
-    arrays of whole_fields, {name: array}, which have no rows.  The disk is reserved at once, so a
-    full one fails before the first row.  Raises DataError where rows are missing or arrays are no
-    such fields, and as files.commit does.
+    arrays of whole_fields, {name: array}, which have no rows.  Disk space is reserved first, so a
+    full disk fails before the first row.  Raises DataError if rows are missing or arrays do not
+    match the fields, and as files.commit does.
     """
     layout, offsets, ends, whole = _Layout(), {}, [], whole or {}
     sizes = check_arrays(whole, whole_fields, sizes, path)
@@ -83,7 +83,7 @@ def _stored(array: np.ndarray, field: Field) -> np.ndarray:
 
 
 def _reserve(fd: int, size: int) -> None:
-    """Give fd its size and its disk blocks now, so that a full disk fails here and not later."""
+    """Reserve the disk blocks of fd now, so that a full disk fails here and not later."""
     try:
         os.posix_fallocate(fd, 0, size)
     except (AttributeError, OSError) as reason:  # missing in the system or in the file system
@@ -113,12 +113,12 @@ def _allocate(file: Any, field: Field, shape: tuple[int, ...]) -> int:
 
 
 class _Layout(io.RawIOBase):
-    """A file object that keeps only what is written: a file of any size while it has no rows."""
+    """A file object that keeps only the bytes written; unwritten rows take no memory."""
 
     pieces: list[tuple[int, bytes]]
 
     def __init__(self) -> None:
-        self.pieces, self.position = [], 0  # (offset, bytes), later ones over earlier ones
+        self.pieces, self.position = [], 0  # (offset, bytes); later pieces overwrite earlier ones
 
     def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
         ends = [at + len(piece) for at, piece in self.pieces]
@@ -138,7 +138,7 @@ class _Layout(io.RawIOBase):
         return len(data)
 
     def readinto(self, buffer: Any) -> int:
-        """Fill buffer with what was written there, zeros elsewhere."""
+        """Fill buffer with the bytes written there, and zeros where nothing was written."""
         read = bytearray(len(buffer))
         for at, piece in self.pieces:
             low, high = max(at, self.position), min(at + len(piece), self.position + len(read))
