@@ -259,7 +259,8 @@ def compute_shard(
 
     Computes clouds first .. stop - 1 of one view, R in all, in blocks of plan.block clouds.  Blocks
     are aligned to the cloud number and padded at the end, so that the bytes do not depend on how
-    shards are divided.  groups: of all clouds, see Recording.  The KL is the largest KL(softmax(v) || softmax(v as stored)) at T = 1.
+    shards are divided.  groups: of all clouds, see Recording.  The KL is the largest
+    KL(softmax(v) || softmax(v as stored)) at T = 1.
     """
     # imported here: slow, and training and evaluation read records without it
     from scipy.special import log_softmax

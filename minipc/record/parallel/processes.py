@@ -1,8 +1,8 @@
 """Several processes on one recording: each computes its share of the shards into one folder.
 
-Only that folder coordinates the processes.  Each shard is committed whole, and two processes that compute
-the same shard write the same bytes.  So a worker may die at any moment: the caller computes the
-shards that are still missing and finalises the record.
+Only that folder coordinates the processes.  Each shard is committed whole, and two processes that
+compute the same shard write the same bytes.  So a worker may die at any moment: the caller computes
+the shards that are still missing and finalises the record.
 
 Why not concurrent.futures.ProcessPoolExecutor?  If one of its processes is killed, it ends all the
 others and does not report the signal.  Before Python 3.14 it cannot stop its processes at once, so
