@@ -87,7 +87,10 @@ lint: $(VENV)/ready  ## ruff: the format and the rules of pyproject.toml
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 
-check: lint test  ## what to run before a commit
+types: $(VENV)/ready  ## mypy: settings, recording, verbs and runs
+	$(BIN)/mypy minipc/settings.py minipc/progress.py minipc/record minipc/verbs minipc/runs
 
-.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures lint check
+check: lint types test  ## what to run before a commit
+
+.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures lint types check
 .DEFAULT_GOAL := help

@@ -1,11 +1,13 @@
 """What a teacher must be: its answers, and the trial before the first shard.
 
-A teacher is any callable from points (B, P, 3) to logits (B, K).  It must repeat itself, whatever
-else is in the block; it must answer with logits, not with probabilities; and it must be better than
-a guess.
+A teacher is any callable from points (B, P, 3) to logits (B, K).  The same cloud must always give
+the same logits, whatever else is in the block.  The teacher must return logits, not probabilities,
+and must be better than chance.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -13,32 +15,36 @@ from minipc.backend import to_host
 from minipc.errors import DataError, short
 from minipc.models.inputs import Inputs
 
-# Largest difference between two answers to the same clouds, in units of the largest logit of the
-# row: what another order of summation may change (threads, atomics of a device), as `minipc verify`
-# allows it; dropout changes more.
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from types import ModuleType
+    from typing import Any
+
+# Largest difference between two answers to the same clouds, relative to the largest logit of the
+# row.  Another order of summation (threads, atomics of a device) stays below it; dropout does not.
+# `minipc verify` allows the same.
 REPEATS = 1e-4
 # A softmax in float16, stored as float16: two roundings to 11 bits.
 SUMS_TO_ONE = 2e-3
-# A teacher that guesses passes either test of Trial with at most this probability, and one of the
-# two in 1 of 100.
+# A guessing teacher passes each test of Trial with at most this probability, so it passes one of
+# the two with at most 1 %.
 LEVEL = 0.005
 REMEDY = "return an array of logits (B, K), for PyTorch logits.detach().cpu().float().numpy()"
 
 
-def asked(logits_of, points, groups):
-    """Return what a teacher returns for points (B, P, 3) and their groups, on one module.
+def asked(logits_of: Callable[..., Any], points: Any, groups: Iterable[Any]) -> Any:
+    """Return the teacher's output for points (B, P, 3) and their groups, all on one module.
 
-    Any callable of points is a teacher; one that reads groups too gets Inputs.
+    The teacher receives Inputs if there are groups, and the points alone otherwise.
     """
     return logits_of(Inputs(points, tuple(groups)) if groups else points)
 
 
-def answer(returned, shape):
-    """Return what a teacher returned for one block as a new array of this shape, float32, on the
-    host.
+def answer(returned: Any, shape: tuple[int, int]) -> np.ndarray:
+    """Return the teacher's output for one block as a new float32 array of this shape, on the host.
 
-    Arrays of the backend, and whatever NumPy makes an array of floating point numbers of: a PyTorch
-    tensor on the CPU too.  Raises DataError for anything else, with what to return instead.
+    Accepts arrays of the backend and everything that NumPy converts to floating point, such as a
+    PyTorch tensor on the CPU.  Raises DataError for anything else and says what to return.
     """
     kind = type(returned).__name__
     if returned is None:
@@ -76,23 +82,28 @@ def answer(returned, shape):
             "each class name, got "
             f"{array.shape}; {REMEDY}"
         )
-    with np.errstate(over="ignore"):  # infinite then, which is refused where it is seen
-        return array.astype(
-            np.float32
-        )  # always a copy: the teacher may write over what it returned
+    with np.errstate(over="ignore"):  # overflow gives inf, which a later check refuses
+        return array.astype(np.float32)  # always a copy: the teacher may reuse its output buffer
 
 
-def check_repeats(logits_of, block, classes, xp, alone=True, groups=()):
-    """Raise DataError unless the teacher says the same of the same clouds twice.
+def check_repeats(
+    logits_of: Callable[..., Any],
+    block: np.ndarray,
+    classes: int,
+    xp: ModuleType,
+    alone: bool = True,
+    groups: Sequence[Any] = (),
+) -> None:
+    """Raise DataError unless two calls on the same clouds give the same logits.
 
-    block (B, P, 3) float32 and groups of it, on the host.  alone: of half of them beside other
-    clouds too, which finds batch statistics.
+    block (B, P, 3) float32 and its groups, on the host.  alone: also put other clouds beside half
+    of the block; this finds teachers that use batch statistics.
     """
     half = len(block) // 2
     beside = np.concatenate([np.arange(half), np.zeros(len(block) - half, int)])
 
-    def logits(rows):
-        # copies: it may write into them
+    def logits(rows: np.ndarray) -> np.ndarray:
+        # copies: the teacher may write into its inputs
         points, *near = (xp.array(array[rows]) for array in (block, *groups))
         return answer(asked(logits_of, points, near), (len(points), classes))
 
@@ -115,17 +126,17 @@ def check_repeats(logits_of, block, classes, xp, alone=True, groups=()):
         )
 
 
-@np.errstate(invalid="ignore")  # inf - inf: what is not finite has a message of its own
-def _difference(one, other):
-    """Return the largest difference that is more than rounding, or 0."""
+@np.errstate(invalid="ignore")  # inf - inf: another check reports non-finite logits
+def _difference(one: np.ndarray, other: np.ndarray) -> float:
+    """Return the largest difference beyond rounding, or 0."""
     off = np.abs(one - other)
     return float(np.where(off > REPEATS * np.abs(one).max(axis=1, keepdims=True), off, 0).max())
 
 
-def check_no_probabilities(logits):
+def check_no_probabilities(logits: np.ndarray) -> None:
     """Raise DataError where every row of logits (R, K) is a probability distribution.
 
-    Logarithms of probabilities are logits: their softmax is what they are the logarithms of.
+    Log-probabilities are accepted: their softmax returns the probabilities.
     """
     if (logits >= 0).all() and (
         np.abs(logits.sum(axis=1, dtype=np.float64) - 1) < SUMS_TO_ONE
@@ -139,21 +150,19 @@ def check_no_probabilities(logits):
 
 
 class Trial(NamedTuple):
-    """A teacher on some training clouds, held against guessing by two tests; either will do."""
+    """Two tests of a teacher against chance, on some training clouds; passing one is enough."""
 
     correct: int
     clouds: int
     class_accuracy: float  # mean over the classes that occur
-    needed: int | None  # right answers that pass the first test; None where not even all of them do
+    needed: int | None  # right answers that pass the first test; None if even all right would fail
     class_needed: (
         float | None
-    )  # mean class accuracy that passes the second; None where not even 1 does
+    )  # mean class accuracy that passes the second test; None if even 1 would fail
 
     @property
-    def passed(self):
-        """Whether it is better than a guess, or there are too few clouds for any teacher to show
-        that.
-        """
+    def passed(self) -> bool:
+        """Whether the teacher is better than chance, or there are too few clouds to decide."""
         by_count = self.needed is not None and self.correct >= self.needed
         return (
             self.undecidable
@@ -162,21 +171,21 @@ class Trial(NamedTuple):
         )
 
     @property
-    def undecidable(self):
+    def undecidable(self) -> bool:
         return self.needed is None and self.class_needed is None
 
 
-def trial(labels, logits, share):
-    """Return the Trial of logits (R, K) for clouds of these labels (R,); share: of the largest
-    class in all clouds.
+def trial(labels: np.ndarray, logits: np.ndarray, share: float) -> Trial:
+    """Return the Trial of logits (R, K) for clouds with labels (R,).
 
-    Who answers without looking is right in each cloud with a probability of at most share, so the
-    tail of the binomial distribution bounds that of the right answers: exact for whoever always
-    names the largest class.  The mean class accuracy A of C classes is the mean of independent
-    answers with weights 1 / (C n_k), and not above 1 / C on average; by Hoeffding's inequality P(A
-    >= 1 / C + d) <= exp(-2 (C d)^2 / sum_k 1 / n_k).
+    share: the fraction of all clouds in the largest class.  A teacher that ignores its input is
+    right on each cloud with probability at most share, so a binomial tail bounds the number of
+    right answers; the bound is exact for a teacher that always names the largest class.  The mean
+    class accuracy A over C classes with n_k clouds each is a mean of independent answers with
+    weights 1 / (C n_k), and its expectation is at most 1 / C.  Hoeffding's inequality gives
+    P(A >= 1 / C + d) <= exp(-2 (C d)^2 / sum_k 1 / n_k).
     """
-    from scipy.special import bdtrc  # here, for a light start of whatever tries no teacher
+    from scipy.special import bdtrc  # imported here: slow, and only a trial needs it
 
     right, number = logits.argmax(axis=1) == labels, len(labels)
     enough = np.flatnonzero(
@@ -194,8 +203,8 @@ def trial(labels, logits, share):
     )
 
 
-def check_chance(trial, force, say):
-    """Raise DataError for a Trial that is not passed, unless force; say where it could not tell."""
+def check_chance(trial: Trial, force: bool, say: Callable[[str], None]) -> None:
+    """Raise DataError for a failed Trial, unless force; report an undecidable one by say."""
     if trial.passed or force:
         if trial.undecidable:
             say(
@@ -204,7 +213,8 @@ def check_chance(trial, force, say):
             )
         return
     needed = [f"{trial.needed} right"] * (trial.needed is not None)
-    needed += [f"{100 * trial.class_needed:.1f} % by class"] * (trial.class_needed is not None)
+    # mypy is right: where class_needed is None this line raises a TypeError
+    needed += [f"{100 * trial.class_needed:.1f} % by class"] * (trial.class_needed is not None)  # type: ignore[operator]
     raise DataError(
         f"teacher: {trial.correct} of {trial.clouds} training clouds right, mean class accuracy "
         f"{100 * trial.class_accuracy:.1f} %: no better than chance ({' or '.join(needed)} "

@@ -1,16 +1,24 @@
-"""Clouds in a record, so that one file trains a student elsewhere: int16 where that loses nothing.
+"""Clouds in a record, so that one file is enough to train a student; int16 where lossless.
 
-A record that carries them has header version 2 and one more key in its meta.  They are no part of
-its identity: the plan holds the hashes of the training clouds, and what is decoded must match them.
+A record with clouds has header version 2 and one more key in its meta.  The clouds are not part of
+its identity: the plan holds the hashes of the training clouds, and decoded clouds must match them.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from minipc.data.clouds import Clouds, Splits
 from minipc.errors import DataError
 from minipc.storage import files
+
+if TYPE_CHECKING:
+    from typing import Any
+
+    from minipc.record.plan import Plan
+    from minipc.storage.hdf5 import Stored
 
 WITH_CLOUDS = 2  # header version of a record that carries its clouds
 CLOUDS_META = {"dtype", "exponent", "source"}
@@ -23,15 +31,15 @@ class Embedded(NamedTuple):
     arrays: dict  # {field name: array}
 
     @property
-    def bytes(self):
+    def bytes(self) -> int:
         return sum(array.nbytes for array in self.arrays.values())
 
 
-def encode(splits):
-    """Return both splits as Embedded; points are stored * 2^exponent where they are int16.
+def encode(splits: Splits) -> Embedded:
+    """Return both splits as Embedded; int16 points are stored * 2^exponent.
 
-    The exponent is that of the finest grid whose largest point fits; where any bit of any float32
-    would be lost (the sign of a zero too), the points stay float32 and the exponent is None.
+    The exponent is that of the finest grid on which the largest coordinate fits.  If any bit of any
+    float32 would be lost (even the sign of a zero), points stay float32 and the exponent is None.
     """
     points = [clouds.points for clouds in splits]
     fraction, exponent = np.frexp(max(max(x.max(), -x.min()) for x in points))
@@ -47,8 +55,8 @@ def encode(splits):
     )
 
 
-def check_meta(meta, path):
-    """Raise DataError unless meta, from a file, is what Embedded.meta can be."""
+def check_meta(meta: dict[str, Any], path: str) -> None:
+    """Raise DataError unless meta, read from a file, is a valid Embedded.meta."""
     files.check_keys(meta, CLOUDS_META, path)
     kind, exponent = meta["dtype"], meta["exponent"]
     if not (
@@ -61,10 +69,10 @@ def check_meta(meta, path):
         raise DataError(f"{path}: clouds as {kind!r} * 2^{exponent!r}: make the record again")
 
 
-def decode(stored, meta, plan, path):
+def decode(stored: dict[str, Stored], meta: dict[str, Any], plan: Plan, path: str) -> Splits:
     """Return the Splits in the hdf5.Stored arrays of cloud_fields, exactly as they were embedded.
 
-    Raises DataError unless the training split is the one that the plan names by its hashes.
+    Raises DataError unless the training split has the hashes that the plan names.
     """
     described = {name: getattr(plan, name) for name in ("class_names", "up_axis", "normalisation")}
     described["source"] = meta["source"] or ""
@@ -81,7 +89,7 @@ def decode(stored, meta, plan, path):
     return Splits(*splits)
 
 
-def check_recorded(clouds, plan, where):
+def check_recorded(clouds: Clouds, plan: Plan, where: str) -> None:
     """Raise DataError unless clouds, a training split, have the hashes that the plan names."""
     for name in ("points_hash", "labels_hash"):
         actual, expected = getattr(clouds, name), getattr(plan, name)
@@ -92,10 +100,10 @@ def check_recorded(clouds, plan, where):
             )
 
 
-def _decode(stored, exponent):
+def _decode(stored: np.ndarray, exponent: int) -> np.ndarray:
     """Return stored * 2^exponent as float32, exact wherever encode chose the exponent."""
     return np.ldexp(stored.astype(np.float32), exponent)
 
 
-def _same_bits(a, b):
+def _same_bits(a: np.ndarray, b: np.ndarray) -> bool:
     return np.array_equal(a.view(np.uint32), b.view(np.uint32))

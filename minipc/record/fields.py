@@ -1,19 +1,24 @@
-"""The one table of what a record holds; creation and validation of shards and records follow it.
+"""The one table of the fields of a record; shards and records are created and validated by it.
 
-Axes: V views, N clouds, D = 3 coordinates, K classes; where the clouds are carried along, P points
-of each, and M test clouds of Q points.  A shard holds some rows of one view, so it has the same
-fields without V, and N counts its rows.  Beside the fields lies only `meta`, JSON.
-This module knows neither how a record is written (writer.py), nor the protocol of resuming
-(store.py), nor what a row means to a student.
+Axes: V views, N clouds, D = 3 coordinates, K classes.  In a record with clouds: P points in each
+training cloud, and M test clouds of Q points.  A shard holds some rows of one view: the same fields
+without V, and N counts its rows.  The only other member of the file is `meta`, JSON.
+writer.py writes records, store.py resumes them; this module does neither.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from minipc.errors import DataError
 from minipc.storage.hdf5 import check_members, checked_dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
 
 class Field(NamedTuple):
@@ -22,8 +27,8 @@ class Field(NamedTuple):
     axes: str  # letters bound to sizes
 
 
-def record_fields(logits):
-    """Return the fields that have a row for each view and cloud; logits: name of their dtype."""
+def record_fields(logits: str) -> tuple[Field, ...]:
+    """Return the fields with one row for each view and cloud; logits: name of their dtype."""
     return (
         Field("augment/scale", "float32", "VND"),  # as applied: points * scale, ...
         Field("augment/shift", "float32", "VND"),  # ... then + shift
@@ -31,8 +36,8 @@ def record_fields(logits):
     )
 
 
-def cloud_fields(points):
-    """Return the fields of clouds in a record; points: name of the dtype of stored points."""
+def cloud_fields(points: str) -> tuple[Field, ...]:
+    """Return the fields of clouds in a record; points: name of their stored dtype."""
     return (
         Field("clouds/train/points", points, "NPD"),
         Field("clouds/train/labels", "int64", "N"),
@@ -41,20 +46,22 @@ def cloud_fields(points):
     )
 
 
-def shard_fields(logits):
+def shard_fields(logits: str) -> tuple[Field, ...]:
     """Return the fields of one shard: those of a record without the axis of views."""
     return tuple(field._replace(axes=field.axes[1:]) for field in record_fields(logits))
 
 
-def shape_of(field, sizes):
+def shape_of(field: Field, sizes: dict[str, int]) -> tuple[int, ...]:
     """Return the shape of a field under sizes, {letter: length}."""
     return tuple(sizes[axis] for axis in field.axes)
 
 
-def check_axes(shapes, fields, sizes, where):
+def check_axes(
+    shapes: dict[str, tuple[int, ...]], fields: Iterable[Field], sizes: dict[str, int], where: str
+) -> dict[str, int]:
     """Raise DataError unless shapes, {name: shape}, fit the fields and sizes.
 
-    Returns sizes with the letters that had none, each as it was first met.
+    Returns sizes, with each new letter bound to the first length found for it.
     """
     sizes = dict(sizes)
     for field in fields:
@@ -73,8 +80,10 @@ def check_axes(shapes, fields, sizes, where):
     return sizes
 
 
-def check_arrays(arrays, fields, sizes, where):
-    """Raise DataError unless arrays, {name: array}, are what the fields say, and finite.
+def check_arrays(
+    arrays: dict[str, np.ndarray], fields: Iterable[Field], sizes: dict[str, int], where: str
+) -> dict[str, int]:
+    """Raise DataError unless arrays, {name: array}, are finite and match the fields.
 
     Returns sizes as check_axes does.
     """
@@ -89,19 +98,21 @@ def check_arrays(arrays, fields, sizes, where):
     return sizes
 
 
-def check_kl(value, where):
-    """Return value if it is a number that a divergence can be.  Raises DataError."""
+def check_kl(value: Any, where: str) -> float:
+    """Return value if it is a finite number >= 0, as a KL divergence is.  Raises DataError."""
     if type(value) not in (int, float) or not (math.isfinite(value) and value >= 0):
         raise DataError(f"{where}: max_kl: expected a finite number >= 0, got {value!r}")
     return value
 
 
-def open_fields(file, fields, sizes, path):
+def open_fields(
+    file: Any, fields: Iterable[Field], sizes: dict[str, int], path: str
+) -> dict[str, Any]:
     """Return {name: h5py dataset} of a file that holds exactly the fields and meta.
 
-    Every check but finite values.  Raises DataError.
+    Checks everything except that values are finite.  Raises DataError.
     """
-    members = {"/": {"meta"}}  # a group comes after the group that it lies in
+    members = {"/": {"meta"}}  # parent groups come before the groups in them
     for field in fields:
         group = "/"
         for name in field.name.split("/"):

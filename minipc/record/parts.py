@@ -1,23 +1,34 @@
 """The folder OUT.parts of a recording: its plan, and the shards computed so far.  (record_store.md)
 
-The truth is the shards that verify; there is no manifest to fall out of step.  A kill at any byte
-costs at most the shard being computed, a bad shard is set aside and never deleted, and any number
-of recorders may work on one plan.
+Every shard that verifies counts; there is no manifest that could contradict the shards.  A kill
+loses at most the shard being computed.  A bad shard is renamed, never deleted.  Any number of
+recorders may work on one plan.
 """
+
+from __future__ import annotations
 
 import fcntl
 import os
 from contextlib import ExitStack, contextmanager, suppress
+from typing import TYPE_CHECKING
 
 from minipc.errors import DataError
 from minipc.record.plan import read_plan, write_plan
 from minipc.record.shard import commit_shard, read_shard, shard_name
 from minipc.storage import files
 
-SHARD_OVERHEAD = 4096  # bytes beside the rows, rounded up, and the block that a file ends in
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    import numpy as np
+
+    from minipc.record.plan import Plan
+
+SHARD_OVERHEAD = 4096  # bytes in addition to the rows: HDF5 structure and a partial last disk block
 
 
-def refuse_other(plan, other, place):
+def refuse_other(plan: Plan, other: Plan, place: str) -> None:
     """Raise DataError, naming what differs, where place holds another recording than plan."""
     if not plan.same_identity(other):
         raise DataError(
@@ -27,28 +38,32 @@ def refuse_other(plan, other, place):
 
 
 class Parts:
-    """The shards of one plan.  Construction and missing() look; begin() is the first to write.
+    """The shards of one plan.  Construction and missing() only read; begin() is the first to write.
 
-    Raises DataError where the folder belongs to another identity, naming what differs.
+    Raises DataError, naming what differs, if the folder belongs to another recording.
     """
 
-    def __init__(self, out, plan, finished=0):
-        """out: path of the record; finished: views that it holds: their shards count no more."""
+    _present: Any
+
+    def __init__(self, out: str, plan: Plan, finished: int = 0) -> None:
+        """out: path of the record; finished: views in it, which need no shards."""
         self.path, self.plan, self.finished = f"{out}.parts", plan, finished
         self._present = None  # {(view, first): meta} of the shards that verified
         _, damage = self._committed_plan()
-        self.damaged = [str(damage)] if damage else []  # a line for every bad file met by looking
+        self.damaged = [str(damage)] if damage else []  # a line for each bad file found so far
 
-    def shard_path(self, view, first):
-        """Return the path of a shard, whether it is there or not."""
+    def shard_path(self, view: int, first: int) -> str:
+        """Return the path of a shard; the file need not exist."""
         return os.path.join(self.path, shard_name(view, first))
 
-    def read(self, view, first, stop):
+    def read(
+        self, view: int, first: int, stop: int
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """Return (meta, {field name: array}) of one shard.  Raises DataError."""
         return read_shard(self.shard_path(view, first), self.plan, view, first, stop)
 
-    def missing(self):
-        """Return [(view, first, stop)] of the shards that are not there, after a first scan."""
+    def missing(self) -> list[tuple[int, int, int]]:
+        """Return [(view, first, stop)] of the missing shards; the first call scans the folder."""
         if self._present is None:
             self.damaged += self._scan(lambda path, reason: [str(reason)])
         return [
@@ -57,28 +72,34 @@ class Parts:
             if shard[0] >= self.finished and shard[:2] not in self._present
         ]
 
-    def metas(self):
-        """Return the metas of the shards that verified at the last look, those of this object's
-        own commits included.
-        """
+    def metas(self) -> list[dict[str, Any]]:
+        """Return the metas of the shards verified by the last scan or committed by this object."""
         return list(self._present.values())
 
-    def bytes_missing(self):
+    def bytes_missing(self) -> int:
         """Return the bytes on disk that the missing shards will take."""
         missing = self.missing()
         rows = sum(stop - first for _, first, stop in missing)
         return rows * self.plan.bytes_per_view + len(missing) * SHARD_OVERHEAD
 
-    def begin(self):
-        """Take the place: sweep what killed writers left, commit the plan, rename bad files.
+    def begin(self) -> list[str]:
+        """Remove temporaries of killed writers, commit the plan, rename bad files.
 
-        Returns a line for each file that was set aside.
+        Returns a line for each renamed file.
         """
         files.sweep(self.path)
         lines = self.commit_plan() if self.finished < self.plan.views else []
         return lines + self._scan(self._set_aside)
 
-    def commit_shard(self, view, first, scale, shift, logits, provenance):
+    def commit_shard(
+        self,
+        view: int,
+        first: int,
+        scale: np.ndarray,
+        shift: np.ndarray,
+        logits: np.ndarray,
+        provenance: dict[str, Any],
+    ) -> None:
         """Make one shard durable: rows first, first + 1, ... of a view.
 
         Arguments and errors as in shard.commit_shard.
@@ -92,22 +113,22 @@ class Parts:
             shift,
             logits,
             provenance,
-            prepare=self.commit_plan,  # another recorder may have finished and removed the parts
+            prepare=self.commit_plan,  # another recorder may have finished and removed the folder
         )
         if self._present is not None:
             self._present[view, first] = meta
 
-    def abandon(self):
-        """Remove the plan again where no shard was committed, as if nothing had been asked."""
+    def abandon(self) -> None:
+        """Remove the plan and the folder if no shard was committed."""
         with suppress(OSError):
             if os.listdir(self.path) == ["plan.json"]:
                 os.unlink(self._plan_path())
                 os.rmdir(self.path)
 
-    def remove(self):
+    def remove(self) -> list[str]:
         """Remove the plan and its shards, whose rows are in the verified record.
 
-        Returns the names that stay: shards set aside or beyond the views, foreign files.
+        Returns the names of files that stay: bad shards, shards of later views, foreign files.
         """
         with suppress(OSError):
             for view, first, _ in self.plan.shards():
@@ -122,10 +143,10 @@ class Parts:
             return sorted(os.listdir(self.path))
         return []
 
-    def commit_plan(self):
-        """Commit the plan unless it lies here already; the extent only grows.
+    def commit_plan(self) -> list[str]:
+        """Commit the plan unless it is already here; the number of views never shrinks.
 
-        Returns a line where a damaged one was set aside.
+        Returns one line if a damaged plan was renamed, else no lines.
         """
         committed, damage = self._committed_plan()
         if committed is not None and committed.views >= self.plan.views:
@@ -144,11 +165,11 @@ class Parts:
             except DataError as reason:
                 if not isinstance(reason.__cause__, FileNotFoundError):
                     raise
-                # another recorder has finished and removed the parts in this very moment
+                # another recorder finished and removed the folder just now: try again
 
     @contextmanager
-    def locked(self):
-        """Hold the only lock on the parts, so that one recorder at a time merges and removes."""
+    def locked(self) -> Iterator[None]:
+        """Hold the lock on the folder, so that only one recorder at a time merges and removes."""
         while True:
             self.commit_plan()
             with ExitStack() as held:
@@ -160,13 +181,13 @@ class Parts:
                     yield
                     return
 
-    def _lock(self, held):
-        """Lock the parts until the ExitStack held ends.
+    def _lock(self, held: ExitStack) -> bool:
+        """Lock the folder until the ExitStack held closes.
 
-        Returns False where another recorder removed them meanwhile.
+        Returns False if another recorder has removed the folder.
         """
 
-        def opened(path, flags):
+        def opened(path: str, flags: int) -> int:
             fd = os.open(path, flags | os.O_CLOEXEC, 0o666)
             held.callback(os.close, fd)
             return fd
@@ -175,7 +196,7 @@ class Parts:
             path, fd = self.path, opened(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX)
-            except OSError:  # NFS locks only what is open for writing, which a folder cannot be
+            except OSError:  # NFS locks only files open for writing; a folder cannot be
                 path = self._lock_path()
                 fd = opened(path, os.O_RDWR | os.O_CREAT)
                 with suppress(OSError):  # a file system without locks
@@ -184,8 +205,8 @@ class Parts:
         except FileNotFoundError:
             return False
 
-    def _scan(self, report):
-        """Verify every shard there is; return the lines of report(path, DataError) for bad ones."""
+    def _scan(self, report: Callable[[str, DataError], list[str]]) -> list[str]:
+        """Verify every shard here; return the lines of report(path, DataError) for bad ones."""
         self._present, lines = {}, []
         for view, first, stop in self.plan.shards():
             path = self.shard_path(view, first)
@@ -196,7 +217,7 @@ class Parts:
                     lines += report(path, reason)
         return lines
 
-    def _set_aside(self, path, reason):
+    def _set_aside(self, path: str, reason: DataError) -> list[str]:
         """Rename path to path.bad, .bad-2, ... and return a list of one line."""
         name, number = f"{path}.bad", 1
         while os.path.lexists(name):
@@ -205,14 +226,14 @@ class Parts:
         try:
             os.rename(path, name)
             files.sync_folder(self.path)
-        except FileNotFoundError:  # another recorder set it aside, or has finished
+        except FileNotFoundError:  # another recorder renamed it, or finished
             return []
         except OSError as failure:
             raise files.write_error(f"{path}: cannot be set aside", failure) from reason
         return [f"{reason}; kept as {os.path.basename(name)} and made again"]
 
-    def _committed_plan(self):
-        """Return (the Plan in the folder or None, the DataError of a damaged one or None)."""
+    def _committed_plan(self) -> tuple[Plan | None, DataError | None]:
+        """Return (the Plan in the folder or None, the DataError of a damaged plan or None)."""
         path = self._plan_path()
         if not os.path.lexists(path):
             return None, None
@@ -223,8 +244,8 @@ class Parts:
         refuse_other(self.plan, plan, self.path)
         return plan, None
 
-    def _plan_path(self):
+    def _plan_path(self) -> str:
         return os.path.join(self.path, "plan.json")
 
-    def _lock_path(self):
+    def _lock_path(self) -> str:
         return os.path.join(self.path, "lock")

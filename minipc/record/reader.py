@@ -1,17 +1,19 @@
 """A finished record, verified and open: its metadata, its rows view by view, its clouds.
 
-Opening reads the whole file for its digest and checks its metadata; after that only rows are read,
-without libhdf5, which does not survive a fork.  What is read is checked for finite values.  A
-record is believed only together with the data it was made from: check_belongs().
+Opening a record reads the whole file for its digest and checks its metadata.  Later reads take only
+rows, without libhdf5, which does not survive a fork, and check that values are finite.
+check_belongs() checks that a record was made from the data at hand.
 
-Any threads may read at once, and so may processes that are forked while a reader is open (the
-workers of a PyTorch DataLoader): every read has its own offset.  Where processes are spawned a
-reader is sent as path and digest.
+Threads may read concurrently, and so may processes forked while a reader is open (the workers of a
+PyTorch DataLoader): every read has its own offset.  Spawned processes receive path and digest.
 """
+
+from __future__ import annotations
 
 import os
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from minipc.errors import DataError, UsageError
 from minipc.record import embedded
@@ -19,23 +21,34 @@ from minipc.record.fields import check_kl, cloud_fields, open_fields, record_fie
 from minipc.record.plan import Plan, brief
 from minipc.storage import files, hdf5
 
+if TYPE_CHECKING:
+    from typing import Any
+
+    import numpy as np
+
+    from minipc.data.clouds import Clouds, Splits
+    from minipc.record.fields import Field
+
 RECORD_META = {"plan", "run_id", "data_file", "provenance", "max_kl_of_rounding"}  # and "clouds"
 
 
 class RecordReader:
-    """A verified record, open for reading.  Raises DataError for a damaged or foreign file.
+    """A verified record, open for reading.  Raises DataError if damaged or not a record of ours.
 
     plan: its Plan; views: V; meta: keys RECORD_META, and "clouds" where it carries clouds; digest:
     of the whole file, hexadecimal.
     """
 
-    def __init__(self, path):
+    _arrays: list[dict[str, hdf5.Stored]] | None
+
+    def __init__(self, path: str) -> None:
         self.path, self._place = path, os.path.abspath(path)
         with ExitStack() as stack:
             whole = stack.enter_context(files.guarded(path, "record", embedded.WITH_CLOUDS))
             with hdf5.hdf5_in(whole, path) as file:
                 self.meta = hdf5.read_meta(file, path)
                 self.plan = _checked_plan(self.meta, path)
+                clouds: tuple[Field, ...]
                 rows, clouds = record_fields(self.plan.logits), ()
                 if "clouds" in self.meta:
                     embedded.check_meta(self.meta["clouds"], path)
@@ -49,33 +62,33 @@ class RecordReader:
             {field.name: stored[field.name] for field in part} for part in (rows, clouds)
         ]
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[Any, ...]:
         """Pickle as path and digest.  Raises UsageError for a closed reader."""
         self._opened()
         return _reopened, (self._place, self.digest)
 
-    def __enter__(self):
+    def __enter__(self) -> RecordReader:
         return self
 
-    def __exit__(self, *raised):
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
-    def close(self):
-        """Close the file, in this process; the arrays that were read stay."""
+    def close(self) -> None:
+        """Close the file in this process; arrays that were read remain valid."""
         self._stack.close()
         self._arrays = None
 
     @property
-    def rows(self):
+    def rows(self) -> dict[str, hdf5.Stored]:
         """{field name: hdf5.Stored (V, N, ...)}.  Raises UsageError for a closed reader."""
         return self._opened()[0]
 
     @property
-    def stored_clouds(self):
-        """{field name: hdf5.Stored} of the clouds in it, or empty.  UsageError as for rows."""
+    def stored_clouds(self) -> dict[str, hdf5.Stored]:
+        """{field name: hdf5.Stored} of its clouds, or empty.  Raises UsageError like rows."""
         return self._opened()[1]
 
-    def view(self, view):
+    def view(self, view: int) -> tuple[np.ndarray, ...]:
         """Return (scale (N, 3), shift (N, 3), logits (N, K) as stored) of one view, new arrays.
 
         float32, float32, float16 or float32.  Raises UsageError for a view that was not recorded,
@@ -85,25 +98,25 @@ class RecordReader:
             raise UsageError(f"{self.path}: view {view}: expected 0 to {self.views - 1}")
         return tuple(stored.row(view).read() for stored in self.rows.values())
 
-    def clouds(self):
+    def clouds(self) -> Splits | None:
         """Return the Splits that the record carries, or None.
 
-        Raises DataError where the training split is not the one that was recorded.
+        Raises DataError if the training split is not the recorded one.
         """
         stored = self.stored_clouds
         if not stored:
             return None
         return embedded.decode(stored, self.meta["clouds"], self.plan, self.path)
 
-    def _opened(self):
+    def _opened(self) -> list[dict[str, hdf5.Stored]]:
         if self._arrays is None:
             raise UsageError(f"{self.path}: this reader was closed; open the record again")
         return self._arrays
 
-    def check_belongs(self, clouds):
+    def check_belongs(self, clouds: Clouds) -> None:
         """Raise DataError, naming what differs, unless the record was made from these Clouds.
 
-        clouds: anything with points_hash, labels_hash and described, the training split.
+        clouds: the training split; any object with points_hash, labels_hash and described works.
         """
         described = {**clouds.described, "class_names": tuple(clouds.described["class_names"])}
         given = {"points_hash": clouds.points_hash, "labels_hash": clouds.labels_hash, **described}
@@ -118,8 +131,8 @@ class RecordReader:
                 "data that it was made from, or record again"
             )
 
-    def check_beside(self, record):
-        """Raise DataError unless this record differs from another in its teacher alone."""
+    def check_beside(self, record: RecordReader) -> None:
+        """Raise DataError unless this record differs from another only in its teacher."""
         if self.plan.teacher_id == record.plan.teacher_id:
             raise DataError(
                 f"{self.path}: holds the teacher of {record.path} itself; record an earlier student"
@@ -133,11 +146,11 @@ class RecordReader:
             )
 
 
-def _checked_plan(meta, path):
-    """Return the Plan in the metadata of a record, all of which was checked but "clouds"."""
+def _checked_plan(meta: dict[str, Any], path: str) -> Plan:
+    """Return the Plan in the metadata of a record; checks every key except "clouds"."""
     files.check_keys(meta, RECORD_META | ({"clouds"} & meta.keys()), path)
     plan = Plan.from_dict(meta["plan"], path)
-    provenance = meta["provenance"] if isinstance(meta["provenance"], list) else [None]
+    provenance: list[Any] = meta["provenance"] if isinstance(meta["provenance"], list) else [None]
     for item in provenance:
         files.check_keys(item, {"rows", "made_with"}, path)
     data_file = meta["data_file"]
@@ -156,10 +169,10 @@ def _checked_plan(meta, path):
     return plan
 
 
-def _reopened(path, digest):
-    """Return the RecordReader that was pickled, verified again.
+def _reopened(path: str, digest: str) -> RecordReader:
+    """Unpickle a RecordReader: open path and verify it again.
 
-    Raises DataError where path holds another record.
+    Raises DataError if path holds another record.
     """
     reader = RecordReader(path)
     if reader.digest != digest:

@@ -1,15 +1,17 @@
 """record(): run any teacher once over augmented views of each training cloud, into shards.
 
-A teacher is any callable from (B, P, 3) float32 to (B, K) logits; ours is one of them, contract.py
-says what is asked of it.  What is asked of a recording is in recording.py, the file protocol in
-store.py: this module only computes what a shard holds.
+A teacher is any callable from points (B, P, 3) float32 to logits (B, K); contract.py lists its
+requirements.  recording.py describes a recording and store.py the file protocol; this module only
+computes the contents of shards.
 """
+
+from __future__ import annotations
 
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -31,11 +33,23 @@ from minipc.record.reader import RecordReader
 from minipc.record.recording import rows_of
 from minipc.streams import stream
 
-TRIAL = 512  # training clouds on which a teacher is tried before the first shard
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+    from minipc.data.augment import AugmentConfig
+    from minipc.data.clouds import Clouds
+    from minipc.models.file import Model
+    from minipc.record.plan import Plan
+    from minipc.record.recording import Recording
+    from minipc.record.store import Store
+
+TRIAL = 512  # training clouds for the test of the teacher before the first shard
 
 
 class Recorded(NamedTuple):
-    """What a recording holds and what it took, also the keys of `record --json`."""
+    """A finished recording and its cost; the fields are also the keys of `record --json`."""
 
     out: str
     run_id: str  # the recording_id of the plan
@@ -45,15 +59,15 @@ class Recorded(NamedTuple):
     bytes: int  # of the finished file
     bytes_per_view: int  # of one cloud: its parameters and its logits
     teacher_accuracy: float  # on the recorded views
-    clouds_per_second: float  # of this call's shards; 0 where nothing was left to do
-    resumed_shards: int  # shards (or views of a finished record) that were there already
+    clouds_per_second: float  # of this call's shards; 0 if none were missing
+    resumed_shards: int  # shards that existed before, also as views of a finished record
     max_kl_of_rounding: float  # largest KL(softmax(v) || softmax(v as stored)), T = 1
-    clouds_as: str | None  # int16 (lossless) or float32 where the record carries its clouds
+    clouds_as: str | None  # int16 (lossless) or float32 if the record carries its clouds
     clouds_bytes: int  # of these; 0 without
 
 
 class Share(NamedTuple):
-    """What came of computing one share of a recording that others have to finish."""
+    """The result of one computed share, while shards of other shares are missing."""
 
     out: str
     run_id: str  # the recording_id of the plan
@@ -62,19 +76,25 @@ class Share(NamedTuple):
     shards_there: int  # that verify now
 
 
-def model_teacher(model, engine="fused"):
+def model_teacher(model: Model, engine: str = "fused") -> Callable[..., Any]:
     """Return a Model of ours in evaluation mode as a teacher, on the module of its arrays."""
     return net(model.config).evaluator(model.params, model.stats, model.config, engine)
 
 
-def here(recording, store, teacher, missing, block_done):
+def here(
+    recording: Recording,
+    store: Store,
+    teacher: Callable[..., Any],
+    missing: list[tuple[int, int, int]],
+    block_done: Callable[[int], None],
+) -> None:
     """Compute and commit the missing shards of a Store in this process.
 
-    The disk works on one shard while the next one is computed.
+    A thread writes one shard while the next one is computed.
     """
     made_with = provenance_of(recording.xp, recording.engine)
     with ThreadPoolExecutor(1, "minipc-commit") as committer:
-        committing = None
+        committing: Any = None
         for view, first, stop in missing:
             *arrays, kl = compute_shard(
                 recording.clouds,
@@ -91,29 +111,35 @@ def here(recording, store, teacher, missing, block_done):
             )
             if committing:
                 committing.result()
-            committing = committer.submit(
+            committing = committer.submit(  # type: ignore[call-arg]
                 store.commit_shard, view, first, *arrays, {**made_with, "max_kl": kl}
             )
         committing.result()
 
 
-def record(recording, teacher, compute=here, say=quiet, progress=quiet):
-    """Record what a Recording asks for; return Recorded, or Share while others' shards are missing.
+def record(
+    recording: Recording,
+    teacher: Callable[..., Any],
+    compute: Callable[..., None] = here,
+    say: Callable[[str], None] = quiet,
+    progress: Callable[[int, int, str], None] = quiet,
+) -> Recorded | Share:
+    """Carry out a Recording; return Recorded, or Share while shards of other shares are missing.
 
-    teacher: (B, P, 3) float32 of module recording.xp -> (B, K), K the number of class names, or
-    Inputs -> (B, K) where the recording has groups.  It is called with blocks of one fixed size,
-    by recording.threads threads at once, and must repeat itself, whatever else is in the block.
-    compute(recording, store, teacher, missing, block_done): replaces the local loop; must commit
-    every shard of missing, [(view, first, stop)], into the Store and call block_done(rows) as it
-    goes (scheduler.on_scheduler does); teacher is then only tried.  say and progress as in
-    progress.py.
+    teacher: points (B, P, 3) float32 of module recording.xp -> logits (B, K), K the number of class
+    names; or Inputs -> (B, K) if the recording has groups.  recording.threads threads call it
+    concurrently, on blocks of one fixed size.  The same cloud must always give the same logits.
+    compute(recording, store, teacher, missing, block_done): replaces the local loop; it must commit
+    every shard of missing, [(view, first, stop)], into the Store and call block_done(rows) as
+    rows are done (see scheduler.on_scheduler); this process then only tests the teacher.  say and
+    progress as in progress.py.
 
-    Run again after any interruption it continues; with more views, or with_clouds, it adds them.
+    After an interruption, the same call continues; with more views, or with_clouds, it adds them.
     Raises as Recording.open; DataError for a teacher near chance or whose logits depend on the
-    block (unless force), for one that does not repeat itself or returns no logits, and for logits
-    that are not finite or do not fit the chosen dtype; MinipcError where the disk is too small.
-    The teacher is tried before anything is written, and whatever is raised before the first shard
-    is there, by the teacher too, leaves nothing.
+    block (unless force), for one that does not repeat its answers or does not return logits, and
+    for logits that are not finite or overflow the chosen dtype; MinipcError if the disk is too
+    small.  The teacher is tested before anything is written.  An exception before the first
+    committed shard, also one that the teacher raises, leaves no files.
     """
     store = recording.open()
     store.check_space()
@@ -135,22 +161,22 @@ def record(recording, teacher, compute=here, say=quiet, progress=quiet):
         writing = "" if store.complete else "; writing the file"
         say(f"{store.out}: all {store.plan.views} views are recorded already{writing}")
     if recording.share is not None:
-        store = recording.open()  # others may have committed meanwhile, or finished
+        store = recording.open()  # other recorders may have committed shards, or finished
         if left := len(store.missing()):
             share = "{}/{}".format(*recording.share)
             return Share(recording.out, store.plan.recording_id, share, shards, shards - left)
-    # Also where nothing was missing: a kill may have come between the last shard and the merge.
+    # Also if nothing was missing: a kill may have come between the last shard and the merge.
     for name in store.finalise(progress):
         say(f"{store.parts.path}: {name} is kept; look at it and remove it")
     rate = round(rows_of(missing) / seconds, 1) if seconds else 0.0
     return _recorded(recording, store.clouds_bytes, rate, present)
 
 
-def _announcement(store, rows, rate):
+def _announcement(store: Store, rows: int, rate: float | None) -> str:
     """Return the line before the first row is computed; rate: rows a second, or None."""
     plan = store.plan
     megabytes = (plan.estimated_bytes + store.clouds_bytes) / 1e6
-    # no rate: the shard went missing after the teacher could have been tried
+    # no rate: the shard disappeared after the teacher could have been tested
     takes = f", about {rows / rate:.0f} s" if rate else ""
     return (
         f"{store.out}: {plan.clouds} clouds x {plan.views} views, {plan.bytes_per_view} bytes "
@@ -158,32 +184,39 @@ def _announcement(store, rows, rate):
     )
 
 
-def _computed(recording, store, teacher, missing, compute, progress):
-    """Have the missing shards computed; return the Store as it is then.
+def _computed(
+    recording: Recording,
+    store: Store,
+    teacher: Callable[..., Any],
+    missing: list[tuple[int, int, int]],
+    compute: Callable[..., None],
+    progress: Callable[[int, int, str], None],
+) -> Store:
+    """Compute the missing shards by compute(); return the Store afterwards.
 
-    Whatever is raised before the first shard is there leaves nothing.  A failure is passed over
-    where another recorder has meanwhile computed what was missing.
+    An exception before the first committed shard leaves no files.  A failure is ignored if another
+    recorder has computed the missing shards in the meantime.
     """
     done, rows = 0, rows_of(missing)
 
-    def block_done(count):
+    def block_done(count: int) -> None:
         nonlocal done
         done += count
         progress(done, rows, "recording")
 
     try:
         compute(recording, store, teacher, missing, block_done)
-    except BaseException as reason:  # whatever the teacher raises, and Ctrl-C
+    except BaseException as reason:  # any exception of the teacher, and Ctrl-C
         store.parts.abandon()
         if not isinstance(reason, MinipcError) or isinstance(reason, CheckFailed):
             raise
-        store = recording.open()  # another recorder may have finished and removed the parts
+        store = recording.open()  # another recorder may have finished and removed the folder
         if store.missing():
             raise
     return store
 
 
-def _recorded(recording, clouds_bytes, rate, present):
+def _recorded(recording: Recording, clouds_bytes: int, rate: float, present: int) -> Recorded:
     """Return the Recorded of a finished recording."""
     with RecordReader(recording.out) as reader:
         plan, carried = reader.plan, reader.meta.get("clouds")
@@ -204,26 +237,37 @@ def _recorded(recording, clouds_bytes, rate, present):
         )
 
 
-def provenance_of(xp, engine):
-    """Return what a shard is made with: provenance(), and the engine where it is ours."""
+def provenance_of(xp: ModuleType, engine: str | None) -> dict[str, Any]:
+    """Return the provenance of a shard: provenance(), and the engine if the teacher is ours."""
     return provenance(xp) | ({"engine": engine} if engine else {})
 
 
 def compute_shard(
-    clouds, logits_of, plan, augment, view, first, stop, xp, threads, block_done=quiet, groups=()
-):
-    """Return what one shard holds: scale, shift (R, 3) float32, logits (R, K) as stored, and a KL.
+    clouds: Clouds,
+    logits_of: Callable[..., Any],
+    plan: Plan,
+    augment: AugmentConfig,
+    view: int,
+    first: int,
+    stop: int,
+    xp: ModuleType,
+    threads: int,
+    block_done: Callable[[int], None] = quiet,
+    groups: tuple[Any, ...] = (),
+) -> tuple[Any, ...]:
+    """Return scale, shift (R, 3) float32, logits (R, K) as stored, and a KL of one shard.
 
-    Clouds first .. stop - 1 of one view in blocks of plan.block, aligned to the cloud number and
-    padded at the end, so that the bytes do not depend on who computes which shard.  groups: of all
-    clouds, see Recording.  The KL is the largest KL(softmax(v) || softmax(v as stored)) at T = 1.
+    Computes clouds first .. stop - 1 of one view, R in all, in blocks of plan.block clouds.  Blocks
+    are aligned to the cloud number and padded at the end, so that the bytes do not depend on how
+    shards are divided.  groups: of all clouds, see Recording.  The KL is the largest
+    KL(softmax(v) || softmax(v as stored)) at T = 1.
     """
     # imported here: slow, and training and evaluation read records without it
     from scipy.special import log_softmax
 
     params = draw(plan.seed, view, first, stop - first, augment)
 
-    def block_logits(start):
+    def block_logits(start: int) -> np.ndarray:
         points, *near = (
             xp.asarray(padded_block(array[:stop], start, plan.block))
             for array in (clouds.points, *groups)
@@ -256,7 +300,9 @@ def compute_shard(
     return *params, stored, float(max(kl, 0.0))
 
 
-def _try_teacher(recording, teacher, plan, say):
+def _try_teacher(
+    recording: Recording, teacher: Callable[..., Any], plan: Plan, say: Callable[[str], None]
+) -> float:
     """Return rows a second on random training clouds under view 0.  Raises DataError as record."""
     clouds, xp = recording.clouds, recording.xp
     chosen = np.sort(stream(plan.seed, "trial").permutation(len(clouds))[:TRIAL])
@@ -285,7 +331,7 @@ def _try_teacher(recording, teacher, plan, say):
     return rate
 
 
-def _recorded_accuracy(reader, labels):
+def _recorded_accuracy(reader: RecordReader, labels: np.ndarray) -> float:
     """Return the share of recorded rows whose largest logit is the label."""
     right = sum(
         int((reader.view(view)[2].argmax(axis=1) == labels).sum()) for view in range(reader.views)

@@ -1,9 +1,11 @@
-"""A recording as it is asked for, and what can be said of it before any teacher is called."""
+"""The request for a recording, and its forecast before any teacher is called."""
+
+from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from itertools import islice
 from types import ModuleType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,32 +18,35 @@ from minipc.record.store import Store
 from minipc.settings import RecordConfig
 from minipc.storage.places import check_parent
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 
 @dataclass(frozen=True, eq=False)
 class Recording:
     """A request: views 0 .. views - 1 of every cloud, by one teacher, in the file out."""
 
     clouds: Clouds  # the training split
-    teacher_id: str  # names the teacher for ever: another id is another record
+    teacher_id: str  # part of the identity: another id makes another record
     out: str
     views: int
     seed: int = 0  # of the views
     augment: AugmentConfig = AugmentConfig()
     logits: str = "float16"  # how logits are stored; or float32
-    data_file: str | None = None  # base name of the file of the clouds, a hint for people
+    data_file: str | None = None  # base name of the clouds file, a hint for people
     with_clouds: Splits | None = None  # for a record that carries them; train must be clouds
-    share: tuple | None = None  # (i, n), 0 <= i < n: only every n-th shard from the i-th on
-    force: bool = False  # also a teacher near chance, or whose logits depend on the block
-    xp: ModuleType = np  # numpy or cupy: of the points that the teacher gets
+    share: tuple | None = None  # (i, n), 0 <= i < n: only shards i, i + n, i + 2n, ...
+    force: bool = False  # accept a teacher near chance, or whose logits depend on the block
+    xp: ModuleType = np  # numpy or cupy: the module of the points that the teacher receives
     threads: int = 1  # that call the teacher at once
-    engine: str | None = None  # which of ours computes, for the provenance of the shards
+    engine: str | None = None  # which engine of ours computes, for the provenance of the shards
     groups: tuple = ()  # of all clouds, as prepare() of the teacher's model returns them
 
-    def open(self):
+    def open(self) -> Store:
         """Return the Store of this recording, after every check that needs no teacher.
 
-        Nothing is changed.  Raises UsageError for views, a seed or a share that cannot be,
-        DataError where out cannot be written, belongs to another recording, or is damaged.
+        Changes nothing.  Raises UsageError for invalid views, seed or share; DataError if out
+        cannot be written, belongs to another recording, or is damaged.
         """
         if self.share is not None and not 0 <= self.share[0] < self.share[1]:
             number, count = self.share
@@ -65,7 +70,7 @@ class Recording:
         )
         return Store(self.out, plan, self.data_file, self.with_clouds)
 
-    def missing(self, store):
+    def missing(self, store: Store) -> list[tuple[int, int, int]]:
         """Return [(view, first, stop)] of the shards of this share that its Store lacks."""
         if self.share is None:
             return store.missing()
@@ -75,14 +80,14 @@ class Recording:
 
 
 class Forecast(NamedTuple):
-    """What record() would find and do, also the keys of `record --dry-run --json`.
+    """What record() would find and do; the fields are also the keys of `record --dry-run --json`.
 
-    All but out, views and would_make are None where data or teacher are still to be made.
+    All except out, views and would_make are None while data or teacher do not exist yet.
     """
 
     out: str
     views: int  # of the finished record
-    would_make: list  # files that are not there, or not complete
+    would_make: list  # files that are missing or not complete
     run_id: str | None = None  # the recording_id of the plan
     clouds: int | None = None
     classes: int | None = None
@@ -90,22 +95,22 @@ class Forecast(NamedTuple):
     bytes_per_view: int | None = None
     clouds_as: str | None = None  # as in recorder.Recorded
     clouds_bytes: int | None = None
-    shards: int | None = None  # in all
-    shards_there: int | None = None  # that verify, those of a finished record's views too
+    shards: int | None = None  # in total
+    shards_there: int | None = None  # that verify, including those of a finished record's views
     rows_left: int | None = None  # to compute
-    bytes_needed: int | None = None  # for what is missing: shards, and the file made beside them
-    bytes_free: int | None = None  # None also where the system does not tell
-    damaged: tuple = ()  # a line for each file that would be set aside
+    bytes_needed: int | None = None  # for the missing shards, and the file made beside them
+    bytes_free: int | None = None  # None also if the system does not report it
+    damaged: tuple = ()  # a line for each file that would be renamed
 
 
-def check_request(out, views, seed):
-    """Raise UsageError or DataError for what no teacher needs to be called to refuse."""
-    RecordConfig(views, seed)  # raises for what is out of bounds
+def check_request(out: str, views: int, seed: int) -> None:
+    """Raise UsageError or DataError for a request that is invalid for every teacher."""
+    RecordConfig(views, seed)  # raises for values out of bounds
     check_parent(out)
 
 
-def forecast(recording):
-    """Return the Forecast of record() for a Recording, by looking alone: nothing is changed.
+def forecast(recording: Recording) -> Forecast:
+    """Return the Forecast of record() for a Recording, which changes nothing.
 
     Raises what record() would raise before it calls a teacher.
     """
@@ -122,7 +127,7 @@ def forecast(recording):
         classes=plan.classes,
         bytes=plan.estimated_bytes + store.clouds_bytes,
         bytes_per_view=plan.bytes_per_view,
-        clouds_as=store.clouds_meta and store.clouds_meta["dtype"],
+        clouds_as=store.clouds_meta and store.clouds_meta["dtype"],  # type: ignore[arg-type]
         clouds_bytes=store.clouds_bytes,
         shards=shards,
         shards_there=shards - len(missing),
@@ -133,6 +138,6 @@ def forecast(recording):
     )
 
 
-def rows_of(shards):
-    """Return the rows of [(view, first, stop)]."""
+def rows_of(shards: Iterable[tuple[int, int, int]]) -> int:
+    """Return the number of rows in shards [(view, first, stop)]."""
     return sum(stop - first for _, first, stop in shards)

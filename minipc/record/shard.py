@@ -1,6 +1,9 @@
 """One shard of a recording: its name, its commit, and how it is read and checked."""
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -9,15 +12,23 @@ from minipc.record.fields import check_arrays, check_kl, open_fields, shard_fiel
 from minipc.record.plan import FORMAT
 from minipc.storage import files, hdf5
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from minipc.record.plan import Plan
+
 SHARD_META = {"run_id", "view", "first", "rows", "provenance", "max_kl"}
 
 
-def shard_name(view, first):
+def shard_name(view: int, first: int) -> str:
     """Return the name of a shard in OUT.parts."""
     return f"view-{view:05d}-row-{first:08d}.h5"
 
 
-def read_shard(path, plan, view, first, stop):
+def read_shard(
+    path: str, plan: Plan, view: int, first: int, stop: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Return (meta, {field name: array}) of one verified shard of a plan.  Raises DataError."""
     fields = shard_fields(plan.logits)
     with hdf5.open_hdf5(path, "shard", FORMAT, cap=1 << 31) as file:
@@ -35,16 +46,25 @@ def read_shard(path, plan, view, first, stop):
 
 
 def commit_shard(
-    parts, plan, view, first, scale, shift, logits, provenance, *, prepare=lambda: None
-):
-    """Make one shard durable in the folder parts; return its meta.
+    parts: str,
+    plan: Plan,
+    view: int,
+    first: int,
+    scale: np.ndarray,
+    shift: np.ndarray,
+    logits: np.ndarray,
+    provenance: dict[str, Any],
+    *,
+    prepare: Callable[[], Any] = lambda: None,
+) -> dict[str, Any]:
+    """Write one shard durably into the folder parts; return its meta.
 
     The shard holds rows first, first + 1, ... of a view.
     scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS,
-    device, and max_kl, the largest KL of rounding the logits.  prepare() is called before anything
-    is written.  Of two recorders of one shard the first stays. Raises UsageError for a shard that
-    is not in the plan, DataError for arrays that are not such, CheckFailed where another recorder
-    committed other rows, MinipcError as files.commit.
+    device, and max_kl, the largest KL of rounding the logits.  Calls prepare() before it writes.
+    If two recorders commit the same shard, the first one stays.  Raises UsageError for a shard that
+    is not in the plan, DataError for arrays of another shape or dtype, CheckFailed if another
+    recorder committed other rows with the same build, MinipcError as files.commit.
     """
     path = os.path.join(parts, shard_name(view, first))
     if not (0 <= view < plan.views and 0 <= first < plan.clouds) or first % plan.rows_per_shard:
@@ -63,7 +83,7 @@ def commit_shard(
     fields = shard_fields(plan.logits)
     check_arrays(arrays, fields, {**plan.sizes, "N": stop - first}, f"{path}: view {view}")
 
-    def fill(file):
+    def fill(file: Any) -> None:
         hdf5.write_meta(file, meta)
         for field in fields:
             dtype = np.dtype(field.dtype).newbyteorder("<")
@@ -72,7 +92,7 @@ def commit_shard(
     prepare()
     there = _committed(path, plan, view, first, stop)
     if there is None:
-        hdf5.write_hdf5(path, "shard", FORMAT, fill, swept=True)  # by Store.begin
+        hdf5.write_hdf5(path, "shard", FORMAT, fill, swept=True)  # Store.begin has swept
         return meta
     same = all(np.array_equal(there[1][name], array) for name, array in arrays.items())
     if not same and there[0]["provenance"] == made_with:
@@ -84,8 +104,10 @@ def commit_shard(
     return there[0]
 
 
-def _committed(path, plan, view, first, stop):
-    """Return what read_shard returns; None where no shard lies, or a bad one to be replaced."""
+def _committed(
+    path: str, plan: Plan, view: int, first: int, stop: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]] | None:
+    """Return the result of read_shard, or None if the shard is missing or bad."""
     try:
         return read_shard(path, plan, view, first, stop) if os.path.lexists(path) else None
     except DataError:

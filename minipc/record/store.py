@@ -1,14 +1,17 @@
-"""The place of a recording on disk: shards in OUT.parts (parts.py), then one file OUT.
+"""A recording on disk: shards in OUT.parts (parts.py), then one file OUT.
 
-A finished record counts as the shards of its views: more views, or clouds, are added by merging it
-with new shards into a new file that replaces it.  Looking changes nothing; writing starts with
-begin().  This module calls no teacher, and libhdf5 writes to memory only.
+A finished record replaces the shards of its views.  To add views or clouds, it is merged with new
+shards into a new file that replaces it.  begin() is the first function that writes.  This module
+calls no teacher, and libhdf5 writes only to memory.
 """
+
+from __future__ import annotations
 
 import os
 from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from minipc.data.clouds import check_same_kind
 from minipc.errors import DataError, MinipcError
@@ -20,19 +23,34 @@ from minipc.record.reader import RecordReader
 from minipc.record.writer import write_rows
 from minipc.storage import files
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    import numpy as np
+
+    from minipc.data.clouds import Splits
+    from minipc.record.plan import Plan
+
 
 class Store:
-    """The place of one recording.  Construction and missing() look; begin() is the first to write.
+    """One recording on disk.  Construction and missing() only read; begin() is the first to write.
 
-    Raises DataError where out or its parts belong to another identity, naming what differs.  A
-    finished record with more views keeps them all: plan.views is then larger than asked.  Shards
-    beyond the views asked for stay where they are.
+    Raises DataError, naming what differs, if out or its parts belong to another recording.  A
+    finished record with more views keeps them all: plan.views is then larger than requested.
+    Shards beyond the requested views stay.
     """
 
-    def __init__(self, out, plan, data_file=None, with_clouds=None):
+    parts: Parts
+    clouds_meta: dict[str, Any] | None
+    _embedded: embedded.Embedded | None
+
+    def __init__(
+        self, out: str, plan: Plan, data_file: str | None = None, with_clouds: Splits | None = None
+    ) -> None:
         """out: path of the finished record; data_file: base name of the clouds file, a hint.
 
-        with_clouds: the Splits that the record shall carry; without, it keeps those it has.
+        with_clouds: the Splits to embed in the record; None keeps the clouds it already has.
         """
         self.out, self.plan = os.fspath(out), plan
         self.data_file = data_file and os.path.basename(data_file)
@@ -50,35 +68,43 @@ class Store:
             self._embedded = embedded.encode(with_clouds)
             self.clouds_meta, self.clouds_bytes = self._embedded.meta, self._embedded.bytes
         self._carries = False  # whether the finished record has clouds
-        self._look()  # sets parts: the Parts of the views that the finished record lacks
+        self._look()  # sets parts: the Parts for views that are not in the finished record
 
     @property
-    def complete(self):
-        """Whether the finished record holds all that was asked for."""
+    def complete(self) -> bool:
+        """Whether the finished record holds everything requested."""
         carries = self._carries or self._embedded is None
         return self.parts.finished >= self.plan.views and carries
 
-    def missing(self):
-        """Return [(view, first, stop)] of the shards that are not there, after a first scan."""
+    def missing(self) -> list[tuple[int, int, int]]:
+        """Return [(view, first, stop)] of the missing shards; the first call scans the folder."""
         return self.parts.missing()
 
-    def begin(self):
-        """Take the place: sweep what killed writers left, rename bad files, commit the plan.
+    def begin(self) -> list[str]:
+        """Remove temporaries of killed writers, rename bad files, commit the plan.
 
-        Returns a line for each file that was set aside.
+        Returns a line for each renamed file.
         """
         files.sweep(*os.path.split(os.path.realpath(self.out)))
         return self.parts.begin()
 
-    def commit_shard(self, view, first, scale, shift, logits, provenance):
-        """Make one shard durable.  Arguments and errors as in shard.commit_shard."""
+    def commit_shard(
+        self,
+        view: int,
+        first: int,
+        scale: np.ndarray,
+        shift: np.ndarray,
+        logits: np.ndarray,
+        provenance: dict[str, Any],
+    ) -> None:
+        """Write one shard durably.  Arguments and errors as in shard.commit_shard."""
         self.parts.commit_shard(view, first, scale, shift, logits, provenance)
 
-    def space(self):
-        """Return the bytes that the missing shards and the finished file need, and the free ones.
+    def space(self) -> tuple[int, int | None]:
+        """Return (bytes that missing shards and the finished file need, free bytes).
 
-        A finished record of fewer views lies beside the new one until that is verified, and its
-        bytes are not free already.  Free is None where the system does not tell.
+        An old record of fewer views stays until the new one is verified, so its bytes do not count
+        as free.  Free bytes are None if the system does not report them.
         """
         needed = self.parts.bytes_missing()
         if not self.complete:
@@ -89,10 +115,10 @@ class Store:
             return needed, None
         return needed, place.f_bavail * place.f_frsize
 
-    def check_space(self):
-        """Raise DataError where nothing may be written, MinipcError where the disk is too small.
+    def check_space(self) -> None:
+        """Raise DataError if the folder is not writable, MinipcError if the disk is too small.
 
-        Now, and not after hours.
+        Called before computing, so that it does not fail after hours.
         """
         needed, free = self.space()
         if needed and not os.access(os.path.dirname(os.path.abspath(self.out)), os.W_OK):
@@ -105,14 +131,14 @@ class Store:
                 "MB free; free some space, or name an --out on another disk"
             )
 
-    def finalise(self, progress=None):
-        """Make the record of all views durable in out, then remove the parts; return what is left.
+    def finalise(self, progress: Callable[[int, int, str], None] | None = None) -> list[str]:
+        """Write the record of all views durably to out, then remove the parts.
 
-        Verifies every shard, merges a finished record of fewer views or without clouds, and
-        verifies the result before anything is removed.  Memory: one shard, and the clouds to carry.
-        Killed anywhere, it can be run again.  progress(done, total, text) counts rows.  Returns the
-        names left in OUT.parts (shards set aside, shards beyond the views, foreign files).  Raises
-        DataError where shards are missing.
+        Verifies every shard, merges them with a finished record of fewer views or without clouds,
+        and verifies the result before it removes anything.  Memory: one shard, and the clouds to
+        embed.  After a kill, call it again.  progress(done, total, text) counts rows.  Returns the
+        names left in OUT.parts (bad shards, shards of later views, foreign files).  Raises
+        DataError if shards are missing.
         """
         if self.complete and not os.path.isdir(self.parts.path):
             return []
@@ -130,8 +156,8 @@ class Store:
                 self._look()  # reads the whole file and its digest again
             return self.parts.remove()
 
-    def _look(self):
-        """Verify out and take over its views and clouds; refuse another identity in this place."""
+    def _look(self) -> None:
+        """Verify out and take over its views and clouds; refuse another recording there."""
         finished, self._carries = 0, False
         if os.path.lexists(self.out):
             with RecordReader(self.out) as record:
@@ -145,18 +171,20 @@ class Store:
             self.plan = replace(self.plan, views=max(self.plan.views, finished))
         self.parts = Parts(self.out, self.plan, finished)
 
-    def _refuse_other_clouds(self, record):
+    def _refuse_other_clouds(self, record: RecordReader) -> None:
         if self.with_clouds is not None:
-            there, here = record.clouds().test, self.with_clouds.test
+            there, here = record.clouds().test, self.with_clouds.test  # type: ignore[union-attr]
             if (there.points_hash, there.labels_hash) != (here.points_hash, here.labels_hash):
                 raise DataError(
                     f"{self.out}: carries other test clouds ({there.points_hash[:16]}, here "
                     f"{here.points_hash[:16]}); choose another --out, or leave out --with-clouds"
                 )
 
-    def _merge(self, progress):
+    def _merge(self, progress: Callable[[int, int, str], None] | None) -> None:
         """Write the record of all views to out, from the finished record and the shards."""
         plan, carried = self.plan, self._embedded
+        old: Any
+        clouds: Any
         with RecordReader(self.out) if self.parts.finished else nullcontext() as old:
             if self._carries:
                 arrays = {name: each.read() for name, each in old.stored_clouds.items()}
@@ -168,7 +196,9 @@ class Store:
             fields, blocks = record_fields(plan.logits), self._blocks(old, progress)
             write_rows(self.out, "record", version, meta, fields, plan.sizes, blocks, *clouds)
 
-    def _blocks(self, old, progress):
+    def _blocks(
+        self, old: Any, progress: Callable[[int, int, str], None] | None
+    ) -> Iterator[tuple[int, int, dict[str, np.ndarray]]]:
         """Yield (view, first, {field name: array}) of all rows; old: the open record or None."""
         done = 0
         for view, first, stop in self.plan.shards():
@@ -181,8 +211,9 @@ class Store:
             if progress:
                 progress(done, self.plan.rows, "merging")
 
-    def _merged_meta(self, old):
+    def _merged_meta(self, old: dict[str, Any] | None) -> dict[str, Any]:
         """Return the meta of the final record; old: the meta of the finished one, or None."""
+        rows: Counter[bytes]
         rows, kl = Counter(), 0.0
         if old:
             kl = old["max_kl_of_rounding"]

@@ -1,12 +1,13 @@
-"""The replay certificate: that a record is what its plan, its data and its teacher make of it.
+"""The replay certificate: check that plan, data and teacher reproduce a record.
 
-Integrity was checked when the record was opened.  Here every stored parameter is drawn again from
-the seed, and the teacher runs again over some rows.  Where all that rounds is the same (versions,
-kernel, device: the provenance) its logits must come out bit for bit; elsewhere a stated bound
-decides.
+RecordReader has already checked the file itself.  Here every stored parameter is drawn again from
+the seed, and the teacher runs again over some rows.  If the provenance is the same (versions,
+kernel, device), logits must be equal bit for bit; otherwise the bound below applies.
 """
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -18,45 +19,53 @@ from minipc.record.recorder import compute_shard, provenance_of
 from minipc.storage.files import from_dict
 from minipc.streams import stream
 
-# What another kernel of BLAS, another version or a device may change in a logit, in units of the
-# largest logit of its row; stored as float16 it may also fall to the neighbouring number.
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+    from minipc.data.clouds import Clouds
+    from minipc.record.plan import Plan
+    from minipc.record.reader import RecordReader
+
+# How much another BLAS kernel, version or device may change a logit, relative to the largest logit
+# of its row; a logit stored as float16 may also round to the neighbouring number.
 ELSEWHERE, NEIGHBOUR = 1e-4, 2.0**-10
 
 
 class Verified(NamedTuple):
-    """What was found; passed is the verdict."""
+    """The result of a verification; passed is the verdict."""
 
-    rows: int  # of the record, all of whose parameters were drawn again
+    rows: int  # of the record; the parameters of all were drawn again
     parameters: int  # rows whose stored scale or shift is not what the seed draws
     sampled: int  # rows over which the teacher ran again; 0 without a teacher
-    bitwise: bool | None  # whether bits must be equal: all arithmetic of the shards repeats here
-    why: str  # where it was not, what differs there and here; else empty
-    different: int  # sampled rows with a logit beyond what is allowed
+    bitwise: bool | None  # whether bits must be equal: the arithmetic of all shards repeats here
+    why: str  # if not bitwise, how the provenance differs; else empty
+    different: int  # sampled rows with a logit outside the bound
     largest_difference: float  # between a stored and a computed logit
     agreement: float | None  # share of sampled rows with the same arg-max
     passed: bool
-    failed: str  # what did not hold, in a line; empty where all did
+    failed: str  # the failed checks, in one line; empty if all passed
 
 
 def verify(
-    reader,
-    clouds,
-    logits_of=None,
-    sample=1024,
+    reader: RecordReader,
+    clouds: Clouds,
+    logits_of: Callable[..., Any] | None = None,
+    sample: int | None = 1024,
     *,
-    groups=(),
-    xp=np,
-    threads=1,
-    engine=None,
-    progress=quiet,
-):
+    groups: tuple[Any, ...] = (),
+    xp: ModuleType = np,
+    threads: int = 1,
+    engine: str | None = None,
+    progress: Callable[[int, int, str], None] = quiet,
+) -> Verified:
     """Return Verified of an open record made from clouds.
 
-    logits_of: the teacher, as in recorder.record, or None to leave it out; groups: of the clouds,
-    as in Recording; sample: rows to compute
-    again, drawn as whole blocks of the plan, None for all.  engine: which of ours computes, as it
-    was recorded.  Raises DataError where the record was not made from clouds, or names
-    augmentation that we cannot draw.
+    logits_of: the teacher, as in recorder.record, or None to skip it; groups: of the clouds, as in
+    Recording; sample: rows to compute again, drawn as whole blocks of the plan, None for all.
+    engine: the engine of ours that was recorded.  Raises DataError if the record was not made from
+    clouds, or uses an augmentation that this version cannot draw.
     """
     reader.check_belongs(clouds)
     plan = reader.plan
@@ -85,7 +94,7 @@ def verify(
             stop = min(first + plan.block, plan.clouds)
             computed = compute_shard(
                 clouds,
-                logits_of,
+                logits_of,  # type: ignore[arg-type]
                 plan,
                 augment,
                 view,
@@ -126,20 +135,20 @@ def verify(
     )
 
 
-def _sample(plan, views, rows):
+def _sample(plan: Plan, views: int, rows: int | None) -> dict[int, list[int]]:
     """Return {view: first rows of the blocks to compute again}."""
     firsts = range(0, plan.clouds, plan.block)
     every = views * len(firsts)
     count = every if rows is None else min(every, -(-rows // plan.block))
     chosen = np.sort(stream(plan.seed, "verify").permutation(every)[:count])
-    blocks = {}
+    blocks: dict[int, list[int]] = {}
     for number in chosen:
         blocks.setdefault(int(number) // len(firsts), []).append(firsts[int(number) % len(firsts)])
     return blocks
 
 
-def _allowed(stored):
-    """Return the largest difference that another build may make, (B, K)."""
+def _allowed(stored: np.ndarray) -> np.ndarray:
+    """Return the largest difference allowed for another build, (B, K)."""
     exact = np.abs(stored.astype(np.float64))
     bound = ELSEWHERE * exact.max(axis=1, keepdims=True)
     return (

@@ -1,13 +1,16 @@
-"""A file of any size, written row by row in the memory of one block.
+"""Write an HDF5 file of any size row by row, with only one block of rows in memory.
 
-libhdf5 lays the datasets out in memory and never sees the disk (a full disk crashes it).  The rows
-then go to their offsets in a file whose blocks are reserved beforehand.
+libhdf5 lays out the datasets in memory and never touches the disk (a full disk crashes it).  We
+then write the rows to their offsets in a file whose disk blocks are already reserved.
 """
+
+from __future__ import annotations
 
 import errno
 import io
 import math
 import os
+from typing import TYPE_CHECKING
 
 import h5py
 import numpy as np
@@ -17,19 +20,35 @@ from minipc.record.fields import check_arrays, shape_of
 from minipc.storage.files import CHUNK, replacing, seal, write_at
 from minipc.storage.hdf5 import hdf5_into, write_meta
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Any
 
-def write_rows(path, kind, version, meta, fields, sizes, blocks, whole_fields=(), whole=None):
-    """Commit a file of ours of any size, row by row: the fields and meta, in the memory of a block.
+    from minipc.record.fields import Field
+
+
+def write_rows(
+    path: str,
+    kind: str,
+    version: int,
+    meta: dict[str, Any],
+    fields: Iterable[Field],
+    sizes: dict[str, int],
+    blocks: Iterable[tuple[int, int, dict[str, np.ndarray]]],
+    whole_fields: Iterable[Field] = (),
+    whole: dict[str, np.ndarray] | None = None,
+) -> None:
+    """Commit a file with the fields and meta, row by row.
 
     blocks yields (view, first, {name: array (R, ...)}) for all rows, in any order; whole holds the
-    arrays of whole_fields, {name: array}, which have no rows.  The disk is reserved at once, so a
-    full one fails before the first row.  Raises DataError where rows are missing or arrays are no
-    such fields, and as files.commit does.
+    arrays of whole_fields, {name: array}, which have no rows.  Disk space is reserved first, so a
+    full disk fails before the first row.  Raises DataError if rows are missing or arrays do not
+    match the fields, and as files.commit does.
     """
     layout, offsets, ends, whole = _Layout(), {}, [], whole or {}
     sizes = check_arrays(whole, whole_fields, sizes, path)
 
-    def fill(file):
+    def fill(file: Any) -> None:
         write_meta(file, meta)
         for field in (*fields, *whole_fields):
             shape = shape_of(field, sizes)
@@ -59,12 +78,12 @@ def write_rows(path, kind, version, meta, fields, sizes, blocks, whole_fields=()
         seal(fd, kind, version)
 
 
-def _stored(array, field):
+def _stored(array: np.ndarray, field: Field) -> np.ndarray:
     return np.asarray(array, np.dtype(field.dtype).newbyteorder("<"), order="C")
 
 
-def _reserve(fd, size):
-    """Give fd its size and its disk blocks now, so that a full disk fails here and not later."""
+def _reserve(fd: int, size: int) -> None:
+    """Reserve the disk blocks of fd now, so that a full disk fails here and not later."""
     try:
         os.posix_fallocate(fd, 0, size)
     except (AttributeError, OSError) as reason:  # missing in the system or in the file system
@@ -79,7 +98,7 @@ def _reserve(fd, size):
             write_at(fd, at, bytes(min(CHUNK, size - at)))
 
 
-def _allocate(file, field, shape):
+def _allocate(file: Any, field: Field, shape: tuple[int, ...]) -> int:
     """Create the dataset of a field, allocated but unwritten, and return its offset in the file."""
     how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
     how.set_layout(h5py.h5d.CONTIGUOUS)
@@ -94,30 +113,32 @@ def _allocate(file, field, shape):
 
 
 class _Layout(io.RawIOBase):
-    """A file object that keeps only what is written: a file of any size while it has no rows."""
+    """A file object that keeps only the bytes written; unwritten rows take no memory."""
 
-    def __init__(self):
-        self.pieces, self.position = [], 0  # (offset, bytes), later ones over earlier ones
+    pieces: list[tuple[int, bytes]]
 
-    def seek(self, position, whence=io.SEEK_SET):
+    def __init__(self) -> None:
+        self.pieces, self.position = [], 0  # (offset, bytes); later pieces overwrite earlier ones
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
         ends = [at + len(piece) for at, piece in self.pieces]
         start = {io.SEEK_SET: 0, io.SEEK_CUR: self.position, io.SEEK_END: max(ends, default=0)}
         self.position = start[whence] + position
         return self.position
 
-    def tell(self):
+    def tell(self) -> int:
         return self.position
 
-    def truncate(self, size=None):
+    def truncate(self, size: Any = None) -> Any:
         return size
 
-    def write(self, data):
+    def write(self, data: Any) -> int:
         self.pieces.append((self.position, bytes(data)))
         self.position += len(data)
         return len(data)
 
-    def readinto(self, buffer):
-        """Fill buffer with what was written there, zeros elsewhere."""
+    def readinto(self, buffer: Any) -> int:
+        """Fill buffer with the bytes written there, and zeros where nothing was written."""
         read = bytearray(len(buffer))
         for at, piece in self.pieces:
             low, high = max(at, self.position), min(at + len(piece), self.position + len(read))

@@ -1,7 +1,9 @@
 """What a run is: the content of its run.json, from which it can be repeated and gone on with."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
-from typing import Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from minipc.errors import DataError
 from minipc.models.model import config_class
@@ -9,6 +11,9 @@ from minipc.nn.losses import LABELS_ALONE
 from minipc.runs.folder import read_run
 from minipc.settings import LossConfig, SelfConfig, TrainConfig
 from minipc.storage import files
+
+if TYPE_CHECKING:
+    from minipc.data.clouds import Splits
 
 
 @dataclass(frozen=True)
@@ -18,7 +23,7 @@ class RecordName:
     file: str  # base name, a hint
     run_id: str
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not (isinstance(self.file, str) and isinstance(self.run_id, str)):
             raise DataError(
                 f"record: expected a file name and a run_id, found {self.file!r}, {self.run_id!r}"
@@ -45,7 +50,7 @@ class RunConfig:
     training: TrainConfig
     baseline: str | None  # base name of a folder beside it: the same run on labels alone
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         kinds = get_type_hints(RunConfig)
         kinds["model"] = config_class(self.architecture, "model")
         for name, kind in {
@@ -67,17 +72,17 @@ class RunConfig:
                     f"{getattr(self, name)!r}"
                 )
 
-    def on_labels_alone(self):
+    def on_labels_alone(self) -> RunConfig:
         """Return the RunConfig of the same model on the same views, without the teacher's
         logits.
         """
-        loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)
+        loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)  # type: ignore[arg-type]
         return replace(
             self, loss=loss, labels_only=True, self_target=None, self_record=None, baseline=None
         )
 
 
-def read_config(out):
+def read_config(out: str) -> RunConfig:
     """Return the RunConfig of a run folder.  Raises DataError.
 
     Runs of before there were several architectures are of the only one there was.
@@ -86,7 +91,7 @@ def read_config(out):
     return files.from_dict(RunConfig, described, f"{out}: run.json")
 
 
-def identity(splits):
+def identity(splits: Splits) -> dict[str, Any]:
     """Return what a run must find again: hashes of all arrays, and Clouds.described."""
     hashes = {
         f"{name}_{part}": getattr(clouds, f"{part}_hash")

@@ -4,6 +4,8 @@ The checkpoint is the truth of a run: it is committed first, and metrics and mod
 so that a kill between two files costs nothing.  A folder belongs to one run and one process.
 """
 
+from __future__ import annotations
+
 import csv
 import fcntl
 import hashlib
@@ -12,6 +14,7 @@ import json
 import os
 from contextlib import suppress
 from itertools import count, takewhile
+from typing import TYPE_CHECKING
 
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import read_checkpoint, write_checkpoint
@@ -19,39 +22,48 @@ from minipc.models.file import write_model
 from minipc.storage import files
 from minipc.storage.places import check_new_run
 
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+    from typing import Any
+
+    import numpy as np
+
+    from minipc.models.checkpoint import Checkpoint
+    from minipc.models.file import Model
+
 MOST_TEXT = 1 << 24  # bytes of run.json
 
 
-def _numbered(base, suffixes):
+def _numbered(base: str, suffixes: Iterable[str]) -> Iterator[tuple[str, bool]]:
     """Yield base, base-2, base-3, ... and whether it exists, itself or with one of suffixes."""
     for number in count(1):
         name = base if number == 1 else f"{base}-{number}"
         yield name, any(os.path.lexists(name + suffix) for suffix in ("", *suffixes))
 
 
-def free_name(base, *suffixes):
+def free_name(base: str, *suffixes: str) -> str:
     """Return base, base-2, base-3, ...: the first that does not exist, nor with any of suffixes."""
     return next(name for name, exists in _numbered(base, suffixes) if not exists)
 
 
-def last_name(base):
+def last_name(base: str) -> str | None:
     """Return the last of base, base-2, base-3, ... that exists, or None."""
     there = [name for name, _ in takewhile(lambda found: found[1], _numbered(base, ()))]
     return there[-1] if there else None
 
 
-def model_path(path):
+def model_path(path: str) -> str:
     """Return the model file of path, which is one or is a run folder."""
     return os.path.join(path, "model.h5") if os.path.isdir(path) else path
 
 
-def read_run(path):
+def read_run(path: str) -> dict[str, Any]:
     """Return what run.json of a run folder says.  Raises DataError."""
     place = os.path.join(path, "run.json")
     return files.parse_json(files.read_bytes(place, MOST_TEXT), place)
 
 
-def run_id_of(described):
+def run_id_of(described: dict[str, Any]) -> str:
     """Return the SHA-256 of the content of a run.json, as hexadecimal digits."""
     return hashlib.sha256(files.canonical_json(described)).hexdigest()
 
@@ -59,7 +71,7 @@ def run_id_of(described):
 class RunFolder:
     """The files of one training run, locked while it is open."""
 
-    def __init__(self, path, described=None):
+    def __init__(self, path: str, described: dict[str, Any] | None = None) -> None:
         """Make the folder and commit run.json (described: JSON), or without it open an existing
         run.
 
@@ -100,7 +112,7 @@ class RunFolder:
             raise
         self.run_id = run_id_of(self.described)
 
-    def _take(self):
+    def _take(self) -> int:
         """Return a descriptor of the folder that holds its only lock.  Raises UsageError,
         DataError.
         """
@@ -121,10 +133,10 @@ class RunFolder:
             pass  # a file system without locks
         return fd
 
-    def __enter__(self):
+    def __enter__(self) -> RunFolder:
         return self
 
-    def __exit__(self, *raised):
+    def __exit__(self, *raised: object) -> None:
         if (
             os.getpid() == self._owner
         ):  # a process that was forked meanwhile would hold the lock until its own end
@@ -132,11 +144,11 @@ class RunFolder:
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
 
-    def file(self, name):
+    def file(self, name: str) -> str:
         """Return the path of one file of the run."""
         return os.path.join(self.path, name)
 
-    def checkpoint(self):
+    def checkpoint(self) -> Checkpoint | None:
         """Return the Checkpoint to go on from, or None before the first.  Raises DataError."""
         path = self.file("checkpoint.h5")
         if not os.path.lexists(path):
@@ -153,21 +165,21 @@ class RunFolder:
             )
         return found
 
-    def abandon(self):
+    def abandon(self) -> None:
         """Remove a run that has not finished an epoch, as if nothing had been asked."""
         if sorted(os.listdir(self.path)) == ["run.json"]:
             with suppress(OSError):
                 os.unlink(self.file("run.json"))
                 os.rmdir(self.path)
 
-    def epoch_ended(self, checkpoint, model, best):
+    def epoch_ended(self, checkpoint: Checkpoint, model: Model, best: bool) -> None:
         """Commit one epoch's Checkpoint and what follows from it; best: it is the best one so
         far.
         """
         write_checkpoint(self.file("checkpoint.h5"), checkpoint)
         self.follow(checkpoint.rows, model, best)
 
-    def follow(self, rows, model, best):
+    def follow(self, rows: list[dict[str, Any]], model: Model, best: bool) -> None:
         """Commit metrics, the last model and, if best, the best one: rows {name: number} of all
         epochs.
         """
@@ -179,12 +191,14 @@ class RunFolder:
         if best:
             write_model(self.file("best.h5"), model)
 
-    def ended(self, class_names, labels, probabilities):
+    def ended(
+        self, class_names: Sequence[str], labels: np.ndarray, probabilities: np.ndarray
+    ) -> None:
         """Commit predictions.csv: one line a test cloud, of the last model.
 
         labels (N,) indices into class_names, probabilities (N, K).
         """
-        lines = [["cloud", "label", "predicted", "right", "probability"]]
+        lines: list[list[Any]] = [["cloud", "label", "predicted", "right", "probability"]]
         for cloud, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
             best = int(row.argmax())
             lines.append(
@@ -198,7 +212,7 @@ class RunFolder:
             )
         self._write_csv("predictions.csv", lines)
 
-    def _write_csv(self, name, lines):
+    def _write_csv(self, name: str, lines: Iterable[Iterable[Any]]) -> None:
         text = io.StringIO(newline="")
         csv.writer(text, lineterminator="\n").writerows(lines)
         files.commit(self.file(name), text.getvalue().encode())

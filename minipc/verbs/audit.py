@@ -1,6 +1,9 @@
 """What a record says of its teacher: for `minipc audit --record` and `minipc loss --record`."""
 
+from __future__ import annotations
+
 from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -10,8 +13,17 @@ from minipc.errors import DataError
 from minipc.record.reader import RecordReader
 from minipc.verbs.find import find_data
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
 
-def audit_record(record, data, config, self_record=None):
+    from minipc.audit.teacher import TeacherAudit
+    from minipc.settings import LossConfig
+
+
+def audit_record(
+    record: str, data: str | None, config: LossConfig, self_record: str | None = None
+) -> TeacherAudit:
     """Return the audit.teacher.TeacherAudit of a record file under a LossConfig.
 
     data: a path, or None for the clouds in the record or the file that it names; self_record: the
@@ -21,7 +33,7 @@ def audit_record(record, data, config, self_record=None):
         return audit_teacher(reader, labels, config, earlier)
 
 
-def recorded_rows(record, data=None, self_record=None):
+def recorded_rows(record: str, data: str | None = None, self_record: str | None = None) -> Rows:
     """Return the audit.bound.Rows of the first view of a record file; arguments as of
     audit_record().
 
@@ -38,12 +50,14 @@ def recorded_rows(record, data=None, self_record=None):
 
 
 @contextmanager
-def _opened(record, data, self_record):
+def _opened(
+    record: str, data: str | None, self_record: str | None
+) -> Iterator[tuple[RecordReader, np.ndarray, RecordReader | None]]:
     """Give an open record, the labels (N,) of its clouds, and the open second record or None."""
     with RecordReader(record) as reader, ExitStack() as stack:
         clouds = find_data(data, reader.meta["data_file"], record, reader=reader)[1].train
         reader.check_belongs(clouds)
-        earlier = self_record and stack.enter_context(RecordReader(self_record))
+        earlier: Any = self_record and stack.enter_context(RecordReader(self_record))
         if earlier:
             earlier.check_beside(reader)
             if earlier.views < reader.views:

@@ -1,8 +1,11 @@
 """The bare commands, for someone who has nothing: built-in shapes, a teacher, a student."""
 
+from __future__ import annotations
+
 import os
 from contextlib import suppress
 from dataclasses import asdict, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,6 +24,15 @@ from minipc.storage.places import check_new_run, is_free_folder
 from minipc.verbs import record as record_verb
 from minipc.verbs import train as train_verb
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+    from minipc.record.recorder import Recorded, Share
+    from minipc.settings import SelfConfig
+    from minipc.verbs.train import Run
+
 DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
 BASELINE = "-labels"  # ends the name of the label-only run beside a distilled one
 # Both chosen on other seeds of the shapes: a teacher that has something to teach (docs/results.md).
@@ -28,7 +40,15 @@ TEACHER_TRAINING = TrainConfig(epochs=20, batch_size=16, lr=1e-3, warmup_steps=5
 STUDENT_EPOCHS = 40
 
 
-def record(*, xp, engine, threads, say, progress, **settings):
+def record(
+    *,
+    xp: ModuleType,
+    engine: str,
+    threads: int,
+    say: Callable[[str], None],
+    progress: Callable[[int, int, str], None],
+    **settings: Any,
+) -> Recorded | Share:
     """Make shapes.h5 and teacher/ where they are absent, then record: Recorded."""
     _check_record(settings["out"], settings["views"], settings["seed"])  # before minutes of work
     if not os.path.exists(DATA):
@@ -38,14 +58,14 @@ def record(*, xp, engine, threads, say, progress, **settings):
             f"{DATA}: made {len(splits.train)} training and {len(splits.test)} test clouds of "
             "built-in shapes"
         )
-    running = dict(xp=xp, threads=threads, say=say, progress=progress)
+    running: dict[str, Any] = dict(xp=xp, threads=threads, say=say, progress=progress)
     if _unfinished(TEACHER):
         train_verb.resume(TEACHER, data=DATA, **running)
     if not os.path.exists(model_path(TEACHER)):
         say(f"{TEACHER}: no teacher yet, training one on {DATA}")
-        run = train_verb.train(
+        run: Any = train_verb.train(
             "teacher",
-            LossConfig(**LABELS_ALONE),
+            LossConfig(**LABELS_ALONE),  # type: ignore[arg-type]
             replace(TEACHER_TRAINING, engine=engine),
             data=DATA,
             labels_only=True,
@@ -56,7 +76,7 @@ def record(*, xp, engine, threads, say, progress, **settings):
     return record_verb.record(DATA, TEACHER, engine=engine, **running, **settings)
 
 
-def forecast(out, views, seed, **settings):
+def forecast(out: str, views: int, seed: int, **settings: Any) -> Forecast:
     """Return the Forecast of record() with these arguments; no file is changed."""
     _check_record(out, views, seed)
     absent = [] if os.path.exists(DATA) else [DATA]
@@ -67,14 +87,14 @@ def forecast(out, views, seed, **settings):
     return record_verb.forecast(DATA, TEACHER, out, views=views, seed=seed, **settings)
 
 
-def _check_record(out, views, seed):
+def _check_record(out: str, views: int, seed: int) -> None:
     """Raise UsageError or DataError for a recording that could not be, whatever its teacher."""
     check_request(out, views, seed)
     if os.path.lexists(out):
         RecordReader(out).close()
 
 
-def _unfinished(folder):
+def _unfinished(folder: str) -> bool:
     """Return whether a run folder is there without the model of its last epoch.
 
     Raises DataError for somebody else's folder.
@@ -93,18 +113,18 @@ def _unfinished(folder):
 
 
 def train(
-    model,
-    loss,
-    config,
+    model: str,
+    loss: LossConfig,
+    config: TrainConfig,
     *,
-    out=None,
-    self_config=None,
-    dry_run=False,
-    xp=np,
-    say=quiet,
-    stop_after=None,
-    **running,
-):
+    out: str | None = None,
+    self_config: SelfConfig | None = None,
+    dry_run: bool = False,
+    xp: ModuleType = np,
+    say: Callable[[str], None] = quiet,
+    stop_after: int | None = None,
+    **running: Any,
+) -> list[Run] | None:
     """Train model on labels alone and from record.h5: two Runs, the one on labels first.
 
     out is the folder of the second (None: run, run-2, ...); the other is out-labels.  The folder
@@ -120,7 +140,7 @@ def train(
     out = out or free_name("run", BASELINE)
     for folder in (out, out + BASELINE):
         check_new_run(folder)
-    what = dict(record=RECORD, self_config=self_config, out=out, xp=xp, say=say)
+    what: dict[str, Any] = dict(record=RECORD, self_config=self_config, out=out, xp=xp, say=say)
     if dry_run:
         train_verb.train(model, loss, config, dry_run=True, **what)
         return None
@@ -129,14 +149,20 @@ def train(
     return resume(out, xp=xp, say=say, stop_after=stop_after, **running)
 
 
-def resume(out, *, given=None, self_record=None, **files_and_running):
+def resume(
+    out: str,
+    *,
+    given: dict[str | None, dict[str, Any]] | None = None,
+    self_record: str | None = None,
+    **files_and_running: Any,
+) -> list[Run]:
     """Go on with the run in folder out and with the one on labels alone that it names, or begin
     that one: two Runs, the one on labels first.
 
     Arguments as of verbs.train.resume; what labels alone have no use for is not asked there.
     """
     config = read_config(out)
-    baseline = os.path.join(os.path.dirname(out), config.baseline)
+    baseline = os.path.join(os.path.dirname(out), config.baseline)  # type: ignore[arg-type]
     if not os.path.lexists(os.path.join(baseline, "run.json")):
         with RunFolder(baseline, asdict(config.on_labels_alone())):
             pass  # begun: it goes on below

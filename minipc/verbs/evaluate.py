@@ -1,5 +1,9 @@
 """Measure a model on a test split: what `minipc eval` does."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from minipc.backend import default_threads
@@ -11,8 +15,21 @@ from minipc.models.model import net
 from minipc.runs.folder import model_path
 from minipc.verbs.find import find_data, read_model_for
 
+if TYPE_CHECKING:
+    from types import ModuleType
+    from typing import Any
 
-def evaluate(model, data=None, *, votes=0, teacher=None, xp=np, engine="fused", threads=None):
+
+def evaluate(
+    model: str,
+    data: str | None = None,
+    *,
+    votes: int = 0,
+    teacher: str | None = None,
+    xp: ModuleType = np,
+    engine: str = "fused",
+    threads: int | None = None,
+) -> dict[str, Any]:
     """Evaluate the model in a file or run folder on the test split of data: values for JSON.
 
     data None: the file that the model was trained on.  votes: also by voting over so many fixed

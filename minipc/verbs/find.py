@@ -4,7 +4,10 @@ A file of ours names the files that it was made from by their base names; they l
 folder up (a model lies in a run folder) or in the current folder.
 """
 
+from __future__ import annotations
+
 import os
+from typing import TYPE_CHECKING
 
 from minipc.data.clouds import check_same_kind, read_clouds
 from minipc.errors import DataError
@@ -13,8 +16,12 @@ from minipc.record.reader import RecordReader
 from minipc.runs.folder import model_path
 from minipc.storage.files import kind_of
 
+if TYPE_CHECKING:
+    from minipc.data.clouds import Clouds, Splits
+    from minipc.models.file import Model
 
-def find_file(given, name, near, option):
+
+def find_file(given: str | None, name: str | None, near: str, option: str) -> str:
     """Return the path given, or the path of the file called name beside the file near, one folder
     up, or here.
 
@@ -35,7 +42,14 @@ def find_file(given, name, near, option):
     )
 
 
-def find_data(data, name, near, *, reader=None, points_hash=None):
+def find_data(
+    data: str | None,
+    name: str | None,
+    near: str,
+    *,
+    reader: RecordReader | None = None,
+    points_hash: str | None = None,
+) -> tuple[str, Splits]:
     """Return a path and its Splits: of data, or else of the clouds in a record, or else of a file
     that is found.
 
@@ -45,7 +59,7 @@ def find_data(data, name, near, *, reader=None, points_hash=None):
     """
     carried = reader.clouds() if data is None and reader else None
     if carried is not None:
-        return reader.path, carried
+        return reader.path, carried  # type: ignore[union-attr]
     path = find_file(data, name, near, "DATA")
     splits = read_data(path)
     if data is None and points_hash is not None and splits.train.points_hash != points_hash:
@@ -53,7 +67,7 @@ def find_data(data, name, near, *, reader=None, points_hash=None):
     return path, splits
 
 
-def read_data(path):
+def read_data(path: str) -> Splits:
     """Return the Splits of a clouds file, or of a record that carries its clouds.  Raises
     DataError.
     """
@@ -76,7 +90,7 @@ def read_data(path):
     return splits
 
 
-def read_model_for(clouds, data, model):
+def read_model_for(clouds: Clouds, data: str, model: str) -> tuple[str, Model]:
     """Return the path and the Model of a model file or run folder that understands the Clouds read
     from data.
 

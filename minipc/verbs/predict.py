@@ -3,6 +3,10 @@
 It imports little: what a recording needs takes longer to import than one cloud to classify.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from minipc.backend import default_threads
@@ -14,21 +18,26 @@ from minipc.models.file import on_module, read_model
 from minipc.nn.ops import log_softmax_forward
 from minipc.runs.folder import model_path
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import ModuleType
+    from typing import Any
+
 USUAL_POINTS = 1024  # of a cloud for a model that does not say
 
 
 def predict(
-    model,
-    paths,
+    model: str,
+    paths: Sequence[str],
     *,
-    top=1,
-    num_points=None,
-    up_axis=None,
-    xp=np,
-    engine="fused",
-    threads=None,
-    say=lambda line: None,
-):
+    top: int = 1,
+    num_points: int | None = None,
+    up_axis: str | None = None,
+    xp: ModuleType = np,
+    engine: str = "fused",
+    threads: int | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> dict[str, Any]:
     """Predict the class of the cloud in each file with the model in a file or run folder: values
     for JSON.
 

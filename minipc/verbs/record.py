@@ -1,7 +1,10 @@
 """Record a trained model: what `minipc record DATA --teacher MODEL` does."""
 
+from __future__ import annotations
+
 import os
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,26 +19,36 @@ from minipc.record.recorder import here, model_teacher
 from minipc.record.recording import Recording
 from minipc.verbs.find import read_data, read_model_for
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+    from minipc.data.clouds import Clouds, Splits
+    from minipc.models.file import Model
+    from minipc.record.recorder import Recorded, Share
+    from minipc.record.recording import Forecast
+
 
 def record(
-    data,
-    teacher,
-    out,
+    data: str,
+    teacher: str,
+    out: str,
     *,
-    views,
-    seed=0,
-    logits="float16",
-    with_clouds=False,
-    force=False,
-    xp=np,
-    engine="fused",
-    threads=None,
-    share=None,
-    workers=1,
-    scheduler=None,
-    say=quiet,
-    progress=quiet,
-):
+    views: int,
+    seed: int = 0,
+    logits: str = "float16",
+    with_clouds: bool = False,
+    force: bool = False,
+    xp: ModuleType = np,
+    engine: str = "fused",
+    threads: int | None = None,
+    share: tuple[int, int] | None = None,
+    workers: int = 1,
+    scheduler: str | None = None,
+    say: Callable[[str], None] = quiet,
+    progress: Callable[[int, int, str], None] = quiet,
+) -> Recorded | Share:
     """Record the model in file or run folder teacher on the training clouds of file data.
 
     Returns Recorded, or Share.  share as in Recording; say and progress as in progress.py.
@@ -44,11 +57,13 @@ def record(
     workers compute the shards.
     """
     splits, model = _read(data, teacher)
-    what = dict(views=views, seed=seed, logits=logits, force=force)
+    what: dict[str, Any] = dict(views=views, seed=seed, logits=logits, force=force)
     threads = threads or default_threads(xp)
     if workers > 1:
         devices = 0 if xp is np else xp.cuda.runtime.getDeviceCount()
-        each = dict(with_clouds=with_clouds, engine=engine, threads=max(threads // workers, 1))
+        each: dict[str, Any] = dict(
+            with_clouds=with_clouds, engine=engine, threads=max(threads // workers, 1)
+        )
         run_workers(
             partial(_record_share, data, teacher, out, devices, what | each),
             workers,
@@ -56,7 +71,7 @@ def record(
             progress=partial(_look, out, views * -(-len(splits.train) // MOST_ROWS), progress),
         )
     with blas_on_one_thread(say):
-        running = dict(share=share, xp=xp, threads=threads, engine=engine)
+        running: dict[str, Any] = dict(share=share, xp=xp, threads=threads, engine=engine)
         done = recorder.record(
             _recording(data, splits, model, out, with_clouds, **what, **running),
             model_teacher(on_module(model, xp), engine),
@@ -68,14 +83,25 @@ def record(
     return done
 
 
-def forecast(data, teacher, out, *, views, seed=0, logits="float16", with_clouds=False):
+def forecast(
+    data: str,
+    teacher: str,
+    out: str,
+    *,
+    views: int,
+    seed: int = 0,
+    logits: str = "float16",
+    with_clouds: bool = False,
+) -> Forecast:
     """Return the Forecast of record() with these arguments; no file is changed."""
     splits, model = _read(data, teacher)
-    what = dict(views=views, seed=seed, logits=logits)
+    what: dict[str, Any] = dict(views=views, seed=seed, logits=logits)
     return recording.forecast(_recording(data, splits, model, out, with_clouds, **what))
 
 
-def _recording(data, splits, model, out, with_clouds, **settings):
+def _recording(
+    data: str, splits: Splits, model: Model, out: str, with_clouds: bool, **settings: Any
+) -> Recording:
     """Return the Recording of a model on the training split of the file data."""
     return Recording(
         splits.train,
@@ -88,7 +114,7 @@ def _recording(data, splits, model, out, with_clouds, **settings):
     )
 
 
-def _read(data, teacher):
+def _read(data: str, teacher: str) -> tuple[Splits, Model]:
     """Return the Splits in data and the Model in teacher.  Raises DataError unless they are of one
     kind.
     """
@@ -96,7 +122,15 @@ def _read(data, teacher):
     return splits, read_model_for(splits.train, data, teacher)[1]
 
 
-def _record_share(data, teacher, out, devices, settings, number, count):
+def _record_share(
+    data: str,
+    teacher: str,
+    out: str,
+    devices: int,
+    settings: dict[str, Any],
+    number: int,
+    count: int,
+) -> None:
     """Compute one share of a recording, in a process of its own; devices: CUDA devices to choose
     from, or 0.
     """
@@ -106,7 +140,7 @@ def _record_share(data, teacher, out, devices, settings, number, count):
     record(data, teacher, out, xp=xp, share=(number, count), **settings)
 
 
-def _look(out, shards, progress):
+def _look(out: str, shards: int, progress: Callable[[int, int, str], None]) -> None:
     """Report how many shards of the recording to out are there."""
     parts = f"{out}.parts"
     there = os.listdir(parts) if os.path.isdir(parts) else []
@@ -114,7 +148,7 @@ def _look(out, shards, progress):
     progress(done, shards, "recording")
 
 
-def _workers_of(scheduler, data, teacher):
+def _workers_of(scheduler: str, data: str, teacher: str) -> Callable[..., None]:
     """Return what recorder.record takes for compute: the workers of a Dask scheduler."""
     from minipc.record.parallel.scheduler import on_scheduler
 
@@ -122,13 +156,20 @@ def _workers_of(scheduler, data, teacher):
     return partial(on_scheduler, scheduler, read)
 
 
-def _clouds_and_model(data, teacher):
+def _clouds_and_model(data: str, teacher: str) -> tuple[Clouds, Model]:
     """Return what a worker of a scheduler computes with."""
     splits, model = _read(data, teacher)
     return splits.train, model
 
 
-def _warn(teacher, trained, clouds, views, seed, say):
+def _warn(
+    teacher: str,
+    trained: dict[str, Any],
+    clouds: Clouds,
+    views: int,
+    seed: int,
+    say: Callable[[str], None],
+) -> None:
     """Say what speaks against a teacher: an unfinished training, or views that it learnt from."""
     if trained.get("epochs", 0) < trained.get("of_epochs", 0):
         say(f"{teacher}: only {trained['epochs']} of its {trained['of_epochs']} epochs are done")

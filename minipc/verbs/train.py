@@ -5,11 +5,13 @@ from what that says.  distil/train.py does the mathematics and knows no files; h
 epochs is written before the next one begins.
 """
 
+from __future__ import annotations
+
 import os
 import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -34,6 +36,14 @@ from minipc.storage import files
 from minipc.storage.places import check_new_run
 from minipc.verbs.find import find_data, find_file
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from types import ModuleType
+
+    from minipc.data.clouds import Clouds
+    from minipc.distil.self_target import SelfTarget
+    from minipc.settings import LossConfig, TrainConfig
+
 
 class Run(NamedTuple):
     """A training run, finished or stopped."""
@@ -43,25 +53,25 @@ class Run(NamedTuple):
 
 
 def train(
-    model,
-    loss,
-    config,
+    model: str,
+    loss: LossConfig,
+    config: TrainConfig,
     *,
-    data=None,
-    record=None,
-    labels_only=False,
-    self_config=None,
-    self_record=None,
-    views=None,
-    out=None,
-    dry_run=False,
-    xp=np,
-    threads=None,
-    say=quiet,
-    progress=quiet,
-    detail=quiet,
-    stop_after=None,
-):
+    data: str | None = None,
+    record: str | None = None,
+    labels_only: bool = False,
+    self_config: SelfConfig | None = None,
+    self_record: str | None = None,
+    views: tuple[int, int] | None = None,
+    out: str | None = None,
+    dry_run: bool = False,
+    xp: ModuleType = np,
+    threads: int | None = None,
+    say: Callable[[str], None] = quiet,
+    progress: Callable[[int, int, str], None] = quiet,
+    detail: Callable[[str], None] = quiet,
+    stop_after: int | None = None,
+) -> Run | None:
     """Train model (a name or widths) on files into the new run folder out; return its Run.
 
     loss, config and self_config are a LossConfig, a TrainConfig and a SelfConfig (None: the
@@ -104,7 +114,16 @@ def train(
                 raise
 
 
-def begin(model, loss, config, *, out, xp=np, say=quiet, **choices):
+def begin(
+    model: str,
+    loss: LossConfig,
+    config: TrainConfig,
+    *,
+    out: str,
+    xp: ModuleType = np,
+    say: Callable[[str], None] = quiet,
+    **choices: Any,
+) -> None:
     """Make the folder of a new run, for resume() to go on with; nothing is trained yet.
 
     choices: the others that say what train() trains, and baseline as in RunConfig.  Raises as
@@ -116,19 +135,19 @@ def begin(model, loss, config, *, out, xp=np, say=quiet, **choices):
 
 
 def resume(
-    out,
+    out: str,
     *,
-    data=None,
-    record=None,
-    self_record=None,
-    given=None,
-    xp=np,
-    threads=None,
-    say=quiet,
-    progress=quiet,
-    detail=quiet,
-    stop_after=None,
-):
+    data: str | None = None,
+    record: str | None = None,
+    self_record: str | None = None,
+    given: dict[str | None, dict[str, Any]] | None = None,
+    xp: ModuleType = np,
+    threads: int | None = None,
+    say: Callable[[str], None] = quiet,
+    progress: Callable[[int, int, str], None] = quiet,
+    detail: Callable[[str], None] = quiet,
+    stop_after: int | None = None,
+) -> Run:
     """Go on with the run in folder out and return its Run; all settings come from its run.json.
 
     data, record and self_record say where its files lie now, None: beside the folder or here.
@@ -140,7 +159,9 @@ def resume(
         config, place = read_config(out), folder.file("run.json")
         _insist(folder.described, given or {}, out)
 
-        def reader_of(path, begun_with, option):
+        def reader_of(
+            path: str | None, begun_with: RecordName | None, option: str
+        ) -> RecordReader | None:
             if begun_with is None:
                 if path is not None:
                     raise UsageError(
@@ -172,27 +193,27 @@ def resume(
 
 @contextmanager
 def _new_run(
-    out,
-    model,
-    loss,
-    config,
+    out: str,
+    model: str,
+    loss: LossConfig,
+    config: TrainConfig,
     *,
-    data=None,
-    record=None,
-    labels_only=False,
-    self_config=None,
-    self_record=None,
-    views=None,
-    baseline=None,
-    xp,
-):
+    data: str | None = None,
+    record: str | None = None,
+    labels_only: bool = False,
+    self_config: SelfConfig | None = None,
+    self_record: str | None = None,
+    views: tuple[int, int] | None = None,
+    baseline: str | None = None,
+    xp: ModuleType,
+) -> Iterator[Prepared]:
     """Give the Prepared of a new run, its files open; arguments as in train() and RunConfig."""
     self_config = self_config or SelfConfig()
     _check_choices(data, record, loss, labels_only, self_config, self_record, views)
     with ExitStack() as stack:
-        reader = record and stack.enter_context(RecordReader(record))
-        data, splits = find_data(data, reader and reader.meta["data_file"], record, reader=reader)
-        earlier = self_record and stack.enter_context(RecordReader(self_record))
+        reader: Any = record and stack.enter_context(RecordReader(record))
+        data, splits = find_data(data, reader and reader.meta["data_file"], record, reader=reader)  # type: ignore[arg-type]
+        earlier: Any = self_record and stack.enter_context(RecordReader(self_record))
         size = sizes(model, len(splits.train.class_names))
         described = RunConfig(
             provenance=provenance(xp),
@@ -214,7 +235,15 @@ def _new_run(
         yield prepare(out, described, data, splits, reader, earlier)
 
 
-def _check_choices(data, record, loss, labels_only, self_config, self_record, views):
+def _check_choices(
+    data: str | None,
+    record: str | None,
+    loss: LossConfig,
+    labels_only: bool,
+    self_config: SelfConfig,
+    self_record: str | None,
+    views: tuple[int, int] | None,
+) -> None:
     """Raise UsageError for arguments of train() that contradict each other."""
     if labels_only and (loss.kd_weight or loss.self_weight):
         raise UsageError(
@@ -249,7 +278,14 @@ class Prepared(NamedTuple):
     held: int  # clouds held out
 
 
-def prepare(out, config, data, splits, reader, earlier):
+def prepare(
+    out: str,
+    config: RunConfig,
+    data: str,
+    splits: Splits,
+    reader: RecordReader | None,
+    earlier: RecordReader | None,
+) -> Prepared:
     """Return the Prepared of a RunConfig and its open files.  Raises UsageError and DataError for
     what cannot be trained.
     """
@@ -258,7 +294,7 @@ def prepare(out, config, data, splits, reader, earlier):
         views = drawn_views(splits.train, config.training.seed, augment)
     else:
         reader.check_belongs(splits.train)
-        views = recorded_views(reader, config.labels_only, *config.views)
+        views = recorded_views(reader, config.labels_only, *config.views)  # type: ignore[misc]
     learnt, held = split_rows(splits.train.labels, config.training)
     if earlier:
         if reader is None:
@@ -269,7 +305,7 @@ def prepare(out, config, data, splits, reader, earlier):
     return Prepared(out, config, data, splits, reader, earlier, views, len(learnt), len(held))
 
 
-def _announce(run, xp, say):
+def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None:
     """Say what will be trained, and by which loss."""
     config = run.config
     size = net(config.model).count(config.model, run.splits.train.points.shape[1])
@@ -286,7 +322,16 @@ def _announce(run, xp, say):
         say(f"self target: {config.self_target.kind}")
 
 
-def _run(run, folder, xp, threads, say, progress, detail, stop_after):
+def _run(
+    run: Prepared,
+    folder: RunFolder,
+    xp: ModuleType,
+    threads: int | None,
+    say: Callable[[str], None],
+    progress: Callable[[int, int, str], None],
+    detail: Callable[[str], None],
+    stop_after: int | None,
+) -> Run:
     """Train to the end, or to the epoch stop_after, from where the folder's checkpoint is: Run."""
     _announce(run, xp, say)
     config, threads = run.config, threads or default_threads(xp)
@@ -325,7 +370,15 @@ def _run(run, folder, xp, threads, say, progress, detail, stop_after):
     return Run(_values(run, folder, last.rows, time.perf_counter() - begun), last)
 
 
-def write_epochs(folder, epochs, test, last_epoch, done=0, about=None, detail=quiet):
+def write_epochs(
+    folder: RunFolder,
+    epochs: Iterable[training.Epoch],
+    test: Clouds,
+    last_epoch: int,
+    done: int = 0,
+    about: dict[str, Any] | None = None,
+    detail: Callable[[str], None] = quiet,
+) -> training.Epoch:
     """Write each Epoch into a RunFolder before the next one begins, up to last_epoch; return it.
 
     epochs: as distil.train.train yields them; test: the Clouds of its test split; done: the epochs
@@ -348,7 +401,7 @@ def write_epochs(folder, epochs, test, last_epoch, done=0, about=None, detail=qu
     return epoch
 
 
-def _continued(run, xp, say):
+def _continued(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> dict[str, Any]:
     """Say whether bits may differ where a run goes on, and return what its models tell of it."""
     now = provenance(xp)
     why = unlike(run.config.provenance, now)
@@ -358,7 +411,7 @@ def _continued(run, xp, say):
     return {"continued_with": now}
 
 
-def _self_target(run, work):
+def _self_target(run: Prepared, work: Workspace) -> SelfTarget | None:
     """Return the self target of a run, or None; it computes in the Workspace of the run."""
     chosen, model = run.config.self_target, run.config.model
     if chosen is None:
@@ -366,10 +419,10 @@ def _self_target(run, work):
     if chosen.kind == "history":
         return History(len(run.splits.train), model.classes)
     if chosen.kind == "record":
-        views = recorded_views(run.earlier, False, *run.config.views)
+        views = recorded_views(run.earlier, False, *run.config.views)  # type: ignore[misc]
         return SecondRecord(lambda epoch: views(epoch)[1])
 
-    def forward(params, inputs):
+    def forward(params: dict[str, Any], inputs: Any) -> Any:
         engine = run.config.training.engine
         return net(model).forward_train(params, inputs, model, None, engine, work)[0]
 
@@ -378,7 +431,9 @@ def _self_target(run, work):
     )
 
 
-def _values(run, folder, rows, seconds):
+def _values(
+    run: Prepared, folder: RunFolder, rows: list[dict[str, Any]], seconds: float
+) -> dict[str, Any]:
     """Return the keys of `train --json` for the rows of all epochs."""
     config, last, best = run.config, rows[-1], best_epoch(rows)
     size = net(config.model).count(config.model, run.splits.train.points.shape[1])
@@ -413,12 +468,12 @@ def _values(run, folder, rows, seconds):
     return values
 
 
-def _named(reader):
+def _named(reader: RecordReader | None) -> RecordName | None:
     """Return the RecordName of an open record, or None."""
-    return reader and RecordName(os.path.basename(reader.path), reader.plan.recording_id)
+    return reader and RecordName(os.path.basename(reader.path), reader.plan.recording_id)  # type: ignore[return-value]
 
 
-def _insist(described, given, out):
+def _insist(described: dict[str, Any], given: dict[str | None, dict[str, Any]], out: str) -> None:
     """Raise UsageError where a setting that the caller gave is not the run's own."""
     names = {"name": "model"} | {key: each.label for key, each in settings_of(SelfConfig).items()}
     for section, settings in given.items():

@@ -1,5 +1,9 @@
 """Verify a record against its data and its teacher: what `minipc verify` does."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from minipc.backend import blas_on_one_thread, default_threads
@@ -13,19 +17,25 @@ from minipc.record.recorder import model_teacher
 from minipc.runs.folder import model_path
 from minipc.verbs.find import find_data
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from minipc.record.verify import Verified
+
 
 def verify(
-    record,
-    data=None,
-    teacher=None,
+    record: str,
+    data: str | None = None,
+    teacher: str | None = None,
     *,
-    sample=1024,
-    xp=np,
-    engine="fused",
-    threads=None,
-    say=quiet,
-    progress=quiet,
-):
+    sample: int | None = 1024,
+    xp: ModuleType = np,
+    engine: str = "fused",
+    threads: int | None = None,
+    say: Callable[[str], None] = quiet,
+    progress: Callable[[int, int, str], None] = quiet,
+) -> Verified:
     """Return the record.verify.Verified of a record file, its data and a teacher, or None for none.
 
     data None: the clouds in the record, or the file that it names.  sample: rows over which the

@@ -1,30 +1,44 @@
-"""Several processes on one recording: each computes its share of the shards into the same place.
+"""Several processes on one recording: each computes its share of the shards into one folder.
 
-The store holds them together: shards are committed whole, two of a kind are the same bytes, and
-whoever comes last finalises.  So a worker may die at any moment; what it leaves undone is computed
-by the caller.
+Only that folder coordinates the processes.  Each shard is committed whole, and two processes that
+compute the same shard write the same bytes.  So a worker may die at any moment: the caller computes
+the shards that are still missing and finalises the record.
 
-Why not concurrent.futures.ProcessPoolExecutor: where one of its processes is killed it ends all
-others, and it does not say by which signal; and before Python 3.14 it cannot end its processes at
-once, so Ctrl-C would wait for every share.
+Why not concurrent.futures.ProcessPoolExecutor?  If one of its processes is killed, it ends all the
+others and does not report the signal.  Before Python 3.14 it cannot stop its processes at once, so
+Ctrl-C would wait for every share.
 """
+
+from __future__ import annotations
 
 import multiprocessing
 import os
 import signal
 import time
+from typing import TYPE_CHECKING
 
 from minipc.errors import MinipcError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
 
 POLL = 0.2  # seconds between two looks at the workers
 
 
-def run_workers(function, count, *, say, progress):
-    """Run function(number, count) for number 0 .. count - 1 in a new process each; wait for all.
+def run_workers(
+    function: Callable[[int, int], Any],
+    count: int,
+    *,
+    say: Callable[[str], None],
+    progress: Callable[[], None],
+) -> None:
+    """Run function(number, count) for number 0 .. count - 1, each in a new process; wait for all.
 
-    function: importable, with arguments that can be pickled (functools.partial); a MinipcError that
-    it raises is said, and so is a signal that ended it: the caller looks at what is missing.
-    progress() is called while they run.  An exception here, Ctrl-C too, ends them all.
+    function must be importable and picklable (a functools.partial is fine).  If it raises a
+    MinipcError, or if a signal ends its process, say() reports that and the caller checks which
+    shards are missing.  progress() is called while workers run.  An exception here, including
+    Ctrl-C, ends all workers.
     """
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and a device's state
     workers = []
@@ -65,8 +79,8 @@ def run_workers(function, count, *, say, progress):
             receiver.close()
 
 
-def _worker(function, number, count, sender):
-    """Compute one share; tell the parent of an expected failure in one line."""
+def _worker(function: Callable[[int, int], Any], number: int, count: int, sender: Any) -> None:
+    """Compute one share; send an expected failure to the parent as one line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
     try:
         function(number, count)
@@ -74,7 +88,7 @@ def _worker(function, number, count, sender):
         sender.send(str(reason))
 
 
-def _failure(receiver):
+def _failure(receiver: Any) -> str | None:
     """Return the line that a worker sent, or None."""
     try:
         return receiver.recv() if receiver.poll() else None
@@ -82,10 +96,10 @@ def _failure(receiver):
         return None
 
 
-def device_of(worker, devices, visible):
-    """Return CUDA_VISIBLE_DEVICES for a worker: one device each, in turn.
+def device_of(worker: int, devices: int, visible: str | None) -> str:
+    """Return CUDA_VISIBLE_DEVICES for a worker: one device, in turn.
 
-    visible: its value here, or None.
+    visible: the value of CUDA_VISIBLE_DEVICES in this process, or None.
     """
     names = [name for name in (visible or "").split(",") if name] or [
         str(number) for number in range(devices)
@@ -93,8 +107,8 @@ def device_of(worker, devices, visible):
     return names[worker % len(names)]
 
 
-def use_device(worker, devices):
-    """Leave this process one device alone; to be called before CuPy is loaded."""
+def use_device(worker: int, devices: int) -> None:
+    """Let this process see only one device.  Call it before CuPy is loaded."""
     os.environ["CUDA_VISIBLE_DEVICES"] = device_of(
         worker, devices, os.environ.get("CUDA_VISIBLE_DEVICES")
     )

@@ -1,10 +1,12 @@
-"""A recording computed by the workers of a Dask scheduler: its tasks are shards.
+"""A recording computed by the workers of a Dask scheduler, one task for each shard.
 
-What is lost with a worker Dask computes again; what is true lies in the store.  A worker commits
-its shards into the folder of the recording, which it must see under the same name, and returns
-their digests.  distributed is imported here alone (the extra "dask").  Whoever can connect to a
-scheduler can have any code executed by its workers: Dask needs a network of its own, or TLS.
+If a worker dies, Dask runs its tasks again; only committed shards count.  A worker commits its
+shards into the folder of the recording, which it must see under the same path, and returns their
+digests.  Only this module imports distributed (the extra "dask").  Anyone who can connect to a
+scheduler can run any code on its workers: use Dask in a trusted network, or with TLS.
 """
+
+from __future__ import annotations
 
 import logging
 import os
@@ -12,6 +14,7 @@ import queue
 import threading
 import time
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from minipc.backend import blas_on_one_thread, load, one_blas_thread
 from minipc.errors import BackendError, DataError, MinipcError
@@ -22,22 +25,42 @@ from minipc.record.recorder import compute_shard, model_teacher, provenance_of
 from minipc.record.shard import commit_shard, shard_name
 from minipc.storage import files
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from typing import Any
+
+    from minipc.data.augment import AugmentConfig
+    from minipc.data.clouds import Clouds
+    from minipc.models.file import Model
+    from minipc.record.plan import Plan
+    from minipc.record.recording import Recording
+    from minipc.record.store import Store
+
 PATIENCE = 30  # seconds in which a scheduler answers and has a worker
 LATE = 90  # seconds by which a shared folder may show a file later than it was made
-RETRIES = 2  # of a shard that failed; one that was lost with its worker is Dask's to count
+RETRIES = 2  # of a shard that failed; Dask itself counts the workers that a shard has killed
 
 
-def on_scheduler(address, read, recording, store, teacher, missing, block_done):
-    """Have the missing shards of a Store committed into its parts by the workers at address.
+def on_scheduler(
+    address: str,
+    read: Callable[[], tuple[Clouds, Model]],
+    recording: Recording,
+    store: Store,
+    teacher: Callable[..., Any],
+    missing: list[tuple[int, int, int]],
+    block_done: Callable[[int], None],
+) -> None:
+    """Let the workers at address commit the missing shards of a Store into its parts.
 
-    read: picklable, without arguments, returns (Clouds, Model); one worker runs it and hands them
-    on.  What follows is as in recorder.record for compute; the workers make the teacher from Model.
-    Raises BackendError where distributed is missing, nobody answers or no worker is left, what a
-    worker raised on purpose, DataError where a shard that a worker committed is not seen here,
-    MinipcError for any other failure there.  Whatever is raised, Ctrl-C too, cancels what is left;
-    committed shards stay.
+    read: picklable, takes no arguments, returns (Clouds, Model); one worker calls it and passes the
+    result to the others.  The other arguments are those of compute in recorder.record; workers
+    build the teacher from the Model.  Raises BackendError if distributed is missing, the scheduler
+    does not answer or no worker is left; DataError if a committed shard is not visible here; the
+    MinipcError that a worker raised; and MinipcError for any other failure there.  Every exception,
+    including Ctrl-C, cancels the remaining tasks; committed shards stay.
     """
     with _client(address) as client:
+        done: queue.SimpleQueue[Any]
         parts, done = os.path.abspath(store.parts.path), queue.SimpleQueue()
         plan, backend = store.plan, recording.xp.__name__
         read = client.submit(_read, read, plan, pure=False, retries=RETRIES)
@@ -68,7 +91,7 @@ def on_scheduler(address, read, recording, store, teacher, missing, block_done):
                 _seen(os.path.join(parts, shard_name(view, first)), task.result())
             except MinipcError:
                 raise
-            except Exception as reason:  # of a worker that died too often, or cannot run this
+            except Exception as reason:  # the shard killed too many workers, or they cannot run it
                 what = f"{type(reason).__name__}: {' '.join(str(reason).split())}"
                 raise MinipcError(
                     f"{address}: view {view}, row {first}: {what}; look at the workers and type "
@@ -78,8 +101,10 @@ def on_scheduler(address, read, recording, store, teacher, missing, block_done):
             block_done(stop - first)
 
 
-def _read(read, plan):
-    """Return clouds and teacher of the plan, and their groups, on a worker."""
+def _read(
+    read: Callable[[], tuple[Clouds, Model]], plan: Plan
+) -> tuple[Clouds, Model, tuple[Any, ...]]:
+    """Runs on a worker: return the clouds and the teacher of the plan, and the groups."""
     clouds, model = read()
     check_recorded(clouds, plan, "scheduler: the clouds that a worker reads")
     if model_id(model) != plan.teacher_id:
@@ -91,8 +116,18 @@ def _read(read, plan):
     return clouds, model, net(model.config).prepare(model.config, clouds.points)
 
 
-def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
-    """Compute and commit one shard, on a worker; return its digest."""
+def _compute(
+    read: tuple[Clouds, Model, tuple[Any, ...]],
+    backend: str,
+    engine: str,
+    parts: str,
+    plan: Plan,
+    augment: AugmentConfig,
+    view: int,
+    first: int,
+    stop: int,
+) -> str:
+    """Runs on a worker: compute and commit one shard; return its digest."""
     from distributed import get_worker
 
     if get_worker().state.nthreads > 1 and not one_blas_thread():
@@ -108,13 +143,13 @@ def _compute(read, backend, engine, parts, plan, augment, view, first, stop):
         *arrays, kl = compute_shard(
             clouds, teacher, plan, augment, view, first, stop, xp, 1, groups=groups
         )
-        commit_shard(parts, plan, view, first, *arrays, {**provenance_of(xp, engine), "max_kl": kl})
+        commit_shard(parts, plan, view, first, *arrays, {**provenance_of(xp, engine), "max_kl": kl})  # type: ignore[call-arg, arg-type]
     return files.digest_of(os.path.join(parts, shard_name(view, first)))
 
 
 @contextmanager
-def _client(address):
-    """Give a client of a scheduler that answers and has a worker.  Raises BackendError."""
+def _client(address: str) -> Iterator[Any]:
+    """Yield a client of a scheduler that answers and has a worker.  Raises BackendError."""
     try:
         from distributed import Client
     except ImportError as reason:
@@ -123,10 +158,10 @@ def _client(address):
         ) from reason
     logging.getLogger("distributed.client").setLevel(
         logging.CRITICAL
-    )  # what went wrong is told once, in one line
-    answer = queue.SimpleQueue()
+    )  # our own one-line error is enough
+    answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def connect():
+    def connect() -> None:
         try:
             answer.put(Client(address, timeout=PATIENCE))
         except Exception as reason:
@@ -134,7 +169,7 @@ def _client(address):
 
     threading.Thread(
         target=connect, daemon=True
-    ).start()  # who answers in another protocol can hold it for ever
+    ).start()  # a server of another protocol may block it without end
     try:
         client = answer.get(timeout=PATIENCE + 5)
     except queue.Empty:
@@ -154,8 +189,8 @@ def _client(address):
         yield client
 
 
-def _next(done, client, address):
-    """Return the task that is done next.  Raises BackendError where no worker is left to do one."""
+def _next(done: queue.SimpleQueue[Any], client: Any, address: str) -> Any:
+    """Return the task that finishes next.  Raises BackendError if no worker is left."""
     while True:
         try:
             return done.get(timeout=PATIENCE)
@@ -167,10 +202,10 @@ def _next(done, client, address):
                 ) from None
 
 
-def _seen(path, digest):
-    """Raise DataError unless the shard that a worker committed is here too.
+def _seen(path: str, digest: str) -> None:
+    """Raise DataError unless this process sees the shard that a worker committed.
 
-    A shared folder may show it later.
+    A shared folder may show a new file late, so this waits up to LATE seconds.
     """
     until = time.monotonic() + LATE
     while not (here := os.path.lexists(path)) and time.monotonic() < until:
