@@ -65,7 +65,7 @@ class Textbook:
     """Each layer operation by operation, as docs/math.md derives them."""
 
     def __init__(self, work=None):
-        """work has no use here: nothing is kept from one step to the next."""
+        """This engine ignores work: it keeps nothing between steps."""
 
     def enter(self, tape, x, widths, name="points", inner=False):
         """Return what shared() and pooled() take, of x (B, N, I).

@@ -100,8 +100,9 @@ def sha256_arrays(*arrays):
 def commit(path, data, swept=False):
     """Make path hold data (bytes-like, or a list of bytes-like), durably, or leave it as it was.
 
-    swept: its folder was swept already, and is too large to be listed for each file.  Raises
-    DataError where path cannot be such a file, MinipcError where the machine fails.
+    swept: the caller has already removed stale temporaries from the folder; listing a large folder
+    for each file would be slow.  Raises DataError where path is at fault, MinipcError where the
+    machine fails.
     """
     with replacing(path, swept) as fd:
         at = 0
@@ -123,7 +124,7 @@ def replacing(path, swept=False):
         if os.path.exists(place) and not os.path.isfile(place):  # a rename would destroy a pipe
             raise _no_file(os.stat(place).st_mode, path)
         if not swept:
-            sweep(folder, base)  # what a killed writer of this very file left
+            sweep(folder, base)  # remove temporaries of killed writers of this file
         fd, temporary = _new_temporary(folder, base)
         yield fd
         os.fsync(fd)
@@ -358,8 +359,8 @@ def _no_file(mode, path):
 def _guard(fd, path, kind, version, cap):
     """Raise DataError unless fd is whole, of this kind, of at most this version and cap bytes.
 
-    The header and the digest's rule hold for all versions, so damage is told from a newer file;
-    another kind of ours is told at once, before a large file is hashed.
+    All versions share the header and the digest, so this function can tell damage from a newer
+    version.  It checks the kind first, before it hashes a large file.
     """
     size, head = os.fstat(fd).st_size, os.pread(fd, USER_BLOCK, 0)
     if not head:
