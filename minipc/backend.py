@@ -144,8 +144,8 @@ def blas_kernel() -> str:
     """Return the name of OpenBLAS's kernel for this processor, "" with another BLAS.
 
     One build of OpenBLAS holds kernels for many processors; they round differently and are fast at
-    different shapes.  We look up a symbol in NumPy's extension and its dependencies,
-    so the answer is about the library that NumPy loaded.
+    different shapes.  We look up a symbol in NumPy's extension and its dependencies, so
+    the answer is about the library that NumPy loaded.
     """
     library = ctypes.CDLL(np._core._multiarray_umath.__file__)
     for name in (

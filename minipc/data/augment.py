@@ -1,8 +1,7 @@
 """Shape-level augmentation: draw() is random, apply() is deterministic.
 
 Scale and shift only.  Point-level jitter would have to be stored point by point, which is what a
-record exists to avoid (arXiv 2409.02020, abstract); we chose the usual ranges for
-ModelNet40.
+record exists to avoid (arXiv 2409.02020, abstract); we chose the usual ranges for ModelNet40.
 """
 
 from dataclasses import dataclass

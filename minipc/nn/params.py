@@ -1,7 +1,7 @@
 """Parameters: specifications first, arrays second, in one flat dict of dotted names.
 
-Gradients carry the same names.  Running statistics have no gradient, so they have
-a separate dict.
+Gradients carry the same names.  Running statistics have no gradient, so they have a
+separate dict.
 """
 
 from typing import Any, NamedTuple
