@@ -7,9 +7,11 @@ nn/ look it up from the arrays they are given, and nothing here ever falls back 
 import ctypes
 import os
 import sys
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -24,11 +26,11 @@ REMEDY = (
 )
 
 
-def load(name, say=lambda line: None):
+def load(name: str, say: Callable[[str], Any] = lambda line: None) -> Any:
     """Return the array module for "numpy", "cupy" or "auto" (cupy where a device computes).
 
-    say is told where auto takes numpy although CuPy is installed.  Raises BackendError when cupy is
-    asked for by name and cannot run, UsageError for another name.
+    Calls say(line) if auto takes numpy although CuPy is installed.  Raises BackendError if name is
+    cupy and it cannot run, UsageError for an unknown name.
     """
     if name not in ("auto", "numpy", "cupy"):
         raise UsageError(f"backend: expected auto, numpy or cupy, got {name!r}")
@@ -52,7 +54,7 @@ def load(name, say=lambda line: None):
     return cupy
 
 
-def module_of(*arrays):
+def module_of(*arrays: Any) -> Any:
     """Return the module that owns arrays, numpy or cupy; raise BackendError for a mixture."""
     cupy = sys.modules.get("cupy")  # never imported: then no array can be CuPy's
     on_device = {cupy is not None and isinstance(array, cupy.ndarray) for array in arrays}
@@ -63,23 +65,23 @@ def module_of(*arrays):
     return cupy if on_device.pop() else np
 
 
-def to_host(array):
+def to_host(array: Any) -> np.ndarray:
     """Return array as a numpy array; the one way back from a device."""
     xp = module_of(array)
     return array if xp is np else xp.asnumpy(array)
 
 
-def tree_to(xp, arrays):
+def tree_to(xp: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     """Return a dict of arrays moved to module xp."""
     return {name: xp.asarray(to_host(array)) for name, array in arrays.items()}
 
 
-def default_threads(xp):
+def default_threads(xp: Any) -> int:
     """Return the worker threads to use: the CPUs of this process, or one beside a device."""
     return len(os.sched_getaffinity(0)) if xp is np and hasattr(os, "sched_getaffinity") else 1
 
 
-def ordered_map(function, items, threads):
+def ordered_map(function: Callable[[Any], Any], items: Iterable, threads: int) -> Iterator:
     """Yield function(item) in the order of items, computed by worker threads.
 
     NumPy releases the interpreter lock, so blocks run in parallel; results do not depend on
@@ -92,7 +94,7 @@ def ordered_map(function, items, threads):
         yield from pool.map(function, items)
 
 
-def one_blas_thread():
+def one_blas_thread() -> bool:
     """Return whether BLAS uses one thread, by its variables or by threadpoolctl.
 
     Bitwise repetition on one machine is promised only then: the same product differs in the last
@@ -113,11 +115,11 @@ def one_blas_thread():
 
 
 @contextmanager
-def blas_on_one_thread(say=None):
-    """Within it BLAS uses one thread, if anything can still see to that; else say(line) once.
+def blas_on_one_thread(say: Callable[[str], Any] | None = None) -> Iterator[None]:
+    """Limit BLAS to one thread inside this block; if that is impossible, call say(line) once.
 
-    For whoever imported NumPy before minipc's command line could set the variables: threadpoolctl
-    (the extra "threads") tells a BLAS that is already loaded.
+    For programs that import NumPy before minipc can set the variables: threadpoolctl (the extra
+    "threads") changes a BLAS that is already loaded.
     """
     with ExitStack() as limits:
         if not one_blas_thread():
@@ -138,12 +140,12 @@ def blas_on_one_thread(say=None):
 
 
 @cache
-def blas_kernel():
+def blas_kernel() -> str:
     """Return the name of OpenBLAS's kernel for this processor, "" with another BLAS.
 
     One build of OpenBLAS holds kernels for many processors; they round differently and are fast at
-    different shapes.  The question goes to the very library that NumPy loaded: a symbol is looked
-    for in NumPy's extension and then in what that depends on.
+    different shapes.  We look up a symbol in NumPy's extension and its dependencies, so
+    the answer is about the library that NumPy loaded.
     """
     library = ctypes.CDLL(np._core._multiarray_umath.__file__)
     for name in (
@@ -159,7 +161,7 @@ def blas_kernel():
     return ""
 
 
-def padded_block(rows, first, size):
+def padded_block(rows: np.ndarray, first: int, size: int) -> np.ndarray:
     """Return rows[first : first + size], the last row repeated where rows end earlier.
 
     Every compute block has the same shape, because the result of a matrix product can depend on

@@ -1,7 +1,7 @@
 """Every exception that minipc raises on purpose, each with the exit code of its class.
 
-A message is one line for a person: what, where, expected, found, and what to do.  Anything else
-that escapes is a defect of ours and keeps its traceback.
+A message is one line for a person: what, where, expected, found, and what to do.  Any other
+exception is a bug in minipc and keeps its traceback.
 """
 
 
@@ -12,7 +12,7 @@ class MinipcError(Exception):
 
 
 class UsageError(MinipcError):
-    """Options or arguments that cannot be meant together."""
+    """Invalid or contradictory options or arguments."""
 
     exit_code = 2
 
@@ -24,7 +24,7 @@ class DataError(MinipcError):
 
 
 class CheckFailed(MinipcError):
-    """A check that was asked for and did not hold."""
+    """A requested check that failed."""
 
     exit_code = 4
 
@@ -36,7 +36,7 @@ class BackendError(MinipcError):
 
 
 def short(value, most=60):
-    """Return value as text for a message, cut to most characters."""
+    """Return value as text for a message, cut to at most `most` characters."""
     text = str(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 

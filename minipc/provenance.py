@@ -1,7 +1,8 @@
-"""What arithmetic was done with, and whether that of two places rounds alike."""
+"""The software and hardware that computed a result, and whether two machines round alike."""
 
 import os
 import platform
+from typing import Any
 
 import numpy as np
 
@@ -10,14 +11,14 @@ from minipc.backend import blas_kernel, one_blas_thread
 from minipc.installed import cupy_distributions
 
 
-def blas_build():
+def blas_build() -> tuple[str, str]:
     """Return name and version of the BLAS that NumPy was built with."""
     blas = np.show_config(mode="dicts").get("Build Dependencies", {}).get("blas", {})
     return blas.get("name", "unknown"), blas.get("version", "")
 
 
-def provenance(xp):
-    """Return what arithmetic was done with: versions, kernels and device; no dates, hosts or paths.
+def provenance(xp: Any) -> dict[str, Any]:
+    """Return versions, kernels and device of the arithmetic; no dates, host names or paths.
 
     Where two of these are equal and one_blas_thread holds, the same arithmetic gives the same bits.
     """
@@ -38,7 +39,7 @@ def provenance(xp):
 
 
 def _device_provenance(xp):
-    """Return the libraries of a device; another version of one may round otherwise."""
+    """Return the libraries of a device; another version may round differently."""
     cuda = xp.cuda
     return {
         "device": cuda.runtime.getDeviceProperties(cuda.runtime.getDevice())["name"].decode(),
@@ -57,11 +58,10 @@ def _device_provenance(xp):
     }
 
 
-def unlike(there, here):
+def unlike(there: dict[str, Any], here: dict[str, Any]) -> str:
     """Return why bits may differ between two provenances, "" where they do not.
 
-    An entry that one of them lacks (files of earlier versions say less) is unknown, and so not the
-    same.
+    An entry that one of them lacks is unknown, so it counts as different (older files have fewer).
     """
     other = [
         f"{name.replace('_', ' ')} {there.get(name, 'not said')} there, "

@@ -1,7 +1,7 @@
 """Where the raw loss is bounded below: theorem 2.1 of docs/math.md, over b and T, and in one row.
 
-The rows are those of a record, or an example of its kind: a teacher sure of the label, an earlier
-self less so, both with other opinions on the rest.
+The rows come from a record or are an example: the teacher is sure of the label, the earlier self is
+less sure, and they disagree on the other classes.
 """
 
 from typing import NamedTuple
@@ -26,10 +26,8 @@ class Rows(NamedTuple):
     what: str
 
 
-def example_rows(classes, rows=2000):
-    """Return Rows as in docs/math.md: logit 12 of the teacher, 8 of the self at the label, N(0,
-    1.5) elsewhere.
-    """
+def example_rows(classes: int, rows: int = 2000) -> Rows:
+    """Return Rows of docs/math.md: at the label, teacher 12 and self 8; else N(0, 1.5)."""
     rng = stream(0, "audit", 3)
     labels = rng.integers(0, classes, rows)
     v, u = 1.5 * rng.standard_normal((2, rows, classes))
@@ -42,7 +40,7 @@ def example_rows(classes, rows=2000):
     return Rows(labels, v, u, what)
 
 
-def unbounded_shares(rows, a, smoothing):
+def unbounded_shares(rows: Rows, a: float, smoothing: float) -> dict[tuple[float, float], float]:
     """Return {(b, T): share of rows whose raw loss has no lower bound} for the grid B x T."""
     shares = {}
     for temperature in T:
@@ -59,7 +57,7 @@ def _safe(rows, config):
 
 
 class WorstRow(NamedTuple):
-    """The row that bears the least b, and what pulls at each of its classes."""
+    """The row with the smallest safe b, and its margins and targets."""
 
     row: int
     label: int
@@ -77,7 +75,7 @@ class WorstRow(NamedTuple):
     target: np.ndarray | None  # (K,), at T = 1: what s is pulled to by the whole loss; else None
 
 
-def worst_row(rows, config):
+def worst_row(rows: Rows, config: LossConfig) -> WorstRow:
     """Return the WorstRow of Rows under a LossConfig; its targets are those of the loss in use.
 
     At T = 1 the loss is one signed cross-entropy with weights (1-a) y + q; by (L2) its gradient

@@ -1,4 +1,4 @@
-"""What a weight means elsewhere: our a, b and T in the conventions of other libraries, and back.
+"""Convert our a, b and T to the conventions of other libraries, and back.
 
 The libraries agree on the divergence and differ in what they divide it by, up to a factor of K or
 T^2, and in which term a letter names.  Ours is T^2 KL, summed over classes, mean over the batch.
@@ -18,7 +18,7 @@ class Convention(NamedTuple):
     formula: str
     factor: Callable  # (T, K) -> their KD term in units of ours
     weights: Callable  # their one weight -> (labels, soft)
-    weight: Callable  # (labels, soft) of any scale -> their one weight, inf where there is none
+    weight: Callable  # (labels, soft) of any scale -> their one weight, inf if no weight fits
 
 
 def _share(labels, soft):
@@ -64,7 +64,7 @@ CONVENTIONS = {
         _share,
     ),
 }
-# Not a KL at any weight: its gradient has another direction.
+# No weight makes this a KL, because its gradient has another direction.
 KD_LIB = (
     "KD_Lib: (1 - w) CE + w T^2 mean squared difference of probabilities: no KL, and no "
     "weight makes it one"
@@ -73,13 +73,13 @@ KD_LIB = (
 
 class Translated(NamedTuple):
     weight: float  # in the other convention
-    times: float  # our loss is so many times theirs (or theirs ours, in from_theirs)
+    times: float  # our loss / their loss (in from_theirs: their loss / ours)
 
 
-def to_theirs(name, a, T, classes):
+def to_theirs(name: str, a: float, T: float, classes: int) -> Translated:
     """Return the Translated weight of our first two terms: ours = times * theirs.
 
-    inf where no weight of theirs does.  Raises UsageError for an unknown name.
+    inf if none of their weights fits.  Raises UsageError for an unknown name.
     """
     convention = _named(name)
     factor = convention.factor(T, classes)
@@ -90,7 +90,7 @@ def to_theirs(name, a, T, classes):
     return Translated(weight, 1 / (labels + soft * factor))
 
 
-def from_theirs(name, weight, T, classes):
+def from_theirs(name: str, weight: float, T: float, classes: int) -> Translated:
     """Return Translated: our a for their weight, theirs = times * ours.  Raises UsageError."""
     convention = _named(name)
     if not isfinite(weight):
@@ -105,7 +105,7 @@ def from_theirs(name, weight, T, classes):
     return Translated(soft / (labels + soft), labels + soft)
 
 
-def check_name(name):
+def check_name(name: str) -> None:
     """Raise UsageError for a name that is not in CONVENTIONS."""
     if name not in CONVENTIONS:
         raise UsageError(f"convention: expected {', '.join(CONVENTIONS)}, got {name!r}")

@@ -375,8 +375,8 @@ def engines(size):
 def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
     """Return the Facts that both engines have the same gradients and logits.
 
-    repeated: so many of the first points stand at the end again.  Of equal points gradients are
-    added: which of them won is a convention.
+    repeated: how many of the first points appear again at the end.  Gradients of equal points are
+    added, because the winner among them is a convention.
     """
     params = {name: value for name, value in arrays.items() if name != "points"}
     found = {}

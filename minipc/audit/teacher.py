@@ -1,4 +1,4 @@
-"""What a record says of its teacher, and where it leaves the negative weight room.
+"""Statistics of a record's teacher, and the negative weights that are safe with it.
 
 How sure the teacher is, how often it is right and agrees with itself across the views of a cloud,
 and row by row the largest b with which theorem 2.1 of docs/math.md keeps the raw loss bounded.
@@ -32,8 +32,8 @@ class TeacherAudit(NamedTuple):
     )  # share of rows whose raw loss has no lower bound; None without a self target
     raised: float | None  # share of rows in which the guard raises a class
     safe_b: list | None  # rows by their largest safe b, between the edges SAFE_B
-    worst: tuple | None  # (view, cloud, largest safe b) of the row that bears least
-    safe_for_all: list  # the same histogram for the worst earlier self there could be
+    worst: tuple | None  # (view, cloud, largest safe b) of the row with the smallest safe b
+    safe_for_all: list  # the same histogram for the worst possible earlier self
 
 
 def largest_safe_b(y, p, r, config):
@@ -43,7 +43,7 @@ def largest_safe_b(y, p, r, config):
     a, T = config.kd_weight, config.temperature
     with np.errstate(divide="ignore", invalid="ignore"):
         bound = ((1 - a) * y + a * T * p) / (T * r)
-    return np.where(r > 0, bound, np.inf).min(axis=1)  # where r is 0 nothing is subtracted
+    return np.where(r > 0, bound, np.inf).min(axis=1)  # r = 0 subtracts nothing, so any b is safe
 
 
 def audit_teacher(reader, labels, config, earlier=None):
@@ -110,7 +110,7 @@ def earlier_self(reader, earlier, view):
 
 
 def named_self(reader, earlier):
-    """Return in words whose logits earlier_self() returns."""
+    """Return a text that names the source of earlier_self()'s logits."""
     if earlier is not None:
         return earlier.path
     return "the teacher under the next view" if reader.views > 1 else "none: one view"

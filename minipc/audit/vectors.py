@@ -19,7 +19,7 @@ TOLERANCE = 1e-12  # in float64, of max(1, largest entry)
 
 
 class Case(NamedTuple):
-    """One row of the loss, as float64: what goes in, then what comes out."""
+    """One row of the loss, as float64: first the inputs, then the outputs."""
 
     name: str
     z: np.ndarray  # (K,), student logits
@@ -58,7 +58,7 @@ def _number(name, value):
 
 
 def deviation(found, wanted):
-    """Return the largest difference, of max(1, largest entry wanted); else infinity."""
+    """Return the largest difference, relative to max(1, largest entry of wanted); else infinity."""
     found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
     if found.shape != wanted.shape or not np.isfinite(found).all():
         return float("inf")

@@ -1,8 +1,7 @@
-"""Shape-level augmentation: draw (random) and apply (a function of its arguments), apart.
+"""Shape-level augmentation: draw() is random, apply() is deterministic.
 
 Scale and shift only.  Point-level jitter would have to be stored point by point, which is what a
-record exists to avoid (arXiv 2409.02020, abstract); the ranges are our choice, the customary ones
-for ModelNet40.
+record exists to avoid (arXiv 2409.02020, abstract); we chose the usual ranges for ModelNet40.
 """
 
 from dataclasses import dataclass
@@ -41,7 +40,7 @@ class Params(NamedTuple):
     shift: Any  # (B, 3) float32
 
 
-def draw(seed, view, first, clouds, config):
+def draw(seed: int, view: int, first: int, clouds: int, config: AugmentConfig) -> Params:
     """Return the Params of clouds first .. first + clouds - 1 in one view, on the host.  (A1)
 
     u = (w >> 11) 2^-53 from the raw Philox words w (streams.view_words), low + (high - low) u in
@@ -55,7 +54,7 @@ def draw(seed, view, first, clouds, config):
     return Params(scale.astype(np.float32), shift.astype(np.float32))
 
 
-def apply(points, params):
+def apply(points: Any, params: Params) -> Any:
     """Return points * scale + shift.  (A2)    points (B, N, 3) -> the same shape, a new array
 
     Two separate array operations, each rounded, so that every backend agrees bit for bit; one

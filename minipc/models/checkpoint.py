@@ -1,10 +1,10 @@
-"""The state of a training run after an epoch, to a file and back: all that the next epoch depends
-on.
+"""Write and read the state of a training run after an epoch: all that the next epoch needs.
 
 Random streams are drawn by name, seed, epoch and step (streams.py), so their position is the
-number of epochs done; the rest is arrays.  Nothing here knows what the arrays mean.
+number of epochs done; the rest is arrays.  This module does not know what the arrays mean.
 """
 
+from os import PathLike
 from typing import NamedTuple
 
 import numpy as np
@@ -29,7 +29,7 @@ class Checkpoint(NamedTuple):
     self_target: dict  # what SelfTarget.state() returned
 
 
-def write_checkpoint(path, checkpoint):
+def write_checkpoint(path: str | PathLike, checkpoint: Checkpoint) -> None:
     """Commit checkpoint to path, atomically.  Raises as files.commit does."""
     arrays = {group: getattr(checkpoint, group) for group in GROUPS}
     layout = {
@@ -59,7 +59,7 @@ def write_checkpoint(path, checkpoint):
     hdf5.write_hdf5(path, KIND, VERSION, fill)
 
 
-def read_checkpoint(path):
+def read_checkpoint(path: str | PathLike) -> Checkpoint:
     """Return the Checkpoint in path.  Raises DataError for a missing, damaged or foreign file."""
     with hdf5.open_hdf5(path, KIND, VERSION) as file:
         hdf5.check_members(file, {"meta", *GROUPS}, path)

@@ -1,11 +1,11 @@
-"""The seam between a model and all else: a model is a module with these functions.
+"""The interface of a model: a module with these functions.
 
     param_specs(config)            {dotted name: Spec} of the parameters
     initial_stats(config, dtype)   {name.mean, name.var} of a new model
     prepare(config, points)        the groups of stored clouds (B, N, 3), () where there are none
     forward_train(params, inputs, config, mask, engine, work)   logits, {layer: BatchStats}, tape
     evaluator(params, stats, config, engine)   logits_of(inputs), for a finished model
-    forward_eval(params, stats, inputs, config, engine)   logits by an evaluator made for once
+    forward_eval(params, stats, inputs, config, engine)   logits by an evaluator used once
     count(config, points)          Count of parameters and multiply-adds
     pooled_layers(config)          names of the layers before a maximum
     dropout_width(config)          width of the mask that forward_train takes
@@ -30,7 +30,7 @@ def net(config):
 
 
 def config_class(architecture, where):
-    """Return the class of a config that was read from a file.  Raises DataError naming where."""
+    """Return the config class of an architecture read from file `where`.  Raises DataError."""
     if architecture not in MODELS:
         raise DataError(
             f"{where}: architecture {architecture!r} is not known here; expected "

@@ -1,11 +1,12 @@
-"""Two engines with the same methods, and the tape on which they push what a backward needs.
+"""Two engines with the same methods, and the tape of what the backward needs.
 
-A model's forward is one column of calls to an engine: enter, shared, pooled, dense, output.
-Textbook makes each of them from the operations of ops.py, the specification; Fast computes the
-same function by the moments of each layer's input (fast/fused.py).  What an engine passes from
-layer to layer is its own: (B, N, O) arrays here, an Activation there.
+A model's forward is a sequence of calls to an engine: enter, shared, pooled, dense, output.
+Textbook builds each call from the operations of ops.py, the specification; Fast computes the
+same function from the moments of each layer's input (fast/fused.py).  Each engine passes its own
+type from layer to layer: (B, N, O) arrays here, an Activation there.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from minipc.backend import module_of
@@ -44,8 +45,8 @@ class Tape(list):
         return names, [self.params[name] for name in names]
 
 
-def backward(dlogits, tape):
-    """Return {name: gradient} with the names of params, and the gradient of what was entered.
+def backward(dlogits: Any, tape: Tape) -> tuple[dict[str, Any], Any]:
+    """Return {name: gradient} with the names of params, and the gradient of the input.
 
     The latter is dpoints (B, N, 3) of the textbook engine.  Fast leaves it as a fused.Gradient,
     since training does not need it; fused.input_gradient() multiplies it out.
@@ -65,13 +66,13 @@ class Textbook:
     """Each layer operation by operation, as docs/math.md derives them."""
 
     def __init__(self, work=None):
-        """work has no use here: nothing is kept from one step to the next."""
+        """This engine ignores work: it keeps nothing between steps."""
 
     def enter(self, tape, x, widths, name="points", inner=False):
-        """Return what shared() and pooled() take, of x (B, N, I).
+        """Convert x (B, N, I) to the input of shared() and pooled().
 
-        widths: of the layers that follow, the pooled one excepted.  name: of this entry, where a
-        forward has several.  inner: x comes from layers below, so that its gradient is needed.
+        widths: of the layers that follow, without the pooled one.  name: of this entry, if a
+        forward has several.  inner: x comes from layers below, so backward needs its gradient.
         """
         return x
 
@@ -103,11 +104,11 @@ class Textbook:
         """
 
         def pooled(x):
-            # a product can round otherwise where memory is walked otherwise
+            # another memory order can change the rounding of a product
             x = module_of(x).ascontiguousarray(x)
             for W, *norm in layers:
                 x = eval_norm_relu(ops.linear_forward(x, W)[0], norm, eps)
-            return x.max(axis=1)  # (M12) without the search for who won, which a backward needs
+            return x.max(axis=1)  # (M12); only a backward needs the winners
 
         return pooled
 
@@ -158,16 +159,16 @@ class Fast:
 ENGINES = {"fused": Fast, "textbook": Textbook}
 
 
-def check_engine(name):
-    """Raise UsageError for a name that is not an engine's."""
+def check_engine(name: str) -> None:
+    """Raise UsageError for an unknown engine name."""
     if name not in ENGINES:
         raise UsageError(f"engine: expected {' or '.join(ENGINES)}, got {name!r}")
 
 
-def engine_of(name, work, *arrays):
-    """Return the engine of this name, in a Workspace: work, or a new one for the arrays' module.
+def engine_of(name: str, work: Workspace | None, *arrays: Any) -> "Textbook | Fast":
+    """Return the engine of this name, with work or a new Workspace for the arrays' module.
 
-    Raises UsageError for another name.
+    Raises UsageError for an unknown name.
     """
     check_engine(name)
     return ENGINES[name](work or Workspace(module_of(*arrays)))
@@ -189,7 +190,7 @@ def _input_gradient(d, _):
     return fused.input_gradient(d)
 
 
-def eval_norm_relu(x, norm, eps):
+def eval_norm_relu(x: Any, norm: Sequence, eps: float) -> Any:
     """Batch norm with tracked statistics, and ReLU.    norm = gamma, beta, mean, var, (O,) each"""
     x, _ = ops.batch_norm_eval_forward(x, *norm, eps)
     return ops.relu_forward(x)[0]

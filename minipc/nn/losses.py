@@ -3,9 +3,9 @@
 Everything rests on one primitive, soft cross-entropy with signed weights that need not sum to
 one; the familiar gradient s - q is wrong here.  z: student logits, y: smoothed one-hot labels,
 v: recorded teacher logits, u: logits of the student's earlier self; v and u are constants.
-Their softmaxes are s, p and r, in this order: student, teacher, earlier self.  The
-form of the third term, one temperature for both divergences and the guard are our reading and
-our derivation, not statements of arXiv 2409.02020 (docs/math.md says which is which).
+Their softmaxes are s, p and r, in this order: student, teacher, earlier self.  Three
+things are our reading and derivation, not statements of arXiv 2409.02020: the form of the third
+term, one temperature for both divergences, and the guard (docs/math.md says which is which).
 """
 
 from typing import Any, NamedTuple
@@ -15,7 +15,7 @@ from minipc.errors import UsageError, check_shape
 from minipc.nn.ops import log_softmax_forward
 from minipc.settings import LossConfig
 
-GUARD_FLOOR = 0.05  # delta of (L8): the part of a p that the guard leaves to every class
+GUARD_FLOOR = 0.05  # delta of (L8): the part of a p that the guard keeps in every class
 
 
 LABELS_ALONE = {"kd_weight": 0.0, "self_weight": 0.0}
@@ -26,7 +26,7 @@ class SoftCrossEntropyCache(NamedTuple):
     q: Any  # (B, K), signed weights
 
 
-def soft_cross_entropy_forward(z, q):
+def soft_cross_entropy_forward(z: Any, q: Any) -> tuple[Any, SoftCrossEntropyCache]:
     """loss_b = - sum_k q_bk log s_bk, s = softmax(z).  (L1)    z, q (B, K) -> loss (B,)
 
     q may hold negative weights and need not sum to one; neither is assumed below.
@@ -37,7 +37,7 @@ def soft_cross_entropy_forward(z, q):
     return -(q * log_s).sum(axis=-1), SoftCrossEntropyCache(xp.exp(log_s), q)
 
 
-def soft_cross_entropy_backward(dloss, cache):
+def soft_cross_entropy_backward(dloss: Any, cache: SoftCrossEntropyCache) -> Any:
     """dz_bk = dloss_b ((sum_j q_bj) s_bk - q_bk).  (L2)    dloss (B,) -> dz (B, K)
 
     q is a constant: no gradient is returned for it, which is the stop-gradient of teacher and
@@ -47,11 +47,11 @@ def soft_cross_entropy_backward(dloss, cache):
     return dloss[:, None] * (q.sum(axis=-1, keepdims=True) * s - q)
 
 
-def smooth_labels(labels, classes, smoothing, dtype):
+def smooth_labels(labels: Any, classes: int, smoothing: float, dtype: Any) -> Any:
     """y = (1 - e) onehot + e / K.  (L3)    labels (B,) integer -> y (B, K) of dtype
 
-    PyTorch's convention (PointMLP divides by K - 1).  Labels must lie in 0 .. K - 1: that is
-    checked where data is read, because a device would wrap a wrong one silently.
+    PyTorch's convention (PointMLP divides by K - 1).  Labels must lie in 0 .. K - 1.  Readers of
+    data check this, because a device wraps a wrong label silently.
     """
     xp = module_of(labels)
     onehot = labels[:, None] == xp.arange(classes)[None, :]
@@ -64,7 +64,7 @@ def _log_softmax_at(logits, temperature):
     return module_of(logits).exp(log_p), log_p
 
 
-def divergence(p, log_p, log_s, temperature):
+def divergence(p: Any, log_p: Any, log_s: Any, temperature: float) -> Any:
     """T^2 KL(p || s_T) = T^2 sum_k p_k (log p_k - log s_k).  (L4)    (B, K) each -> (B,)
 
     p and log_p belong to the constant side, log_s to the student, all at temperature T.
@@ -72,7 +72,7 @@ def divergence(p, log_p, log_s, temperature):
     return temperature**2 * (p * (log_p - log_s)).sum(axis=-1)
 
 
-def margins(y, p, r, b, config):
+def margins(y: Any, p: Any, r: Any, b: Any, config: LossConfig) -> Any:
     """M_i = (1-a) y_i + T (a p_i - b r_i).  (L6)    y, p, r (B, K), b (B, 1) -> (B, K)
 
     (L5) is bounded below for a row if and only if M_i >= 0 for every class i (theorem 2.1 of
@@ -82,7 +82,7 @@ def margins(y, p, r, b, config):
     return (1 - a) * y + T * (a * p - b * r)
 
 
-def guarded(ap, br):
+def guarded(ap: Any, br: Any) -> Any:
     """q' = max(a p - b r, delta a p), class by class.  (L8)    (B, K), (B, K) -> (B, K)"""
     return module_of(ap, br).maximum(ap - br, GUARD_FLOOR * ap)
 
@@ -105,7 +105,7 @@ class LossCache(NamedTuple):
 
 
 class Constants(NamedTuple):
-    """The constant side of the soft terms, at temperature T; zeros where there is none."""
+    """The constant side of the soft terms, at temperature T; zeros where a term is absent."""
 
     p: Any  # (B, K) of the teacher
     log_p: Any  # (B, K), or None without a teacher
@@ -114,7 +114,7 @@ class Constants(NamedTuple):
     b: Any  # (B, 1), weight of the self term: 0 in rows without a target
 
 
-def constants(z, v, u, has_u, config):
+def constants(z: Any, v: Any, u: Any, has_u: Any, config: LossConfig) -> Constants:
     """Return Constants for logits z (B, K); v, u and has_u as in loss_forward."""
     xp, T = module_of(z), config.temperature
     p, log_p = (xp.zeros_like(z), None) if v is None else _log_softmax_at(v, T)
@@ -123,10 +123,12 @@ def constants(z, v, u, has_u, config):
     return Constants(p, log_p, *_log_softmax_at(u, T), config.self_weight * has_u[:, None])
 
 
-def loss_forward(z, y, v, u, has_u, config):
+def loss_forward(
+    z: Any, y: Any, v: Any, u: Any, has_u: Any, config: LossConfig
+) -> tuple[LossTerms, LossCache]:
     """L = (1-a) CE(y, s_1) + a T^2 KL(p || s_T) - b T^2 KL(r || s_T), batch mean.  (L5)
 
-    With the guard T^2 H(q' - q, s_T) is added, which is 0 in a row where no class is raised.  (L9)
+    The guard adds T^2 H(q' - q, s_T), which is 0 in a row where it raises no class.  (L9)
 
     z, y, v, u (B, K); has_u (B,) holds 1 where the row has a self target and 0 where not (b is 0
     there).  v is None for labels alone (a must be 0), u and has_u None while no target exists.
@@ -163,7 +165,7 @@ def _check_rows(z, y, v, u, has_u, config):
     module_of(*(array for array in (z, y, v, u, has_u) if array is not None))
     for name, array, shape in (("v", v, z.shape), ("u", u, z.shape), ("has_u", has_u, z.shape[:1])):
         if array is not None:
-            check_shape(name, array, shape)  # else it would be broadcast over the batch
+            check_shape(name, array, shape)  # NumPy would broadcast another shape over the batch
     if v is None and config.kd_weight != 0:
         raise UsageError(
             f"kd weight: a = {config.kd_weight:g} needs teacher logits; without a record use "
@@ -185,7 +187,7 @@ def _batch_means(total, labels, kd, self_kl, has_u, raised, y, side, config):
     )
 
 
-def loss_backward(cache):
+def loss_backward(cache: LossCache) -> Any:
     """dz = [(1-a)(s_1 - y) + T ((sum_k q_k) s_T - q)] / B.  (L7)    -> (B, K)
 
     q = a p - b r for (L5), q' for (L8).  T^2 of the loss and 1/T of the inner derivative leave T.
@@ -199,8 +201,8 @@ def loss_backward(cache):
     return dz
 
 
-def formula(config):
-    """Return the loss in use as one line of text, its convention included."""
+def formula(config: LossConfig) -> str:
+    """Return the loss in use, with its conventions, as one line of text."""
     a, b, T = config.kd_weight, config.self_weight, config.temperature
     text = f"{1 - a:g} CE(y, s_1)"
     if a:

@@ -1,28 +1,28 @@
 """Parameters: specifications first, arrays second, in one flat dict of dotted names.
 
-Gradients carry the same names.  Running statistics have no gradient and live in a dict of their
-own, never among the parameters.
+Gradients carry the same names.  Running statistics have no gradient, so they have a
+separate dict.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
 class Spec(NamedTuple):
-    """Shape of one parameter and how it starts: N(mean, std^2), a constant where std is zero."""
+    """Shape and initial distribution of one parameter: N(mean, std^2); constant if std is 0."""
 
     shape: tuple
     mean: float
     std: float
 
 
-def linear_spec(name, fan_in, fan_out):
+def linear_spec(name: str, fan_in: int, fan_out: int) -> dict[str, Spec]:
     """Return the weight of one linear layer, He-initialised (He et al. 2015, eq. 10)."""
     return {f"{name}.W": Spec((fan_in, fan_out), 0.0, (2 / fan_in) ** 0.5)}
 
 
-def batch_norm_spec(name, channels):
+def batch_norm_spec(name: str, channels: int) -> dict[str, Spec]:
     """Return gamma (ones) and beta (zeros) of one batch norm."""
     return {
         f"{name}.gamma": Spec((channels,), 1.0, 0.0),
@@ -30,12 +30,14 @@ def batch_norm_spec(name, channels):
     }
 
 
-def bias_spec(name, channels):
+def bias_spec(name: str, channels: int) -> dict[str, Spec]:
     """Return one bias, starting at zero."""
     return {f"{name}.b": Spec((channels,), 0.0, 0.0)}
 
 
-def initialise(specs, rng, dtype=np.float32):
+def initialise(
+    specs: dict[str, Spec], rng: np.random.Generator, dtype: Any = np.float32
+) -> dict[str, np.ndarray]:
     """Return {name: array of dtype}, drawn on the host from rng in the order of specs."""
     return {
         name: (spec.mean + spec.std * rng.standard_normal(spec.shape)).astype(dtype)

@@ -3,8 +3,8 @@
 A file of ours is a 512-byte user block (magic, kind, version, length, SHA-256 of the whole file
 with the 32 digest bytes as zero; zeros) and then an ordinary HDF5 image (hdf5.py).  Writing is all
 or nothing: memory -> temporary file beside the target -> fsync -> rename -> fsync of the folder.
-Reading is guarded: nobody interprets a byte before the digest holds.  This module knows no schema:
-what a kind of file holds is its owner's matter.
+Reading is guarded: no code interprets a byte before the digest is verified.  This module knows no
+schema: the module that owns a kind of file defines its contents.
 """
 
 import errno
@@ -17,9 +17,11 @@ import re
 import secrets
 import stat
 import struct
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
-from typing import get_origin, get_type_hints
+from os import PathLike
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 
@@ -97,11 +99,12 @@ def sha256_arrays(*arrays):
     return digest.hexdigest()
 
 
-def commit(path, data, swept=False):
+def commit(path: str | PathLike, data: Any, swept: bool = False) -> None:
     """Make path hold data (bytes-like, or a list of bytes-like), durably, or leave it as it was.
 
-    swept: its folder was swept already, and is too large to be listed for each file.  Raises
-    DataError where path cannot be such a file, MinipcError where the machine fails.
+    swept: the caller has already removed stale temporaries from the folder; listing a large folder
+    for each file would be slow.  Raises DataError where path is at fault, MinipcError where the
+    machine fails.
     """
     with replacing(path, swept) as fd:
         at = 0
@@ -110,11 +113,11 @@ def commit(path, data, swept=False):
 
 
 @contextmanager
-def replacing(path, swept=False):
+def replacing(path: str | PathLike, swept: bool = False) -> Iterator[int]:
     """Yield the descriptor of a new temporary file that becomes path when the block ends well.
 
-    Then fsync, rename, fsync of the folder; whatever is raised, by the block too, removes the
-    temporary and leaves path as it was.  OSErrors end as in commit.  Links are followed.
+    Then fsync, rename, fsync of the folder.  Any exception, also in the block, removes the
+    temporary and leaves path as it was.  OSErrors become the errors of commit.  Follows links.
     """
     place = os.path.realpath(path)
     folder, base = os.path.split(place)
@@ -123,7 +126,7 @@ def replacing(path, swept=False):
         if os.path.exists(place) and not os.path.isfile(place):  # a rename would destroy a pipe
             raise _no_file(os.stat(place).st_mode, path)
         if not swept:
-            sweep(folder, base)  # what a killed writer of this very file left
+            sweep(folder, base)  # remove temporaries of killed writers of this file
         fd, temporary = _new_temporary(folder, base)
         yield fd
         os.fsync(fd)
@@ -140,8 +143,8 @@ def replacing(path, swept=False):
                 os.unlink(temporary)
 
 
-def write_error(told, reason):
-    """Return the error for an OSError of writing: DataError where the place is at fault."""
+def write_error(told: str, reason: OSError) -> MinipcError:
+    """Return the error for an OSError of writing: DataError if the path is at fault."""
     told, code = f"{told} ({reason.strerror or reason})", errno.errorcode.get(reason.errno, "-")
     if code in _BAD_PLACE:
         return DataError(f"{told}; name a file in a folder that you may write to")
@@ -150,8 +153,8 @@ def write_error(told, reason):
     return MinipcError(f"{told}; {remedy} and {again}")
 
 
-def sync_folder(folder):
-    """Make the names in folder durable, where its file system can."""
+def sync_folder(folder: str | PathLike) -> None:
+    """Make the names in folder durable, if its file system supports that."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
@@ -162,7 +165,7 @@ def sync_folder(folder):
         os.close(fd)
 
 
-def write_at(fd, at, data):
+def write_at(fd: int, at: int, data: Any) -> int:
     """Write all of a bytes-like at byte `at` of fd; return where it ends.  Python retries EINTR."""
     view = memoryview(data).cast("B") if memoryview(data).nbytes else b""  # (0, 3) has no cast
     while view:
@@ -171,13 +174,13 @@ def write_at(fd, at, data):
     return at
 
 
-def seal(fd, kind, version):
+def seal(fd: int, kind: str, version: int) -> None:
     """Write the header of the finished image in fd, which is read back for the digest."""
     length = os.fstat(fd).st_size
     write_at(fd, 0, sealed(kind, version, length, _chunks(fd, length)))
 
 
-def sweep(folder, base=None):
+def sweep(folder: str | PathLike, base: str | None = None) -> None:
     """Remove temporaries in folder (of the file base alone, if given) whose writers are dead.
 
     The kernel drops the lock of a killed writer; without locks nothing is removed.
@@ -198,13 +201,13 @@ def _new_temporary(folder, base):
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
         with suppress(OSError):  # a file system without locks
             fcntl.flock(fd, fcntl.LOCK_EX)
-        if os.path.exists(path):  # no sweep was faster than the lock
+        if os.path.exists(path):  # no sweep removed it before the lock
             return fd, path
         os.close(fd)
 
 
 @contextmanager
-def guarded(path, kind, version, cap=CAP):
+def guarded(path: str | PathLike, kind: str, version: int, cap: int = CAP) -> Iterator["_Exact"]:
     """Yield a binary file object of a whole file of kind, of at most version and cap bytes.
 
     What was hashed is what the caller reads: the same descriptor.  Raises DataError, one line.
@@ -215,7 +218,7 @@ def guarded(path, kind, version, cap=CAP):
         yield file
 
 
-def kind_of(path):
+def kind_of(path: str | PathLike) -> str | None:
     """Return the kind that the header of path claims, unverified, or None where it is not ours.
 
     Raises DataError where path cannot be read.
@@ -227,7 +230,7 @@ def kind_of(path):
     return found if found in KINDS else None
 
 
-def digest_of(path):
+def digest_of(path: str | PathLike) -> str:
     """Return the digest that the header of path claims, unverified, in hexadecimal.
 
     Raises DataError where path cannot be read or is too short for a header.
@@ -236,7 +239,7 @@ def digest_of(path):
         return digest_in(file)
 
 
-def digest_in(file):
+def digest_in(file: Any) -> str:
     """Return the digest in the header of a file that guarded yields.  Raises DataError."""
     with _reading(file.path):
         head = os.pread(file.fileno(), _HEADER.size, 0)
@@ -250,7 +253,7 @@ def _head(path):
         return os.pread(file.fileno(), _HEADER.size, 0)
 
 
-def read_bytes(path, most):
+def read_bytes(path: str | PathLike, most: int) -> bytes:
     """Return the bytes of a small file that is not in our format, of at most most bytes.
 
     Raises DataError, also for a folder or a pipe, without waiting for a writer.
@@ -276,8 +279,8 @@ def _reading(path):
 class _Exact(io.RawIOBase):
     """A regular file whose reads are whole or raise: libhdf5 takes a short one for zeros.
 
-    The position is that of this object alone.  The kernel's belongs to the open file, which a
-    forked process shares: with that, each would read where another has just been.
+    This object keeps its own position.  Forked processes share the kernel's position, so each read
+    would move it for the others.
     """
 
     def __init__(self, path):
@@ -358,8 +361,8 @@ def _no_file(mode, path):
 def _guard(fd, path, kind, version, cap):
     """Raise DataError unless fd is whole, of this kind, of at most this version and cap bytes.
 
-    The header and the digest's rule hold for all versions, so damage is told from a newer file;
-    another kind of ours is told at once, before a large file is hashed.
+    All versions share the header and the digest, so this function can tell damage from a newer
+    version.  It checks the kind first, before it hashes a large file.
     """
     size, head = os.fstat(fd).st_size, os.pread(fd, USER_BLOCK, 0)
     if not head:
@@ -388,7 +391,7 @@ def _guard(fd, path, kind, version, cap):
 
 
 def _damage(fd, head, size):
-    """Return what length and digest in the head say is wrong with fd; an empty text if nothing."""
+    """Return what is wrong with fd by the length and digest in its head, or an empty text."""
     _, kind, version, _, length, _ = _HEADER.unpack_from(head)
     if size != length:
         return f"it has {size} bytes, but {length} were written"
@@ -397,7 +400,7 @@ def _damage(fd, head, size):
     return ""
 
 
-def sealed(kind, version, length, chunks):
+def sealed(kind: str, version: int, length: int, chunks: Iterable[bytes]) -> bytes:
     """Return the 512-byte user block of an image whose bytes after it are chunks."""
     front = _MAGIC, kind.encode("latin-1"), version, 0, length
     digest = hashlib.sha256(_HEADER.pack(*front, bytes(32)).ljust(USER_BLOCK, b"\0"))

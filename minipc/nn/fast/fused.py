@@ -31,7 +31,7 @@ SHARE = 16  # fewest channels of one piece of work
 
 
 class Activation(NamedTuple):
-    """What a layer hands to the one above."""
+    """The output of a layer: the input of the next one."""
 
     tower: Any  # (B, rows, N)
     first: int  # row of the tower at which Z begins
@@ -60,13 +60,13 @@ class Activation(NamedTuple):
         return self.tower[clouds, self.first : self.end + above]
 
     def blocks(self):
-        """Return the slices of clouds computed together: by shape alone, whatever the threads."""
+        """Return the slices of clouds computed together; they depend only on the shape."""
         clouds, rows, points = self.tower.shape
         return _blocks(clouds, rows * points, self.work)
 
 
 def _blocks(clouds, elements, work):
-    """Return slices of as many clouds, a power of two, as have work.block elements or fewer."""
+    """Return slices of 2^k clouds, the most with at most work.block elements each."""
     fit = max(work.block // elements, 1)
     each = 1 << (fit.bit_length() - 1)
     return [slice(first, min(first + each, clouds)) for first in range(0, clouds, each)]
@@ -92,8 +92,8 @@ def _sum_over_blocks(function, x, shape, name):
 def to_tower(x, widths, work, name="points", exact=True):
     """Return the Activation of x (B, N, I), shifted by its mean, in a tower with room for layers.
 
-    widths: of the layers that follow, the pooled one excepted.  name: of the tower; a forward that
-    enters a tower of this name again makes every earlier tape of it unreadable.  exact: whether
+    widths: of the layers that follow, without the pooled one.  name: of the tower; a new
+    forward with the same name makes every earlier tape of it unreadable.  exact: whether
     the moments are products in float64: for coordinates, three channels that no batch norm has
     tamed, this costs nothing.
     """
@@ -102,7 +102,7 @@ def to_tower(x, widths, work, name="points", exact=True):
     tower = work.array(f"{name} tower {widths}", (clouds, rows, count), x.dtype, fill=1)
     z = tower[:, :channels]  # the row below it keeps its ones
     z[...] = x.swapaxes(1, 2)
-    shift = z.mean(axis=(0, 2))  # of the copy: the same bits in whatever order x lies in memory
+    shift = z.mean(axis=(0, 2))  # of the copy: the bits do not depend on the memory order of x
     entry = Activation(tower, 0, shift, None, work, name, work.next_generation(name))
 
     def write(clouds):
@@ -177,7 +177,7 @@ def _affine(x, W, gamma, beta, eps, name):
     CW = xp.matmul(C, exact, out=work.array(f"{name} CW in float64", W.shape, np.float64))
     narrow = work.array(f"{name} CW", W.shape, dtype)
     narrow[...] = CW
-    var = xp.maximum(xp.multiply(exact, CW, out=CW).sum(axis=0), 0)  # rounding can put it below
+    var = xp.maximum(xp.multiply(exact, CW, out=CW).sum(axis=0), 0)  # rounding can make it negative
     inv_std = 1 / xp.sqrt(var + eps)
     scale = gamma * inv_std
     c = beta - scale * (m @ exact)
@@ -228,7 +228,7 @@ class Gradient(NamedTuple):
     g: Any = None  # (B, O)
 
     def of(self, clouds):
-        """Return dX (C, I, N) of some clouds, in a buffer of this thread."""
+        """Return dX (C, I, N) of some clouds, in a buffer private to this thread."""
         x, (inputs, columns) = self.x, self.K.shape
         stack = x.with_ones(clouds, above=columns - inputs - 1)
         dx = x.work.scratch("dx", (len(stack), inputs, stack.shape[2]), self.K.dtype)
@@ -263,7 +263,7 @@ def shared_backward(dy, cache):
     """D = dY where y > 0, then (F2), (F3) and (F4).
     dy a Gradient -> Gradient dx, dW, dgamma, dbeta
 
-    D takes the place of Z in the tower.
+    D overwrites Z in the tower.
     """
     x, y, affine, name = cache
     xp, work = x.work.xp, x.work
@@ -320,15 +320,13 @@ def pooled_forward(x, W, gamma, beta, eps, name):
 
 
 def _slices(width, points, work):
-    """Return slices of the output channels whose product of one cloud fits work.slice: the same for
-    any batch.
-    """
+    """Return slices of channels that fit work.slice for one cloud, whatever the batch size."""
     step = max(work.slice // points // SHARE, 1) * SHARE
     return [slice(first, min(first + step, width)) for first in range(0, width, step)]
 
 
 def pooled_backward(dh, cache):
-    """(F2) and (F3) with D = S, the sparse matrix of what reached the winners.  (F6), (F7)
+    """(F2) and (F3) with D = S, the sparse matrix of the gradients at the winners.  (F6), (F7)
 
     dh (B, O) -> Gradient dx, dW (I, O), dgamma (O,), dbeta (O,)
     """
@@ -339,7 +337,7 @@ def pooled_backward(dh, cache):
             "fast engine: this tape was read already, or a later forward wrote over it; run "
             "forward again"
         )
-    work.next_generation(x.name)  # gradients will be written over activations
+    work.next_generation(x.name)  # this backward overwrites activations with gradients
     inputs, width = affine.W.shape
     products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
     products[-1] = g.sum(axis=0)
@@ -349,7 +347,7 @@ def pooled_backward(dh, cache):
 
 
 def input_gradient(gradient):
-    """Return the gradient (B, N, I) of what to_tower() took, which training never asks for."""
+    """Return the gradient (B, N, I) of the input of to_tower(); training does not use it."""
     x = gradient.x
     return x.work.xp.concatenate(
         [gradient.of(clouds).swapaxes(1, 2).copy() for clouds in x.blocks()]

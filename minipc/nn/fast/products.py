@@ -1,19 +1,23 @@
-"""The products of the fast engine: one form for each kind of kernel, chosen by the kernel's name.
+"""The products of the fast engine: two forms, chosen by the name of the BLAS kernel.
 
 OpenBLAS copies both factors of a product into an order of its own before it multiplies.  A layer of
 PointNet is a short, wide product, (O, I) times (I, N).  Most kernels are fastest on it whole.
 Those of SMALL_MATRIX_KERNELS can multiply small matrices where they lie: four rows at a time, such
 a layer has no copies and runs at the speed of a large product (docs/performance.md).  The name
-decides and never a clock, since the two forms round differently and a choice must not change
-between two runs.
+decides, not a timing: the two forms round differently, and the choice must be the same in every
+run.
 """
 
+from typing import Any
+
 import numpy as np
+
+from minipc.nn.fast.workspace import Workspace
 
 SMALL = 10**6  # multiply-adds up to which these kernels multiply without copying
 
 
-def product(a, z, out, work):
+def product(a: Any, z: Any, out: Any, work: Workspace) -> Any:
     """out = a z for each cloud.
     a (M, K), z (C, K, N), out (C, M, N): views with contiguous points
     """
@@ -29,7 +33,7 @@ def product(a, z, out, work):
     return out
 
 
-def inner_product(z, d, work):
+def inner_product(z: Any, d: Any, work: Workspace) -> Any:
     """Return the sum over clouds and points of z d^T, over clouds in float64.
     z (C, K, N), d (C, M, N) -> (K, M)
     """
@@ -44,7 +48,7 @@ def inner_product(z, d, work):
     return found.sum(axis=(0, 1), dtype=np.float64).swapaxes(0, 1).reshape(inner, rows)
 
 
-def second_moments(z, work):
+def second_moments(z: Any, work: Workspace) -> Any:
     """Return the sum over clouds and points of z z^T, float64.    z (C, K, N) -> (K, K)
 
     NumPy sees that both factors are one array and asks BLAS for half the products (syrk).

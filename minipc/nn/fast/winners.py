@@ -1,18 +1,21 @@
-"""The two sparse products of the pool's backward: with S, g at the points that won and 0 elsewhere.
+"""The two sparse products with S, in the pool's backward.
 
-S[b, n, o] = g[b, o] where point n of cloud b won channel o.  It has one entry a cloud and channel,
-so on the host it is never written out.  On a device it is, for S A^T: sums into few rows by many
-threads need atomic additions, whose order is not repeatable.
+S[b, n, o] = g[b, o] where point n of cloud b won channel o.  All other entries are 0, so
+the host never builds the dense S.  A device does, for S A^T: many threads that add to few rows need
+atomic additions, and their order changes from run to run.
 """
 
 from math import prod
+from typing import Any
 
 import numpy as np
+
+from minipc.nn.fast.workspace import Workspace
 
 ROWS = 32  # rows of R that one thread gathers at once
 
 
-def sum_at_winners(z, winners, g, out, work):
+def sum_at_winners(z: Any, winners: Any, g: Any, out: Any, work: Workspace) -> None:
     """out = Z S, summed over clouds.  (F6)    z (B, I, N), winners and g (B, O) -> out (I, O)"""
     xp = work.xp
     if xp is not np:
@@ -23,7 +26,7 @@ def sum_at_winners(z, winners, g, out, work):
         some = slice(first, first + ROWS)
         R = out[some]
         R[...] = 0
-        for b in range(len(g)):  # clouds in their order, whatever the thread
+        for b in range(len(g)):  # clouds in a fixed order, in every thread
             at_winners = z[b, some].take(winners[b], axis=1)
             at_winners *= g[b]
             R += at_winners
@@ -31,7 +34,7 @@ def sum_at_winners(z, winners, g, out, work):
     work.map(gather, range(0, len(out), ROWS))
 
 
-def add_at_winners(dx, winners, g, At, work):
+def add_at_winners(dx: Any, winners: Any, g: Any, At: Any, work: Workspace) -> None:
     """dx += A S^T.  (F7)    dx (C, I, N), winners and g (C, O), At (O, I)"""
     (clouds, inputs, points), channels, xp = dx.shape, len(At), work.xp
     if xp is not np:
@@ -45,12 +48,10 @@ def add_at_winners(dx, winners, g, At, work):
 
 
 def _add_sparse(dx, winners, g, At, work):
-    """As above: channels sorted by the point they chose, then one row of a sparse product for each
-    such point.
-    """
+    """The host's (F7): sort channels by their winning point; one sparse row for each point."""
     from scipy import (
         sparse,
-    )  # here: it takes as long to import as all else together, and predicting needs none
+    )  # a slow import, which predicting does not need
 
     (clouds, inputs, points), channels = dx.shape, len(At)
     order = winners.astype(np.min_scalar_type(points)).argsort(
