@@ -212,9 +212,9 @@ def check_chance(trial: Trial, force: bool, say: Callable[[str], None]) -> None:
                 "tell it from a guess"
             )
         return
-    needed = [f"{trial.needed} right"] * (trial.needed is not None)
-    # mypy is right: where class_needed is None this line raises a TypeError
-    needed += [f"{100 * trial.class_needed:.1f} % by class"] * (trial.class_needed is not None)  # type: ignore[operator]
+    needed = [] if trial.needed is None else [f"{trial.needed} right"]
+    if trial.class_needed is not None:
+        needed.append(f"{100 * trial.class_needed:.1f} % by class")
     raise DataError(
         f"teacher: {trial.correct} of {trial.clouds} training clouds right, mean class accuracy "
         f"{100 * trial.class_accuracy:.1f} %: no better than chance ({' or '.join(needed)} "

@@ -127,7 +127,7 @@ def forecast(recording: Recording) -> Forecast:
         classes=plan.classes,
         bytes=plan.estimated_bytes + store.clouds_bytes,
         bytes_per_view=plan.bytes_per_view,
-        clouds_as=store.clouds_meta and store.clouds_meta["dtype"],  # type: ignore[arg-type]
+        clouds_as=store.clouds_meta["dtype"] if store.clouds_meta else None,
         clouds_bytes=store.clouds_bytes,
         shards=shards,
         shards_there=shards - len(missing),

@@ -76,7 +76,7 @@ class RunConfig:
         """Return the RunConfig of the same model on the same views, without the teacher's
         logits.
         """
-        loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)  # type: ignore[arg-type]
+        loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)
         return replace(
             self, loss=loss, labels_only=True, self_target=None, self_record=None, baseline=None
         )

@@ -12,7 +12,7 @@ import numpy as np
 from minipc.data.clouds import write_clouds
 from minipc.data.shapes import built_in_shapes
 from minipc.distil.train import TrainConfig
-from minipc.errors import DataError
+from minipc.errors import DataError, UsageError
 from minipc.models.file import read_model
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.progress import quiet
@@ -65,7 +65,7 @@ def record(
         say(f"{TEACHER}: no teacher yet, training one on {DATA}")
         run: Any = train_verb.train(
             "teacher",
-            LossConfig(**LABELS_ALONE),  # type: ignore[arg-type]
+            LossConfig(**LABELS_ALONE),
             replace(TEACHER_TRAINING, engine=engine),
             data=DATA,
             labels_only=True,
@@ -162,7 +162,9 @@ def resume(
     Arguments as of verbs.train.resume; what labels alone have no use for is not asked there.
     """
     config = read_config(out)
-    baseline = os.path.join(os.path.dirname(out), config.baseline)  # type: ignore[arg-type]
+    if config.baseline is None:
+        raise UsageError(f"{out}: names no run on labels alone; go on with it as with any other")
+    baseline = os.path.join(os.path.dirname(out), config.baseline)
     if not os.path.lexists(os.path.join(baseline, "run.json")):
         with RunFolder(baseline, asdict(config.on_labels_alone())):
             pass  # begun: it goes on below

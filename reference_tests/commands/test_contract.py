@@ -12,7 +12,7 @@ from minipc.data.augment import Params, apply
 from minipc.data.clouds import Clouds
 from minipc.errors import DataError
 from minipc.record import recording, verify
-from minipc.record.contract import LEVEL, REPEATS, SUMS_TO_ONE, answer, trial
+from minipc.record.contract import LEVEL, REPEATS, SUMS_TO_ONE, answer, check_chance, trial
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import Share, record
 from minipc.record.recording import Recording
@@ -299,6 +299,14 @@ def test_right_answers_are_held_against_the_exact_tail_of_the_binomial_distribut
     for right in range(number + 1):
         p = binomtest(right, number, 1 / classes, alternative="greater").pvalue
         assert (right >= needed) == (p <= LEVEL), right
+
+
+def test_a_bad_teacher_of_so_few_clouds_that_one_test_can_never_pass_is_refused_by_the_other():
+    """Of eight clouds no mean class accuracy tells a teacher from a guess; eight right do."""
+    found = trial(*of(4, 8), 0.5)
+    assert found.class_needed is None and found.needed == 8
+    with pytest.raises(DataError, match=r"4 of 8 .*: no better than chance \(8 right needed\)"):
+        check_chance(found, False, print)
 
 
 def test_eight_of_eight_of_two_classes_are_better_than_chance():
