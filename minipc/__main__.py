@@ -1,6 +1,4 @@
-"""python -m minipc, and the command minipc: the command line, and an end by Ctrl-C at any
-moment.
-"""
+"""python -m minipc and the command minipc: the command line, which Ctrl-C ends at any moment."""
 
 import os
 import signal
@@ -10,15 +8,12 @@ from contextlib import suppress
 
 
 def main():
-    """Run the command line; an interruption while it is being loaded, or at its end, is no
-    traceback either.
-    """
+    """Run the command line; Ctrl-C during import or exit also ends without a traceback."""
     sys.unraisablehook = _interrupt_again
     for stream in (sys.stdout, sys.stderr):
         if stream is not None:
-            stream.reconfigure(
-                errors="backslashreplace"
-            )  # a class name may not be in the terminal's letters
+            # the terminal may not be able to show a class name
+            stream.reconfigure(errors="backslashreplace")
     try:
         from minipc.cli.main import main as command_line
 
@@ -29,9 +24,7 @@ def main():
 
 
 def _interrupt_again(lost):
-    """Repeat an interruption that fell into a finaliser or a weak reference, where Python drops
-    it.
-    """
+    """Repeat an interruption that Python dropped, in a finaliser or a weak reference."""
     if lost.exc_type is KeyboardInterrupt:
         with suppress(RuntimeError):  # too late for a thread: the process ends anyway
             threading.Timer(

@@ -1,6 +1,4 @@
-"""minipc audit: the mathematics held against itself, mutants, conformance vectors, and a record's
-teacher.
-"""
+"""minipc audit: checks of the mathematics, mutants, vectors, and a record's teacher."""
 
 from contextlib import nullcontext
 

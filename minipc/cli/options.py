@@ -1,5 +1,4 @@
-"""Where the value of an option comes from: a flag, MINIPC_<OPTION>, --config FILE.toml, its
-default.
+"""Where an option's value comes from: a flag, MINIPC_<OPTION>, --config FILE.toml, a default.
 
 click keeps the precedence.  Here is what click does not know: which variable belongs to an option,
 how the table of a verb becomes click's default_map, and from which place a wrong value came.
@@ -72,9 +71,7 @@ class Verbs(click.Group):
 
 
 def common_options(function):
-    """Add --quiet, --verbose, --json and --config, which every verb has: (quiet, verbose,
-    as_json).
-    """
+    """Add the options of every verb: --quiet, --verbose, --json (as_json) and --config."""
     for option in (
         click.option(
             "--config",
@@ -96,9 +93,7 @@ def common_options(function):
 
 
 def shared_options(function):
-    """Add --backend, --engine and --threads to the common options: (backend, engine, threads) as
-    well.
-    """
+    """Add the common options and --backend, --engine and --threads."""
     function = common_options(function)
     for option in (
         setting_options(TrainConfig, "Engine"),
@@ -191,9 +186,7 @@ def _configure(context, parameter, path):
 
 
 def _check_tables(tables, verbs, path, prefix=""):
-    """Raise UsageError unless tables holds tables of verbs; what is in those of other verbs is
-    theirs.
-    """
+    """Raise UsageError unless tables holds tables of verbs; other verbs check their own keys."""
     for name, table in tables.items():
         full = prefix + name
         group = any(verb.startswith(f"{full}.") for verb in verbs)
@@ -209,9 +202,7 @@ def _check_tables(tables, verbs, path, prefix=""):
 
 
 def _defaults(table, verb, where):
-    """Return {parameter name: value} of a table; text and numbers as text, which click parses as
-    typed.
-    """
+    """Return {parameter name: value} of a table; click parses text and numbers as if typed."""
     options, values = options_of(verb), {}
     del options["config"]
     for key, value in table.items():

@@ -44,9 +44,7 @@ class Console:
             self.say(line)
 
     def progress(self, done, total, text):
-        """Show done of total with the time left: a bar on a terminal, else a line every few
-        seconds.
-        """
+        """Show done of total and the time left: a bar on a terminal, else a line now and then."""
         if self.quiet:
             return
         if sys.stderr.isatty():

@@ -175,9 +175,7 @@ def _one_cloud(i, array):
 
 
 def check_count(num_points):
-    """Return num_points.  Raises UsageError unless it is a positive integer that memory could
-    hold.
-    """
+    """Return num_points.  Raises UsageError unless it is a positive integer of sane size."""
     if not isinstance(num_points, (int, np.integer)) or not 1 <= num_points <= MOST_POINTS:
         raise UsageError(f"num points: expected 1 to {MOST_POINTS}, got {num_points!r}")
     return num_points
@@ -221,9 +219,7 @@ def composed(names):
 
 
 def whole_labels(labels, name="labels"):
-    """Return labels (N,) or (N, 1), whole numbers of any real dtype, as (N,) int64.  Raises
-    DataError naming them.
-    """
+    """Return labels (N,) or (N, 1), whole numbers, as (N,) int64.  Raises DataError naming them."""
     try:
         values = np.asarray(labels)
     except ValueError as reason:
@@ -264,9 +260,7 @@ class Splits(NamedTuple):
 
 
 def check_same_kind(found, wanted, found_in, wanted_by):
-    """Raise DataError unless two `described` mappings agree; both sides are named in the
-    message.
-    """
+    """Raise DataError, naming both sides, unless two `described` mappings agree."""
     for key, value in wanted.items():
         if found[key] != value:
             raise DataError(
@@ -277,8 +271,7 @@ def check_same_kind(found, wanted, found_in, wanted_by):
 
 
 def stratified(labels, fraction, seed, purpose):
-    """Return a mask (N,) bool that takes round(fraction n) of the n clouds of each class, at
-    random.
+    """Return a mask (N,) bool of round(fraction n) random clouds of the n of each class.
 
     Of a class with two clouds or more at least one is taken (if fraction > 0) and at least one
     left.  labels (N,) integer; the draw is the stream (seed, purpose, class).

@@ -18,8 +18,7 @@ COARSEST = 1e-3
 
 
 def float_points(values):
-    """Return (..., P, 3) of a real dtype as a new array: float32 of float16 and float32, else
-    float64.
+    """Return (..., P, 3) as a new array: float32 of float16 and float32, else float64.
 
     Raises DataError naming a point that is not finite in float32, or the dtype where it is too
     coarse for a cloud so far from the origin.
@@ -77,8 +76,7 @@ def _check_steps(points, dtype, remedy):
 
 
 def unit_sphere(points):
-    """Return points with each centroid at the origin and the farthest point at radius 1, and a
-    mask.
+    """Return points with each centroid at the origin and the largest radius 1, and a mask.
 
     (N, P, 3) float32 or float64 -> float32 of the same shape, (N,) bool: which clouds were changed.
     A cloud within 1e-3 of that already is kept (bit for bit in float32), so the operation is
@@ -93,8 +91,7 @@ def unit_sphere(points):
 
 
 def normalised(points, normalisation):
-    """Return points (N, P, 3) normalised, as float32, and which of the clouds were changed (N,)
-    bool.
+    """Return points (N, P, 3) normalised, float32, and a mask (N,) of the clouds that changed.
 
     points are what float_points returns.  Raises DataError where a cloud is one repeated point,
     which has no radius, and where it stays as it is and is too far from the origin for float32.
@@ -130,8 +127,7 @@ def fit_points(points, count):
 
 
 def prepare(points, normalisation, count):
-    """Return one cloud (P, 3), as float_points returns it, as (count, 3) float32, and whether it
-    was changed.
+    """Return one cloud (P, 3) of float_points as (count, 3) float32, and whether it changed.
 
     The whole cloud is normalised; then the points are taken that fit_points takes of the cloud as
     it was stored: a last bit of the normalisation, which machines may round apart, chooses nothing.

@@ -209,9 +209,7 @@ def _handle(rng, low, high):
 
 
 def _wing(root, chord, sweep, span):
-    """A plate from root (3,), its middle, along span (3,) to a narrower tip, swept back along
-    -x.
-    """
+    """A swept plate from root (3,), its middle, along span (3,) to a narrower tip."""
     edge = np.array([[chord / 2, 0, 0], [-chord / 2, 0, 0]])
     tip = root + span - np.array([sweep, 0, 0])
     return _surface(np.stack([root + edge, tip + 0.6 * edge]))

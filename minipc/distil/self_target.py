@@ -66,8 +66,7 @@ class Snapshot(SelfTarget):
 
 
 class Ema(Snapshot):
-    """A moving average of the student's weights, e <- m e + (1 - m) w after each step, from the
-    first on.
+    """A moving average of the student's weights: e <- m e + (1 - m) w after every step.
 
     Run like a snapshot: with the batch's own statistics a student at rest equals its average
     exactly, so the stationary points stay and averaged statistics are not needed.  (Tarvainen &

@@ -53,8 +53,7 @@ def drawn_views(clouds, seed, augment):
 
 
 def recorded_views(reader, labels_only=False, first=0, stop=None):
-    """Return views(epoch) -> (Params, logits) of an open RecordReader: views first .. stop - 1 in
-    turn.
+    """Return views(epoch) -> (Params, logits) of an open RecordReader: views first .. stop - 1.
 
     With labels_only the same views come without logits, for a fair label-only student.  Raises
     UsageError for views that were not recorded.
@@ -101,9 +100,7 @@ class Epoch(NamedTuple):
 
 
 def best_epoch(rows):
-    """Return the index of the first epoch of the largest validation accuracy, or None without
-    one.
-    """
+    """Return the index of the first epoch of the best validation accuracy, None without one."""
     if not rows or "val_accuracy" not in rows[0]:
         return None
     return max(range(len(rows)), key=lambda epoch: rows[epoch]["val_accuracy"])
@@ -133,17 +130,14 @@ class Task:
     xp: Any
 
     def start(self, model):
-        """Return the State before the first step of an untrained Model; steps may write into its
-        arrays.
-        """
+        """Return the State before the first step; steps may write into its arrays."""
         params = {name: value.copy() for name, value in tree_to(self.xp, model.params).items()}
         start = optim.adamw_start if self.config.optimiser == "adamw" else optim.sgd_start
         return State(params, tree_to(self.xp, model.stats), start(params))
 
     @np.errstate(over="ignore", invalid="ignore")  # what they would warn of, train() refuses
     def epoch(self, state, epoch, order, augmentation, logits, progress):
-        """Return the State after one epoch, the mean of each number told, and the last learning
-        rate.
+        """Return the State after one epoch, the mean of each number, and the last learning rate.
 
         order: the rows to learn from, shuffled; augmentation, logits: of all N clouds, on the host
         (logits None for labels alone).
@@ -351,9 +345,7 @@ def _moments(optimiser):
 
 
 def _restored(checkpoint, fresh, xp):
-    """Return the State of a Checkpoint on xp, in new arrays; a fresh State says which names and
-    shapes are expected.
-    """
+    """Return the State of a Checkpoint on xp; a fresh State gives the expected names and shapes."""
     for mine, found in (
         (fresh.params, checkpoint.params),
         (fresh.stats, checkpoint.stats),

@@ -1,5 +1,4 @@
-"""A matrix product each of whose rows is the same bits in any company, on any kernel and any
-device.
+"""A matrix product whose rows have the same bits in any batch, on any kernel and any device.
 
 BLAS adds the products of a row in an order that depends on the row's place among the others, so the
 logits of a cloud would depend on what is predicted with it.  Here both factors are written in whole

@@ -58,8 +58,7 @@ def adamw_step(params, grads, state, lr, weight_decay, beta1=0.9, beta2=0.999, e
 
 
 def adamw_in_place(params, grads, state, lr, weight_decay, work, beta1=0.9, beta2=0.999, eps=1e-8):
-    """Take one step of (O1) in the arrays of params and state, bit for bit as adamw_step; return
-    the new state.
+    """Take one step of (O1) in place, bit for bit as adamw_step; return the new state.
 
     All arrays must be C-contiguous, and the gradients serve as scratch.  Long arrays go through the
     Workspace work in slices that stay in a core's cache; short ones are not worth a thread.

@@ -18,9 +18,7 @@ STANDS_ON = ("NumPy", "SciPy", "h5py", "click")
 
 
 def versions():
-    """Return one line naming minipc, Python, what minipc stands on, and CuPy, as installed: nothing
-    is imported.
-    """
+    """Return one line of the installed versions; nothing is imported."""
     found = {name: version_of(name) or "none" for name in STANDS_ON}
     found["CuPy"] = " and ".join(cupy_distributions().values()) or "none"
     told = ", ".join(f"{name} {number}" for name, number in found.items())
@@ -68,9 +66,7 @@ def examine():
 
 
 def _devices():
-    """Return the devices that CuPy computes on, with their memory, or the reason why there is
-    none.
-    """
+    """Return the devices that CuPy computes on, with their memory, or why there is none."""
     from minipc.backend import load
 
     try:
@@ -85,9 +81,7 @@ def _devices():
 
 
 def _folder():
-    """Return whether the file system of the current folder keeps locks and reserves space: "yes" or
-    why not.
-    """
+    """Return "yes", or why the file system here does not keep locks or reserve space."""
     try:
         with tempfile.NamedTemporaryFile(dir=".", prefix=".minipc-doctor-") as file:
             return {

@@ -242,9 +242,7 @@ def of_verify(values):
 
 
 def of_train(values):
-    """Return a table of runs, the baseline first, their last epoch before their best, and what to
-    do next.
-    """
+    """Return a table of runs, the baseline first, and what to do next."""
     if "dry_run" in values:
         return ["dry run: everything fits, nothing was written"]
     lines = [

@@ -73,9 +73,7 @@ class RunConfig:
                 )
 
     def on_labels_alone(self) -> RunConfig:
-        """Return the RunConfig of the same model on the same views, without the teacher's
-        logits.
-        """
+        """Return the RunConfig of the same model on the same views, on labels alone."""
         loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)
         return replace(
             self, loss=loss, labels_only=True, self_target=None, self_record=None, baseline=None

@@ -72,8 +72,7 @@ class RunFolder:
     """The files of one training run, locked while it is open."""
 
     def __init__(self, path: str, described: dict[str, Any] | None = None) -> None:
-        """Make the folder and commit run.json (described: JSON), or without it open an existing
-        run.
+        """Make the folder and commit run.json (described: JSON), or open an existing run.
 
         Raises UsageError where path exists (or is at work in another process), DataError where it
         cannot be made or is no run.
@@ -113,9 +112,7 @@ class RunFolder:
         self.run_id = run_id_of(self.described)
 
     def _take(self) -> int:
-        """Return a descriptor of the folder that holds its only lock.  Raises UsageError,
-        DataError.
-        """
+        """Return a descriptor of the locked folder.  Raises UsageError, DataError."""
         try:
             fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as reason:
@@ -173,16 +170,12 @@ class RunFolder:
                 os.rmdir(self.path)
 
     def epoch_ended(self, checkpoint: Checkpoint, model: Model, best: bool) -> None:
-        """Commit one epoch's Checkpoint and what follows from it; best: it is the best one so
-        far.
-        """
+        """Commit one epoch's Checkpoint and what follows from it; best: the best one so far."""
         write_checkpoint(self.file("checkpoint.h5"), checkpoint)
         self.follow(checkpoint.rows, model, best)
 
     def follow(self, rows: list[dict[str, Any]], model: Model, best: bool) -> None:
-        """Commit metrics, the last model and, if best, the best one: rows {name: number} of all
-        epochs.
-        """
+        """Commit metrics, the last model and, if best, the best one; rows: of all epochs."""
         files.commit(
             self.file("metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode()
         )

@@ -34,8 +34,7 @@ def audit_record(
 
 
 def recorded_rows(record: str, data: str | None = None, self_record: str | None = None) -> Rows:
-    """Return the audit.bound.Rows of the first view of a record file; arguments as of
-    audit_record().
+    """Return the audit.bound.Rows of the first view of a record; arguments as audit_record().
 
     Raises DataError as it does, and where a single view leaves nothing for an earlier self.
     """

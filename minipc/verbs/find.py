@@ -68,9 +68,7 @@ def find_data(
 
 
 def read_data(path: str) -> Splits:
-    """Return the Splits of a clouds file, or of a record that carries its clouds.  Raises
-    DataError.
-    """
+    """Return the Splits of a clouds file or of a record with clouds.  Raises DataError."""
     if os.path.isdir(path):
         is_run = os.path.exists(os.path.join(path, "run.json"))
         raise DataError(
@@ -91,8 +89,7 @@ def read_data(path: str) -> Splits:
 
 
 def read_model_for(clouds: Clouds, data: str, model: str) -> tuple[str, Model]:
-    """Return the path and the Model of a model file or run folder that understands the Clouds read
-    from data.
+    """Return the path and the Model of a file or run folder that fits Clouds read from data.
 
     Raises DataError unless class names, up axis and normalisation are the same.
     """

@@ -115,9 +115,7 @@ def _recording(
 
 
 def _read(data: str, teacher: str) -> tuple[Splits, Model]:
-    """Return the Splits in data and the Model in teacher.  Raises DataError unless they are of one
-    kind.
-    """
+    """Return the Splits in data and the Model in teacher.  Raises DataError unless they fit."""
     splits = read_data(data)
     return splits, read_model_for(splits.train, data, teacher)[1]
 

@@ -329,9 +329,7 @@ def _split(dataset, path):
 
 
 def _class_names(file, name, pairs, labels, path):
-    """Return the class names of a file: a dataset, attributes of file, groups or datasets, or the
-    labels.
-    """
+    """Return the class names of a file: of a dataset, attributes, groups, or the labels."""
     found = {}
     if name is not None:
         dataset = member(file, name, path)
@@ -364,9 +362,7 @@ def _class_names(file, name, pairs, labels, path):
 
 
 def _attribute(attributes, key, path):
-    """Return the text of an attribute, one name a class.  It is read at once, so there are fewer at
-    most.
-    """
+    """Return the text of an attribute, one name a class, of at most as many as are read at once."""
     stored = attributes.get_id(key)
     if (
         h5py.check_string_dtype(stored.dtype) is None

@@ -154,9 +154,7 @@ def _read(path, listing, request, joins, progress):
 
 
 def _prepared(points, request, keeps_first):
-    """Return a cloud as (num_points, 3) float32, whether it was changed, and how many points there
-    were to fit.
-    """
+    """Return a cloud (num_points, 3) float32, whether it changed, and how many points it had."""
     points, size = float_points(points), request.num_points
     if keeps_first:
         whole, changed = normalised(points[None], request.normalisation)

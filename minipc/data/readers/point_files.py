@@ -22,8 +22,7 @@ WANTED = f"expected one cloud, (P, 3) real numbers or up to {COLUMNS} columns"
 
 
 def read_points(path):
-    """Return the points (P, 3) of the one cloud in the file path, finite, as float_points does:
-    float32 or float64.
+    """Return the points (P, 3) of the one cloud in a file, finite, float32 or float64.
 
     Raises DataError naming the file, and the line or the point, for whatever is not that.
     """

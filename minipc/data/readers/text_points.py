@@ -1,5 +1,4 @@
-"""One cloud from a text file: a point a line, numbers with blanks, tabs, commas or semicolons
-between them.
+"""One cloud from a text file: a point a line; blanks, tabs, commas or semicolons separate.
 
 Tables are written by many programs, and a shifted column is a plausible cloud.  So every line has
 as many fields as the first, and what could mean two things is refused: nothing is guessed.  A file
@@ -158,9 +157,7 @@ def _columns(path, number, line, names, comment):
 
 
 def _axes(line):
-    """Return how many columns a line names and where x, y and z are, or None where it does not name
-    them.
-    """
+    """Return how many columns a line names and where x, y and z are, or None if it names none."""
     names = [name.strip("\"'").lower() for name in _fields(line, _separator(line))]
     if names and not names[-1]:
         names.pop()
@@ -192,9 +189,7 @@ def _long(path, number):
 
 
 def _parts(path, file, first, number):
-    """Yield (number of its first line, text) of the rest of a file, whole lines; first is the line
-    before it.
-    """
+    """Yield (number of its first line, text) of the rest of a file in whole lines, after first."""
     rest = first + "\n"
     while read := file.read(PART):
         part, newline, rest = (rest + read).rpartition("\n")
@@ -245,9 +240,7 @@ def _decimals(form, part):
 
 
 def _refusal(path, form, first, part):
-    """Return the error that names the first line of a part that is no point; slow, for a
-    message.
-    """
+    """Return the error that names the first line of a part that is no point; slow."""
     for number, line in enumerate(_lines(form, part), first):
         if line and (fault := _fault(form, line, number == form.line)):
             return DataError(f"{path}: line {number}: {fault}")

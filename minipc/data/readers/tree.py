@@ -20,9 +20,7 @@ TREE = (
 
 
 def scan(folder, request):
-    """Return the Listing of a folder of class folders.  Raises DataError naming the file or folder,
-    UsageError.
-    """
+    """Return the Listing of a folder of class folders.  Raises DataError and UsageError."""
     names, groups = _groups(folder)
     kinds = {split is None for _, split, _ in groups}
     if len(kinds) != 1:
