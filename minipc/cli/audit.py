@@ -84,18 +84,18 @@ def command(
 
 
 def _audit(name, console):
-    """Return the values of one audit, with the mutant of this name in place or without one."""
+    """Return the values of one audit, with the mutant of this name, or without one for None."""
     from minipc.audit import checks, mutants
 
     mutant = None if name is None else mutants.find(name)
     with mutants.broken(mutant) if mutant else nullcontext():
-        found = checks.audit(console.progress)
-    failed = [check for check in found if not check.passed]
+        results = checks.audit(console.progress)
+    failed = [check for check in results if not check.passed]
     values = {
         "passed": not failed,
         "mutant": name,
         "mutant_says": mutant and mutant.says,
-        "checks": [check._asdict() | {"relative_error": check.error} for check in found],
+        "checks": [check._asdict() | {"relative_error": check.error} for check in results],
     }
     if failed:
         caught = "; ".join(f"{check.name} ({check.worst})" for check in failed[:3])
@@ -112,7 +112,7 @@ def _audit(name, console):
 
 
 def _all_mutants(console):
-    """Return the values of all mutants, each stopped at the first check that catches it."""
+    """Return the values of all mutants; each stops at the first check that catches it."""
     from minipc.audit import checks, mutants
 
     caught = {}
@@ -140,7 +140,7 @@ def _mutants():
 
 
 def _vectors():
-    """Return the values of our loss against the conformance vectors."""
+    """Return how far our loss is from the conformance vectors."""
     from minipc.audit.vectors import TOLERANCE, check
 
     found = check()
@@ -163,7 +163,7 @@ def _vectors():
 
 
 def _teacher(record, data, self_record, loss):
-    """Return the values of a record's teacher."""
+    """Return what a record says about its teacher."""
     from minipc.audit.teacher import SAFE_B
     from minipc.verbs.audit import audit_record
 
@@ -175,5 +175,5 @@ def _teacher(record, data, self_record, loss):
         "temperature": loss.temperature,
         "label_smoothing": loss.label_smoothing,
         **found._asdict(),
-        "safe_b_edges": [*SAFE_B[:-1], None],  # the last has no end
+        "safe_b_edges": [*SAFE_B[:-1], None],  # the last interval has no end
     }

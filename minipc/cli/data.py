@@ -1,4 +1,4 @@
-"""minipc data: make the built-in shapes, pack what users have; `data info` is `info`."""
+"""minipc data: make the built-in shapes, pack the user's data; `data info` is `info`."""
 
 import click
 
@@ -86,7 +86,7 @@ def pack(
     from minipc.report.lines import of_data_pack
     from minipc.storage.places import check_new_file
 
-    check_new_file(out)  # before minutes of reading
+    check_new_file(out)  # first, because reading can take minutes
     with Console(quiet, verbose) as console:
         packed = read_source(
             source,

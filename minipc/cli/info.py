@@ -1,4 +1,4 @@
-"""minipc info: what any of our files is."""
+"""minipc info: what a file or folder of minipc holds."""
 
 import click
 

@@ -1,4 +1,4 @@
-"""minipc loss: the formula in use, what its weights mean elsewhere, and where it is bounded."""
+"""minipc loss: the formula in use, its weights in other libraries, and where it is bounded."""
 
 import click
 
@@ -61,7 +61,7 @@ def command(
         name, weight = _named_weight(theirs)
         check_name(name)
     else:
-        take(weights, LossConfig)  # refused before a record is read
+        take(weights, LossConfig)  # raises before a record is read
     rows = recorded_rows(record, data, self_record) if record else bound.example_rows(classes or 40)
     K, T = rows.v.shape[1], weights["temperature"]
     if theirs:
@@ -97,7 +97,7 @@ def command(
 
 
 def _named_weight(text):
-    """Return name and weight of NAME=WEIGHT."""
+    """Return the name and the weight of NAME=WEIGHT."""
     name, _, weight = text.partition("=")
     try:
         return name, float(weight)
@@ -114,7 +114,9 @@ def _elsewhere(a, T, K):
         found[name] = {
             "used_by": convention.used_by,
             "formula": convention.formula,
-            "weight": weight if weight < float("inf") else None,  # none weighs labels with nothing
+            "weight": weight
+            if weight < float("inf")
+            else None,  # inf: no weight of theirs turns labels off
             "ours_is_times_theirs": times if weight < float("inf") else None,
         }
     return found

@@ -1,7 +1,7 @@
 """The command line: parse, call, print.  Nothing is computed here.
 
-BLAS is told to use one thread before anything can import NumPy, because bitwise repetition is
-promised only then; whoever sets the variable beforehand keeps it.
+This module sets BLAS to one thread before NumPy can be imported, because minipc promises bitwise
+repetition only then.  A variable that the user has set keeps its value.
 """
 
 import errno
@@ -20,11 +20,11 @@ VERBS = ("record", "verify", "train", "eval", "predict", "data", "info", "audit"
 
 
 class Lazy(click.Group):
-    """A group whose verbs live in one file each, imported when they are needed."""
+    """A group whose verbs have one file each, imported when they are needed."""
 
     def __init__(self, *arguments, **settings):
         super().__init__(*arguments, **settings)
-        self.commands = dict.fromkeys(VERBS)  # the names alone: click looks here for what was meant
+        self.commands = dict.fromkeys(VERBS)  # names alone: click suggests one for a typing error
 
     def list_commands(self, context):
         return list(VERBS)
@@ -84,10 +84,8 @@ def main(arguments=None):
         hint = str(error.__cause__ or "") if isinstance(error, click.Abort) else str(error)
         code = _fail(f"interrupted; {hint}" if hint else "interrupted", 130)
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EIO,
-        ):  # of --help and --version; results have their own words
+        # a full disk under --help or --version; result() in show.py has its own message
+        if error.errno not in (errno.ENOSPC, errno.EIO):
             raise
         code = _fail(f"stdout: cannot be written ({error.strerror})", 1)
     except MemoryError as error:

@@ -15,7 +15,7 @@ from minipc.settings import TrainConfig, settings_of
 
 
 class _Name(click.Path):
-    """A path, for completion in shells; every check but that of an empty one is the readers'."""
+    """A path, so that shells complete it.  We refuse an empty one; the readers check the rest."""
 
     def convert(self, value, parameter, context):
         if value in ("", b""):
@@ -28,10 +28,10 @@ MOST_CONFIG = 1 << 20  # bytes
 
 
 class Verb(click.Command):
-    """A command whose options read MINIPC_<OPTION> and a config file; every verb is one."""
+    """A verb: a command whose options also read MINIPC_<OPTION> and a config file."""
 
     def __init__(self, *arguments, interrupted="", **settings):
-        """interrupted: what a person is told after Ctrl-C; the rest as in click."""
+        """interrupted: the message after Ctrl-C; the other arguments are those of click."""
         super().__init__(*arguments, **settings)
         self.interrupted = interrupted
         for name, option in options_of(self).items():
@@ -55,9 +55,8 @@ class Verb(click.Command):
             if context.params.get("verbose") and not context.params.get("quiet"):
                 traceback.print_exc()
             places = [_place(context, option) for option in options_of(self).values()]
-            if isinstance(error, (UsageError, click.UsageError)) and any(
-                places
-            ):  # nobody sees these in the line typed
+            # name these places, because the user does not see them in the typed command
+            if isinstance(error, (UsageError, click.UsageError)) and any(places):
                 raise UsageError(
                     f"{error} (set elsewhere: {', '.join(filter(None, places))})"
                 ) from error
@@ -128,7 +127,7 @@ def setting_options(kind, *groups, leave_out=(), **defaults):
 
 
 def _option(setting, default):
-    """Return the click option of a setting; its variable and its key are the Verb's."""
+    """Return the click option of a setting; Verb adds its variable and its key."""
     name, words = f"--{setting.option.replace('_', '-')}", setting.unless_given
     help = "  ".join(filter(None, [setting.help, words and f"[default: {words}]"]))
     if setting.kind is bool:
@@ -143,20 +142,20 @@ def _option(setting, default):
 
 
 def options_of(verb):
-    """Return {name as typed, without dashes in front: option} of a verb."""
+    """Return {name as typed, without leading dashes: option} of a verb."""
     options = (parameter for parameter in verb.params if isinstance(parameter, click.Option))
     return {max(option.opts, key=len).lstrip("-"): option for option in options}
 
 
 def given_options():
-    """Return {parameter: where it came from} of the running verb, but for those at a default."""
+    """Return {parameter: its source} of the running verb, without those at their default."""
     context, default = click.get_current_context(), ParameterSource.DEFAULT
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name: source for name, source in sources.items() if source is not default}
 
 
 def verbs_below(group, prefix=""):
-    """Return {name: Verb} of the verbs of a group and of the groups in it, as in "data.pack"."""
+    """Return {name: Verb} of a group and of the groups in it, with names such as "data.pack"."""
     verbs = {}
     for name in group.list_commands(None):
         command = group.get_command(None, name)
@@ -166,10 +165,10 @@ def verbs_below(group, prefix=""):
 
 
 def _configure(context, parameter, path):
-    """Make the table of this verb in a config file the defaults of its options."""
+    """Take the defaults of this verb's options from its table in a config file."""
     if path is None or context.resilient_parsing:
         return
-    import tomllib  # both here, so that --help does not wait for them: the second loads NumPy
+    import tomllib  # both late, so that --help does not wait for them: the second loads NumPy
 
     from minipc.storage.files import read_bytes
 
@@ -217,14 +216,14 @@ def _defaults(table, verb, where):
 
 
 def _is_scalar(value):
-    """Return whether a TOML value is one that a command line could hold as well."""
+    """Return whether a TOML value could also stand on a command line."""
     if isinstance(value, str):
         return "\0" not in value
     return isinstance(value, float) or isinstance(value, int) and value.bit_length() <= 64
 
 
 def _kind(value):
-    """Return a TOML value for a message: what it is, and what it says if that is short and sane."""
+    """Return a TOML value for a message: its type, and its value if that is a scalar."""
     said = f" {short(repr(value))}" if _is_scalar(value) else ""
     return {bool: "boolean", int: "number", float: "number", str: "text"}.get(
         type(value), type(value).__name__
@@ -232,13 +231,13 @@ def _kind(value):
 
 
 def _known(name, names):
-    """Return the words that help after a name that is not one of names."""
+    """Return the hint for an unknown name: the closest of names, or all of them."""
     close = difflib.get_close_matches(name, names, 1)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(names)}"
 
 
 def _place(context, parameter):
-    """Return where the value of a parameter was set if not on the command line, else None."""
+    """Return where a parameter was set, or None for the command line or a default."""
     source = context.get_parameter_source(parameter.name)
     if source is ParameterSource.ENVIRONMENT:
         return parameter.envvar
@@ -251,7 +250,7 @@ def _place(context, parameter):
 
 
 def _table_of(context):
-    """Return the name of the table of this verb: the words typed before its options, with dots."""
+    """Return the table name of this verb: its words on the command line, joined by dots."""
     above = context.parent and _table_of(context.parent)
     return (
         ""

@@ -8,7 +8,7 @@ from minipc.settings import RecordConfig, chosen
 
 
 class ShareOf(click.ParamType):
-    """i/n."""
+    """A share i/n of the shards: every n-th from the i-th on."""
 
     name = "i/n"
 

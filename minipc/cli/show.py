@@ -1,4 +1,4 @@
-"""What the verbs show: announcements and progress on stderr, results on stdout."""
+"""The output of the verbs: announcements and progress on stderr, results on stdout."""
 
 import json
 import sys
@@ -14,7 +14,7 @@ SECONDS_BETWEEN_LINES = 5
 
 
 class Console:
-    """Announcements and progress on stderr, or silence."""
+    """Announcements and progress on stderr; silent if quiet."""
 
     def __init__(self, quiet, verbose=False):
         self.quiet, self.verbose = quiet or sys.stderr is None, verbose  # None: closed by the shell
@@ -25,7 +25,7 @@ class Console:
         return self
 
     def __exit__(self, *raised):
-        self.end()  # also after an error: a bar hides the cursor
+        self.end()  # also after an error, because a bar hides the cursor
 
     def say(self, line):
         """Print one line."""
@@ -33,13 +33,13 @@ class Console:
         self._echo(line)
 
     def _echo(self, line):
-        """Print one line; a full disk behind a log must not end a training of hours."""
+        """Print one line; a log on a full disk must not end a long training."""
         if not self.quiet:
             with suppress(OSError):
                 click.echo(line, err=True)
 
     def detail(self, line):
-        """Print one line that only --verbose asks for."""
+        """Print one line, only with --verbose."""
         if self.verbose:
             self.say(line)
 
@@ -74,7 +74,7 @@ class Console:
 
 
 def duration(seconds):
-    """Return seconds as people say it."""
+    """Return seconds as text, in s, min or h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
@@ -97,7 +97,7 @@ def result(values, as_json, lines):
 
 
 def _without_infinities(value):
-    """Return value with None for each float that JSON has no number for."""
+    """Return value with None for each float that JSON cannot write: infinities and NaN."""
     if isinstance(value, dict):
         return {name: _without_infinities(each) for name, each in value.items()}
     if isinstance(value, (list, tuple)):

@@ -16,7 +16,7 @@ OF_ONE_TARGET = {"self_every": "snapshot", "ema_decay": "ema"}
 
 
 class Views(click.ParamType):
-    """A range of views, A:B, or B for 0:B."""
+    """A range of views: A:B, or B, which means 0:B."""
 
     name = "A:B"
 
@@ -121,15 +121,15 @@ def command(
 
 
 def _refuse_useless(given, labels_only, resume):
-    """Raise UsageError for an option on the command line that the others leave without effect."""
+    """Raise UsageError for an option on the command line that has no effect with the others."""
     for name, source in given_options().items():
         if source is not ParameterSource.COMMANDLINE:
-            continue  # a variable or a key may stand there for other runs
+            continue  # a variable or a key in a file may be set for other runs
         option, kind = f"--{name.replace('_', '-')}", OF_ONE_TARGET.get(name)
         if labels_only and name in OF_DISTILLATION:
             raise click.UsageError(f"--labels-only has no use for {option}; leave one out")
         if resume:
-            continue  # the run's own settings are compared with them
+            continue  # resume() compares them with the run's own settings
         if given["self_weight"] == 0 and name in OF_SELF:
             raise click.UsageError(f"{option} has no use without --self-weight, e.g. 0.2; add it")
         if kind not in (None, given["self_target"]):
@@ -139,7 +139,7 @@ def _refuse_useless(given, labels_only, resume):
 
 
 def _new(model, given, files, place, running):
-    """Return the Runs of new run folders: of one, or of two where no file is named."""
+    """Return the Runs of new run folders: one, or two if no file is named."""
     from minipc.nn.losses import LABELS_ALONE
     from minipc.verbs import demo, train
 
@@ -161,7 +161,7 @@ def _new(model, given, files, place, running):
 
 
 def _resumed(out, data, record, self_record, running):
-    """Return the Runs of a run folder that goes on, and of its baseline if it has one."""
+    """Return the Runs of a resumed run folder: its baseline, if it has one, and the run itself."""
     from minipc.runs.config import read_config
     from minipc.runs.folder import last_name
     from minipc.verbs import demo, train

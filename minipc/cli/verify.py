@@ -8,7 +8,7 @@ from minipc.errors import CheckFailed
 
 
 class Sample(click.ParamType):
-    """A number of rows, or all."""
+    """A number of rows, or "all", which becomes 0."""
 
     name = "N|all"
 

@@ -1,15 +1,16 @@
 """Labelled point clouds in memory and in a file of ours.
 
-What is stored with the points (class names in label order, up axis, normalisation) is what users
-otherwise get wrong silently; records and models repeat it and every loader compares.  Clouds are
-identified by the content of their arrays, never by a file name.
+The file stores class names in label order, up axis and normalisation, because a mistake in them
+raises no error.  Records and models repeat them, and every loader compares.  Clouds are identified
+by the content of their arrays, never by a file name.
 """
 
 import unicodedata
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import cached_property
-from typing import NamedTuple
+from os import PathLike
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -28,16 +29,16 @@ UP_AXES = ("x", "y", "z", "unknown")
 
 @dataclass(frozen=True, eq=False)
 class Clouds:
-    """One split of a data set.  Raises DataError for anything a network could not learn from."""
+    """One split of a data set.  Raises DataError for what a network cannot learn from."""
 
     points: np.ndarray  # (N, P, 3) float32, finite
     labels: np.ndarray  # (N,) int64, index into class_names
     class_names: tuple  # K distinct names
     up_axis: str  # "x", "y", "z" or "unknown"
     normalisation: str  # "unit_sphere" or "none"
-    source: str = ""  # where they came from, for people: never compared, in no hash
+    source: str = ""  # where they came from, for people: never compared, never hashed
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         check_shape("points", self.points, (None, None, 3))
         check_shape("labels", self.labels, (len(self.points),))
         if self.points.dtype != np.float32 or self.labels.dtype != np.int64:
@@ -84,20 +85,20 @@ class Clouds:
     @classmethod
     def from_arrays(
         cls,
-        points,
-        labels,
-        class_names,
+        points: Any,
+        labels: Any,
+        class_names: Sequence[str],
         *,
-        up_axis="unknown",
-        normalise=True,
-        num_points=None,
-        source="",
-    ):
+        up_axis: str = "unknown",
+        normalise: bool = True,
+        num_points: int | None = None,
+        source: str = "",
+    ) -> Self:
         """Return Clouds of arrays of any real dtype: points (N, P, 3), or N arrays (P_i, 3).
 
-        labels (N,) or (N, 1) are whole numbers, indices into class_names, a list.  normalise brings
-        each cloud to the unit sphere.  num_points samples or repeats the points of each cloud as
-        fit_points does; without it all clouds must have as many.  Raises DataError.
+        labels (N,) or (N, 1) are whole numbers, indices into class_names.  normalise moves each
+        cloud to the unit sphere.  num_points samples or repeats the points of each cloud as
+        fit_points does; without it all clouds must have the same number.  Raises DataError.
         """
         if isinstance(class_names, (str, bytes, Set, Mapping)):
             raise DataError(
@@ -139,22 +140,22 @@ class Clouds:
             fitted, whole_labels(labels), composed(class_names), up_axis, normalisation, source
         )
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.points)
 
     @cached_property
-    def points_hash(self):
+    def points_hash(self) -> str:
         """SHA-256 of the points, as hexadecimal digits."""
         return files.sha256_arrays(self.points)
 
     @cached_property
-    def labels_hash(self):
+    def labels_hash(self) -> str:
         """SHA-256 of the labels, as hexadecimal digits."""
         return files.sha256_arrays(self.labels)
 
     @property
-    def described(self):
-        """What a model or a record repeats and compares: class names, up axis, normalisation."""
+    def described(self) -> dict[str, Any]:
+        """What models and records repeat and compare: class names, up axis, normalisation."""
         return {
             "class_names": list(self.class_names),
             "up_axis": self.up_axis,
@@ -163,7 +164,7 @@ class Clouds:
 
 
 def _one_cloud(i, array):
-    """Return cloud i of somebody's arrays as float_points does, (P, 3).  Raises DataError."""
+    """Return cloud i of a caller's arrays as float_points does, (P, 3).  Raises DataError."""
     try:
         array = np.asarray(array)
         check_shape("points", array, (None, 3))
@@ -174,14 +175,14 @@ def _one_cloud(i, array):
         raise DataError(f"cloud {i}: {reason}") from reason
 
 
-def check_count(num_points):
-    """Return num_points.  Raises UsageError unless it is a positive integer of sane size."""
+def check_count(num_points: int) -> int:
+    """Return num_points.  Raises UsageError unless it is an integer from 1 to MOST_POINTS."""
     if not isinstance(num_points, (int, np.integer)) or not 1 <= num_points <= MOST_POINTS:
         raise UsageError(f"num points: expected 1 to {MOST_POINTS}, got {num_points!r}")
     return num_points
 
 
-def check_labels(labels, names):
+def check_labels(labels: np.ndarray, names: Sequence[str]) -> None:
     """Raise DataError unless labels (N,) integer, N >= 1, are indices into names."""
     low, high = int(labels.min()), int(labels.max())
     if (low, high) == (1, len(names)):
@@ -198,11 +199,10 @@ def check_labels(labels, names):
         )
 
 
-def composed(names):
-    """Return class names as a tuple in Unicode's composed form (NFC): file systems spell one name
-    in two ways.
+def composed(names: Iterable[str]) -> tuple[str, ...]:
+    """Return class names in Unicode's composed form (NFC).
 
-    Raises DataError for two names that differ in that alone.
+    File systems store one name in two forms.  Raises DataError for two names that differ only so.
     """
     known = {}
     for name in names:
@@ -218,7 +218,7 @@ def composed(names):
     )
 
 
-def whole_labels(labels, name="labels"):
+def whole_labels(labels: Any, name: str = "labels") -> np.ndarray:
     """Return labels (N,) or (N, 1), whole numbers, as (N,) int64.  Raises DataError naming them."""
     try:
         values = np.asarray(labels)
@@ -249,8 +249,8 @@ def whole_labels(labels, name="labels"):
     return whole
 
 
-def made_from(text):
-    """Return the source of clouds that this minipc makes from what text names."""
+def made_from(text: str) -> str:
+    """Return the source of clouds: text, which names what they are made from, and our version."""
     return f"{text}, by minipc {__version__}"
 
 
@@ -259,7 +259,9 @@ class Splits(NamedTuple):
     test: Clouds
 
 
-def check_same_kind(found, wanted, found_in, wanted_by):
+def check_same_kind(
+    found: Mapping[str, Any], wanted: Mapping[str, Any], found_in: str, wanted_by: str
+) -> None:
     """Raise DataError, naming both sides, unless two `described` mappings agree."""
     for key, value in wanted.items():
         if found[key] != value:
@@ -270,11 +272,11 @@ def check_same_kind(found, wanted, found_in, wanted_by):
             )
 
 
-def stratified(labels, fraction, seed, purpose):
-    """Return a mask (N,) bool of round(fraction n) random clouds of the n of each class.
+def stratified(labels: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
+    """Return a mask (N,) bool that selects round(fraction n) random clouds of the n of each class.
 
-    Of a class with two clouds or more at least one is taken (if fraction > 0) and at least one
-    left.  labels (N,) integer; the draw is the stream (seed, purpose, class).
+    If fraction > 0, a class of two clouds or more has at least one selected and at least one left.
+    labels (N,) integer; the random stream is (seed, purpose, class).
     """
     taken = np.zeros(len(labels), bool)
     for label in np.unique(labels) if fraction else ():
@@ -284,16 +286,16 @@ def stratified(labels, fraction, seed, purpose):
     return taken
 
 
-def repeated(splits):
+def repeated(splits: Splits) -> int:
     """Return how many test clouds are also training clouds, bit for bit."""
     seen = {points.tobytes() for points in splits.train.points}
     return sum(points.tobytes() in seen for points in splits.test.points)
 
 
-def write_clouds(path, splits):
+def write_clouds(path: str | PathLike, splits: Splits) -> None:
     """Commit both splits to path, atomically.
 
-    Raises UsageError where path exists (records and models may rest on it), DataError where the
+    Raises UsageError where path exists (records and models may refer to it), DataError where the
     splits do not belong together or path cannot be written.
     """
     check_new_file(path)
@@ -310,10 +312,10 @@ def write_clouds(path, splits):
     hdf5.write_hdf5(path, KIND, VERSION, fill)
 
 
-def read_clouds(path):
-    """Return the Splits of a file of ours.
+def read_clouds(path: str | PathLike) -> Splits:
+    """Return the Splits of a data file that minipc wrote.
 
-    Raises DataError for a missing, damaged or foreign file, naming what to do.
+    Raises DataError for a missing, damaged or foreign file; its message says what to do.
     """
     with hdf5.open_hdf5(path, KIND, VERSION) as file:
         hdf5.check_members(file, {"meta", *Splits._fields}, path)

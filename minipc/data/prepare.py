@@ -1,8 +1,8 @@
-"""One cloud as a network sees it: finite float32, in the unit sphere, of so many points.
+"""One cloud as a network reads it: finite float32, in the unit sphere, a fixed number of points.
 
-Every way in, packing and predicting, comes through here, so that the same file gives the same
-points whatever else is read beside it.  Clouds are centred and scaled in float64 and rounded to
-float32 once, at the end: far from the origin float32 does not hold the shape of a small object.
+Packing and predicting both use this module, so a file always gives the same points, whichever
+files are read with it.  Clouds are centred and scaled in float64 and rounded to float32 once, at
+the end: far from the origin, float32 cannot represent the shape of a small object.
 """
 
 import numpy as np
@@ -12,23 +12,22 @@ from minipc.storage.files import sha256_arrays
 from minipc.streams import stream
 
 NORMALISATIONS = ("unit_sphere", "none")
-# Largest step between neighbouring numbers, as a share of a cloud's largest side.  It is the slack
-# of the unit sphere too (below), and so what counts as no change of a cloud.
+# Largest allowed step between neighbouring floats, as a share of a cloud's largest side.  It equals
+# the tolerance of unit_sphere: a smaller change counts as none.
 COARSEST = 1e-3
 
 
 def float_points(values):
-    """Return (..., P, 3) as a new array: float32 of float16 and float32, else float64.
+    """Return (..., P, 3) as a new array: float32 for float16 and float32, else float64.
 
-    Raises DataError naming a point that is not finite in float32, or the dtype where it is too
-    coarse for a cloud so far from the origin.
+    Raises DataError for a point that is not finite in float32, and for a dtype whose steps are too
+    coarse for a cloud this far from the origin.
     """
     if values.dtype.kind not in "iuf":
         raise DataError(f"expected real numbers, found {values.dtype}")
     small = values.dtype.kind == "f" and values.dtype.itemsize <= 4
-    points = np.array(
-        values, np.float32 if small else np.float64, order="C"
-    )  # sums differ with the order
+    # order C: sums of floats depend on the order in memory
+    points = np.array(values, np.float32 if small else np.float64, order="C")
     bad = np.argwhere(~representable(points).all(axis=-1))
     if len(bad):
         at = ", ".join(
@@ -49,15 +48,13 @@ def float_points(values):
 
 
 def representable(values):
-    """Return where float32 holds values finitely, a mask of their shape."""
+    """Return a mask, of the shape of values: where they are finite in float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.isfinite(values.astype(np.float32))
 
 
 def _check_steps(points, dtype, remedy):
-    """Raise DataError for the first cloud of points (..., P, 3) too far from the origin for
-    dtype.
-    """
+    """Raise DataError for the first cloud of (..., P, 3) too far from the origin for dtype."""
     if not points.size:
         return
     low, high = points.min(axis=-2), points.max(axis=-2)
@@ -78,8 +75,8 @@ def _check_steps(points, dtype, remedy):
 def unit_sphere(points):
     """Return points with each centroid at the origin and the largest radius 1, and a mask.
 
-    (N, P, 3) float32 or float64 -> float32 of the same shape, (N,) bool: which clouds were changed.
-    A cloud within 1e-3 of that already is kept (bit for bit in float32), so the operation is
+    (N, P, 3) float32 or float64 -> float32 of the same shape, (N,) bool: which clouds changed.
+    A cloud that is already so to within 1e-3 is kept (bit for bit in float32), so the operation is
     idempotent.  A cloud of one repeated point has no radius; it ends at the origin.
     """
     exact = points.astype(np.float64)
@@ -93,8 +90,8 @@ def unit_sphere(points):
 def normalised(points, normalisation):
     """Return points (N, P, 3) normalised, float32, and a mask (N,) of the clouds that changed.
 
-    points are what float_points returns.  Raises DataError where a cloud is one repeated point,
-    which has no radius, and where it stays as it is and is too far from the origin for float32.
+    points: from float_points.  Raises DataError, with "unit_sphere" for a cloud of one repeated
+    point, which has no radius, and with "none" for one too far from the origin for float32.
     """
     if normalisation == "none":
         _check_steps(
@@ -104,9 +101,8 @@ def normalised(points, normalisation):
         )
         return points.astype(np.float32, copy=False), np.zeros(len(points), bool)
     with np.errstate(over="ignore"):
-        single = ((points - points[:, :1]).astype(np.float32) == 0).all(
-            axis=(1, 2)
-        )  # nearer than 1e-45 is one, too
+        # points nearer than 1e-45 to each other count as one: float32 cannot hold the difference
+        single = ((points - points[:, :1]).astype(np.float32) == 0).all(axis=(1, 2))
     if single.any():
         where = f"cloud {single.argmax()}: " if len(points) > 1 else ""
         raise DataError(
@@ -120,8 +116,8 @@ def normalised(points, normalisation):
 def fit_points(points, count):
     """Return count of the points (P, 3): all, a random subset, or all of them repeated cyclically.
 
-    The subset is without replacement and keeps the stored order.  Its draw depends on the content
-    of the cloud alone, never on a name or a neighbour.  Repetition leaves a maximum unchanged.
+    The subset is drawn without replacement and keeps the stored order.  It depends on the content
+    of the cloud alone, not on its name or on other clouds.  Repetition does not change a maximum.
     """
     return points[_rows(points, count)]
 
@@ -129,19 +125,18 @@ def fit_points(points, count):
 def prepare(points, normalisation, count):
     """Return one cloud (P, 3) of float_points as (count, 3) float32, and whether it changed.
 
-    The whole cloud is normalised; then the points are taken that fit_points takes of the cloud as
-    it was stored: a last bit of the normalisation, which machines may round apart, chooses nothing.
+    The whole cloud is normalised first.  The points are chosen as fit_points chooses them from the
+    stored cloud, because two machines may round the normalised one differently in the last bit.
     """
     moved, changed = normalised(points[None], normalisation)
     return moved[0][_rows(points, count)], bool(changed[0])
 
 
 def _rows(points, count):
-    """Return the indices (count,) that fit_points takes."""
+    """Return the indices (count,) of the points that fit_points takes."""
     if count >= len(points):
         return np.arange(count) % len(points)
-    stored = points.astype(
-        np.float32, copy=False
-    )  # a text and an array of the same cloud give the same draw
+    # float32: a text (float64) and a float32 array of one cloud give the same draw
+    stored = points.astype(np.float32, copy=False)
     words = np.frombuffer(bytes.fromhex(sha256_arrays(stored)), ">u4")
     return np.sort(stream(0, "subset", *words.tolist()).permutation(len(points))[:count])

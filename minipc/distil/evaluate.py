@@ -1,6 +1,8 @@
-"""How good a model is: fixed compute blocks, then every number from the logits of all clouds."""
+"""How good a model is: predict in blocks of fixed size, then measure the logits of all clouds."""
 
-from typing import NamedTuple
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -11,24 +13,35 @@ from minipc.models.inputs import Inputs
 from minipc.models.model import net
 from minipc.nn.ops import log_softmax_forward
 
+if TYPE_CHECKING:
+    from minipc.data.augment import AugmentConfig
+    from minipc.models.file import Model
+
 ECE_BINS = 15
-VOTE_SEED = 0  # of the views that vote: the same for every model, so that voting is comparable
+VOTE_SEED = 0  # every model votes over the same views, so that voted numbers are comparable
 
 
-def predict(model, points, xp, threads, engine="fused", groups=None):
+def predict(
+    model: Model,
+    points: np.ndarray,
+    xp: Any,
+    threads: int,
+    engine: str = "fused",
+    groups: tuple | None = None,
+) -> np.ndarray:
     """Return the logits (N, K) float32, on the host, of points (N, P, 3) on the host.
 
-    model's arrays belong to xp.  groups: of these clouds, on the host, as prepare() of the model
-    returns them; None: made here, from points as they are.  Predictions do not depend on how many
-    clouds are asked for, on their places, nor on threads (evaluator() of the model; on a device,
-    whose library may choose by the number of clouds, also because blocks of 32 are padded).
-    Raises MinipcError for logits that are not finite: nothing below could tell them from numbers.
+    The model's arrays belong to module xp.  groups: what the model's prepare() returns for these
+    clouds, on the host; None makes them from points.  The logits of a cloud do not depend on the
+    other clouds or on threads: the model's evaluator() guarantees it, and every block is padded to
+    32 clouds, because a device's library may choose its algorithm by their number.
+    Raises MinipcError for logits that are not finite: a metric would hide them.
     """
     compute = net(model.config).evaluator(model.params, model.stats, model.config, engine)
     if groups is None:
         groups = net(model.config).prepare(model.config, points)
 
-    @np.errstate(over="ignore", invalid="ignore")  # what they would warn of is the error below
+    @np.errstate(over="ignore", invalid="ignore")  # the check below raises instead
     def logits_of(first):
         points_here, *groups_here = (
             xp.asarray(padded_block(array, first, BLOCK)) for array in (points, *groups)
@@ -45,13 +58,21 @@ def predict(model, points, xp, threads, engine="fused", groups=None):
     return logits
 
 
-def vote(model, points, votes, augment, xp, threads, engine="fused"):
-    """Return log of the mean softmax (N, K) over views 0 .. votes - 1 of points (N, P, 3).
+def vote(
+    model: Model,
+    points: np.ndarray,
+    votes: int,
+    augment: AugmentConfig,
+    xp: Any,
+    threads: int,
+    engine: str = "fused",
+) -> np.ndarray:
+    """Return the log of the mean softmax (N, K) over views 0 .. votes - 1 of points (N, P, 3).
 
-    The views are drawn by the rule of a recording from a seed of their own, so they are fixed.
-    Voting flatters: report it beside the plain number, never instead of it.
+    The views are drawn as in a recording, from a fixed seed.  Voting makes a model look better:
+    report the voted number beside the plain one, never instead of it.
     """
-    from scipy.special import logsumexp  # here: it takes longer to import than a cloud to predict
+    from scipy.special import logsumexp  # imported late: slower than predicting one cloud
 
     groups = net(model.config).prepare(model.config, points)  # of the stored clouds
     views = [
@@ -77,11 +98,11 @@ class Metrics(NamedTuple):
     confusion: np.ndarray  # (K, K) int64, rows true, columns predicted
 
 
-def metrics(labels, logits):
-    """Return Metrics of labels (N,) integer and logits (N, K), finite.
+def metrics(labels: np.ndarray, logits: np.ndarray) -> Metrics:
+    """Return the Metrics of labels (N,) integer and finite logits (N, K).
 
-    Class accuracies come from the confusion matrix; averaging them over batches, as is often
-    done, is wrong by more than a point.  ECE: Guo et al. 2017, equation 3, bins open on the left.
+    Class accuracies come from the confusion matrix; their average over batches, a common mistake,
+    is wrong by more than a point.  ECE: Guo et al. 2017, equation 3, bins open on the left.
     """
     count, classes = logits.shape
     predicted = logits.argmax(axis=1)
@@ -94,9 +115,8 @@ def metrics(labels, logits):
     log_p, _ = log_softmax_forward(logits.astype(np.float64))
     confidence = np.exp(log_p.max(axis=1))
     bins = np.maximum(np.ceil(confidence * ECE_BINS).astype(int) - 1, 0)
-    gap = np.bincount(
-        bins, (predicted == labels) - confidence
-    )  # clouds in the bin x (accuracy - confidence)
+    # for each bin: its number of clouds x (accuracy - confidence)
+    gap = np.bincount(bins, (predicted == labels) - confidence)
     return Metrics(
         accuracy=float(np.diag(confusion).sum() / count),
         mean_class_accuracy=float(recall.mean()),

@@ -1,10 +1,13 @@
 """The student's earlier self: where the logits u of the negative-weight term come from.
 
-Which self arXiv 2409.02020 means is not available to us; these are our readings, with their
-effects derived in docs/math.md.  The student's own output of the same step is excluded: its
-gradient is identically zero.  A row without a target yet has weight zero.  The whole state of a
-target goes into the checkpoint of a run, else a resumed run would be another one.
+We do not know which self arXiv 2409.02020 means; these are our readings, and docs/math.md derives
+their effects.  The student's own output in the same step is excluded: its gradient is identically
+zero.  A row that has no target yet gets weight zero.  The checkpoint of a run holds the whole state
+of its target, so that a resumed run computes the same.
 """
+
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -13,124 +16,126 @@ from minipc.models.inputs import points_of
 
 
 class SelfTarget:
-    """What training asks of every target, in this order; each kind overrides what it needs."""
+    """What training calls on every target, in this order; each kind overrides what it needs."""
 
-    def epoch_starts(self, epoch, xp):
-        """Epoch (from 0) begins on module xp."""
+    def epoch_starts(self, epoch: int, xp: Any) -> None:
+        """Prepare for an epoch, counted from 0, on module xp."""
 
-    def target(self, rows, inputs):
-        """rows (B,) on the host, inputs as a model reads them -> u (B, K), has (B,) of 0 and 1; or
-        None for no row.
-        """
+    def target(self, rows: np.ndarray, inputs: Any) -> tuple[Any, Any] | None:
+        """Return u (B, K) and has (B,) of 0 and 1 for rows (B,) on the host; None: no row has u."""
         raise NotImplementedError
 
-    def stepped(self, rows, logits, params):
-        """A step on the clouds rows ended: it saw logits (B, K) and made params."""
+    def stepped(self, rows: np.ndarray, logits: Any, params: dict) -> None:
+        """Take note of a step on the clouds in rows: its logits (B, K) and the new params."""
 
-    def epoch_ended(self, epoch, params):
-        """Epoch (from 0) ended with params; the next step may write into these arrays."""
+    def epoch_ended(self, epoch: int, params: dict) -> None:
+        """Take note of the params after an epoch; copy them, the next step may overwrite them."""
 
-    def state(self):
-        """Return {name: array on the host}: all that is needed to go on."""
+    def state(self) -> dict[str, np.ndarray]:
+        """Return {name: array on the host}: all that a resumed run needs."""
         return {}
 
-    def load(self, state, xp):
-        """Take over what state() returned at the same point of another run, onto module xp."""
+    def load(self, state: dict[str, np.ndarray], xp: Any) -> None:
+        """Restore what state() returned, onto module xp."""
 
 
 class Snapshot(SelfTarget):
-    """The student at the end of the last n-th epoch, run on the same replayed clouds.
+    """The student after the latest epoch divisible by `every`, run on the same replayed clouds.
 
-    forward(params, inputs) -> logits must be the training form of batch norm (batch statistics,
-    not tracked, no dropout), so that zero lag gives exactly zero self-gradient.
+    forward(params, inputs) -> logits uses batch norm as in training (batch statistics, not tracked)
+    and no dropout.  So a snapshot equal to the student gives exactly zero self-gradient.
     """
 
-    def __init__(self, forward, every=1):
+    params: dict | None  # the student's, None before the first snapshot
+
+    def __init__(self, forward: Callable[[dict, Any], Any], every: int = 1) -> None:
         self.forward, self.every, self.params = forward, every, None
 
-    def target(self, rows, inputs):
+    def target(self, rows: np.ndarray, inputs: Any) -> tuple[Any, Any] | None:
         if self.params is None:
             return None
         u = self.forward(self.params, inputs)
         return u, module_of(u).ones(len(u), u.dtype)
 
-    def epoch_ended(self, epoch, params):
+    def epoch_ended(self, epoch: int, params: dict) -> None:
         if (epoch + 1) % self.every == 0:
             self.params = {name: value.copy() for name, value in params.items()}
 
-    def state(self):
+    def state(self) -> dict[str, np.ndarray]:
         return {name: to_host(value) for name, value in (self.params or {}).items()}
 
-    def load(self, state, xp):
+    def load(self, state: dict[str, np.ndarray], xp: Any) -> None:
         self.params = tree_to(xp, state) or None
 
 
 class Ema(Snapshot):
     """A moving average of the student's weights: e <- m e + (1 - m) w after every step.
 
-    Run like a snapshot: with the batch's own statistics a student at rest equals its average
-    exactly, so the stationary points stay and averaged statistics are not needed.  (Tarvainen &
-    Valpola 2017 for the average.)
+    e are the averaged weights, w the student's, m is decay.  Run like a snapshot, with batch
+    statistics: a student at rest then equals its average exactly, so the stationary points stay
+    and averaged statistics are not needed.  The average is that of Tarvainen & Valpola 2017.
     """
 
-    def __init__(self, forward, decay=0.99):
+    def __init__(self, forward: Callable[[dict, Any], Any], decay: float = 0.99) -> None:
         super().__init__(forward)
         self.decay = decay
 
-    def stepped(self, rows, logits, params):
+    def stepped(self, rows: np.ndarray, logits: Any, params: dict) -> None:
         old, m = self.params or params, self.decay
-        # e + (1 - m)(w - e) and not m e + (1 - m) w: at rest it adds exactly zero
+        # e + (1 - m)(w - e), not m e + (1 - m) w: at rest this adds exactly zero
         self.params = {
             name: old[name] + (1 - m) * (value - old[name]) for name, value in params.items()
         }
 
-    def epoch_ended(self, epoch, params):
+    def epoch_ended(self, epoch: int, params: dict) -> None:
         pass
 
 
 class History(SelfTarget):
     """The student's own logits at its last visit to the same cloud, usually under another view.
 
-    Free, and not neutral: it pushes the views of one cloud apart (docs/math.md).  Kept as float16
-    on the host, K a cloud, as in the checkpoint.
+    It costs no forward pass, but it pushes the views of one cloud apart (docs/math.md).  It keeps
+    K float16 numbers for each cloud, on the host and in the checkpoint.
     """
 
-    def __init__(self, clouds, classes):
+    def __init__(self, clouds: int, classes: int) -> None:
         self.logits = np.zeros((clouds, classes), np.float16)
         self.visited = np.zeros(clouds, bool)
 
-    def target(self, rows, inputs):
+    def target(self, rows: np.ndarray, inputs: Any) -> tuple[Any, Any]:
         points = points_of(inputs)
         xp = module_of(points)
         u = xp.asarray(self.logits[rows]).astype(points.dtype)
         return u, xp.asarray(self.visited[rows].astype(points.dtype))
 
-    def stepped(self, rows, logits, params):
+    def stepped(self, rows: np.ndarray, logits: Any, params: dict) -> None:
         largest = float(np.finfo(np.float16).max)
         self.logits[rows] = np.clip(to_host(logits), -largest, largest)
         self.visited[rows] = True
 
-    def state(self):
+    def state(self) -> dict[str, np.ndarray]:
         return {"logits": self.logits.copy(), "visited": self.visited.astype(np.uint8)}
 
-    def load(self, state, xp):
+    def load(self, state: dict[str, np.ndarray], xp: Any) -> None:
         self.logits, self.visited = state["logits"].copy(), state["visited"].astype(bool)
 
 
 class SecondRecord(SelfTarget):
     """Logits of an earlier student from a second record of the same views: a frozen target.
 
-    view_logits(epoch) -> (N, K) on the host, of the view that this epoch replays.  Held for the
-    whole run, it shifts the optimum (docs/math.md).
+    view_logits(epoch) -> (N, K) on the host, of the view that this epoch replays.  The target is
+    the same for the whole run, so it shifts the optimum (docs/math.md).
     """
 
-    def __init__(self, view_logits):
+    logits: Any  # (N, K) of the view of this epoch
+
+    def __init__(self, view_logits: Callable[[int], np.ndarray]) -> None:
         self.view_logits, self.logits = view_logits, None
 
-    def epoch_starts(self, epoch, xp):
+    def epoch_starts(self, epoch: int, xp: Any) -> None:
         self.logits = xp.asarray(self.view_logits(epoch))
 
-    def target(self, rows, inputs):
+    def target(self, rows: np.ndarray, inputs: Any) -> tuple[Any, Any]:
         points = points_of(inputs)
         xp = module_of(points)
         u = self.logits[xp.asarray(rows)].astype(points.dtype)

@@ -1,15 +1,17 @@
 """Train a PointNet on labels, or on a record by exact replay; the teacher is never loaded.
 
-Epoch e sees view e: drawn by the rule of a recording where there is no record, else view e mod V
-of the chosen views, its stored parameters applied to the same clouds in two rounded operations, so
-that the student's input is bit for bit what the teacher saw.  All randomness is drawn by name and
-epoch, so a run that goes on from a checkpoint equals one that was never stopped, bit for bit.
+Without a record, epoch e draws view e as a recording would.  With one, it replays view e mod V of
+the V chosen views: it applies the stored parameters to the same clouds in two rounded operations,
+so the student's input is bit for bit what the teacher saw.  Every random stream is named and
+belongs to an epoch, so a resumed run equals one that was never stopped, bit for bit.
 """
+
+from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -31,11 +33,18 @@ from minipc.provenance import provenance
 from minipc.settings import TrainConfig
 from minipc.streams import stream
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
 
-def split_rows(labels, config):
-    """Return the rows to learn from and those held out, of labels (N,) on the host.
+    from minipc.data.augment import AugmentConfig
+    from minipc.data.clouds import Clouds, Splits
+    from minipc.distil.self_target import SelfTarget
 
-    Raises UsageError where one of the two would be empty, or not a batch is left.
+
+def split_rows(labels: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Return the rows to learn from and the rows held out, of labels (N,) on the host.
+
+    Raises UsageError where a validation fraction holds out nothing, or less than a batch is left.
     """
     held_out = stratified(labels, config.val_fraction, config.seed, "validation")
     learnt, held = np.flatnonzero(~held_out), np.flatnonzero(held_out)
@@ -47,16 +56,20 @@ def split_rows(labels, config):
     return learnt, held
 
 
-def drawn_views(clouds, seed, augment):
-    """Return views(epoch) -> (Params, None): view e of every cloud, by the rule of a recording."""
+def drawn_views(
+    clouds: Clouds, seed: int, augment: AugmentConfig
+) -> Callable[[int], tuple[Params, Any]]:
+    """Return views(epoch) -> (Params, None): that view of every cloud, drawn as in a recording."""
     return lambda epoch: (draw(seed, epoch, 0, len(clouds), augment), None)
 
 
-def recorded_views(reader, labels_only=False, first=0, stop=None):
+def recorded_views(
+    reader: Any, labels_only: bool = False, first: int = 0, stop: int | None = None
+) -> Callable[[int], tuple[Params, Any]]:
     """Return views(epoch) -> (Params, logits) of an open RecordReader: views first .. stop - 1.
 
-    With labels_only the same views come without logits, for a fair label-only student.  Raises
-    UsageError for views that were not recorded.
+    With labels_only logits is None: a label-only student sees the same views, a fair comparison.
+    Raises UsageError for views that were not recorded.
     """
     stop = reader.views if stop is None else stop
     if not 0 <= first < stop <= reader.views:
@@ -73,21 +86,21 @@ def recorded_views(reader, labels_only=False, first=0, stop=None):
 
 
 class Epoch(NamedTuple):
-    """A training after an epoch; its arrays are on the host, and later epochs change none of them.
+    """A training after an epoch, in arrays on the host that later epochs do not change.
 
-    It may outlive the training, so weights and moments are copies: the fast engine and its
-    optimiser write the next step into the same arrays.
+    Weights and moments are copies, because the fast engine and its optimiser write the next step
+    into the same arrays.
     """
 
-    rows: list  # the numbers of every epoch so far, a dict each, as in metrics.jsonl
+    rows: list  # one dict of numbers for each epoch so far, as in metrics.jsonl
     model: Model
     steps: int  # of the optimiser, so far
     moments: dict  # of the optimiser, {"m.name": array}
     self_target: dict  # what SelfTarget.state() returned
     test_logits: np.ndarray  # (M, K) float32, of the M test clouds
 
-    def checkpoint(self, run_id):
-        """Return the Checkpoint from which the run of this identity goes on."""
+    def checkpoint(self, run_id: str) -> Checkpoint:
+        """Return the Checkpoint from which the run with this identity can be resumed."""
         return Checkpoint(
             run_id,
             self.rows,
@@ -99,7 +112,7 @@ class Epoch(NamedTuple):
         )
 
 
-def best_epoch(rows):
+def best_epoch(rows: list[dict]) -> int | None:
     """Return the index of the first epoch of the best validation accuracy, None without one."""
     if not rows or "val_accuracy" not in rows[0]:
         return None
@@ -107,7 +120,7 @@ def best_epoch(rows):
 
 
 class State(NamedTuple):
-    """What a step changes."""
+    """What every step changes."""
 
     params: dict
     stats: dict
@@ -118,25 +131,33 @@ class State(NamedTuple):
 class Task:
     """What stays the same during a run; arrays belong to module xp."""
 
-    # (N, 3, P): axes in the order in which both augmentation and the fast engine walk memory
+    # (N, 3, P): the order of axes in which augmentation and the fast engine read memory
     points: Any
     labels: Any  # (N,)
     groups: tuple  # of all N clouds, as prepare() of the model returns them
     model: Any  # the config of a model, see models/model.py
     loss: LossConfig
     config: TrainConfig
-    self_target: Any  # see self_target.py, or None
+    self_target: SelfTarget | None
     work: Workspace
     xp: Any
 
-    def start(self, model):
+    def start(self, model: Model) -> State:
         """Return the State before the first step; steps may write into its arrays."""
         params = {name: value.copy() for name, value in tree_to(self.xp, model.params).items()}
         start = optim.adamw_start if self.config.optimiser == "adamw" else optim.sgd_start
         return State(params, tree_to(self.xp, model.stats), start(params))
 
-    @np.errstate(over="ignore", invalid="ignore")  # what they would warn of, train() refuses
-    def epoch(self, state, epoch, order, augmentation, logits, progress):
+    @np.errstate(over="ignore", invalid="ignore")  # train() refuses what is not finite
+    def epoch(
+        self,
+        state: State,
+        epoch: int,
+        order: np.ndarray,
+        augmentation: Params,
+        logits: np.ndarray | None,
+        progress: Callable[[int, int, str], None] | None,
+    ) -> tuple[State, dict[str, float], float]:
         """Return the State after one epoch, the mean of each number, and the last learning rate.
 
         order: the rows to learn from, shuffled; augmentation, logits: of all N clouds, on the host
@@ -153,9 +174,11 @@ class Task:
             lr = config.lr * optim.warmup_cosine(done, config.epochs * steps, config.warmup_steps)
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             mask = _dropout_mask(self.model, config, epoch, step, xp)
-            state, told = self.step(state, rows, augmentation, logits, mask, lr)
+            state, numbers = self.step(state, rows, augmentation, logits, mask, lr)
             sums = (
-                told if sums is None else {name: sums[name] + value for name, value in told.items()}
+                numbers
+                if sums is None
+                else {name: sums[name] + value for name, value in numbers.items()}
             )
             if progress:
                 progress(done + 1, config.epochs * steps, f"epoch {epoch + 1}/{config.epochs}")
@@ -163,8 +186,16 @@ class Task:
             self.self_target.epoch_ended(epoch, state.params)
         return state, {name: float(total) / steps for name, total in sums.items()}, lr
 
-    def step(self, state, rows, augmentation, logits, mask, lr):
-        """Return the State after a step on the clouds rows, and what it tells as 0-d arrays."""
+    def step(
+        self,
+        state: State,
+        rows: np.ndarray,
+        augmentation: Params,
+        logits: Any,
+        mask: Any,
+        lr: float,
+    ) -> tuple[State, dict[str, Any]]:
+        """Return the State after a step on the clouds in rows, and its numbers, 0-d arrays."""
         params, stats, optimiser = state
         config, target = self.config, self.self_target
         on_device = self.xp.asarray(rows)
@@ -198,35 +229,36 @@ class Task:
         if target:
             target.stepped(rows, z, params)
 
-        told = terms._asdict()
+        numbers = terms._asdict()
         if v is not None:
-            told["teacher_agreement"] = (z.argmax(axis=1) == v.argmax(axis=1)).mean(dtype=z.dtype)
-        return State(params, stats, optimiser), told
+            numbers["teacher_agreement"] = (z.argmax(axis=1) == v.argmax(axis=1)).mean(
+                dtype=z.dtype
+            )
+        return State(params, stats, optimiser), numbers
 
 
 def train(
-    splits,
-    model_config,
-    loss_config,
-    config,
-    views,
+    splits: Splits,
+    model_config: Any,
+    loss_config: LossConfig,
+    config: TrainConfig,
+    views: Callable[[int], tuple[Params, Any]],
     *,
-    self_target=None,
-    xp=np,
-    threads=None,
-    work=None,
-    progress=None,
-    resume=None,
-):
+    self_target: SelfTarget | None = None,
+    xp: Any = np,
+    threads: int | None = None,
+    work: Workspace | None = None,
+    progress: Callable[[int, int, str], None] | None = None,
+    resume: Checkpoint | None = None,
+) -> Iterator[Epoch]:
     """Train a model: yield an Epoch after each of the config.epochs epochs.
 
-    splits: data.clouds.Splits; views: as drawn_views or recorded_views return; self_target: see
-    self_target.py, needed if loss_config.self_weight > 0; work: a Workspace to share with the self
-    target; progress: called as progress(steps done, steps in all, text).  resume: the Checkpoint
-    to go on from; its own Epoch is the first that is yielded.  The caller may stop at any epoch.
-    The test split is measured after every epoch and chooses nothing.  When the first Epoch is asked
-    for, raises UsageError for settings that cannot run and DataError for a checkpoint of other
-    sizes; then MinipcError where the loss stops being finite.
+    views: from drawn_views or recorded_views; self_target: needed if loss_config.self_weight > 0;
+    work: a Workspace to share with the self target; progress(steps done, steps in all, text).
+    resume: the Checkpoint to continue from; train yields its Epoch first.  The caller may stop
+    after any epoch.  The test split is measured after every epoch and decides nothing.
+    Nothing is checked before the first Epoch is requested: then UsageError for settings that cannot
+    run, DataError for a checkpoint of other sizes; later MinipcError if the loss is not finite.
     """
     clouds = splits.train
     learnt, held = split_rows(clouds.labels, config)
@@ -286,7 +318,7 @@ def train(
 
 
 def _how(clouds, config, loss_config, xp):
-    """Return what a model says of its training, but for the epochs that are done."""
+    """Return what a model file says about its training, except for the epochs done."""
     return {
         "of_epochs": config.epochs,
         "training": asdict(config),
@@ -299,7 +331,7 @@ def _how(clouds, config, loss_config, xp):
 
 
 def _after(rows, model, state, self_target, test_logits):
-    """Return the Epoch that ended in state; model tells what does not change."""
+    """Return the Epoch that ended in state; model holds what epochs do not change."""
     model = model._replace(
         params=_copied(state.params),
         stats=_copied(state.stats),
@@ -311,8 +343,9 @@ def _after(rows, model, state, self_target, test_logits):
 
 
 def _check_finite(state, means, epoch):
-    """Raise MinipcError unless an epoch's losses and the arrays that it ended in are finite."""
-    arrays = (*state.params.values(), *state.stats.values())  # the losses precede the last step
+    """Raise MinipcError unless an epoch's losses and its last parameters and stats are finite."""
+    # the arrays too: each loss was computed before its step
+    arrays = (*state.params.values(), *state.stats.values())
     finite = all(isfinite(value) for value in means.values()) and all(
         bool(module_of(value).isfinite(value).all()) for value in arrays
     )
@@ -325,8 +358,8 @@ def _check_finite(state, means, epoch):
 
 def _measured(split, labels, logits):
     """Return the numbers of one split for a row of metrics."""
-    found = metrics(labels, logits)._asdict()
-    return {f"{split}_{name}": value for name, value in found.items() if name != "confusion"}
+    values = metrics(labels, logits)._asdict()
+    return {f"{split}_{name}": value for name, value in values.items() if name != "confusion"}
 
 
 def _copied(arrays):
@@ -365,7 +398,7 @@ def _restored(checkpoint, fresh, xp):
         for moment in fresh.optimiser._fields
         if moment != "step"
     }
-    params, stats = (  # in the order of the model, in which they are written
+    params, stats = (  # in the order of the model: files are written in it
         {name: xp.asarray(found[name]).copy() for name in mine}
         for mine, found in ((fresh.params, checkpoint.params), (fresh.stats, checkpoint.stats))
     )

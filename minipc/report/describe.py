@@ -1,7 +1,7 @@
-"""What our files and folders are, as values for programs; report/lines.py says them to people.
+"""What our files and folders are, as values for programs; report/lines.py prints them for people.
 
-A file is read by its own reader, all of it, before it is called intact.  Nothing is written,
-renamed or removed, so a recording or a training under way can be looked at.
+A file is called intact only after its own reader has read all of it.  Nothing is written, renamed
+or removed, so a recording or a training can be inspected while it runs.
 """
 
 import os
@@ -24,12 +24,12 @@ IN_A_RUN = ("model.h5", "best.h5", "checkpoint.h5")
 
 
 def describe(path):
-    """Return the values of any file or folder of ours, a dict for JSON.
+    """Return the values of any file or folder that minipc wrote, a dict for JSON.
 
-    Raises DataError for what is missing, damaged or not ours.
+    Raises DataError for a path that is missing, damaged or not ours.
     """
     if os.path.basename(path) in ("run.json", "plan.json"):
-        path = os.path.dirname(path) or "."  # they say little without what lies beside them
+        path = os.path.dirname(path) or "."  # they say little without the files beside them
     if os.path.isdir(path):
         if os.path.lexists(os.path.join(path, "run.json")):
             return _run(path)
@@ -40,7 +40,9 @@ def describe(path):
         )
     kind = files.kind_of(path)
     if kind is None:
-        with files.guarded(path, " or ".join(files.KINDS), 0):  # says what it is instead
+        with files.guarded(
+            path, " or ".join(files.KINDS), 0
+        ):  # raises, with what the file is instead
             pass
     described = OF_KIND[kind](path)
     size = os.path.getsize(path)
@@ -67,7 +69,7 @@ def _model(path):
 def _record(path):
     with RecordReader(path) as reader:
         for view in range(reader.views):
-            reader.view(view)  # refuses values that are not finite
+            reader.view(view)  # raises for values that are not finite
         plan, meta, carried = reader.plan, reader.meta, reader.clouds()
     return {
         **_of_plan(plan),
@@ -91,12 +93,12 @@ def _shard(path):
 
 
 def _checkpoint(path):
-    found = read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     return {
-        "epochs": len(found.rows),
-        "steps": found.steps,
-        "run_id": found.run_id,
-        "last": found.rows[-1],
+        "epochs": len(checkpoint.rows),
+        "steps": checkpoint.steps,
+        "run_id": checkpoint.run_id,
+        "last": checkpoint.rows[-1],
     }
 
 
@@ -110,19 +112,18 @@ OF_KIND = {
 
 
 def _recording(folder):
-    """Return the values of OUT.parts: the plan, and which of its shards are there and verify."""
+    """Return the values of OUT.parts: the plan, and which of its shards exist and are intact."""
     plan, out = (
         read_plan(os.path.join(folder, "plan.json")),
         folder.rstrip(os.sep).removesuffix(".parts"),
     )
-    finished = 0  # views, in a record that is being extended
+    finished = 0  # views of the finished record, if this recording extends one
     if os.path.isfile(out):
         with RecordReader(out) as reader:
             finished = reader.views if reader.plan.same_identity(plan) else 0
     wanted = {shard_name(*shard[:2]): shard for shard in plan.shards() if shard[0] >= finished}
-    names = {name for name in _listed(folder) if not name.startswith(".")} - {
-        "plan.json"
-    }  # .name.tmp: being written
+    # without hidden names: .NAME.tmp is being written
+    names = {name for name in _listed(folder) if not name.startswith(".")} - {"plan.json"}
     bad = []
     for name in sorted(names & set(wanted)):
         try:
@@ -159,7 +160,7 @@ def _listed(folder):
 
 
 def _run(folder):
-    """Return the values of a run folder: of run.json, and of each file of ours in it."""
+    """Return the values of a run folder: of run.json and of each of our files in it."""
     path = os.path.join(folder, "run.json")
     settings = read_run(folder)
     if not all(

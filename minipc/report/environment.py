@@ -1,6 +1,6 @@
-"""What minipc stands on here: versions, BLAS, devices, variables, the file system of this folder.
+"""The environment of minipc: versions, BLAS, devices, variables, the file system of this folder.
 
-For bug reports, so without names of hosts, users and folders.
+It is for bug reports, so it leaves out the names of hosts, users and folders.
 """
 
 import errno
@@ -26,11 +26,11 @@ def versions():
 
 
 def examine():
-    """Return the values of this process and of the current folder; a temporary file comes and goes.
+    """Return the values of this process and of the current folder, a dict for JSON.
 
-    A dict for JSON; report/lines.py says it to people.
+    It makes and removes a temporary file.  report/lines.py prints the values for people.
     """
-    import h5py  # here and in _devices, so that --version does not wait for any of these
+    import h5py  # late, here and in _devices, so that --version does not wait for these imports
     import numpy as np
     import scipy
 
@@ -103,7 +103,7 @@ def _works(function, *arguments):
 
 
 def _lock_twice(file):
-    """Raise OSError unless a lock on a file is refused to whoever opens it again."""
+    """Raise OSError unless a second descriptor of a locked file is refused the lock."""
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with open(file.name, "rb") as again:
         try:

@@ -1,7 +1,7 @@
 """The lines that people read, made from the values that `--json` prints and from nothing else.
 
-One function for each kind of result: its values, a dict, -> a list of lines.  What a line says is
-in the values, so a program can read all that a person can.
+Each kind of result has one function, from its values, a dict, to a list of lines.  So a program can
+read everything that a person can.
 """
 
 import math
@@ -12,7 +12,7 @@ import shlex
 
 
 def of_info(values):
-    """Return the lines of any file or folder of ours, as describe.describe has it."""
+    """Return the lines for the values that describe.describe returns."""
     return [_first_line(values), *_OF_KIND[values["kind"]](values)]
 
 
@@ -182,7 +182,7 @@ def of_record_share(values):
 
 
 def of_record_dry_run(values):
-    """Return few lines where data or teacher are still to be made: little is known then."""
+    """Return the lines of a dry run: few while data or teacher do not exist yet."""
     makes = f"would make: {', '.join(values['would_make']) or 'nothing'}"
     if values["run_id"] is None:
         return [makes]
@@ -418,7 +418,7 @@ def _histogram(title, counts, edges):
 
 
 def of_loss(values):
-    from minipc.audit.conventions import KD_LIB  # what this line and two below need is large
+    from minipc.audit.conventions import KD_LIB  # imported late, as below: these modules are large
 
     lines = []
     if values["translated"]:
@@ -476,7 +476,7 @@ def _convention(name, row):
 
 
 def _bound(values):
-    """Return lines on the bound of the loss, and on the row that bears least."""
+    """Return lines on the bound of the loss, and on the row that allows the smallest b."""
     from numpy import argsort
 
     worst, share = values["worst_row"], f"{_percent(values['unbounded_share'])} of the rows"
@@ -563,7 +563,7 @@ def _settings(values):
 
 
 def size(count):
-    """Return bytes as people say it, decimal units."""
+    """Return a number of bytes as text, in decimal units."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.4g} {unit}"
@@ -585,5 +585,5 @@ def _made_with(provenance):
 
 
 def _printable(path):
-    """Return a path as text; a name need not be text."""
+    """Return a path that can be printed; a file name need not be valid text."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -1,7 +1,7 @@
-"""A data set in one HDF5 file that is not ours: points, labels and split under common names.
+"""A data set in one HDF5 file of another program: points, labels and split under common names.
 
-Foreign HDF5 can point into other files and declare what it does not hold.  Only the members named
-here are opened, and only after their link, their storage and their size are checked.
+Such a file can link to other files and declare more data than it holds.  So we open only the
+members named here, and only after we check their link, their storage and their size.
 """
 
 import os
@@ -18,14 +18,13 @@ from minipc.data.readers.point_files import SUFFIXES
 from minipc.errors import DataError, short
 from minipc.storage import files
 
-LARGEST = 16 * 2**30  # bytes a member may declare; a tiny file can declare 160 TiB
-COLUMNS = 16  # most of a point; (N, 3, P) is transposed and no clouds of three points
-PIECE = (
-    16 * 2**20
-)  # bytes of one cloud, or of one compressed chunk: what has to be in memory at once
-CLOUDS, CLASSES = 2**22, 2**16  # most of a member
+LARGEST = 16 * 2**30  # most bytes that a member may declare; a tiny file can declare 160 TiB
+COLUMNS = 16  # most columns of a point: more mean a transposed array (N, 3, P)
+# most bytes of one cloud, and of one compressed chunk: both must be in memory at once
+PIECE = 16 * 2**20
+CLOUDS, CLASSES = 2**22, 2**16  # most rows of a member
 ATTRIBUTES = 2**10  # most names in an attribute
-TEXTS = 16  # read at once; each may be long
+TEXTS = 16  # strings read at once; each may be long
 POINTS, LABELS = ("points", "data", "x"), ("labels", "label", "y")
 NAMES = ("class_names", "classes", "shape_names", "label_names")
 LAYOUT = (
@@ -44,17 +43,16 @@ class Part(NamedTuple):
 
 @contextmanager
 def foreign(path):
-    """Yield an h5py.File of somebody else's file; what h5py raises in the block is a DataError.
+    """Yield an h5py.File of another program's file; errors of h5py in the block become DataError.
 
-    So is a file that another program holds, or left, open for writing: it is not damaged.
+    A file that another program holds, or left, open for writing has its own message: it is intact.
     """
     try:
         with h5py.File(path, "r") as file:
             yield file
     except (OSError, LookupError, RuntimeError, ValueError, TypeError, ArithmeticError) as reason:
-        if "lock file" in str(reason) or "open for write" in str(
-            reason
-        ):  # by libhdf5's lock, or its mark in the file
+        # libhdf5 refuses the lock, or finds the mark that a writer leaves in the file
+        if "lock file" in str(reason) or "open for write" in str(reason):
             raise DataError(
                 f"{path}: another program has it open for writing; close it there (left by one "
                 "that died: h5clear -s "
@@ -66,10 +64,10 @@ def foreign(path):
 
 
 def member(file, name, path):
-    """Return a dataset that lies in this file itself and can be read piece by piece.
+    """Return a dataset whose data are in this file and can be read in blocks.
 
-    Links, storage elsewhere, and sizes that the file cannot hold or a reader not bear are a
-    DataError.
+    Raises DataError for links, for data in other files, and for sizes that are impossible for this
+    file or too large to read.
     """
     if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
         file[name], h5py.Dataset
@@ -77,9 +75,8 @@ def member(file, name, path):
         raise DataError(f"{path}: expected a data set {name!r}; found {sorted(file)[:8]}")
     found = file[name]
     stored = found.id.get_storage_size()
-    if (
-        found.external or found.is_virtual or found.nbytes > min(LARGEST, 1100 * stored)
-    ):  # gzip's best: 1032
+    # gzip compresses by a factor of 1032 at most
+    if found.external or found.is_virtual or found.nbytes > min(LARGEST, 1100 * stored):
         raise DataError(
             f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it "
             "again"
@@ -88,7 +85,7 @@ def member(file, name, path):
     chunks = found.chunks or (1,)
     if (
         max(row, found.dtype.itemsize * prod(chunks), chunks[0] * row // 2)
-        > PIECE  # of chunks side by side too
+        > PIECE  # also a row of chunks side by side
         or found.ndim
         and len(found) > CLOUDS
     ):
@@ -113,16 +110,15 @@ def blocks(dataset):
 
 
 def scan(path, request):
-    """Return the Listing of one HDF5 file, found by names in any case: points, data or X with
-    labels, label or y.
+    """Return the Listing of one HDF5 file with points (data, X) and labels (label, y), in any case.
 
     points (N, P, 3 to 16) float, or integer with a scalar `scale` (attribute or dataset); labels
     (N,) or (N, 1).  Split: groups train and test, names with such a prefix or suffix, a dataset
-    `split` (0 and 1, or the words), or none.  What looks like a third split is one.  Names of the
-    classes: class_names, classes, shape_names or label_names, a dataset or an attribute, else
-    their numbers.  Raises DataError naming the file, what was expected and found, UsageError.
+    `split` (0 and 1, or the words), or none.  A pair with another prefix or suffix is a third
+    split.  Class names: class_names, classes, shape_names or label_names, a dataset or an
+    attribute; without them, the numbers.  Raises DataError and UsageError.
     """
-    kind = files.kind_of(path)  # refuses what is missing, no file or a pipe
+    kind = files.kind_of(path)  # raises where path is missing, a folder or a pipe
     if kind:
         told = (
             "packed already: use it as it is"
@@ -165,7 +161,7 @@ def scan(path, request):
 
 
 def _clouds(path, parts, words):
-    """Yield the Clouds of some parts; words: the split of each cloud, or None."""
+    """Yield a Cloud for each cloud of the parts; words: the split of each, or None."""
     done = 0
     with foreign(path) as file:
         for part in parts:
@@ -179,7 +175,7 @@ def _clouds(path, parts, words):
 
 
 def _members(file):
-    """Return the names in the file and in the groups of its own at the top."""
+    """Return the names at the top of the file and in its groups there, without linked groups."""
     names = sorted(file)
     for group in list(names):
         ours = isinstance(file.get(group, getlink=True), h5py.HardLink) and isinstance(
@@ -191,10 +187,10 @@ def _members(file):
 
 
 def _pairs(file, names, path):
-    """Return {split: names of points and labels}: train and test, or "" for all clouds; then what
-    looks like others.
+    """Return {split: names of points and labels}: train and test, or "" for all clouds, and others.
 
-    Others are pairs named after another word, of which the points are no vector of statistics.
+    Another word before or behind the names makes another split, if its points have three axes:
+    a dataset like `points_mean` holds statistics.
     """
     pairs = {}
     for word in ("", *Splits._fields, *sorted(_words(names) - set(Splits._fields))):
@@ -202,7 +198,7 @@ def _pairs(file, names, path):
         ours = word in ("", *Splits._fields, *VALIDATION)
         if all(pair) and (ours or member(file, pair[0], path).ndim == 3):
             pairs[word] = pair
-        elif ours and (pair[0] or word and pair[1]):  # labels alone at the top can be anything
+        elif ours and (pair[0] or word and pair[1]):  # labels alone at the top may mean other data
             raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
     if [word for word in pairs if word in ("", *Splits._fields)] not in (
         [""],
@@ -233,7 +229,7 @@ def _of_split(names, split):
 
 
 def _find(names, wanted, path):
-    """Return the one of names that is wanted, or None.  Raises DataError where there are two."""
+    """Return the name that is among wanted, or None.  Raises DataError if there are two."""
     found = [name for name in names if name.lower() in wanted]
     if len(found) > 1:
         raise DataError(
@@ -299,7 +295,7 @@ def _scale(file, data, path):
 
 
 def _text(dataset):
-    """Return an iterator over the strings of a text dataset, or None where it holds none."""
+    """Return an iterator over the strings of a text dataset, or None for another dtype."""
     if h5py.check_string_dtype(dataset.dtype) is None:
         return None
     strings, step = dataset.asstr(), max(min(TEXTS, PIECE // 4 // dataset.dtype.itemsize), 1)
@@ -310,7 +306,7 @@ def _text(dataset):
 
 
 def _split(dataset, path):
-    """Return the split of each cloud, (N,) of the words train and test and those of a third."""
+    """Return the split of each cloud, (N,) of the words train, test, and those of a third split."""
     meaning = {0: "train", 1: "test", **{word: word for word in (*Splits._fields, *VALIDATION)}}
     if dataset.ndim not in (1, 2) or dataset.size != len(dataset):
         raise DataError(
@@ -339,7 +335,8 @@ def _class_names(file, name, pairs, labels, path):
                 f"{path}: {name}: expected text, one name a class, got {dataset.shape} "
                 f"{dataset.dtype}"
             )
-        found[name] = tuple(short(text, 1000) for text in texts)  # bombs alone are cut
+        # the limit is far above real names: it cuts hostile ones
+        found[name] = tuple(short(text, 1000) for text in texts)
     datasets = [file[name] for pair in pairs for name in pair]
     for node in (file, *datasets, *(dataset.parent for dataset in datasets)):
         for key in node.attrs:
@@ -362,7 +359,7 @@ def _class_names(file, name, pairs, labels, path):
 
 
 def _attribute(attributes, key, path):
-    """Return the text of an attribute, one name a class, of at most as many as are read at once."""
+    """Return the text of an attribute, one name a class; few, because it is read at once."""
     stored = attributes.get_id(key)
     if (
         h5py.check_string_dtype(stored.dtype) is None

@@ -1,7 +1,7 @@
 """ModelNet40 in the HDF5 layout of PointNet: data (N, P, 3) float, label (N, 1) uint8.
 
-Nothing is downloaded and no listing order is trusted: parts are read in the order of the folder's
-own list files.  List files carry a foreign path prefix: only base names count.
+Nothing is downloaded.  Parts are read in the order of the folder's list files, because the order of
+a directory listing is undefined.  List files hold paths of another machine: only base names count.
 """
 
 import ntpath
@@ -27,9 +27,9 @@ def has_lists(path):
 def scan(folder, request):
     """Return the Listing of a folder.
 
-    The first num_points points of each cloud are kept: the stored order is random, and a draw made
-    here would be an augmentation that no record tells.  A list val_files.txt is a third split.
-    Raises DataError naming the file, what was expected and found, UsageError.
+    The first num_points points of each cloud are kept: the stored order is random, and a random
+    draw here would be an augmentation that no record stores.  A list val_files.txt is a third
+    split.  Raises DataError naming the file, what was expected and found, and UsageError.
     """
     if request.test_fraction is not None:
         raise UsageError(
@@ -66,10 +66,9 @@ def _clouds(parts, labels):
 
 
 def _listed(folder, splits):
-    """Return (base name, split) of the list files of splits, written on any system.
+    """Return (base name, split) of each name in the list files of splits.
 
-    Raises DataError for one that occurs twice within training or test: its clouds would be there
-    twice.
+    Raises DataError for a name that occurs twice within training or test: it would double clouds.
     """
     parts = []
     for split in splits:
@@ -103,7 +102,7 @@ def _lines(folder, name):
 
 
 def _labels(path, num_points):
-    """Return the labels (N,) int64 of a part, whose points were checked to have the right form."""
+    """Return the labels (N,) int64 of a part, after checking the form of its points."""
     if not os.path.exists(path):
         raise DataError(
             f"{path}: missing, though the list file names it; copy it beside the list file"

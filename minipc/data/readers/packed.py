@@ -1,9 +1,9 @@
 """From the clouds that a reader yields to both splits: prepared, checked and counted.
 
 A reader is one function, scan(path, request) -> Listing.  It looks at names, labels and headers,
-and refuses what it cannot read; the points follow cloud by cloud, while `collect` goes through
-Listing.clouds.  We keep two splits.  What becomes of a third one changes what is learnt from, so
-the person says it.
+and refuses what it cannot read; `collect` then reads the points cloud by cloud from
+Listing.clouds.  We keep two splits.  The user decides about a third one, because the decision
+changes the training data.
 """
 
 from collections.abc import Iterator, Sequence
@@ -17,11 +17,11 @@ from minipc.errors import DataError, UsageError, short
 
 TEST_FRACTION = 0.2
 VALIDATION = ("val", "valid", "validation", "dev")  # customary names of a third split
-VAL_SPLITS = ("train", "leave-out")  # what can become of it
+VAL_SPLITS = ("train", "leave-out")  # what the user may decide about it
 
 
 class Request(NamedTuple):
-    """What a person asks for.  None is unsaid."""
+    """What the user asks for.  None: not specified."""
 
     num_points: int  # of each packed cloud
     up_axis: str | None = None
@@ -30,7 +30,7 @@ class Request(NamedTuple):
     val_split: str | None = None  # one of VAL_SPLITS
 
     def check(self):
-        """Raise UsageError for what is wrong whatever the source is."""
+        """Raise UsageError for values that are wrong for every source."""
         check_count(self.num_points)
         if self.test_fraction is not None:
             check_fraction(self.test_fraction)
@@ -42,8 +42,8 @@ class Request(NamedTuple):
     def joins_training(self, path, third):
         """Return whether the clouds of a third split become training clouds.
 
-        third: what the source calls such splits.  Raises UsageError where val_split is
-        unsaid and there is one, or said and there is none.
+        third: the names of such splits in the source.  Raises UsageError if there is one but no
+        val_split, or a val_split but no third split.
         """
         if third and self.val_split is None:
             raise UsageError(
@@ -59,21 +59,21 @@ class Request(NamedTuple):
 class Cloud(NamedTuple):
     points: np.ndarray  # (n, 3) of a real dtype, as stored
     label: int  # index into the class names
-    split: str | None  # train, test or a third one; None: the source has no split
-    where: str  # for messages: the file, and which cloud of it
+    split: str | None  # train, test or a third one; None if the source has no split
+    where: str  # for messages: the file, and which cloud in it
 
 
 class Listing(NamedTuple):
-    """What a reader knows of a source before it reads points."""
+    """What a reader knows about a source before it reads points."""
 
-    count: int  # of clouds, exactly
+    count: int  # of clouds, exact
     clouds: Iterator  # of Cloud
     class_names: tuple
     has_split: bool
     made_from: str  # for people
     third: Sequence = ()  # names of a third split
-    up_axis: str = "unknown"  # where the person says none
-    keeps_first: bool = False  # the first points are kept, instead of a random subset
+    up_axis: str = "unknown"  # if the request names none
+    keeps_first: bool = False  # keep the first points, instead of a random subset
 
 
 class Packed(NamedTuple):
@@ -89,9 +89,9 @@ class Packed(NamedTuple):
 def collect(path, listing, request, progress=lambda *_: None):
     """Return the Packed of the clouds of a Listing.
 
-    Each cloud is normalised whole, then fitted to num_points.  Where the source has no split, a
-    share test_fraction (None: 0.2) of each class is drawn from the streams (0, "split", class), and
-    one training cloud always stays.  Raises DataError naming the cloud, UsageError.
+    Each cloud is normalised whole, then fitted to num_points.  If the source has no split, a share
+    test_fraction (None: 0.2) of each class is drawn from the streams (0, "split", class); at least
+    one training cloud stays.  Raises DataError naming the cloud, and UsageError.
     """
     if listing.has_split and request.test_fraction is not None:
         raise UsageError(
@@ -126,8 +126,10 @@ def collect(path, listing, request, progress=lambda *_: None):
 
 
 def _read(path, listing, request, joins, progress):
-    """Return of each cloud that is kept its points (N, num_points, 3) float32, label, whether it is
-    a test cloud, how many points it had, and whether it was normalised.
+    """Return arrays over the N clouds that are kept: points, labels, test, stored, moved.
+
+    points (N, num_points, 3) float32; test: whether a cloud is a test cloud; stored: how many
+    points it had; moved: whether it was normalised.
     """
     count, done = listing.count, 0  # clouds
     points = np.empty((count, request.num_points, 3), np.float32)
@@ -170,7 +172,7 @@ def _other_count(path, count, found):
 
 
 def _checked_names(path, labels, names):
-    """Return the class names in composed form.  Raises DataError where labels are no indices."""
+    """Return the class names in composed form.  Raises DataError unless labels are indices."""
     if not len(labels):
         raise DataError(f"{path}: holds no training and no test clouds; add some")
     try:
@@ -187,7 +189,7 @@ def _checked_names(path, labels, names):
 
 
 def _check_split(path, labels, test, names, has_split):
-    """Raise DataError unless there are test clouds, and training clouds of each class."""
+    """Raise DataError unless there are test clouds and each class has training clouds."""
     if not has_split and not test.any():
         raise DataError(
             f"{path}: a test split needs a class of at least 2 clouds; add clouds, or a split"

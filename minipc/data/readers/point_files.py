@@ -1,7 +1,7 @@
-"""One cloud of points from a file of a user: .npy, .npz, .xyz, .txt, .csv or .pts.
+"""One cloud of points from a user's file: .npy, .npz, .xyz, .txt, .csv or .pts.
 
-The first three columns are the coordinates, or in a text those that a header names x, y and z;
-further ones (normals, colours) are ignored, whatever they hold.  Nothing is skipped in silence and
+The coordinates are the first three columns, or in a text those that a header names x, y and z;
+other columns (normals, colours) are ignored, whatever they hold.  Nothing is skipped silently and
 nothing is unpickled.
 """
 
@@ -24,9 +24,9 @@ WANTED = f"expected one cloud, (P, 3) real numbers or up to {COLUMNS} columns"
 def read_points(path):
     """Return the points (P, 3) of the one cloud in a file, finite, float32 or float64.
 
-    Raises DataError naming the file, and the line or the point, for whatever is not that.
+    Raises DataError naming the file, and the line or the point, for anything else.
     """
-    kind = files.kind_of(path)  # refuses what is missing, no file or a pipe
+    kind = files.kind_of(path)  # raises where path is missing, a folder or a pipe
     if kind:
         raise DataError(f"{path}: is a minipc {kind} file, expected one cloud as {_told()}")
     suffix, size = os.path.splitext(path)[1].lower(), os.path.getsize(path)
@@ -49,7 +49,7 @@ def read_points(path):
 
 
 def read_prepared(path, normalisation, count):
-    """Return the cloud in path as prepare does, (count, 3) float32, changed; and its stored P."""
+    """Return what prepare returns for the cloud in path, and how many points the file holds."""
     points = read_points(path)
     try:
         return *prepare(points, normalisation, count), len(points)
@@ -66,9 +66,7 @@ def _array(path, read):
         return read(path)
     except DataError:
         raise
-    except (
-        Exception
-    ) as reason:  # an array header is parsed as Python source, which can raise anything
+    except Exception as reason:  # NumPy parses a header as Python source, which can raise anything
         told = " ".join(str(reason).split()) or type(reason).__name__
         raise DataError(
             f"{path}: is damaged or no plain array ({short(told, 120)}); save it again"
@@ -76,7 +74,7 @@ def _array(path, read):
 
 
 def _npy(path):
-    return np.lib.format.open_memmap(path, mode="r")  # never unpickles; a truncated file has no map
+    return np.lib.format.open_memmap(path, mode="r")  # never unpickles; raises for a cut file
 
 
 def _npz(path):
@@ -95,6 +93,6 @@ def _npz(path):
             )
         with archive.open(name) as member:  # yields at most the declared size
             values = np.lib.format.read_array(member, allow_pickle=False)
-            if member.read(1):  # reading to the end also checks the sum of the member
+            if member.read(1):  # reading to the end also verifies the member's checksum
                 raise ValueError(f"{name} is longer than its array")
             return values

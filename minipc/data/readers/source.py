@@ -7,10 +7,10 @@ from minipc.data.readers.packed import Request, collect
 
 
 def read_source(path, num_points, *, progress=lambda *_: None, **request):
-    """Return the Packed of whatever path is; request: the other fields of packed.Request.
+    """Return the Packed of any source; request: the other fields of packed.Request.
 
-    progress(done, total, text) reports how many clouds are read.  Raises DataError for what is
-    none of the sources, UsageError for invalid or contradictory options.
+    progress(done, total, text) reports how many clouds are read.  Raises DataError if path is none
+    of the sources, UsageError for invalid or contradictory options.
     """
     request = Request(num_points, **request)
     request.check()

@@ -1,8 +1,8 @@
 """One cloud from a text file: a point a line; blanks, tabs, commas or semicolons separate.
 
-Tables are written by many programs, and a shifted column is a plausible cloud.  So every line has
-as many fields as the first, and what could mean two things is refused: nothing is guessed.  A file
-is read in parts, so that the memory needed is that of its points.
+Many programs write such tables, and a shifted column still looks like a cloud.  So every line must
+have as many fields as the first, and we refuse what is ambiguous instead of guessing.  A file is
+read in parts, so the memory needed is that of its points.
 """
 
 import re
@@ -13,33 +13,32 @@ import numpy as np
 from minipc.data.prepare import representable
 from minipc.errors import DataError, short
 
-PART = 1 << 20  # characters read at a time, and most above the points
-LINE = 1 << 16  # most of a line
-# most of a point without named columns; (3, P) is a transposed cloud and no cloud of three points
-COLUMNS = 16
+PART = 1 << 20  # characters read at once, and most characters above the points
+LINE = 1 << 16  # most characters of a line
+COLUMNS = 16  # most columns without names: more mean a transposed cloud (3, P)
+# the first of these that occurs in a line separates its fields
 SEPARATORS = {
     "\t": "tabs",
     ";": "semicolons",
     ",": "commas",
-}  # where the first occurs in a line, it separates
+}
 COMMENT = re.compile(r"(?:^|(?<=[\s,;]))#.*")  # not inside a number: -1.#IND
 COUNT = re.compile(r"\d{1,12}")
-NOT_FINITE = re.compile(
-    r"[-+]?(nan.*|inf.*|\d\.#(ind|inf|qnan|snan).*)", re.IGNORECASE
-)  # 1.#QNAN, -1.#IND00, NaN(ind)
+# 1.#QNAN, -1.#IND00, NaN(ind)
+NOT_FINITE = re.compile(r"[-+]?(nan.*|inf.*|\d\.#(ind|inf|qnan|snan).*)", re.IGNORECASE)
 DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
 
 
 class Form(NamedTuple):
-    """How the points of a file are written, as the lines above them and the first of them say."""
+    """How a file writes its points, according to the first point and the lines above it."""
 
     line: int  # number of the first line that is a point
     separator: str | None  # None: blanks
     fields: int  # of every line
     trailing: bool  # whether every line ends with a separator
-    columns: list  # where x, y and z are
-    count: int | None  # points, where a line above them says how many
-    count_line: int
+    columns: list  # indices of x, y and z
+    count: int | None  # the number of points, if a line above them gives it
+    count_line: int  # number of that line
     named: bool  # whether a header names the columns
     ordinals: bool  # whether the first point is 0, 1, 2, ..., as programs number columns
 
@@ -87,7 +86,7 @@ def _points(path, file):
 
 
 def _form(path, file):
-    """Return the Form of a file and its first point, a line; the lines above it are read."""
+    """Return the Form of a file and the line of its first point; read the file up to that line."""
     count = names = comment = None
     count_line = number = above = 0
     while line := file.readline(LINE + 1):
@@ -118,16 +117,16 @@ def _form(path, file):
 
 
 def _columns(path, number, line, names, comment):
-    """Return the Form that the first point, a line, and the names above it give."""
+    """Return the Form that follows from the line of the first point and the names above it."""
     separator = _separator(line)
     fields = _fields(line, separator)
     trailing = separator is not None and not fields[-1]
     size = len(fields) - trailing
     header, named, columns = names or comment or (0, 0, [0, 1, 2])
-    if trailing and named == len(fields):  # the last column is there and empty
+    if trailing and named == len(fields):  # the last column has a name, so it exists and is empty
         trailing, size = False, named
-    # Words in a comment that begin with x, y and z describe the first three columns, however they
-    # go on.
+    # A comment whose words begin with x, y and z describes the first three columns, even if it has
+    # more words than there are columns.
     if named not in (0, size) and (names or columns != [0, 1, 2]):
         raise DataError(
             f"{path}: line {header}: names {named} columns, x, y and z among them, but line "
@@ -157,7 +156,7 @@ def _columns(path, number, line, names, comment):
 
 
 def _axes(line):
-    """Return how many columns a line names and where x, y and z are, or None if it names none."""
+    """Return how many columns a line names and the indices of x, y and z, or None without them."""
     names = [name.strip("\"'").lower() for name in _fields(line, _separator(line))]
     if names and not names[-1]:
         names.pop()
@@ -202,18 +201,17 @@ def _parts(path, file, first, number):
 
 
 def _lines(form, part):
-    """Return the lines of a part without comments; one that holds nothing is empty."""
+    """Return the lines of a part, stripped and without comments."""
     lines = part.split("\n")
     if "#" in part:
         lines = map(_without_comment, lines)
-    blank = (
-        None if form.separator is None else " "
-    )  # tabs alone are empty fields where tabs separate
+    # where tabs separate, a line of tabs holds empty fields: strip spaces only
+    blank = None if form.separator is None else " "
     return [line.strip(blank) for line in lines]
 
 
 def _values(form, part):
-    """Return the points (P, 3) float64 of some lines, or None where one of them is no point."""
+    """Return the points (P, 3) float64 of some lines, or None if one of them is not a point."""
     lines = [line for line in _lines(form, part) if line]
     if not lines:
         return np.empty((0, 3))
@@ -235,12 +233,12 @@ def _values(form, part):
 
 
 def _decimals(form, part):
-    """Return whether lines below the first hold anything but whole numbers."""
+    """Return whether the lines after the first hold anything but whole numbers."""
     return not all(re.fullmatch(r"[-+\d\s,;]*", line) for line in _lines(form, part)[1:])
 
 
 def _refusal(path, form, first, part):
-    """Return the error that names the first line of a part that is no point; slow."""
+    """Return the error that names the first line of a part that is not a point; slow."""
     for number, line in enumerate(_lines(form, part), first):
         if line and (fault := _fault(form, line, number == form.line)):
             return DataError(f"{path}: line {number}: {fault}")
@@ -250,7 +248,7 @@ def _refusal(path, form, first, part):
 
 
 def _fault(form, line, first):
-    """Return what is wrong with a line, or None; first: whether it is where a header may be."""
+    """Return what is wrong with a line, or None; first: whether it may be a header."""
     fields, told = _fields(line, form.separator), short(repr(line))
     if form.separator is None and "\t" in line:
         return (

@@ -1,8 +1,8 @@
-"""A folder of class folders, a file one cloud; read in the order of the names.
+"""A folder of class folders, one cloud in each file, read in the order of the names.
 
 Layouts: class/file; class/train/file with class/test/file; train/class/file with test/class/file.
-A third folder beside train and test, val, is a third split.  Class names are folder names, sorted.
-Hidden names are ignored, everything else must be a file that read_points knows.
+A folder val beside train and test is a third split.  Class names are folder names, sorted.  Hidden
+names are ignored; everything else must be a file that read_points accepts.
 """
 
 import os
@@ -56,9 +56,9 @@ def scan(folder, request):
 
 
 def _groups(folder):
-    """Return the class names and (label, split, folder of files) by class; split None: none."""
+    """Return the class names and a list of (label, split or None, folder of its files)."""
     entries, both = _folders(folder), set(Splits._fields)
-    # train alone can be a class, of engines
+    # a folder train alone may be a class: a railway train
     if set(entries) & both and set(entries) <= set(SPLITS):
         if not both <= set(entries):
             raise DataError(
@@ -88,7 +88,7 @@ def _groups(folder):
 
 
 def _check_names(folder, names):
-    """Raise DataError for class names that cannot be printed, or are one name in two forms."""
+    """Raise DataError for class names that cannot be printed, and for one name in two forms."""
     for name in names:
         if not name.isprintable():
             raise DataError(
@@ -101,7 +101,7 @@ def _check_names(folder, names):
 
 
 def _entries(folder):
-    """Return the names in folder, sorted, without hidden ones.  Raises DataError if it is none."""
+    """Return the sorted names in folder, without hidden ones.  Raises DataError for no folder."""
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as reason:
@@ -111,7 +111,7 @@ def _entries(folder):
 
 
 def _folders(folder):
-    """Return the names in folder, which are folders.  Raises DataError naming one that is none."""
+    """Return the names in folder.  Raises DataError naming one that is not a folder."""
     names = _entries(folder)
     others = [name for name in names if not os.path.isdir(os.path.join(folder, name))]
     if others and len(others) == len(names):
