@@ -1,24 +1,30 @@
 """Break a gradient, and see it caught: why the familiar s - q is wrong for this loss.
 
-s - q, with s = softmax(z), is the gradient of soft cross-entropy where q sums to one.  Every test
-with labels or probabilities as targets has such a q, and passes.  With a subtracted term q does
-not.
+s = softmax(z) of the logits z, and q holds the weights of the classes.  s - q is the gradient of
+soft cross-entropy if q sums to one, as labels and probabilities do: tests with such q pass.  With
+a subtracted term, a p - b r (teacher p, earlier self r), q does not sum to one.
 """
+
+from collections.abc import Callable
 
 import numpy as np
 
 from minipc.errors import CheckFailed
 from minipc.nn.gradcheck import check_gradients, require
-from minipc.nn.losses import soft_cross_entropy_backward, soft_cross_entropy_forward
+from minipc.nn.losses import (
+    SoftCrossEntropyCache,
+    soft_cross_entropy_backward,
+    soft_cross_entropy_forward,
+)
 
 
-def familiar(dloss, cache):
-    """The gradient of most texts."""
+def familiar(dloss: np.ndarray, cache: SoftCrossEntropyCache) -> np.ndarray:
+    """Return dz = dloss (s - q), the gradient of most texts; dloss (B,) -> dz (B, K)."""
     return dloss[:, None] * (cache.s - cache.q)
 
 
-def verdict(q, backward):
-    """Return what a gradient check says of a backward, with weights q (B, K)."""
+def verdict(q: np.ndarray, backward: Callable[..., np.ndarray]) -> str:
+    """Return what a gradient check says about backward, for weights q (B, K)."""
     z = np.random.default_rng(1).standard_normal(q.shape)
     _, cache = soft_cross_entropy_forward(z, q)
     dz = backward(np.ones(len(q)), cache)
@@ -35,7 +41,7 @@ def verdict(q, backward):
     return f"right, to {reports[0].error:.0e}; {rows}"
 
 
-def main():
+def main() -> None:
     rng = np.random.default_rng(0)
     labels = np.eye(5)[rng.integers(0, 5, 4)]
     signed = 0.9 * rng.dirichlet(np.ones(5), 4) - 0.3 * rng.dirichlet(np.ones(5), 4)  # a p - b r

@@ -1,18 +1,25 @@
-"""Hold your own loss against the conformance vectors; here it is one in PyTorch."""
+"""Compare your own loss with the conformance vectors; the loss here is written in PyTorch."""
+
+from typing import Any
 
 import torch
 
-from minipc.audit.vectors import TOLERANCE, check
+from minipc.audit.vectors import TOLERANCE, Case, check
 
 
-def your_loss(z, y, v, u, a, b, T):
-    """(1-a) CE(y, s_1) + a T^2 KL(p || s_T) - b T^2 KL(r || s_T) of one row; all tensors (K,)."""
+def your_loss(z: Any, y: Any, v: Any, u: Any, a: float, b: float, T: float) -> Any:
+    """(1-a) CE(y, s_1) + a T^2 KL(p || s_T) - b T^2 KL(r || s_T) of one row; tensors are (K,).
+
+    s_T, p, r are the softmax of z / T (student), v / T (teacher), u / T (earlier self); y is the
+    label, and s_1 is the softmax of z.
+    """
     log_s, log_p, log_r = (torch.log_softmax(logits / T, dim=0) for logits in (z, v, u))
     kd, self_kd = (T**2 * (log_q.exp() * (log_q - log_s)).sum() for log_q in (log_p, log_r))
     return (1 - a) * -(y * torch.log_softmax(z, dim=0)).sum() + a * kd - b * self_kd
 
 
-def yours(case):
+def yours(case: Case) -> dict[str, Any]:
+    """Return the loss of one case, and its gradient by autograd."""
     z, y, v, u = (
         torch.tensor(array, requires_grad=array is case.z)
         for array in (case.z, case.y, case.v, case.u)

@@ -1,7 +1,8 @@
-"""A negative weight, bounded and not: one row, its margins, and the falling loss.
+"""A negative weight with and without a lower bound: one row, its margins, and its loss.
 
 Theorem 2.1 of docs/math.md: the raw loss has a lower bound if and only if every margin
-M_i = (1-a) y_i + T (a p_i - b r_i) is at least zero.  Then: the guard.
+M_i = (1-a) y_i + T (a p_i - b r_i) is at least zero.  y is the label, p the teacher's softmax and r
+the earlier self's at temperature T.  The last column shows the same loss with the guard.
 """
 
 import numpy as np
@@ -16,12 +17,13 @@ TEACHER = np.array([[6.0, 1, 0, -6]])
 EARLIER = np.array([[3.0, 1, 0, 2]])  # gave class 3 far more than the teacher does
 
 
-def softmax(z):
+def softmax(z: np.ndarray) -> np.ndarray:
+    """Return the softmax of logits z (B, K)."""
     return np.exp(log_softmax_forward(z)[0])
 
 
-def loss(z, b, guard):
-    """Return the total of one row."""
+def loss(z: np.ndarray, b: float, guard: str) -> float:
+    """Return the total loss of one row, z (1, K)."""
     return float(
         loss_forward(z, LABEL, TEACHER, EARLIER, np.ones(1), LossConfig(A, b, T, 0.0, guard))[
             0
@@ -29,7 +31,7 @@ def loss(z, b, guard):
     )
 
 
-def main():
+def main() -> None:
     p, r = softmax(TEACHER / T), softmax(EARLIER / T)
     safe = float(largest_safe_b(LABEL, p, r, LossConfig(A, 0.0, T))[0])
     print(

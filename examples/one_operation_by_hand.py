@@ -1,8 +1,7 @@
-"""One operation by hand: a layer, its backward, and the proof that they belong together.
+"""One operation by hand: a layer, its backward, and a test that the two agree.
 
-y = x W, and L = sum of dy * y for a dy of our choice, so that dy is the gradient of L in y.  What
-the backward says of W is held against a difference quotient: the same question, asked without
-calculus.
+y = x W, and the loss is L = sum of dy * y for a dy of our choice, so dy is the gradient of L with
+respect to y.  A difference quotient tests the gradient of W without calculus.
 """
 
 import numpy as np
@@ -10,15 +9,15 @@ import numpy as np
 from minipc.nn.ops import linear_backward, linear_forward
 
 
-def main():
+def main() -> None:
     rng = np.random.default_rng(0)
     x, W, dy = rng.standard_normal((5, 3)), rng.standard_normal((3, 4)), rng.standard_normal((5, 4))
 
-    y, cache = linear_forward(x, W)  # (M1): y = x W; the cache is what the backward will read
+    y, cache = linear_forward(x, W)  # (M1): y = x W; the cache holds what the backward reads
     dx, dW = linear_backward(dy, cache)  # (M2): dx = dy W^T, dW = x^T dy
     print("forward", y.shape, " gradients", dx.shape, dW.shape)
 
-    direction = rng.standard_normal(W.shape)  # not ones: their sum hides errors that cancel
+    direction = rng.standard_normal(W.shape)  # not ones: errors could cancel in the sum
     direction /= np.linalg.norm(direction)
 
     def loss(W):

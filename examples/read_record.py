@@ -1,4 +1,4 @@
-"""Read a record with nothing of minipc: docs/record_format.md on one page."""
+"""Read a record without minipc: docs/record_format.md on one page."""
 
 import argparse
 import hashlib
@@ -9,20 +9,20 @@ import struct
 import h5py
 
 
-def check(path):
-    """Raise ValueError unless path is a whole record of version 1 or 2."""
+def check(path: str) -> None:
+    """Raise ValueError unless path is a complete, undamaged record of version 1 or 2."""
     with open(path, "rb") as file:
         head = file.read(512).ljust(512)
         digest = hashlib.sha256(head[:40] + bytes(32) + head[72:])
         while chunk := file.read(1 << 20):
             digest.update(chunk)
-    magic, kind, version, _, length, wanted = struct.unpack("<8s16sIIQ32s", head[:72])
-    found = magic, kind.rstrip(b"\0"), version in (1, 2), length, wanted
-    if found != (b"\x89minipc\n", b"record", True, os.path.getsize(path), digest.digest()):
+    magic, kind, version, _, length, expected_digest = struct.unpack("<8s16sIIQ32s", head[:72])
+    header = magic, kind.rstrip(b"\0"), version in (1, 2), length, expected_digest
+    if header != (b"\x89minipc\n", b"record", True, os.path.getsize(path), digest.digest()):
         raise ValueError(f"{path}: is damaged, or no record of version 1 or 2")
 
 
-def read_record(path):
+def read_record(path: str):
     """Yield metadata, clouds {split: (points, labels)}, (scale, shift, logits) of each view."""
     check(path)
     with h5py.File(path, "r") as file:

@@ -1,17 +1,19 @@
-"""Record a PyTorch teacher: train it as you like, then hand record() a function of NumPy arrays.
+"""Record a PyTorch teacher: train it as you like, then give record() a function of NumPy arrays.
 
-The function must see the network in evaluation mode: with batch statistics or dropout, logits would
-depend on what else is in the block.  The id names the weights, so that another training run is
+Put the network in evaluation mode: with batch statistics or dropout, the logits of a cloud would
+change with the other clouds of its block.  The id names the weights, so another training run makes
 another record.
 """
 
 import hashlib
+from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
 from minipc.data.augment import AugmentConfig, apply, draw
+from minipc.data.clouds import Clouds
 from minipc.data.shapes import built_in_shapes
 from minipc.record.recorder import record
 from minipc.record.recording import Recording
@@ -20,7 +22,7 @@ from minipc.record.recording import Recording
 class Teacher(nn.Module):
     """A PointNet of three shared layers: (B, P, 3) -> (B, K)."""
 
-    def __init__(self, classes):
+    def __init__(self, classes: int) -> None:
         super().__init__()
         self.shared = nn.Sequential(
             nn.Linear(3, 32), nn.ReLU(), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 64), nn.ReLU()
@@ -29,19 +31,21 @@ class Teacher(nn.Module):
             nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, classes)
         )
 
-    def forward(self, points):
+    def forward(self, points: Any) -> Any:
         return self.head(self.shared(points).amax(dim=1))
 
 
-def trained(clouds, steps, batch=32):
-    """Return a Teacher trained on fresh views of some of the clouds at every step."""
+def trained(clouds: Clouds, steps: int, batch: int = 32) -> Teacher:
+    """Return a Teacher; each training step sees new views of randomly drawn clouds."""
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
     model = Teacher(len(clouds.class_names))
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for step in range(steps):
         some = rng.integers(0, len(clouds), batch)
-        params = draw(1, step, 0, batch, AugmentConfig())  # seed 1: not the views that are recorded
+        params = draw(
+            1, step, 0, batch, AugmentConfig()
+        )  # seed 1: other views than the recorded ones
         points = torch.from_numpy(apply(clouds.points[some], params))
         loss = nn.functional.cross_entropy(model(points), torch.from_numpy(clouds.labels[some]))
         optimiser.zero_grad()
@@ -50,15 +54,15 @@ def trained(clouds, steps, batch=32):
     return model.eval()
 
 
-def weights_id(model):
-    """Return a name for exactly these weights."""
+def weights_id(model: nn.Module) -> str:
+    """Return an id that only these weights have."""
     digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
         digest.update(name.encode() + value.numpy().tobytes())
     return f"torch-{digest.hexdigest()}"
 
 
-def main(out="torch_teacher.h5", steps=250):
+def main(out: str = "torch_teacher.h5", steps: int = 250) -> None:
     clouds = built_in_shapes(0).train
     model = trained(clouds, steps)
 

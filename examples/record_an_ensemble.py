@@ -1,8 +1,8 @@
 """Record two teachers as one: the mean of their logits.
 
-The softmax of mean logits is the geometric mean of the teachers' softmaxes, normalised: a class
-needs the assent of both.  (The logarithm of the mean softmax would be the arithmetic mean, where
-one confident teacher suffices.)  The student learns from one file and never loads either.
+The softmax of mean logits is the normalised geometric mean of the teachers' softmaxes: a class
+needs the support of both.  (The logarithm of the mean softmax would be the arithmetic mean, where
+one confident teacher suffices.)  The student learns from one file and loads neither teacher.
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from minipc.record.recorder import model_teacher, record
 from minipc.record.recording import Recording
 
 
-def main(out="ensemble.h5", epochs=4):
+def main(out: str = "ensemble.h5", epochs: int = 4) -> None:
     splits = built_in_shapes(0)
     teachers = []
     for seed, widths in ((1, "16-16-32-64:32"), (2, "32-32-64:32")):

@@ -1,7 +1,7 @@
-"""Record a teacher, replay it: the student sees the very points that the teacher saw, bit for bit.
+"""Record a teacher and replay it: the student sees the teacher's points, bit for bit.
 
-The record holds what was applied to each cloud, scale and shift as float32, and not a seed alone:
-two roundings, the same on every machine.  One fused multiply-add instead would already differ.
+The record holds the scale and shift that were applied to each cloud, as float32, not only a seed.
+Replay rounds twice, the same way on every machine; one fused multiply-add would already differ.
 """
 
 import numpy as np
@@ -13,7 +13,7 @@ from minipc.record.recorder import record
 from minipc.record.recording import Recording
 
 
-def main(out="replay.h5", clouds=64):
+def main(out: str = "replay.h5", clouds: int = 64) -> None:
     train = built_in_shapes(0).train
     train = type(train)(
         train.points[:clouds],
@@ -25,7 +25,7 @@ def main(out="replay.h5", clouds=64):
     seen = []
 
     def teacher(points):
-        """Sees points and knows the labels: a stand-in for a network."""
+        """Stand in for a network: keep the points, and answer from the labels."""
         seen.append(points.copy())
         rows = np.arange(len(points)) + len(points) * (len(seen) - 1)
         return 4 * np.eye(len(train.class_names), dtype=np.float32)[train.labels[rows % clouds]]

@@ -1,7 +1,7 @@
-"""Record a teacher that is not ours, then train a student that never sees it.
+"""Record a teacher of your own, then train a student that never loads it.
 
 Any callable from points (B, P, 3) float32 to logits (B, K) is a teacher.  This one is an ensemble
-of nearest class means over a few moments of the cloud; a PyTorch or JAX model fits the same way:
+of nearest class means over a few moments of the cloud.  A PyTorch or JAX model works the same way:
 `lambda points: model(torch.from_numpy(points)).detach().numpy()`.
 """
 
@@ -16,15 +16,15 @@ from minipc.record.recorder import record
 from minipc.record.recording import Recording
 
 
-def moments(points):
-    """Return features (B, 18) that per-axis scale and shift do not change: standardised moments."""
+def moments(points: np.ndarray) -> np.ndarray:
+    """Return standardised moments (B, 18); scale and shift of an axis do not change them."""
     x = (points - points.mean(axis=1, keepdims=True)) / points.std(axis=1, keepdims=True)
     x2, y = x * x, np.roll(x, 1, axis=2)
     products = (x2 * x, x2 * x2, x2 * x2 * x, x2 * x2 * x2, x * y, x2 * y * y)
     return np.concatenate([product.mean(axis=1) for product in products], axis=1)
 
 
-def main(out="any_teacher.h5", epochs=2):
+def main(out: str = "any_teacher.h5", epochs: int = 2) -> None:
     splits = built_in_shapes(0)
     features = moments(splits.train.points)
     spread = features.std(axis=0)

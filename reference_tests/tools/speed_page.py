@@ -1,8 +1,13 @@
-"""docs/performance.md: every measured number on the page comes from here."""
+"""Writes docs/performance.md; every measured number of the page comes from here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from minipc.models.pointnet import NAMED_SIZES
 
-TARGETS = {  # figure: the least that was asked for, on two cores
+TARGETS = {  # figure: its lowest accepted value, on two cores
     "teacher_step_vs_torch_eager": 5.5,
     "teacher_step_vs_torch_compile": 4.3,
     "teacher_step_vs_jax": 4.8,
@@ -26,14 +31,14 @@ NAMES = {
 }
 
 
-def table(head, rows):
-    """Return a table in Markdown: the first column text, the others numbers."""
+def table(head: Sequence[Any], rows: Iterable[Iterable[Any]]) -> str:
+    """Return a table in Markdown: the first column holds text, the others numbers."""
     lines = [head, ["---"] + ["---:"] * (len(head) - 1), *rows]
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
-def linear(rows):
-    """Return rows of a scaling table: what, milliseconds, and the growth against linear in what."""
+def linear(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return rows of a scaling table: amount, milliseconds, and growth divided by linear growth."""
     first = rows[0]
     return [
         (
@@ -45,12 +50,12 @@ def linear(rows):
     ]
 
 
-def faster(rows):
-    """Return rows of the table by threads: how many, milliseconds, times as fast as one."""
+def faster(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, ...]]:
+    """Return rows of the table by threads: their number, milliseconds, times as fast as one."""
     return [(row["of"], f"{row['ms']:.1f}", f"{rows[0]['ms'] / row['ms']:.2f}") for row in rows]
 
 
-def scaling_table(size, by, rows):
+def scaling_table(size: str, by: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the table of one model's steps by points, clouds or threads, under a line of text."""
     fixed = {"points": " (32 clouds)", "clouds": " (1,024 points)", "threads": ""}[by]
     if by == "threads":
@@ -60,8 +65,8 @@ def scaling_table(size, by, rows):
     return f"{size.capitalize()}, by {by}{fixed}:\n\n{lines}"
 
 
-def page(v):
-    """Return the page for the values of one run of reference_tests.tools.speed."""
+def page(v: Mapping[str, Any]) -> str:
+    """Return the page for the values v of one run of reference_tests.tools.speed."""
     peers = [
         name for name in ("torch_eager", "torch_compile", "jax") if f"teacher_step_vs_{name}" in v
     ]
@@ -116,7 +121,7 @@ def page(v):
         "threads\n"
         f"reaches {v['large_product_gflops']} here, so this is "
         f"{100 * v['recording_vs_large_product']:.0f} % of it: "
-        "worker threads with BLAS on one thread each\nare the better division, and no product is "
+        "worker threads with BLAS on one thread each\ndivide the work better, and no product is "
         "too small."
     )
     parts = [
@@ -152,11 +157,11 @@ def page(v):
     return f"""# Performance
 
 Written by `make bench` (`python -m reference_tests.tools.speed`), one run; nothing else ran on the machine.
-A figure is a median of seven rounds in which the contenders take turns, each alone in its own process.
-All use all cores. Training steps are forward, cross-entropy, backward and AdamW of the same model on the
-same 32 x 1,024 points in float32, augmentation, dropout and running statistics included. PyTorch eager is
-the faster of its Conv1d and Linear forms, with its fused AdamW; JAX is jitted as a whole. Ratios above 1
-are where minipc is ahead. They are of this machine: fewer or other cores give others.
+A figure is the median of seven rounds, in which the libraries take turns, each alone in its own process on
+all cores. A training step is forward, cross-entropy, backward and AdamW of the same model on the same
+32 x 1,024 points in float32, with augmentation, dropout and running statistics. PyTorch eager is the faster
+of its Conv1d and Linear forms, with its fused AdamW; JAX is jitted as a whole. minipc is faster where a ratio
+is above 1. The ratios hold for this machine; other cores give other ratios.
 
 Machine: {v["machine"]}.
 
@@ -201,27 +206,28 @@ teacher on 512 clouds at the beginning is included.
 
 ## Narrow layers
 
-Microseconds for one cloud of 1,024 points on one thread. "Whole" is the product of a layer as one call to
-BLAS, "in fours" the same by four rows at a time, "ours" what is taken under this kernel; "moments" is Z~ Z~^T,
-beside it what float64 would take; Q is what the backward pays for it; "passes" is what a stored normalised
-activation would cost instead, statistics and backward together. (Measured without what surrounds them.)
+Microseconds for one cloud of 1,024 points on one thread. "Whole" is the product of a layer in one call to
+BLAS, "in fours" the same product four rows at a time, "ours" the form that minipc uses under this kernel.
+"Moments" is Z~ Z~^T (fast_engine.md, section 4), "in float64" the same in that type, and Q its cost in the
+backward; "passes" is the cost of a stored normalised activation instead, statistics and backward together.
+(Each is measured alone.)
 
 {table(["layer", "whole", "in fours", "ours", "moments", "in float64", "Q", "passes"], narrow)}
 
 ## Kernels
 
 The first row is the page above, the others the short form of the benchmark on the same machine with
-OPENBLAS_CORETYPE set (PyTorch has its own BLAS, which that does not change: what an old processor would give it
-is not shown). Which form of the products a kernel gets is said in fast_engine.md, section 6.
+OPENBLAS_CORETYPE set. (PyTorch has its own BLAS, which this does not change, so the table does not show PyTorch
+on an old processor.) fast_engine.md, section 6, says which form of the products each kernel gets.
 
 {table(["kernel", *BY_KERNEL.values()], kernels)}
 
 ## What bounds it
 
-Where the milliseconds of a step go, in another run of it with a clock around each piece: "products" are those
-of the shared layers and "around" is what threads do beside them, both divided among the threads; "waiting" is
-what threads need to begin and to wait for the last; "alone" is what one thread does while the others rest. The
-last columns are the ratios that would be left if a step were its products and nothing else.
+The milliseconds of a step, from another run with a clock around each part. "Products" are those of the shared
+layers and "around" is the other work of the threads, both divided by the number of threads; "waiting" is the time
+to start the threads and to wait for the last; "alone" is work of one thread while the others rest. The last
+columns are the ratios if a step were only its products.
 
 {
         table(
@@ -242,9 +248,9 @@ last columns are the ratios that would be left if a step were its products and n
 The large product reaches {
         v["large_product_gflops"]
     } GFLOP/s, and section 6 of fast_engine.md counts half the
-arithmetic of the textbook form, so the teacher is bound by its products; the largest is the last shared layer's,
-whose every entry is a candidate of the maximum. The students are bound by what lies around narrow products: passes
-over activations for ReLU and its mask, gathering and scattering at winners, nine meetings of the threads at what
-it takes to wake one, and hundreds of calls of NumPy on arrays of a few hundred numbers, which no thread
-shares. All threads together are as fast as one, times: {together}.
+arithmetic of the textbook form, so the products limit the teacher; the largest is that of the last shared layer,
+where every entry is a candidate for the maximum. The work around narrow products limits the students: passes over
+activations for ReLU and its mask, gathering and scattering at winners, nine points where threads wait for each
+other, each at the cost of waking one, and hundreds of NumPy calls on arrays of a few hundred numbers, which run
+on one thread. All threads together are as fast as one, times: {together}.
 """  # noqa: E501
