@@ -3,11 +3,12 @@
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from minipc.audit.vectors import TOLERANCE, Case, check
 
 
-def your_loss(z: Any, y: Any, v: Any, u: Any, a: float, b: float, T: float) -> Any:
+def your_loss(z: Tensor, y: Tensor, v: Tensor, u: Tensor, a: float, b: float, T: float) -> Tensor:
     """(1-a) CE(y, s_1) + a T^2 KL(p || s_T) - b T^2 KL(r || s_T) of one row; tensors are (K,).
 
     s_T, p, r are the softmax of z / T (student), v / T (teacher), u / T (earlier self); y is the

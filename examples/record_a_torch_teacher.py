@@ -6,7 +6,6 @@ another record.
 """
 
 import hashlib
-from typing import Any
 
 import numpy as np
 import torch
@@ -31,7 +30,7 @@ class Teacher(nn.Module):
             nn.Linear(64, 64), nn.ReLU(), nn.Dropout(0.1), nn.Linear(64, classes)
         )
 
-    def forward(self, points: Any) -> Any:
+    def forward(self, points: torch.Tensor) -> torch.Tensor:
         return self.head(self.shared(points).amax(dim=1))
 
 
