@@ -15,10 +15,6 @@ class Inputs(NamedTuple):
     points: Any  # (B, N, 3), augmented
     groups: tuple = ()  # integer arrays (B, ...), as prepare() of the model returns them
 
-    def rows(self, index: Any) -> "Inputs":
-        """Return the Inputs of some clouds; index: a slice or an integer array."""
-        return Inputs(self.points[index], tuple(group[index] for group in self.groups))
-
 
 def points_of(x: Any) -> Any:
     """Return the points of Inputs, or x itself where it is points alone."""

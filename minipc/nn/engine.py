@@ -91,7 +91,9 @@ class Textbook:
 
     def output(self, tape, x, layer):
         """The logits: linear and bias.    (B, I) -> (B, K)"""
-        return _bias(tape, self._linear(tape, x, layer), layer)
+        names, (b,) = tape.of(layer, "b")
+        x = self._linear(tape, x, layer)
+        return tape.push(ops.bias_forward(x, b), ops.bias_backward, *names)
 
     def _linear(self, tape, x, layer):
         names, (W,) = tape.of(layer, "W")
@@ -113,8 +115,11 @@ class Textbook:
         return pooled
 
 
-class Fast:
-    """Shared layers and pool by the moments of their inputs, in the buffers of a Workspace."""
+class Fast(Textbook):
+    """Shared layers and pool by the moments of their inputs, in the buffers of a Workspace.
+
+    The head is that of the textbook, but for a product whose gradient has a buffer.
+    """
 
     def __init__(self, work):
         self.work = work
@@ -137,14 +142,6 @@ class Fast:
         *result, tape.batch[layer] = forward(x, *values, tape.eps, layer)
         return tape.push(result, backward, *names)
 
-    def dense(self, tape, x, layer):
-        """As Textbook.dense."""
-        return _norm_relu(tape, self._linear(tape, x, layer), layer)
-
-    def output(self, tape, x, layer):
-        """As Textbook.output."""
-        return _bias(tape, self._linear(tape, x, layer), layer)
-
     def _linear(self, tape, x, layer):
         names, (W,) = tape.of(layer, "W")
         result = fused.linear_forward(x, W, self.work, layer)
@@ -165,7 +162,7 @@ def check_engine(name: str) -> None:
         raise UsageError(f"engine: expected {' or '.join(ENGINES)}, got {name!r}")
 
 
-def engine_of(name: str, work: Workspace | None, *arrays: Any) -> "Textbook | Fast":
+def engine_of(name: str, work: Workspace | None, *arrays: Any) -> Textbook:
     """Return the engine of this name, with work or a new Workspace for the arrays' module.
 
     Raises UsageError for an unknown name.
@@ -179,11 +176,6 @@ def _norm_relu(tape, x, layer):
     *result, tape.batch[layer] = ops.batch_norm_forward(x, gamma, beta, tape.eps)
     x = tape.push(result, ops.batch_norm_backward, *names)
     return tape.push(ops.relu_forward(x), ops.relu_backward)
-
-
-def _bias(tape, x, layer):
-    names, (b,) = tape.of(layer, "b")
-    return tape.push(ops.bias_forward(x, b), ops.bias_backward, *names)
 
 
 def _input_gradient(d, _):
