@@ -31,7 +31,7 @@ def net(config):
 
 def config_class(architecture, where):
     """Return the config class of an architecture read from file `where`.  Raises DataError."""
-    if architecture not in MODELS:
+    if not isinstance(architecture, str) or architecture not in MODELS:
         raise DataError(
             f"{where}: architecture {architecture!r} is not known here; expected "
             f"{' or '.join(MODELS)}: upgrade"

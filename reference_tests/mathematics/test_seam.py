@@ -14,6 +14,7 @@ from minipc.nn.fast import fused
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig
 from minipc.nn.params import initialise
+from minipc.storage import hdf5
 from reference_tests.mathematics import toy_model
 
 
@@ -125,6 +126,19 @@ def test_a_model_file_names_its_architecture(toy, tmp_path, monkeypatch):
     assert found.config == toy and model_id(found) == model_id(model)
     monkeypatch.delitem(MODELS, "toy")
     with pytest.raises(DataError, match="architecture 'toy' is not known here; expected pointnet"):
+        read_model(path)
+
+
+@pytest.mark.parametrize("architecture", [[], {}, 7, None, "pointnet "])
+def test_an_architecture_that_is_no_name_of_a_model_is_refused(
+    toy, tmp_path, monkeypatch, architecture
+):
+    path, right = str(tmp_path / "model.h5"), hdf5.write_meta
+    monkeypatch.setattr(
+        hdf5, "write_meta", lambda file, meta: right(file, meta | {"architecture": architecture})
+    )
+    write_model(path, new_model(toy, DESCRIBED, 0))
+    with pytest.raises(DataError, match="is not known here"):
         read_model(path)
 
 
