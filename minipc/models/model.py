@@ -19,9 +19,9 @@ tape of any model.
 """
 
 from minipc.errors import DataError
-from minipc.models import pointnet
+from minipc.models import pointnet, pointnet2
 
-MODELS = {"pointnet": pointnet}
+MODELS = {"pointnet": pointnet, "pointnet2": pointnet2}
 
 
 def net(config):
@@ -44,5 +44,6 @@ def sizes(text, classes):
 
     Raises UsageError for anything else.
     """
-    modules = [module for module in MODELS.values() if text in module.NAMED_SIZES]
-    return (modules or [pointnet])[0].sizes(text, classes)
+    name, by_hand = text.partition("/")[0], pointnet2 if "," in text else pointnet
+    named = [module for module in MODELS.values() if name in module.NAMED_SIZES]
+    return (*named, by_hand)[0].sizes(text, classes)

@@ -163,28 +163,28 @@ def relu_backward(dy, cache):
 
 
 class PointMaxCache(NamedTuple):
-    first: Any  # (B, O) integer, the point that won
+    first: Any  # (..., O) integer, the point that won
     points: int  # N
 
 
 def point_max_forward(x):
-    """y[b, o] = max_n x[b, n, o].  (M12)    x (B, N, O) -> y (B, O)
+    """y[o] = max_n x[n, o] of each cloud or group.  (M12)    x (..., N, O) -> y (..., O)
 
     Ties (clouds padded by repeated points make exact ones): the lowest n wins on both backends.
     """
     module_of(x)
-    check_shape("x", x, (None, None, None))
-    return x.max(axis=1), PointMaxCache(x.argmax(axis=1), x.shape[1])
+    check_shape("x", x, (None,) * max(x.ndim, 3))
+    return x.max(axis=-2), PointMaxCache(x.argmax(axis=-2), x.shape[-2])
 
 
 def point_max_backward(dy, cache):
-    """dx[b, n, o] = dy[b, o] where n won, else 0.  (M13)    dy (B, O) -> dx (B, N, O)
+    """dx[n, o] = dy[o] where n won, else 0.  (M13)    dy (..., O) -> dx (..., N, O)
 
     A comparison instead of a scatter: repeated indices in a scatter are undefined on a device.
     """
     xp = module_of(dy, cache.first)
-    winner = xp.arange(cache.points)[None, :, None] == cache.first[:, None, :]  # (B, N, O)
-    return dy[:, None, :] * winner
+    winner = xp.arange(cache.points)[:, None] == cache.first[..., None, :]  # (..., N, O)
+    return dy[..., None, :] * winner
 
 
 class DropoutCache(NamedTuple):

@@ -1,0 +1,401 @@
+"""PointNet++ for classification: a PointNet of every neighbourhood, level after level.
+
+    points -> [point-wise layers] -> level: groups of neighbours -> shared layers -> max in each group
+    -> ... -> [positions ; features] of the last centres -> shared layers -> max over them -> head
+
+(Qi et al. 2017b, set abstraction; neighbours are found on the stored cloud, nearest first.)  A level
+may have several scales, whose features are concatenated, and a residual point-wise layer behind it.
+As in PointNet, a layer that batch norm follows has no bias: with biases, as published code has them,
+pointnet2 would have 3,328 parameters more (1,475,688) and pointnet2-msg 4,512 (1,747,368).
+
+A model by hand is one text, "16,512/24:32+,128/24:48+,32/16:48+,96+mean:48": point-wise layers of
+16; 512 centres with their 24 nearest points and rows of one layer of 32, "+" a residual layer; ...;
+last layer of 96, maximum and mean, head of 48.  "0.2x32" in place of "24": the nearest, at most 32,
+in a ball of radius 0.2; several scales are separated by "/".
+"""
+
+import re
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import ClassVar, NamedTuple
+
+import numpy as np
+
+from minipc.backend import module_of
+from minipc.errors import UsageError
+from minipc.models.inputs import inputs_of
+from minipc.models.pointnet import Count, Layer
+from minipc.nn import exact, local, ops
+from minipc.nn.engine import Near, Tape, engine_of, eval_norm_relu
+from minipc.nn.groups import Scale, farthest_points, neighbours
+from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec
+
+NAMED_SIZES = {  # name: (text by hand, dropout)
+    "pointnet2": (
+        "512/0.2x32:64-64-128,128/0.4x64:128-128-256,256-512-1024:512-256",
+        0.4,
+    ),
+    "pointnet2-msg": (
+        "512/0.1x16:32-32-64/0.2x32:64-64-128/0.4x128:64-96-128,"
+        "128/0.2x32:64-64-128/0.4x64:128-128-256/0.8x128:128-128-256,256-512-1024:512-256",
+        0.4,
+    ),
+    "local-teacher": ("32,512/24:64+,128/24:112+,32/16:112+,224+mean:112", 0.3),
+    "local-student": ("16,512/24:32+,128/24:48+,32/16:48+,96+mean:48", 0.0),
+}
+
+
+class Level(NamedTuple):
+    """One level of a model, as its text says."""
+
+    centres: int  # M
+    scales: tuple  # of (Scale, widths of the rows' layers)
+    residual: bool  # whether a residual point-wise layer follows
+
+    @property
+    def width(self):
+        """Channels of its result."""
+        return sum(widths[-1] for _, widths in self.scales)
+
+
+def _level(text):
+    """Return the Level of "512/24:32+" or "512/0.1x16:32-64/0.2x32:64-128"."""
+    centres, *scales = text.removesuffix("+").split("/")
+    parsed = []
+    for scale in scales:
+        near, widths = scale.split(":")
+        radius, _, members = near.rpartition("x")
+        parsed.append((Scale(int(members), float(radius or 0)), _widths(widths)))
+    level = Level(int(centres), tuple(parsed), text.endswith("+"))
+    sizes = [level.centres, *(n for scale, widths in parsed for n in (scale.members, *widths))]
+    if not parsed or min(sizes) < 1 or any(scale.radius < 0 for scale, _ in parsed):
+        raise ValueError(text)
+    return level
+
+
+def _widths(text):
+    return tuple(int(width) for width in text.split("-"))
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of one PointNet++ and the constants of its batch norm."""
+
+    architecture: ClassVar[str] = "pointnet2"
+    entry: tuple  # widths of point-wise layers before the first level, may be empty
+    levels: tuple  # of texts, "512/0.2x32:64-64-128": the module's docstring
+    last: tuple  # widths of the layers over the last centres
+    mean: bool  # whether the mean over the last centres joins the maximum
+    head: tuple  # widths of the hidden layers after the pool, may be empty
+    classes: int  # K
+    dropout: float = 0.0  # rate before the output layer, training only
+    eps: float = 1e-5  # added to the variance, batch norm
+    momentum: float = 0.1  # weight of a new batch in the running statistics
+
+    def __post_init__(self):
+        widths = (*self.entry, *self.last, *self.head)
+        if not self.last or any(not isinstance(w, int) or w < 1 for w in widths):
+            raise UsageError(
+                f"model: expected positive widths, at least one last, got {self.entry}, "
+                f"{self.last}, {self.head}"
+            )
+        if not self.levels:
+            raise UsageError("model: expected at least one level; a PointNet has none")
+        centres = [level.centres for level in self.parsed]
+        if any(above > below for below, above in pairwise(centres)):
+            raise UsageError(f"model: expected fewer centres level by level, got {centres}")
+        if not isinstance(self.mean, bool):
+            raise UsageError(f"model: expected mean true or false, got {self.mean!r}")
+        if not isinstance(self.classes, int) or self.classes < 2:
+            raise UsageError(f"model: expected at least 2 classes, got {self.classes!r}")
+        if not 0 <= self.dropout < 1:
+            raise UsageError(f"model: expected 0 <= dropout < 1, got {self.dropout!r}")
+        if not (self.eps > 0 and 0 < self.momentum <= 1):
+            raise UsageError(
+                f"model: expected eps > 0 and 0 < momentum <= 1, got {self.eps!r}, "
+                f"{self.momentum!r}"
+            )
+
+    @property
+    def parsed(self):
+        """The Levels of the texts.  Raises UsageError."""
+        try:
+            return [_level(text) for text in self.levels]
+        except (ValueError, AttributeError):
+            raise UsageError(
+                f"model: expected levels such as 512/24:32+ or 512/0.2x32:64-64-128, got "
+                f"{', '.join(map(str, self.levels))}"
+            ) from None
+
+
+def title(config):
+    """Return what people call a model of these sizes."""
+    return f"PointNet++ {_text(config)}"
+
+
+def _text(config):
+    """Return a config as sizes() reads it."""
+    parts = ["-".join(map(str, config.entry))] if config.entry else []
+    last = "-".join(map(str, config.last)) + ("+mean" if config.mean else "")
+    head = f":{'-'.join(map(str, config.head))}" if config.head else ""
+    return ",".join([*parts, *config.levels, last + head])
+
+
+def sizes(text, classes):
+    """Return the ModelConfig of a name, of a name and a divisor of its hidden widths, such as
+    pointnet2/8, or of a text by hand.  Raises UsageError for anything else.
+    """
+    name, _, divisor = text.partition("/")
+    if name not in NAMED_SIZES:
+        return _by_hand(text, classes)
+    by_hand, dropout = NAMED_SIZES[name]
+    if divisor and not re.fullmatch("[1-9][0-9]?", divisor):
+        raise UsageError(f"model: expected {name}/2 to {name}/99, got {text!r}")
+    config = replace(_by_hand(by_hand, classes), dropout=dropout)
+    return _divided(config, int(divisor)) if divisor else config
+
+
+def _by_hand(text, classes):
+    *parts, last = text.split(",")
+    levels = tuple(part for part in parts if "/" in part)
+    last, _, head = last.partition(":")
+    try:
+        if parts[len(parts) - len(levels) :] != list(levels):
+            raise ValueError(text)
+        entry = [width for part in parts[: -len(levels)] for width in _widths(part)]
+        widths = _widths(last.removesuffix("+mean"))
+        heads = _widths(head) if head else ()
+    except ValueError:
+        raise UsageError(
+            f"model: expected {', '.join(NAMED_SIZES)}, one of them with a divisor such as "
+            f"pointnet2/8, or a text such as {NAMED_SIZES['local-student'][0]}, got {text!r}"
+        ) from None
+    return ModelConfig(tuple(entry), levels, widths, last.endswith("+mean"), heads, classes)
+
+
+def _divided(config, divisor):
+    """Return config with every hidden width divided, rounded down, at least 1."""
+
+    def divided(widths):
+        return tuple(max(width // divisor, 1) for width in widths)
+
+    def level(text):
+        return re.sub(
+            "(?<=[:-])[0-9]+", lambda width: str(max(int(width[0]) // divisor, 1)), text
+        )
+
+    return replace(
+        config,
+        entry=divided(config.entry),
+        levels=tuple(level(text) for text in config.levels),
+        last=divided(config.last),
+        head=divided(config.head),
+        # a tiny network fits too little rather than too much
+        dropout=config.dropout / divisor,
+    )
+
+
+class Layers(NamedTuple):
+    """All layers of a model, the one place where texts become names."""
+
+    entry: list  # of Layer
+    levels: list  # for each level: ([Layers of a scale, ...], residual Layer or None)
+    last: list
+    head: list
+    out: Layer
+
+    @property
+    def normed(self):
+        """Every Layer that batch norm follows, in the order of the forward."""
+        of_levels = [
+            layer
+            for scales, residual in self.levels
+            for layers in (*scales, [residual] if residual else [])
+            for layer in layers
+        ]
+        return [*self.entry, *of_levels, *self.last, *self.head]
+
+
+def _column(name, widths):
+    """Return the Layers between widths, numbered."""
+    return [Layer(f"{name}{i}", *pair) for i, pair in enumerate(pairwise(widths))]
+
+
+def _layers(config):
+    entry = _column("entry", (3, *config.entry))
+    channels, levels = (config.entry or (0,))[-1], []
+    for i, level in enumerate(config.parsed):
+        scales = [
+            _column(f"level{i}.scale{s}.", (3 + channels, *widths))
+            for s, (_, widths) in enumerate(level.scales)
+        ]
+        channels = level.width
+        residual = Layer(f"level{i}.residual", channels, channels) if level.residual else None
+        levels.append((scales, residual))
+    last = _column("last", (3 + channels, *config.last))
+    pooled = config.last[-1] * (2 if config.mean else 1)
+    head = _column("head", (pooled, *config.head))
+    return Layers(
+        entry, levels, last, head, Layer("out", (pooled, *config.head)[-1], config.classes)
+    )
+
+
+def param_specs(config):
+    """Return {dotted name: Spec} of every parameter, in the order of the forward."""
+    layers, specs = _layers(config), {}
+    for name, fan_in, fan_out in layers.normed:
+        specs |= linear_spec(name, fan_in, fan_out) | batch_norm_spec(name, fan_out)
+    return specs | linear_spec(*layers.out) | bias_spec(layers.out.name, layers.out.fan_out)
+
+
+def initial_stats(config, dtype=np.float32):
+    """Return the running statistics of a new model: {name.mean: zeros, name.var: ones}."""
+    stats = {}
+    for name, _, fan_out in _layers(config).normed:
+        stats[f"{name}.mean"] = np.zeros(fan_out, dtype)
+        stats[f"{name}.var"] = np.ones(fan_out, dtype)
+    return stats
+
+
+def count(config, points):
+    """Return Count for clouds of this many points, each layer applied to every row."""
+    layers = _layers(config)
+    parameters = sum(int(np.prod(spec.shape)) for spec in param_specs(config).values())
+
+    def macs(rows, some):
+        return rows * sum(layer.fan_in * layer.fan_out for layer in some)
+
+    total = macs(points, layers.entry)
+    for level, (scales, residual) in zip(config.parsed, layers.levels, strict=True):
+        for (scale, _), of_scale in zip(level.scales, scales, strict=True):
+            total += macs(level.centres * scale.members, of_scale)
+        total += macs(level.centres, [residual] if residual else [])
+    total += macs(config.parsed[-1].centres, layers.last)
+    return Count(parameters, total + macs(1, (*layers.head, layers.out)))
+
+
+def prepare(config, points):
+    """Return the groups of stored clouds (B, N, 3) float32, on the host.
+
+    For each level the centres (B, M), then the members (B, M, k) of each scale: indices of the
+    points of the level below.  Raises DataError for a cloud of fewer points than centres.
+    """
+    levels = config.parsed
+    order = farthest_points(points, levels[0].centres)  # of which the next levels take the first
+    clouds, groups = np.arange(len(points))[:, None], []
+    for number, level in enumerate(levels):
+        centres = order if number == 0 else np.arange(level.centres)
+        centres = np.broadcast_to(centres, (len(points), level.centres)).astype(np.uint32)
+        groups += [centres, *neighbours(points, centres, [scale for scale, _ in level.scales])]
+        points = points[clouds, centres]
+    return tuple(groups)
+
+
+def pooled_layers(config):
+    """Return the names of the layers whose maximum over points is taken."""
+    layers = _layers(config)
+    of_levels = [scale[-1].name for scales, _ in layers.levels for scale in scales]
+    return (*of_levels, layers.last[-1].name)
+
+
+def dropout_width(config):
+    """Return the width of what dropout is applied to: the input of the output layer."""
+    return _layers(config).out.fan_in
+
+
+def _read(inputs, config):
+    """Return the points of inputs and for each level (centres, [members of each scale])."""
+    levels = config.parsed
+    points, groups = inputs_of(inputs, sum(1 + len(level.scales) for level in levels))
+    arrays = iter(groups)
+    return points, [(next(arrays), [next(arrays) for _ in level.scales]) for level in levels]
+
+
+def forward_train(params, inputs, config, mask=None, engine="fused", work=None):
+    """Return logits (B, K), {layer: BatchStats} and the tape, with batch statistics.
+
+    inputs: Inputs with the groups of prepare(); the rest as in pointnet.forward_train.  The tape's
+    gradient of its input is none where the first level reads no features.
+    """
+    positions, groups = _read(inputs, config)
+    engine = engine_of(engine, work, positions, *params.values())
+    layers, tape, x = _layers(config), Tape(params, config.eps), None
+    for layer in layers.entry:
+        x = engine.pointwise(tape, positions if x is None else x, layer.name, inner=x is not None)
+    for (centres, members), (scales, residual) in zip(groups, layers.levels, strict=True):
+        near = Near(positions, centres)
+        x = engine.level(tape, near, x, list(zip(members, scales, strict=True)))  # (B, M, O)
+        positions = near.of_centres()
+        if residual:
+            x = engine.pointwise(tape, x, residual.name, residual=True)
+    x = engine.beside(tape, positions, x)
+    *shared, pooled = layers.last
+    if config.mean:
+        for layer in layers.last:
+            x = engine.pointwise(tape, x, layer.name)
+        x = tape.push(local.max_and_mean_forward(x), local.max_and_mean_backward)
+    else:
+        x = engine.enter(tape, x, [layer.fan_out for layer in shared], "last", inner=True)
+        for layer in shared:
+            x = engine.shared(tape, x, layer.name)
+        x = engine.pooled(tape, x, pooled.name)
+    for layer in layers.head:
+        x = engine.dense(tape, x, layer.name)
+    if mask is not None:
+        x = tape.push(ops.dropout_forward(x, mask), ops.dropout_backward)
+    return engine.output(tape, x, layers.out.name), tape.batch, tape
+
+
+def evaluator(params, stats, config, engine="fused"):
+    """Return logits_of(inputs), as pointnet.evaluator does: the same bits in any batch."""
+    engine = engine_of(engine, None, *params.values(), *stats.values())
+    layers, eps = _layers(config), config.eps
+
+    def values(layer):
+        weights = [params[f"{layer.name}.{part}"] for part in ("W", "gamma", "beta")]
+        return *weights, stats[f"{layer.name}.mean"], stats[f"{layer.name}.var"]
+
+    entry = [engine.eval_pointwise(values(layer), eps) for layer in layers.entry]
+    levels = [
+        (
+            [engine.eval_scale([values(layer) for layer in scale], eps) for scale in scales],
+            residual and engine.eval_pointwise(values(residual), eps, residual=True),
+        )
+        for scales, residual in layers.levels
+    ]
+    last = [values(layer) for layer in layers.last]
+    pointwise = [engine.eval_pointwise(one, eps) for one in last]
+    pooled = engine.eval_entry(last, eps, layers.last[0].fan_in)
+    factors = {each.name: exact.factor(params[f"{each.name}.W"]) for each in (*layers.head, layers.out)}
+    b = params[f"{layers.out.name}.b"]
+
+    def logits_of(inputs):
+        positions, groups = _read(inputs, config)
+        xp, x = module_of(positions, b), None
+        for layer in entry:
+            x = layer(positions if x is None else x)
+        for (centres, members), (scales, residual) in zip(groups, levels, strict=True):
+            near = Near(positions, centres)
+            parts = [scale(near, x, each) for scale, each in zip(scales, members, strict=True)]
+            x = xp.concatenate(parts, axis=2)
+            positions = near.of_centres()
+            if residual:
+                x = residual(x)
+        x = xp.concatenate([positions, x], axis=2)
+        if config.mean:
+            for layer in pointwise:
+                x = layer(x)
+            x, _ = local.max_and_mean_forward(x)
+        else:
+            x = pooled(x)
+        for layer in layers.head:
+            _, *norm = values(layer)
+            x = eval_norm_relu(exact.product(x, factors[layer.name]), norm, eps)
+        return ops.bias_forward(exact.product(x, factors[layers.out.name]), b)[0]
+
+    return logits_of
+
+
+def forward_eval(params, stats, inputs, config, engine="fused"):
+    """Return the logits (B, K) of Inputs by an evaluator made for them alone."""
+    return evaluator(params, stats, config, engine)(inputs)

@@ -1,0 +1,624 @@
+"""The fast engine on neighbourhoods: levels of PointNet++ without their rows wherever possible.
+
+A level reads rows x_mj = [p_g(m,j) - p_c(m) ; f_g(m,j)], one for each member of each group.  Its
+first linear map can be applied before the gather, to N points instead of M k rows, and so can all
+that its batch norm and its backward need: docs/fast_engine.md, section 9, derives every line from
+(F1) to (F8).
+
+Letters as in fused.py; M centres, k members.  Of each point n the rows enter only by c_n, how often
+it is read, and q_n, the sum of the centres' positions over its readers:
+
+    z~ = [P ; Z ; 1]  (I + 1, N)            the points, shifted
+    v~ = [c P - q ; c Z ; c]  (I + 1, N)    the sum of the rows x~_mj that read point n
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minipc.backend import module_of
+from minipc.errors import DataError
+from minipc.nn.fast.fused import (
+    Activation,
+    Affine,
+    _affine,
+    _blocks,
+    _filled,
+    _gradients,
+    _slices,
+    _sum_over_blocks,
+    to_tower,
+)
+from minipc.nn.fast.products import inner_product, product
+from minipc.nn.fast.workspace import Workspace
+from minipc.nn.local import readers
+
+
+class Level(NamedTuple):
+    """The input of a level with features: points, and which of them its groups read."""
+
+    z: Any  # (B, I + 1, N), z~
+    v: Any  # (B, I + 1, N), v~
+    at: Any  # (B, M, 3), positions of the centres, shifted as in z
+    members: Any  # (B, M, k)
+    flat: Any  # (k, B, M) intp, members as rows of all clouds' points
+    shift: Any  # (I,), 0 for the offsets
+    moments: Any  # (I + 1, I + 1) float64, mean over all rows x~ x~^T
+    work: Workspace
+    name: str
+    generation: int
+
+    @property
+    def rows(self):
+        """B M k."""
+        return self.members.size
+
+    def blocks(self):
+        """Return the slices of clouds computed together; they depend only on the shape."""
+        clouds, channels, points = self.z.shape
+        return _blocks(clouds, 2 * channels * points, self.work)
+
+
+def to_level(positions, f, centres, members, work, name):
+    """Return the Level of positions (B, N, 3) and features f (B, N, C), with moments.  (F11), (F12)
+
+    centres (B, M), members (B, M, k): indices of points.
+    """
+    xp, (clouds, number, channels) = work.xp, f.shape
+    inputs, count = 3 + channels, members.shape[1]
+    z, v = (
+        work.array(f"{name} {part}", (clouds, inputs + 1, number), f.dtype, fill=1)
+        for part in ("z", "v")
+    )
+    z[:, :3], z[:, 3:-1] = positions.swapaxes(1, 2), f.swapaxes(1, 2)
+    shift = z[:, :-1].mean(axis=(0, 2))
+    z[:, :-1] -= shift[:, None]
+    shift[:3] = 0  # an offset is a difference
+    flat = work.array(f"{name} flat", (members.shape[2], clouds, count), np.intp)
+    xp.add(members.transpose(2, 0, 1), (number * xp.arange(clouds))[:, None], out=flat)
+    first = number * xp.arange(clouds)[:, None]
+    at = z[:, :3].swapaxes(1, 2).reshape(-1, 3)[centres + first]
+    level = Level(
+        z, v, at, members, flat, shift, None, work, name, work.next_generation(name)
+    )
+    shape = (inputs + 1, inputs + 1)
+    moments = _sum_over_blocks(lambda block: _moments(level, block), level, shape, f"{name} moments")
+    moments /= level.rows
+    return level._replace(moments=moments)
+
+
+def _moments(x, clouds):
+    """Write v~ of some clouds and return their sum of x~ x~^T, float64 products.  (F12)"""
+    xp, work, z, at = x.work.xp, x.work, x.z[clouds], x.at[clouds]
+    c, q = _reads(x, clouds)
+    exact = work.scratch("exact", z.shape, np.float64)
+    sums = work.scratch("exact sums", z.shape, np.float64)
+    exact[...] = z
+    xp.multiply(exact, c[:, None], out=sums)
+    sums[:, :3] -= q
+    x.v[clouds] = sums
+    total = xp.matmul(sums, exact.swapaxes(1, 2)).sum(axis=0)
+    # sum of o o^T = sum_n (c_n p_n - q_n) p_n^T - sum_m (sum_j o_mj) p_c(m)^T; the other rows of
+    # positions are not those of offsets: their columns are, by symmetry
+    at = at.astype(np.float64)
+    members = x.members.shape[2]
+    total[:3, :3] -= xp.matmul(q, exact[:, :3].swapaxes(1, 2)).sum(axis=0).T
+    total[:3, :3] += members * xp.matmul(at.swapaxes(1, 2), at).sum(axis=0)
+    total[3:, :3] = total[:3, 3:].T
+    return total
+
+
+def _reads(x, clouds):
+    """Return c (C, N) and q (C, 3, N), float64, of some clouds.  (F11)"""
+    xp, (count, members), points = x.work.xp, x.members.shape[1:], x.z.shape[2]
+    if xp is not np:
+        places = readers(x.members[clouds], points)  # (C, N, D)
+        c = (places < count * members).sum(axis=2).astype(np.float64)
+        at = xp.pad(x.at[clouds].astype(np.float64), ((0, 0), (0, 1), (0, 0)))
+        some = xp.arange(len(at))[:, None]
+        q = sum(at[some, places[:, :, d] // members] for d in range(places.shape[2]))
+        return c, q.swapaxes(1, 2)
+    c = np.empty((len(x.z[clouds]), points))
+    q = np.empty((len(c), 3, points))
+    for i, (groups, at) in enumerate(zip(x.members[clouds], x.at[clouds], strict=True)):
+        groups = groups.ravel()
+        c[i] = np.bincount(groups, minlength=points)
+        for axis in range(3):
+            q[i, axis] = np.bincount(groups, np.repeat(at[:, axis], members), points)
+    return c, q
+
+
+class LevelCache(NamedTuple):
+    x: Level
+    affine: Affine
+    positive: Any  # (B, M, O)
+    rank: Any  # (B, M, O), the member that won
+    name: str
+
+
+def level_forward(x, W, gamma, beta, eps, name):
+    """h_mo = relu(c_o - (A_p^T p_c(m))_o + max_j (A^T z)_(o, g(m,j))).  (F13)
+
+    A level of a single layer: its rows are never made.  x a Level; W (I, O) -> h (B, M, O),
+    LevelCache and BatchStats.
+    """
+    xp, work, (clouds, _, points) = x.work.xp, x.work, x.z.shape
+    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    members, _, count = x.flat.shape
+    shape = (clouds, count, W.shape[1])
+    u = work.array(f"{name} u", (clouds, points, shape[2]), W.dtype)
+    h = work.array(f"{name} h", shape, W.dtype)
+    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members - 1))
+    positive = work.array(f"{name} positive", shape, bool)
+
+    def pool(clouds):
+        xp.matmul(x.z[clouds, :-1].swapaxes(1, 2), affine.At.T, out=u[clouds])
+        best = h[clouds]
+        running_max(_member_rows(u, x.flat[:, clouds], work), best, rank[clouds], work)
+        centre = work.scratch("centre", best.shape, best.dtype)
+        xp.matmul(x.at[clouds], affine.At[:, :3].T, out=centre)
+        best -= centre
+        best += affine.c
+        xp.greater(best, 0, out=positive[clouds])
+        xp.maximum(best, 0, out=best)
+
+    work.map(pool, _blocks(clouds, count * shape[2] * work.block // work.slice, work))
+    return h, LevelCache(x, affine, positive, rank, name), stats
+
+
+def _member_rows(u, flat, work):
+    """Yield u (B, N, O) at member 0, 1, ... of all groups, (C, M, O), in one buffer."""
+    rows = u.reshape(-1, u.shape[2])
+    taken = work.scratch("taken", (*flat.shape[1:], u.shape[2]), u.dtype)
+    for index in flat:
+        if work.xp is np:
+            rows.take(index, axis=0, out=taken, mode="clip")  # "raise" would copy
+        else:
+            taken[...] = rows[index]
+        yield taken
+
+
+def running_max(rows, best, rank, work):
+    """best = the maximum over rows, arrays of its shape; rank = the first that attains it."""
+    xp = work.xp
+    larger = work.scratch("larger", best.shape, bool)
+    here = work.scratch("here", best.shape, rank.dtype)
+    flags = larger.view(rank.dtype) if rank.itemsize == 1 else larger
+    for j, row in enumerate(rows):
+        if j == 0:
+            best[...], rank[...] = row, 0
+            continue
+        # passes over bytes, because a masked copy costs several times as much
+        xp.greater(row, best, out=larger)
+        xp.multiply(flags, rank.dtype.type(j), out=here)
+        xp.maximum(rank, here, out=rank)
+        xp.maximum(best, row, out=best)
+
+
+def level_backward(dh, cache):
+    """(F2) and (F3) with the gradients at the winners, then (F16).
+
+    dh (B, M, O) -> df (B, N, C), dW (I, O), dgamma (O,), dbeta (O,)
+    """
+    x, affine, positive, rank, name = cache
+    work = _started(x)
+    g = work.array(f"{name} g", positive.shape, affine.At.dtype)
+    S = work.array(f"{name} S", (len(g), x.z.shape[2], g.shape[2]), g.dtype)
+
+    def winners(clouds):
+        work.xp.multiply(dh[clouds], positive[clouds], out=g[clouds])
+        _scatter_winners(S[clouds], x.members[clouds], rank[clouds], g[clouds], work)
+
+    return _through_points(x, affine, winners, S, g, name)
+
+
+def _started(x):
+    """Return the Workspace of a Level whose backward begins.  Raises DataError if it is stale."""
+    if x.work.generation(x.name) != x.generation:
+        raise DataError(
+            "fast engine: this tape was read already, or a later forward wrote over it; run "
+            "forward again"
+        )
+    x.work.next_generation(x.name)
+    return x.work
+
+
+def _scatter_winners(S, members, rank, g, work):
+    """S_no = sum of g_mo over the groups m whose winner of channel o is point n.  (F14)
+
+    S (C, N, O), members (C, M, k), rank and g (C, M, O).  The order of the terms is fixed.
+    """
+    xp, (points, width), (count, most) = work.xp, S.shape[1:], members.shape[1:]
+    if xp is not np:
+        places = readers(members, points)  # (C, N, D)
+        clouds = xp.arange(len(S))[:, None]
+        g = xp.pad(g, ((0, 0), (0, 1), (0, 0)))
+        rank = xp.pad(rank, ((0, 0), (0, 1), (0, 0)))
+        S[...] = 0
+        for d in range(places.shape[2]):
+            m, j = xp.divmod(places[:, :, d], most)
+            S += g[clouds, m] * (rank[clouds, m] == j[:, :, None])
+        return
+    start, channel = (most * np.arange(count))[:, None], np.arange(width)
+    for i in range(len(S)):
+        at = members[i].ravel().take(start + rank[i])  # (M, O) points
+        at = at * np.intp(width) + channel
+        S[i] = np.bincount(at.ravel(), g[i].ravel(), points * width).reshape(points, width)
+
+
+def _through_points(x, affine, sums, S, g, name):
+    """Return df and the gradients of the parameters from sums at the points.  (F15), (F16)
+
+    sums(clouds) fills S (B, N, O), the gradients summed over the readers of each point, and g
+    (B, M, O), summed over the members of each group.
+    """
+    xp, work = x.work.xp, x.work
+
+    def block(clouds):
+        sums(clouds)
+        products = xp.matmul(x.z[clouds], S[clouds]).sum(axis=0, dtype=np.float64)
+        products[:3] -= xp.matmul(x.at[clouds].swapaxes(1, 2), g[clouds]).sum(
+            axis=0, dtype=np.float64
+        )
+        return products
+
+    inputs, width = affine.W.shape
+    total = _sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
+    products = work.array(f"{name} products", total.shape, S.dtype)
+    products[...] = total
+    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    df = work.array(f"{name} df", (*S.shape[:2], inputs - 3), S.dtype)
+
+    def features(clouds):
+        here = df[clouds]
+        xp.matmul(x.v[clouds].swapaxes(1, 2), K[3:].T, out=here)
+        through = work.scratch("through", here.shape, here.dtype)
+        here += xp.matmul(S[clouds], affine.At[:, 3:], out=through)
+
+    work.map(features, x.blocks())
+    return df, dW, dgamma, dbeta
+
+
+class ExpandCache(NamedTuple):
+    x: Level
+    y: Activation
+    affine: Affine
+    name: str
+
+
+def expand_forward(x, W, gamma, beta, eps, widths, name):
+    """The first of several layers of a level: y_mj = relu(c - A_p^T p_c(m) + (A^T z)_g(m,j)).  (F11)
+
+    x a Level; widths of this layer and the next ones without the pooled one.  -> the Activation y,
+    whose points are the rows, member by member (k M), ExpandCache and BatchStats.
+    """
+    xp, work = x.work.xp, x.work
+    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    shift, (members, clouds, count) = xp.maximum(beta, 0), x.flat.shape
+    size = (clouds, sum(width + 1 for width in widths), members * count)
+    tower = work.array(f"{name} tower {widths}", size, W.dtype, fill=1)
+    of_rows = f"{name} rows"
+    y = Activation(tower, 0, shift, None, work, of_rows, work.next_generation(of_rows))
+    local = x.members.transpose(0, 2, 1).reshape(clouds, -1)  # (B, k M)
+
+    def write(clouds):
+        z = x.z[clouds, :-1]
+        u = work.scratch("u", (len(z), len(affine.At), z.shape[2]), W.dtype)
+        product(affine.At, z, u, work)
+        centre = affine.At[:, :3] @ x.at[clouds].swapaxes(1, 2)  # (C, O, M)
+        centre -= (affine.c - shift)[:, None]
+        rows = _columns(u, local[clouds], y.of(clouds))
+        each = rows.reshape(len(z), -1, members, count)
+        each -= centre[:, :, None]
+        xp.maximum(rows, -shift[:, None], out=rows)
+
+    return _filled(y, write, name), ExpandCache(x, y, affine, name), stats
+
+
+def expand_backward(dy, cache):
+    """D = dY where y > 0, summed over the readers of each point and the members of each group.
+
+    dy a gradient of the rows -> df (B, N, C), dW (I, O), dgamma (O,), dbeta (O,).  (F15), (F16)
+    """
+    x, y, affine, name = cache
+    work, (members, clouds, count) = _started(x), x.flat.shape
+    S = work.array(f"{name} S", (clouds, len(affine.c), x.z.shape[2]), affine.At.dtype)
+    g = work.array(f"{name} g", (clouds, len(affine.c), count), S.dtype)
+
+    def rows(clouds):
+        D = masked(dy.of(clouds), y, clouds)
+        each = D.reshape(len(D), -1, members, count)
+        each.sum(axis=2, out=g[clouds])
+        _scatter_rows(S[clouds], x.members[clouds], D, work)
+
+    work.map(rows, y.blocks())
+    return _through_points(
+        x, affine, lambda clouds: None, S.swapaxes(1, 2), g.swapaxes(1, 2), name
+    )
+
+
+def masked(d, y, clouds):
+    """Return d where y > 0, else 0, in place."""
+    z = y.of(clouds)
+    positive = y.work.scratch("positive", z.shape, bool)
+    y.work.xp.greater(z, -y.shift[:, None], out=positive)
+    d *= positive
+    return d
+
+
+def _scatter_rows(S, members, D, work):
+    """S_on = sum of D_o,mj over all places that read point n.    S (C, O, N), D (C, O, k M)"""
+    xp, points = work.xp, S.shape[2]
+    by_rank = members.transpose(0, 2, 1)  # (C, k, M): the order of the rows
+    if xp is not np:
+        places = readers(by_rank, points)  # (C, N, Q)
+        D = xp.pad(D, ((0, 0), (0, 0), (0, 1)))
+        S[...] = 0
+        for d in range(places.shape[2]):
+            S += xp.take_along_axis(D, places[:, None, :, d], axis=2)
+        return
+    for i, index in enumerate(by_rank.reshape(len(S), -1)):
+        index = index.astype(np.intp)
+        for o, row in enumerate(D[i]):
+            S[i, o] = np.bincount(index, row, points)
+
+
+class GroupPoolCache(NamedTuple):
+    x: Activation
+    affine: Affine
+    positive: Any  # (B, O, M)
+    rank: Any  # (B, O, M)
+    name: str
+
+
+def group_pool_forward(x, W, gamma, beta, eps, members, name):
+    """(F5) with groups in place of clouds: the last layer of a level and the maximum of each group.
+
+    x an Activation whose points are rows, member by member.  -> h (B, M, O), GroupPoolCache, stats
+    """
+    xp, work, (clouds, _, points) = x.work.xp, x.work, x.tower.shape
+    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    shape = (clouds, W.shape[1], points // members)
+    h = work.array(f"{name} h", shape, W.dtype)
+    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members - 1))
+    positive = work.array(f"{name} positive", shape, bool)
+
+    def pool(clouds):
+        z = x.of(clouds)
+        for some in _slices(shape[1], points, work):
+            P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
+            each = product(affine.At[some], z, P, work).reshape(*P.shape[:2], members, -1)
+            best = h[clouds, some]
+            running_max(each.transpose(2, 0, 1, 3), best, rank[clouds, some], work)
+            best += affine.c[some, None]
+            xp.greater(best, 0, out=positive[clouds, some])
+            xp.maximum(best, 0, out=best)
+
+    work.map(pool, x.blocks())
+    return h.swapaxes(1, 2), GroupPoolCache(x, affine, positive, rank, name), stats
+
+
+class GroupGradient(NamedTuple):
+    """dX of a pooled level: K [Z, 1] + A D, with D made from the winners of each group."""
+
+    x: Activation
+    K: Any  # (I, I + 1)
+    At: Any  # (O, I)
+    g: Any  # (B, O, M)
+    rank: Any  # (B, O, M)
+
+    def of(self, clouds):
+        """Return dX (C, I, k M) of some clouds, in a buffer private to this thread."""
+        work = self.x.work
+        stack = self.x.with_ones(clouds)
+        dx = work.scratch("dx", (len(stack), len(self.K), stack.shape[2]), self.K.dtype)
+        through = work.scratch("through", dx.shape, dx.dtype)
+        product(self.K, stack, dx, work)
+        dx += product(self.At.T, self.winners(clouds), through, work)
+        return dx
+
+    def winners(self, clouds):
+        """Return D (C, O, k M): the gradient of each group at its winner, 0 elsewhere."""
+        work, g, rank = self.x.work, self.g[clouds], self.rank[clouds]
+        members = self.x.tower.shape[2] // g.shape[2]
+        D = work.scratch("D", (*g.shape[:2], members, g.shape[2]), g.dtype)
+        won = work.scratch("won", g.shape, bool)
+        for j in range(members):
+            work.xp.equal(rank, rank.dtype.type(j), out=won)
+            work.xp.multiply(g, won, out=D[:, :, j])
+        return D.reshape(*g.shape[:2], -1)
+
+
+def group_pool_backward(dh, cache):
+    """(F2) and (F3) with D the gradients at the winners.
+
+    dh (B, M, O) -> GroupGradient dx, dW (I, O), dgamma (O,), dbeta (O,)
+    """
+    x, affine, positive, rank, name = cache
+    work = _started(x)
+    g = work.array(f"{name} g", positive.shape, affine.At.dtype)
+    work.xp.multiply(dh.swapaxes(1, 2), positive, out=g)
+    winners = GroupGradient(x, None, affine.At, g, rank)
+
+    def block(clouds):
+        return inner_product(x.with_ones(clouds), winners.winners(clouds), work)
+
+    inputs, width = affine.W.shape
+    total = _sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
+    products = work.array(f"{name} products", total.shape, g.dtype)
+    products[...] = total
+    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    return winners._replace(K=K), dW, dgamma, dbeta
+
+
+def to_offsets(positions, centres, members, widths, work, name):
+    """Return the Activation of the offsets (M18) of a level without features, member by member."""
+    xp, (clouds, count, size) = work.xp, members.shape
+    o = work.array(f"{name} offsets", (clouds, 3, size * count), positions.dtype)
+    _offsets(xp.ascontiguousarray(positions.swapaxes(1, 2)), centres, members, o)
+    return to_tower(o.swapaxes(1, 2), widths, work, name)
+
+
+def _offsets(axes, centres, members, out):
+    """out (C, 3, k M) = (M18), member by member.    axes (C, 3, N), centres (C, M)"""
+    _columns(axes, members.transpose(0, 2, 1).reshape(len(members), -1), out)
+    at = module_of(axes).take_along_axis(axes, centres[:, None].astype(np.intp), axis=2)
+    out.reshape(*axes.shape[:2], members.shape[2], -1)[...] -= at[:, :, None]
+
+
+def _columns(u, index, out):
+    """out (C, O, R) = u (C, O, N) at columns index (C, R).  Returns out."""
+    xp = module_of(u)
+    if xp is np:
+        for one, columns, result in zip(u, index, out, strict=True):
+            one.take(columns.astype(np.intp), axis=1, out=result, mode="clip")
+    else:
+        out[...] = xp.take_along_axis(u, index[:, None].astype(np.int64), axis=2)
+    return out
+
+
+class PointwiseCache(NamedTuple):
+    x: Activation
+    affine: Affine
+    positive: Any  # (B, O, N)
+    residual: bool
+    inner: bool
+    name: str
+
+
+def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=True):
+    """(F1) of every point, as an array: y = relu(A^T z + c), plus x where residual.
+
+    x (B, N, I) -> y (B, N, O), PointwiseCache and BatchStats.  inner: backward needs dx.
+    """
+    xp = work.xp
+    entry = to_tower(x, (), work, name, exact=not inner)
+    affine, stats = _affine(entry, W, gamma, beta, eps, name)
+    clouds, points, _ = x.shape
+    shape = (clouds, W.shape[1], points)
+    y = work.array(f"{name} y", shape, W.dtype)
+    positive = work.array(f"{name} positive", shape, bool)
+    coefficients = xp.concatenate([affine.At, affine.c[:, None]], axis=1)
+
+    def write(clouds):
+        here = product(coefficients, entry.with_ones(clouds), y[clouds], work)
+        xp.greater(here, 0, out=positive[clouds])
+        xp.maximum(here, 0, out=here)
+        if residual:
+            here += x[clouds].swapaxes(1, 2)
+
+    work.map(write, entry.blocks())
+    cache = PointwiseCache(entry, affine, positive, residual, inner, name)
+    return y.swapaxes(1, 2), cache, stats
+
+
+def pointwise_backward(dy, cache):
+    """D = dY where relu is positive, then (F2), (F3) and (F4), plus dY where residual.
+
+    dy (B, N, O) -> dx (B, N, I), dW (I, O), dgamma (O,), dbeta (O,)
+    """
+    x, affine, positive, residual, inner, name = cache
+    work, (inputs, width), xp = _started(x), affine.W.shape, x.work.xp
+    D = work.array(f"{name} D", positive.shape, affine.At.dtype)
+
+    def block(clouds):
+        xp.multiply(dy[clouds].swapaxes(1, 2), positive[clouds], out=D[clouds])
+        return inner_product(x.with_ones(clouds), D[clouds], work)
+
+    total = _sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
+    products = work.array(f"{name} products", total.shape, D.dtype)
+    products[...] = total
+    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    if not inner:
+        return None, dW, dgamma, dbeta
+    dx = work.array(f"{name} dx", (len(D), inputs, D.shape[2]), D.dtype)
+
+    def write(clouds):
+        here = product(K, x.with_ones(clouds), dx[clouds], work)
+        through = work.scratch("through", here.shape, here.dtype)
+        here += product(affine.At.T, D[clouds], through, work)
+        if residual:
+            here += dy[clouds].swapaxes(1, 2)
+
+    work.map(write, x.blocks())
+    return dx.swapaxes(1, 2), dW, dgamma, dbeta
+
+
+def level_eval(positions, f, centres, members, maps, work):
+    """Return what the groups of a level see, h (B, M, O), with tracked statistics.  (F9), (F13)
+
+    positions (B, N, 3); f (B, N, C), or None; maps of eval_maps() for the layers of the rows.
+    The products belong to one cloud and have shapes in which the batch does not occur.
+    """
+    xp, (clouds, count, members_of) = work.xp, members.shape
+    h = xp.empty((clouds, count, len(maps[-1][0])), positions.dtype)
+    widest = max(len(A) for A, _ in maps)
+    single = f is not None and len(maps) == 1
+    pool = _pool_points if single else _pool_rows
+    elements = count * widest if single else count * members_of * widest
+    for block in _blocks(clouds, max(elements * work.block // work.slice, 1), work):
+        near = positions[block] - positions[block, :1]  # far from the origin, products lose digits
+        axes = [near] if f is None else [near, f[block]]
+        z = xp.ascontiguousarray(xp.concatenate(axes, axis=2).swapaxes(1, 2))  # (C, I, N)
+        pool(z, centres[block], members[block], maps, h[block], work)
+    return h
+
+
+def _pool_points(z, centres, members, maps, h, work):
+    """h (C, M, O) by (F13) for a level of a single layer."""
+    xp, ((At, c),) = work.xp, maps
+    clouds, _, points = z.shape
+    u = work.scratch("u", (clouds, points, len(At)), z.dtype)
+    xp.matmul(z.swapaxes(1, 2), At.T, out=u)
+    flat = members.transpose(2, 0, 1) + (points * xp.arange(clouds))[:, None]
+    for j, row in enumerate(_member_rows(u, flat, work)):
+        if j:
+            xp.maximum(h, row, out=h)
+        else:
+            h[...] = row
+    at = xp.take_along_axis(z[:, :3], centres[:, None].astype(np.intp), axis=2)  # (C, 3, M)
+    h -= at.swapaxes(1, 2) @ At[:, :3].T
+    h += c
+    xp.maximum(h, 0, out=h)
+
+
+def _pool_rows(z, centres, members, maps, h, work):
+    """h (C, M, O) of a level of several layers, some centres at a time."""
+    xp, (clouds, inputs, _), (count, size) = work.xp, z.shape, members.shape[1:]
+    widest = max(inputs, *(len(A) for A, _ in maps))
+    step = min(max(work.slice // (size * widest), 1), count)
+    first, rest = (None, maps) if inputs == 3 else (maps[0], maps[1:])
+    u = z
+    if first:
+        At, c = first
+        u = product(At, z, work.scratch("u", (clouds, len(At), z.shape[2]), z.dtype), work)
+    for start in range(0, count, step):
+        some = slice(start, min(start + step, count))
+        here, near = members[:, some], centres[:, some]
+        rows = work.scratch("rows", (clouds, u.shape[1], size * here.shape[1]), z.dtype)
+        if first:
+            _columns(u, here.transpose(0, 2, 1).reshape(clouds, -1), rows)
+            at = xp.take_along_axis(z[:, :3], near[:, None].astype(np.intp), axis=2)
+            each = rows.reshape(clouds, len(At), size, -1)
+            each -= (At[:, :3] @ at - c[:, None])[:, :, None]
+            xp.maximum(rows, 0, out=rows)
+        else:
+            _offsets(z, near, here, rows)
+        for number, (A, b) in enumerate(rest):
+            out = work.scratch(f"layer {number}", (clouds, len(A), rows.shape[2]), z.dtype)
+            rows = product(A, rows, out, work)
+            if number < len(rest) - 1:
+                rows += b[:, None]
+                xp.maximum(rows, 0, out=rows)
+        best = rows.reshape(clouds, len(A), size, -1).max(axis=2) + b[:, None]
+        h[:, some] = xp.maximum(best, 0, out=best).swapaxes(1, 2)
+
+
+def pointwise_eval(x, maps, residual, work):
+    """Return y (B, N, O) of x (B, N, I) under the one map of eval_maps(), plus x where residual."""
+    xp, ((At, c),) = work.xp, maps
+    z = xp.ascontiguousarray(x.swapaxes(1, 2))
+    y = product(At, z, xp.empty((len(z), len(At), z.shape[2]), z.dtype), work)
+    y += c[:, None]
+    xp.maximum(y, 0, out=y)
+    return (y + z if residual else y).swapaxes(1, 2)
