@@ -88,23 +88,20 @@ def to_level(positions, f, centres, members, work, name):
 
 
 def _moments(x, clouds):
-    """Write v~ of some clouds and return their sum of x~ x~^T, float64 products.  (F12)"""
-    xp, work, z, at = x.work.xp, x.work, x.z[clouds], x.at[clouds]
+    """Write v~ of some clouds and return their sum of x~ x~^T.  (F12)
+
+    Products of positions are float64, because those of an offset are small differences of them.
+    """
+    xp, z, v = x.work.xp, x.z[clouds], x.v[clouds]
     c, q = _reads(x, clouds)
-    exact = work.scratch("exact", z.shape, np.float64)
-    sums = work.scratch("exact sums", z.shape, np.float64)
-    exact[...] = z
-    xp.multiply(exact, c[:, None], out=sums)
-    sums[:, :3] -= q
-    x.v[clouds] = sums
-    total = xp.matmul(sums, exact.swapaxes(1, 2)).sum(axis=0)
-    # sum of o o^T = sum_n (c_n p_n - q_n) p_n^T - sum_m (sum_j o_mj) p_c(m)^T; the other rows of
-    # positions are not those of offsets: their columns are, by symmetry
-    at = at.astype(np.float64)
-    members = x.members.shape[2]
-    total[:3, :3] -= xp.matmul(q, exact[:, :3].swapaxes(1, 2)).sum(axis=0).T
-    total[:3, :3] += members * xp.matmul(at.swapaxes(1, 2), at).sum(axis=0)
+    p, at = z[:, :3].astype(np.float64), x.at[clouds].astype(np.float64)
+    v[:, :3] = sums = c[:, None] * p - q
+    xp.multiply(z[:, 3:], c[:, None].astype(z.dtype), out=v[:, 3:])
+    total = xp.empty((z.shape[1], z.shape[1]))
+    total[:, 3:] = xp.matmul(v, z[:, 3:].swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
     total[3:, :3] = total[:3, 3:].T
+    total[:3, :3] = (xp.matmul(sums, p.swapaxes(1, 2)) - xp.matmul(p, q.swapaxes(1, 2))).sum(axis=0)
+    total[:3, :3] += x.members.shape[2] * xp.matmul(at.swapaxes(1, 2), at).sum(axis=0)
     return total
 
 
