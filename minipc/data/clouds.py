@@ -199,8 +199,7 @@ def check_labels(labels: np.ndarray, names: Sequence[str]) -> None:
 def composed(names: Iterable[str]) -> tuple[str, ...]:
     """Return class names in Unicode's composed form (NFC).
 
-    File systems store one name in two forms.  Raises DataError for two names that differ only in
-    form.
+    File systems store one name in two forms.  Raises DataError if two names differ only in form.
     """
     known: dict[str, str] = {}
     for name in names:

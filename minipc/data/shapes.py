@@ -114,7 +114,7 @@ def _sample(triangles: np.ndarray, rng: Generator, points: int) -> np.ndarray:
     return triangles[face, 0] + a[:, None] * edges[face, 0] + b[:, None] * edges[face, 1]
 
 
-# Parts.  Each is a soup of triangles (F, 3, 3), or a list of them where it says so.
+# Parts.  Each is a soup of triangles (F, 3, 3), or a list of soups.
 
 Vector = tuple[float, float, float]
 
@@ -233,9 +233,8 @@ def _aeroplane(rng: Generator) -> list[np.ndarray]:
     u = rng.uniform
     length, r = u(1.4, 2.0), u(0.08, 0.16)
     t = np.array([0, 0.05, 0.15, 0.5, 0.75, 1])
-    body = _turned(list(zip(r * np.array([0, 0.6, 1, 1, 0.8, 0.2]), -length * t, strict=True)))[
-        ..., [2, 1, 0]
-    ]
+    radii = r * np.array([0, 0.6, 1, 1, 0.8, 0.2])
+    body = _turned(list(zip(radii, -length * t, strict=True)))[..., [2, 1, 0]]  # along x
     parts = [body + [length / 2, 0, 0]]
     span, chord, at = u(0.5, 1.0), u(0.2, 0.4), u(-0.1, 0.2)
     sweep, tail = u(0.0, 0.5), -0.45 * length
@@ -376,14 +375,9 @@ def _stairs(rng: Generator) -> list[np.ndarray]:
         thick = i * rise if closed else 0.04
         parts.append(_box((i * run, 0, i * rise - thick / 2), (run, width, thick)))
     if not closed:
-        parts += [
-            _box(
-                (run, side * width / 2, steps * rise / 2),
-                (0.12, 0.04, steps * rise),
-                steps * run - run,
-            )
-            for side in (-1, 1)
-        ]
+        height, lean = steps * rise, steps * run - run
+        for side in (-1, 1):
+            parts.append(_box((run, side * width / 2, height / 2), (0.12, 0.04, height), lean))
     return parts
 
 

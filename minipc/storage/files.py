@@ -103,9 +103,8 @@ def sha256_arrays(*arrays: np.ndarray) -> str:
 def commit(path: str | PathLike, data: Any, swept: bool = False) -> None:
     """Make path hold data (bytes-like, or a list of bytes-like), durably, or leave it as it was.
 
-    swept: the caller has already removed stale temporaries from the folder; listing a large folder
-    for each file would be slow.  Raises DataError if path is at fault, MinipcError if the machine
-    fails.
+    swept: the caller has already removed stale temporaries; listing a large folder for each file
+    would be slow.  Raises DataError if path is at fault, MinipcError if the machine fails.
     """
     with replacing(path, swept) as fd:
         at = 0
@@ -335,8 +334,8 @@ class _Exact(io.RawIOBase):
             if not piece:
                 raise DataError(
                     f"{self.path}: became shorter while it was read: another program writes into "
-                    "it, or its disk "
-                    "fails; look with minipc info, and restore a copy if it is damaged"
+                    "it, or its disk fails; look with minipc info, and restore a copy if it is "
+                    "damaged"
                 )
             view[: len(piece)] = piece
             view, at = view[len(piece) :], at + len(piece)

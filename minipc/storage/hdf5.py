@@ -18,6 +18,8 @@ import numpy as np
 from minipc.errors import DataError, check_shape
 from minipc.storage import files
 
+# what h5py raises on a malformed file
+_ERRORS = (OSError, LookupError, ArithmeticError, RuntimeError, TypeError, ValueError, MemoryError)
 HDF5_BOUNDS = ("v108", "v110")  # checksummed metadata; any HDF5 from 1.10 on reads it
 
 
@@ -67,16 +69,16 @@ def open_hdf5(
 @contextmanager
 def hdf5_in(whole: Any, path: str | PathLike) -> Iterator[h5py.File]:
     """Yield the h5py.File of a file that files.guarded yields.  Raises DataError."""
-    with _believing(path):
+    with _as_data_error(path):
         file = h5py.File(whole, "r")
-    with file, _believing(path, OSError, KeyError, RuntimeError):
+    with file, _as_data_error(path, (OSError, KeyError, RuntimeError)):
         yield file
 
 
 def check_members(group: Any, names: Collection[str], path: str | PathLike) -> None:
     """Raise DataError unless group is an h5py group of exactly the members names, hard links."""
     expected = set(names)
-    with _believing(path):
+    with _as_data_error(path):
         members = set(group) if isinstance(group, h5py.Group) else set()
         if members != expected:
             raise DataError(
@@ -96,7 +98,7 @@ def checked_dataset(
     filters, of exactly the declared size: no row can be unwritten.  Raises DataError.
     """
     expected = np.dtype(dtype).newbyteorder("<")
-    with _believing(path):
+    with _as_data_error(path):
         node = group
         for part in name.split("/"):
             _check_link(node, part, path)
@@ -124,7 +126,7 @@ def read_array(
 
 def read_dataset(dataset: h5py.Dataset, path: str | PathLike) -> np.ndarray:
     """Return a checked dataset as an array.  Raises DataError for NaN or infinity."""
-    with _believing(path):
+    with _as_data_error(path):
         values = dataset[...]
     return _finite(values, dataset.name[1:], path)
 
@@ -134,8 +136,7 @@ def _finite(values: np.ndarray, name: str, path: str | PathLike) -> np.ndarray:
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         raise DataError(
             f"{path}: {name} holds NaN or infinite values; run the same command once more, and "
-            "make the file "
-            "again only if they are still there"
+            "make the file again only if they are still there"
         )
     return values
 
@@ -184,17 +185,10 @@ def read_meta(group: h5py.Group, path: str | PathLike) -> dict[str, Any]:
 
 
 @contextmanager
-def _believing(path: str | PathLike, *kinds: type[Exception]) -> Iterator[None]:
+def _as_data_error(
+    path: str | PathLike, kinds: tuple[type[Exception], ...] = _ERRORS
+) -> Iterator[None]:
     """Turn what h5py raises on a whole but malformed file into DataError."""
-    kinds = kinds or (
-        OSError,
-        LookupError,
-        ArithmeticError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-        MemoryError,
-    )
     try:
         yield
     except kinds as reason:
