@@ -16,7 +16,7 @@ import numpy as np
 from minipc.data import augment
 from minipc.distil import self_target
 from minipc.errors import UsageError
-from minipc.models import pointnet
+from minipc.models import model, pointnet
 from minipc.nn import losses, ops, optim
 from minipc.nn.fast import fused
 from minipc.record.reader import RecordReader
@@ -426,7 +426,7 @@ MUTANTS = {
     ),
     "statistics-forgotten": Mutant(
         "running statistics are never tracked",
-        ((pointnet, "track", lambda right: lambda stats, batch, config: stats),),
+        ((model, "track", lambda right: lambda stats, batch, config: stats),),
     ),
     "lost-where-gamma-is-zero": Mutant(
         "no number where gamma is 0, as in a division by it",

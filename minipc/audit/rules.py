@@ -11,6 +11,7 @@ from minipc.audit.problems import in_dtype, multiplied_out, step
 from minipc.data import augment
 from minipc.data.clouds import Clouds
 from minipc.distil import self_target
+from minipc.models import model as seam
 from minipc.models import pointnet
 from minipc.models.inputs import Inputs
 from minipc.models.model import net, sizes
@@ -305,7 +306,7 @@ def model(engine):
         before = {
             name: value + 0.5 for name, value in pointnet.initial_stats(config, np.float64).items()
         }
-        tracked, both = pointnet.track(before, batch, config), {}
+        tracked, both = seam.track(before, batch, config), {}
         for name, (mean, var, rows) in moments.items():
             facts += [
                 near(f"{name}, mean", batch[name].mean, mean),
@@ -393,7 +394,7 @@ def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
         found[engine] = (
             z,
             grads,
-            pointnet.track(net(config).initial_stats(config, np.float64), batch, config),
+            seam.track(net(config).initial_stats(config, np.float64), batch, config),
         )
     (z, ours, stats), (wanted_z, theirs, wanted_stats) = (found[engine] for engine in ENGINES)
     largest = max(np.abs(g).max() for g in theirs.values())

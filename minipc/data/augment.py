@@ -1,7 +1,7 @@
 """Shape-level augmentation: draw() is random, apply() is deterministic.
 
-Scale and shift only.  Point-level jitter would have to be stored point by point, which is what a
-record exists to avoid (arXiv 2409.02020, abstract); we chose the usual ranges for ModelNet40.
+Scale and shift only.  A record would have to store point-level jitter point by point, which it
+exists to avoid (arXiv 2409.02020, abstract).  We chose the usual ranges for ModelNet40.
 """
 
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class AugmentConfig:
     scale_high: float = 3 / 2  # largest scale per axis
     shift_max: float = 0.2  # largest |shift| per axis, in units of the data
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not 0 < self.scale_low <= self.scale_high < float("inf"):
             raise UsageError(
                 f"scale: expected 0 < low <= high, got {self.scale_low!r}, {self.scale_high!r}"
@@ -44,8 +44,8 @@ def draw(seed: int, view: int, first: int, clouds: int, config: AugmentConfig) -
     """Return the Params of clouds first .. first + clouds - 1 in one view, on the host.  (A1)
 
     u = (w >> 11) 2^-53 from the raw Philox words w (streams.view_words), low + (high - low) u in
-    float64, rounded to float32.  Any language with Philox4x64-10 draws the same, and a cloud's
-    draw does not depend on how many are drawn with it.
+    float64, rounded to float32.  Any language with Philox4x64-10 draws the same.  A cloud's draw
+    does not depend on how many clouds are drawn with it.
     """
     u = (view_words(seed, view, first, clouds) >> np.uint64(11)) * 2.0**-53  # (clouds, 6) in [0, 1)
     low, high, most = config.scale_low, config.scale_high, config.shift_max
@@ -57,7 +57,7 @@ def draw(seed: int, view: int, first: int, clouds: int, config: AugmentConfig) -
 def apply(points: Any, params: Params) -> Any:
     """Return points * scale + shift.  (A2)    points (B, N, 3) -> the same shape, a new array
 
-    Two separate array operations, each rounded, so that every backend agrees bit for bit; one
+    Two separate array operations, each rounded, so that all backends agree bit for bit.  One
     kernel would contract them to a fused multiply-add and differ in the last place.
     """
     module_of(points, *params)

@@ -1,8 +1,8 @@
 """Labelled point clouds in memory and in a file of ours.
 
-The file stores class names in label order, up axis and normalisation, because a mistake in them
-raises no error.  Records and models repeat them, and every loader compares.  Clouds are identified
-by the content of their arrays, never by a file name.
+The file stores class names in label order, up axis and normalisation, because no error would show
+a mistake in them.  Records and models repeat them, and every loader compares.  The content of the
+arrays identifies clouds, never a file name.
 """
 
 import unicodedata
@@ -12,6 +12,7 @@ from functools import cached_property
 from os import PathLike
 from typing import Any, NamedTuple, Self
 
+import h5py
 import numpy as np
 
 from minipc import __version__
@@ -36,7 +37,7 @@ class Clouds:
     class_names: tuple  # K distinct names
     up_axis: str  # "x", "y", "z" or "unknown"
     normalisation: str  # "unit_sphere" or "none"
-    source: str = ""  # where they came from, for people: never compared, never hashed
+    source: str = ""  # origin, for people: never compared, never hashed
 
     def __post_init__(self) -> None:
         check_shape("points", self.points, (None, None, 3))
@@ -98,13 +99,12 @@ class Clouds:
 
         labels (N,) or (N, 1) are whole numbers, indices into class_names.  normalise moves each
         cloud to the unit sphere.  num_points samples or repeats the points of each cloud as
-        fit_points does; without it all clouds must have the same number.  Raises DataError.
+        fit_points does; without it, all clouds must have the same number.  Raises DataError.
         """
         if isinstance(class_names, (str, bytes, Set, Mapping)):
             raise DataError(
                 "class names: expected a list in the order of the labels, got "
-                f"{type(class_names).__name__}, which has "
-                "no such order; pass a list"
+                f"{type(class_names).__name__}, which has no such order; pass a list"
             )
         normalisation = "unit_sphere" if normalise else "none"
         whole = (
@@ -122,8 +122,7 @@ class Clouds:
         if num_points is None and len(counts) > 1:
             raise DataError(
                 f"points: clouds have from {min(counts)} to {max(counts)} points; pass num_points: "
-                "from larger clouds "
-                "so many are drawn, those of smaller ones are repeated"
+                "from larger clouds so many are drawn, those of smaller ones are repeated"
             )
         if not len(arrays):
             raise DataError("points: expected at least one cloud, got none")
@@ -163,8 +162,8 @@ class Clouds:
         }
 
 
-def _one_cloud(i, array):
-    """Return cloud i of a caller's arrays as float_points does, (P, 3).  Raises DataError."""
+def _one_cloud(i: int, array: Any) -> np.ndarray:
+    """Return cloud i of a caller's arrays by float_points, (P, 3).  Raises DataError naming it."""
     try:
         array = np.asarray(array)
         check_shape("points", array, (None, 3))
@@ -188,30 +187,27 @@ def check_labels(labels: np.ndarray, names: Sequence[str]) -> None:
     if (low, high) == (1, len(names)):
         raise DataError(
             f"clouds: the labels count from 1 to {high}, expected from 0 to {high - 1} ({high} "
-            "class names); subtract "
-            "1 from all labels"
+            "class names); subtract 1 from all labels"
         )
     if low < 0 or high >= len(names):
         raise DataError(
             f"clouds: expected labels from 0 to {len(names) - 1} ({len(names)} class names), got "
-            f"{low} to {high}; "
-            "count from 0, in the order of the names"
+            f"{low} to {high}; count from 0, in the order of the names"
         )
 
 
 def composed(names: Iterable[str]) -> tuple[str, ...]:
     """Return class names in Unicode's composed form (NFC).
 
-    File systems store one name in two forms.  Raises DataError for two names that differ only so.
+    File systems store one name in two forms.  Raises DataError if two names differ only in form.
     """
-    known = {}
+    known: dict[str, str] = {}
     for name in names:
         form = unicodedata.normalize("NFC", name) if isinstance(name, str) else name
         if known.setdefault(form, name) != name:
             raise DataError(
                 f"class names: {ascii(known[form])} and {ascii(name)} are one name in two Unicode "
-                "forms; rename one, "
-                "or put the clouds of both together"
+                "forms; rename one, or put the clouds of both together"
             )
     return tuple(
         unicodedata.normalize("NFC", name) if isinstance(name, str) else name for name in names
@@ -250,7 +246,7 @@ def whole_labels(labels: Any, name: str = "labels") -> np.ndarray:
 
 
 def made_from(text: str) -> str:
-    """Return the source of clouds: text, which names what they are made from, and our version."""
+    """Return the source of clouds: what they are made from, text, and our version."""
     return f"{text}, by minipc {__version__}"
 
 
@@ -260,15 +256,14 @@ class Splits(NamedTuple):
 
 
 def check_same_kind(
-    found: Mapping[str, Any], wanted: Mapping[str, Any], found_in: str, wanted_by: str
+    described: Mapping[str, Any], expected: Mapping[str, Any], name: str, expected_by: str
 ) -> None:
     """Raise DataError, naming both sides, unless two `described` mappings agree."""
-    for key, value in wanted.items():
-        if found[key] != value:
+    for key, value in expected.items():
+        if described[key] != value:
             raise DataError(
-                f"{found_in}: {key.replace('_', ' ')} is {short(found[key])}, but {wanted_by} has "
-                f"{short(value)}; "
-                "use the data that it was made from"
+                f"{name}: {key.replace('_', ' ')} is {short(described[key])}, but {expected_by} "
+                f"has {short(value)}; use the data that it was made from"
             )
 
 
@@ -295,15 +290,15 @@ def repeated(splits: Splits) -> int:
 def write_clouds(path: str | PathLike, splits: Splits) -> None:
     """Commit both splits to path, atomically.
 
-    Raises UsageError where path exists (records and models may refer to it), DataError where the
-    splits do not belong together or path cannot be written.
+    Raises UsageError if path exists (records and models may refer to it), DataError if the splits
+    differ in kind or path cannot be written.
     """
     check_new_file(path)
     check_same_kind(
         splits.test.described, splits.train.described, "the test split", "the training split"
     )
 
-    def fill(file):
+    def fill(file: h5py.File) -> None:
         hdf5.write_meta(file, {**splits.train.described, "source": splits.train.source})
         for name, clouds in zip(Splits._fields, splits, strict=True):
             file.create_dataset(f"{name}/points", data=clouds.points, dtype="<f4")
@@ -315,7 +310,7 @@ def write_clouds(path: str | PathLike, splits: Splits) -> None:
 def read_clouds(path: str | PathLike) -> Splits:
     """Return the Splits of a data file that minipc wrote.
 
-    Raises DataError for a missing, damaged or foreign file; its message says what to do.
+    Raises DataError for a missing, damaged or foreign file.
     """
     with hdf5.open_hdf5(path, KIND, VERSION) as file:
         hdf5.check_members(file, {"meta", *Splits._fields}, path)

@@ -1,9 +1,11 @@
 """One cloud as a network reads it: finite float32, in the unit sphere, a fixed number of points.
 
-Packing and predicting both use this module, so a file always gives the same points, whichever
-files are read with it.  Clouds are centred and scaled in float64 and rounded to float32 once, at
-the end: far from the origin, float32 cannot represent the shape of a small object.
+Packing and predicting both use this module, so a file always gives the same points.  Clouds are
+centred and scaled in float64 and rounded to float32 once, at the end: far from the origin, float32
+cannot represent the shape of a small object.
 """
+
+from typing import Any
 
 import numpy as np
 
@@ -13,11 +15,11 @@ from minipc.streams import stream
 
 NORMALISATIONS = ("unit_sphere", "none")
 # Largest allowed step between neighbouring floats, as a share of a cloud's largest side.  It equals
-# the tolerance of unit_sphere: a smaller change counts as none.
+# the tolerance of unit_sphere, which ignores smaller changes.
 COARSEST = 1e-3
 
 
-def float_points(values):
+def float_points(values: np.ndarray) -> np.ndarray:
     """Return (..., P, 3) as a new array: float32 for float16 and float32, else float64.
 
     Raises DataError for a point that is not finite in float32, and for a dtype whose steps are too
@@ -34,26 +36,26 @@ def float_points(values):
             f"{name} {i}"
             for name, i in zip(("cloud", "point")[-bad.shape[1] :], bad[0], strict=True)
         )
-        found = ", ".join(map(str, values[tuple(bad[0])].tolist()))
+        coordinates = ", ".join(map(str, values[tuple(bad[0])].tolist()))
         raise DataError(
-            f"{at}: expected finite float32 coordinates, found {found}; remove or repair it"
+            f"{at}: expected finite float32 coordinates, found {coordinates}; remove or repair it"
         )
     _check_steps(
         points,
         values.dtype if small else np.float64,
-        "so its shape was lost where it was saved; subtract "
-        "an offset before saving, or save more digits",
+        "so its shape was lost where it was saved; subtract an offset before saving, or save more "
+        "digits",
     )
     return points
 
 
-def representable(values):
-    """Return a mask, of the shape of values: where they are finite in float32."""
+def representable(values: Any) -> Any:
+    """Return a mask of the shape of values, True where they are finite in float32."""
     with np.errstate(over="ignore", invalid="ignore"):
         return np.isfinite(values.astype(np.float32))
 
 
-def _check_steps(points, dtype, remedy):
+def _check_steps(points: np.ndarray, dtype: Any, remedy: str) -> None:
     """Raise DataError for the first cloud of (..., P, 3) too far from the origin for dtype."""
     if not points.size:
         return
@@ -67,17 +69,17 @@ def _check_steps(points, dtype, remedy):
         where = f"cloud {first[0]}: " if coarse.size > 1 else ""
         raise DataError(
             f"{where}steps of {np.dtype(dtype).name} are {step[first]:.2g} at coordinates of "
-            f"{far[first]:.3g}, more "
-            f"than {COARSEST:g} of the cloud's largest side, {side[first]:.2g}, {remedy}"
+            f"{far[first]:.3g}, more than {COARSEST:g} of the cloud's largest side, "
+            f"{side[first]:.2g}, {remedy}"
         )
 
 
-def unit_sphere(points):
+def unit_sphere(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return points with each centroid at the origin and the largest radius 1, and a mask.
 
     (N, P, 3) float32 or float64 -> float32 of the same shape, (N,) bool: which clouds changed.
-    A cloud that is already so to within 1e-3 is kept (bit for bit in float32), so the operation is
-    idempotent.  A cloud of one repeated point has no radius; it ends at the origin.
+    A cloud within 1e-3 of both stays as it is (bit for bit in float32), so the operation is
+    idempotent.  A cloud of one repeated point has no radius; it moves to the origin.
     """
     exact = points.astype(np.float64)
     centre = exact.mean(axis=1, keepdims=True)
@@ -87,11 +89,11 @@ def unit_sphere(points):
     return np.where(changed[:, None, None], scaled, points).astype(np.float32), changed
 
 
-def normalised(points, normalisation):
+def normalised(points: np.ndarray, normalisation: str) -> tuple[np.ndarray, np.ndarray]:
     """Return points (N, P, 3) normalised, float32, and a mask (N,) of the clouds that changed.
 
-    points: from float_points.  Raises DataError, with "unit_sphere" for a cloud of one repeated
-    point, which has no radius, and with "none" for one too far from the origin for float32.
+    points: from float_points.  With "unit_sphere", raises DataError for a cloud of one repeated
+    point, which has no radius; with "none", for a cloud too far from the origin for float32.
     """
     if normalisation == "none":
         _check_steps(
@@ -107,13 +109,12 @@ def normalised(points, normalisation):
         where = f"cloud {single.argmax()}: " if len(points) > 1 else ""
         raise DataError(
             f"{where}expected at least 2 distinct points, found one ({points.shape[1]} times), "
-            "which has no radius "
-            "for the unit sphere; remove the cloud"
+            "which has no radius for the unit sphere; remove the cloud"
         )
     return unit_sphere(points)
 
 
-def fit_points(points, count):
+def fit_points(points: np.ndarray, count: int) -> np.ndarray:
     """Return count of the points (P, 3): all, a random subset, or all of them repeated cyclically.
 
     The subset is drawn without replacement and keeps the stored order.  It depends on the content
@@ -122,7 +123,7 @@ def fit_points(points, count):
     return points[_rows(points, count)]
 
 
-def prepare(points, normalisation, count):
+def prepare(points: np.ndarray, normalisation: str, count: int) -> tuple[np.ndarray, bool]:
     """Return one cloud (P, 3) of float_points as (count, 3) float32, and whether it changed.
 
     The whole cloud is normalised first.  The points are chosen as fit_points chooses them from the
@@ -132,7 +133,7 @@ def prepare(points, normalisation, count):
     return moved[0][_rows(points, count)], bool(changed[0])
 
 
-def _rows(points, count):
+def _rows(points: np.ndarray, count: int) -> np.ndarray:
     """Return the indices (count,) of the points that fit_points takes."""
     if count >= len(points):
         return np.arange(count) % len(points)

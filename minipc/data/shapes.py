@@ -1,20 +1,22 @@
 """Built-in procedural shapes: thirteen families of everyday objects, as labelled point clouds.
 
-A first data set that needs no download.  It is no benchmark of anything real: families share
-their parts and proportions on purpose (plates on legs, boxes with boards, turned vessels), so that
-telling them apart takes many small feature detectors and a wide network is better at it than a
-narrow one.  Neither labels nor coordinates carry noise; members of a family differ in parameters.
+A first data set that needs no download, but not a benchmark of anything real.  Families share
+parts and proportions on purpose (plates on legs, boxes with boards, turned vessels).  To tell them
+apart takes many small feature detectors, so a wide network does better than a narrow one.  Neither
+labels nor coordinates carry noise; members of a family differ in parameters.
 
 A family is a function of a generator that returns a list of parts, each a soup of triangles
 (F, 3, 3) float64, z up, in any unit of length; furniture faces +x.  A cloud is sampled from all
 its parts uniformly by area, turned about the up axis to within 15 degrees of one of four headings
-(as furniture stands along walls) and normalised to the unit sphere.  It is no mesh library: parts
-may cross, and surfaces inside an object are sampled like those outside.
+(as furniture stands along walls) and normalised to the unit sphere.  This is not a mesh library:
+parts may cross, and surfaces inside an object are sampled like those outside.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from minipc.data.clouds import Clouds, Splits, made_from
 from minipc.errors import UsageError
@@ -31,15 +33,17 @@ class Shapes(NamedTuple):
     train_labels: np.ndarray  # (K * train_per_class,) int64, indices into class_names
     test_points: np.ndarray  # (K * test_per_class, P, 3) float32
     test_labels: np.ndarray  # (K * test_per_class,) int64
-    class_names: tuple  # K strings
+    class_names: tuple[str, ...]  # K
 
 
-def make_shapes(seed=0, train_per_class=100, test_per_class=50, points=256):
-    """Return Shapes: so many clouds of each family in each split, of P = points points each.
+def make_shapes(
+    seed: int = 0, train_per_class: int = 100, test_per_class: int = 50, points: int = 256
+) -> Shapes:
+    """Return Shapes with this many clouds of each family in each split, of P = points points each.
 
-    Every cloud has a stream of its own, named by family, split and index, so it is the same
-    however many others are asked for.  The object does not depend on points; its sample does.
-    Raises UsageError for counts below zero, fewer than one point and a seed that is not one.
+    Each cloud has its own stream, named by family, split and index, so it does not depend on the
+    number of clouds.  The object does not depend on points; its sample does.  Raises UsageError
+    for negative counts, fewer than one point and an invalid seed.
     """
     check_seed(seed)
     for name, value, least in (
@@ -51,13 +55,13 @@ def make_shapes(seed=0, train_per_class=100, test_per_class=50, points=256):
             raise UsageError(f"{name}: expected an integer of at least {least}, got {value!r}")
     train = _split(seed, "train", train_per_class, points)
     test = _split(seed, "test", test_per_class, points)
-    return Shapes(*train, *test, tuple(name for name, _ in FAMILIES))
+    return Shapes(*train, *test, class_names=tuple(name for name, _ in FAMILIES))
 
 
-def built_in_shapes(seed=0):
+def built_in_shapes(seed: int = 0) -> Splits:
     """Return the built-in shapes as Splits, as `minipc data make` writes them."""
     made = make_shapes(seed)
-    common = dict(
+    common: dict[str, Any] = dict(
         class_names=made.class_names,
         up_axis=UP_AXIS,
         normalisation="unit_sphere",
@@ -69,7 +73,7 @@ def built_in_shapes(seed=0):
     )
 
 
-def _split(seed, split, per_class, points):
+def _split(seed: int, split: str, per_class: int, points: int) -> tuple[np.ndarray, np.ndarray]:
     """Return points (K * per_class, P, 3) float32 and labels (K * per_class,) int64."""
     clouds = np.empty((len(FAMILIES), per_class, points, 3), np.float32)
     for label, (name, family) in enumerate(FAMILIES):
@@ -80,7 +84,9 @@ def _split(seed, split, per_class, points):
     return clouds.reshape(-1, points, 3), labels
 
 
-def _cloud(family, rng, points):
+def _cloud(
+    family: Callable[[Generator], list[np.ndarray]], rng: Generator, points: int
+) -> np.ndarray:
     """Return one normalised cloud (P, 3) float64 of a new member of the family.
 
     A cloud of a single point is the origin: it has no radius to normalise.
@@ -95,7 +101,7 @@ def _cloud(family, rng, points):
     return cloud / radius if radius > 0 else cloud
 
 
-def _sample(triangles, rng, points):
+def _sample(triangles: np.ndarray, rng: Generator, points: int) -> np.ndarray:
     """Return points (P, 3) spread uniformly by area over triangles (F, 3, 3)."""
     edges = triangles[:, 1:] - triangles[:, :1]  # (F, 2, 3)
     (ux, uy, uz), (vx, vy, vz) = edges.transpose(1, 2, 0)  # np.cross is several times slower
@@ -108,7 +114,9 @@ def _sample(triangles, rng, points):
     return triangles[face, 0] + a[:, None] * edges[face, 0] + b[:, None] * edges[face, 1]
 
 
-# Parts.  Each is a soup of triangles (F, 3, 3), or a list of them where it says so.
+# Parts.  Each is a soup of triangles (F, 3, 3), or a list of soups.
+
+Vector = tuple[float, float, float]
 
 _CUBE = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)])
 _CUBE_QUADS = np.array(  # the corners of each face as rows of _CUBE, going round
@@ -117,39 +125,39 @@ _CUBE_QUADS = np.array(  # the corners of each face as rows of _CUBE, going roun
 _CUBE_FACES = np.concatenate([_CUBE_QUADS[:, [0, 1, 2]], _CUBE_QUADS[:, [0, 2, 3]]])  # (12, 3)
 
 
-def _box(centre, size, lean=0.0):
-    """A closed box with edges along the axes; its top is moved by lean along x."""
+def _box(centre: Vector, size: Vector, lean: float = 0.0) -> np.ndarray:
+    """A closed box with edges along the axes; lean moves its top along x."""
     corners = _CUBE * size + centre
     corners[:, 0] += lean * (_CUBE[:, 2] + 0.5)
     return corners[_CUBE_FACES]
 
 
-def _surface(grid):
+def _surface(grid: np.ndarray) -> np.ndarray:
     """The triangles between neighbours in a grid of points (m, n, 3)."""
     a, b, c, d = grid[:-1, :-1], grid[1:, :-1], grid[1:, 1:], grid[:-1, 1:]
     faces = np.stack([np.stack([a, b, c], axis=2), np.stack([a, c, d], axis=2)])
     return faces.reshape(-1, 3, 3)
 
 
-def _circle(sides):
-    """cos and sin of sides equal steps round a circle, the start repeated: (2, sides + 1)."""
+def _circle(sides: int) -> tuple[np.ndarray, np.ndarray]:
+    """cos and sin, (sides + 1,) each, of equal steps around a circle; the last is the first."""
     angle = np.linspace(0, 2 * np.pi, sides + 1)
     return np.cos(angle), np.sin(angle)
 
 
-def _turned(profile):
+def _turned(profile: list[tuple[float, float]]) -> np.ndarray:
     """A surface of revolution about z; profile is a list of (radius, height)."""
     radius, height = np.array(profile, float).T[:, :, None]
     c, s = _circle(16)
     return _surface(np.stack(np.broadcast_arrays(radius * c, radius * s, height), axis=2))
 
 
-def _disc(radius, low, thick):
+def _disc(radius: float, low: float, thick: float) -> np.ndarray:
     """A round plate from height low up to low + thick."""
     return _turned([(0, low), (radius, low), (radius, low + thick), (0, low + thick)])
 
 
-def _tube(x, z, radius):
+def _tube(x: np.ndarray, z: np.ndarray, radius: float) -> np.ndarray:
     """An open tube of this radius along a path (x, z) in the plane y = 0."""
     path = np.stack([x, np.zeros_like(x), z], axis=1)
     tangent = np.gradient(path, axis=0)
@@ -160,7 +168,7 @@ def _tube(x, z, radius):
     return _surface(path[:, None] + radius * ring)
 
 
-def _legs(x, y, height, thick, splay=0.0):
+def _legs(x: float, y: float, height: float, thick: float, splay: float = 0.0) -> list[np.ndarray]:
     """Four square legs, a list, from the corners (+-x, +-y) at height down to the floor.
 
     The foot of each stands splay further out along x and along y.
@@ -176,7 +184,9 @@ def _legs(x, y, height, thick, splay=0.0):
     return legs
 
 
-def _raised_plate(rng, depth, length, height):
+def _raised_plate(
+    rng: Generator, depth: float, length: float, height: float
+) -> tuple[list[np.ndarray], float, float]:
     """A plate on four legs, a list with the plate first; x and y of the legs at the plate."""
     u = rng.uniform
     thick, leg, inset, splay = u(0.03, 0.08), u(0.035, 0.08), u(0.03, 0.1), u(0.0, 0.08)
@@ -185,10 +195,10 @@ def _raised_plate(rng, depth, length, height):
     return [plate, *_legs(x, y, height, leg, splay)], x, y
 
 
-def _back(rng, x, y, height, back):
+def _back(rng: Generator, x: float, y: float, height: float, back: float) -> list[np.ndarray]:
     """A backrest between posts (x, +-y), a list: a panel, or two or three rails.
 
-    It rises by back from height, leaning away from the seat.
+    It starts at height, rises by back and leans away from the seat.
     """
     u = rng.uniform
     lean, z = -u(0.0, 0.15), height + back / 2
@@ -200,7 +210,7 @@ def _back(rng, x, y, height, back):
     return posts + [_box((x + lean * t, 0, height + back * t), (0.03, 2 * y, rail)) for t in levels]
 
 
-def _handle(rng, low, high):
+def _handle(rng: Generator, low: tuple[float, float], high: tuple[float, float]) -> np.ndarray:
     """A D-shaped handle in the half plane x > 0 between two places (x, z)."""
     reach, thick = rng.uniform(0.25, 0.45), rng.uniform(0.04, 0.06)
     t = np.linspace(0, 1, 9)
@@ -208,7 +218,7 @@ def _handle(rng, low, high):
     return _tube(x + reach * np.sin(np.pi * t).clip(min=0) ** 0.7, z, thick)
 
 
-def _wing(root, chord, sweep, span):
+def _wing(root: Vector, chord: float, sweep: float, span: np.ndarray) -> np.ndarray:
     """A swept plate from root (3,), its middle, along span (3,) to a narrower tip."""
     edge = np.array([[chord / 2, 0, 0], [-chord / 2, 0, 0]])
     tip = root + span - np.array([sweep, 0, 0])
@@ -218,14 +228,13 @@ def _wing(root, chord, sweep, span):
 # Families, by name.  Those that look alike draw from overlapping ranges on purpose.
 
 
-def _aeroplane(rng):
+def _aeroplane(rng: Generator) -> list[np.ndarray]:
     """A fuselage along x with tapered ends, two swept wings, a tail plane and a fin."""
     u = rng.uniform
     length, r = u(1.4, 2.0), u(0.08, 0.16)
     t = np.array([0, 0.05, 0.15, 0.5, 0.75, 1])
-    body = _turned(list(zip(r * np.array([0, 0.6, 1, 1, 0.8, 0.2]), -length * t, strict=True)))[
-        ..., [2, 1, 0]
-    ]
+    radii = r * np.array([0, 0.6, 1, 1, 0.8, 0.2])
+    body = _turned(list(zip(radii, -length * t, strict=True)))[..., [2, 1, 0]]  # along x
     parts = [body + [length / 2, 0, 0]]
     span, chord, at = u(0.5, 1.0), u(0.2, 0.4), u(-0.1, 0.2)
     sweep, tail = u(0.0, 0.5), -0.45 * length
@@ -237,7 +246,7 @@ def _aeroplane(rng):
     return [*parts, _wing((tail, 0, 0), 0.6 * chord, 0.3, np.array([0, 0, u(0.25, 0.5)]))]
 
 
-def _bed(rng):
+def _bed(rng: Generator) -> list[np.ndarray]:
     """A mattress on short legs, a headboard, a footboard on some, two pillows."""
     u = rng.uniform
     length, width, low, thick = u(1.5, 2.1), u(0.8, 1.7), u(0.05, 0.35), u(0.15, 0.35)
@@ -255,7 +264,7 @@ def _bed(rng):
     return parts
 
 
-def _bench(rng):
+def _bench(rng: Generator) -> list[np.ndarray]:
     """A long seat on four legs or two end panels, with an H of bars below; a back on some."""
     u = rng.uniform
     depth, length, height = u(0.4, 0.7), u(0.9, 1.8), u(0.35, 0.7)
@@ -270,7 +279,7 @@ def _bench(rng):
     return parts
 
 
-def _bottle(rng):
+def _bottle(rng: Generator) -> list[np.ndarray]:
     """A closed turned body with a shoulder, a neck and a cap."""
     u = rng.uniform
     r, height, neck = u(0.18, 0.4), u(0.9, 1.5), u(0.06, 0.14)
@@ -288,7 +297,7 @@ def _bottle(rng):
     return [_turned(profile)]
 
 
-def _bowl(rng):
+def _bowl(rng: Generator) -> list[np.ndarray]:
     """An open turned vessel, flat or deep, on a foot or not; a mug without a handle."""
     u = rng.uniform
     rim, height, foot = u(0.35, 0.55), u(0.25, 1.0), u(0.3, 0.95)
@@ -300,7 +309,7 @@ def _bowl(rng):
     return parts
 
 
-def _chair(rng):
+def _chair(rng: Generator) -> list[np.ndarray]:
     """A seat on four legs with a back."""
     u = rng.uniform
     depth, width, height = u(0.45, 0.7), u(0.45, 0.8), u(0.35, 0.7)
@@ -308,7 +317,7 @@ def _chair(rng):
     return parts + _back(rng, -x, y, height, u(0.35, 0.7))
 
 
-def _desk(rng):
+def _desk(rng: Generator) -> list[np.ndarray]:
     """A plate on four legs with a block of drawers under one end."""
     u = rng.uniform
     depth, length, height = u(0.5, 0.9), u(0.7, 1.6), u(0.45, 0.85)
@@ -318,7 +327,7 @@ def _desk(rng):
     return parts
 
 
-def _lamp(rng):
+def _lamp(rng: Generator) -> list[np.ndarray]:
     """A round base, a pole, straight or bent, and an open shade, or a ball."""
     u = rng.uniform
     height, wide = u(0.9, 1.6), u(0.2, 0.35)
@@ -334,7 +343,7 @@ def _lamp(rng):
     return [*parts, head + [bend, 0, height]]
 
 
-def _mug(rng):
+def _mug(rng: Generator) -> list[np.ndarray]:
     """An open cup, straight or tapered, with one handle."""
     u = rng.uniform
     rim, height, foot = u(0.35, 0.5), u(0.5, 1.2), u(0.6, 1.0)
@@ -344,7 +353,7 @@ def _mug(rng):
     return [_turned([(0, 0), *zip(wall, z, strict=True)]), _handle(rng, *ends)]
 
 
-def _sofa(rng):
+def _sofa(rng: Generator) -> list[np.ndarray]:
     """A deep seat on short legs, a back along one side and an arm at each end."""
     u = rng.uniform
     depth, length, low, thick = u(0.7, 1.3), u(1.2, 2.1), u(0.05, 0.3), u(0.15, 0.35)
@@ -357,7 +366,7 @@ def _sofa(rng):
     return parts
 
 
-def _stairs(rng):
+def _stairs(rng: Generator) -> list[np.ndarray]:
     """Three to seven steps rising along x, closed below or open between two beams."""
     u = rng.uniform
     steps, run, rise, width = int(rng.integers(3, 8)), u(0.2, 0.3), u(0.1, 0.22), u(0.5, 1.0)
@@ -366,18 +375,13 @@ def _stairs(rng):
         thick = i * rise if closed else 0.04
         parts.append(_box((i * run, 0, i * rise - thick / 2), (run, width, thick)))
     if not closed:
-        parts += [
-            _box(
-                (run, side * width / 2, steps * rise / 2),
-                (0.12, 0.04, steps * rise),
-                steps * run - run,
-            )
-            for side in (-1, 1)
-        ]
+        height, lean = steps * rise, steps * run - run
+        for side in (-1, 1):
+            parts.append(_box((run, side * width / 2, height / 2), (0.12, 0.04, height), lean))
     return parts
 
 
-def _stool(rng):
+def _stool(rng: Generator) -> list[np.ndarray]:
     """A round or rectangular seat on four legs joined by four bars."""
     u = rng.uniform
     depth, length, height = u(0.4, 0.7), u(0.4, 0.9), u(0.45, 0.85)
@@ -391,7 +395,7 @@ def _stool(rng):
     return parts
 
 
-def _table(rng):
+def _table(rng: Generator) -> list[np.ndarray]:
     """A round or rectangular plate on four legs, with nothing between them."""
     u = rng.uniform
     depth, length, height = u(0.5, 0.9), u(0.5, 1.6), u(0.45, 0.85)

@@ -23,8 +23,7 @@ from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint
 from minipc.models.file import Model, new_model
 from minipc.models.inputs import Inputs
-from minipc.models.model import net
-from minipc.models.pointnet import track
+from minipc.models.model import net, track
 from minipc.nn import optim
 from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace

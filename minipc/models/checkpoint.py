@@ -7,6 +7,7 @@ number of epochs done; the rest is arrays.  This module does not know what the a
 from os import PathLike
 from typing import NamedTuple
 
+import h5py
 import numpy as np
 
 from minipc.errors import DataError
@@ -14,7 +15,7 @@ from minipc.storage import files, hdf5
 
 KIND, VERSION = "checkpoint", 1
 GROUPS = ("params", "stats", "optimiser", "self_target")
-DTYPES = ("<f4", "<f2", "|u1")  # weights and moments; float16 history, and who was visited
+DTYPES = ("<f4", "<f2", "|u1")  # weights and moments; float16 history; which clouds were visited
 
 
 class Checkpoint(NamedTuple):
@@ -30,7 +31,7 @@ class Checkpoint(NamedTuple):
 
 
 def write_checkpoint(path: str | PathLike, checkpoint: Checkpoint) -> None:
-    """Commit checkpoint to path, atomically.  Raises as files.commit does."""
+    """Commit checkpoint to path, atomically.  Raises the errors of files.commit."""
     arrays = {group: getattr(checkpoint, group) for group in GROUPS}
     layout = {
         group: {
@@ -40,7 +41,7 @@ def write_checkpoint(path: str | PathLike, checkpoint: Checkpoint) -> None:
         for group, members in arrays.items()
     }
 
-    def fill(file):
+    def fill(file: h5py.File) -> None:
         hdf5.write_meta(
             file,
             {
@@ -75,15 +76,15 @@ def read_checkpoint(path: str | PathLike) -> Checkpoint:
             and all(isinstance(row, list) and len(row) == len(columns) for row in rows)
         ):
             raise DataError(f"{path}: its metadata contradicts itself; train again")
-        read = {}
+        read: dict[str, dict[str, np.ndarray]] = {}
         for group, layout in meta["arrays"].items():
             hdf5.check_members(file[group], set(layout), path)
             read[group] = {}
             for name, (dtype, shape) in layout.items():
                 if dtype not in DTYPES:
                     raise DataError(
-                        f"{path}: {group}/{name}: expected one of {DTYPES}, found {dtype}; train "
-                        "again"
+                        f"{path}: {group}/{name}: expected one of {DTYPES}, found {dtype}; "
+                        "train again"
                     )
                 read[group][name] = hdf5.read_array(
                     file[group], name, np.dtype(dtype), tuple(shape), path

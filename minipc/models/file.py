@@ -1,11 +1,13 @@
-"""A trained model to a file and back: weights, running statistics, sizes, and what it was fed.
+"""Write and read a trained model: weights, running statistics, sizes, and its training data.
 
 Arrays and JSON, never a pickle: reading a model cannot execute anything.
 """
 
 from dataclasses import asdict
+from os import PathLike
 from typing import Any, NamedTuple
 
+import h5py
 import numpy as np
 
 from minipc.backend import tree_to
@@ -22,22 +24,22 @@ class Model(NamedTuple):
     """A model with the description of the data that it understands."""
 
     config: Any  # of its module, see models/model.py
-    params: dict  # {dotted name: float32 array}, on the host in a file, anywhere in memory
+    params: dict  # {dotted name: float32 array}, of either backend
     stats: dict  # {name.mean, name.var: float32 array}
     described: dict  # Clouds.described of its training data
-    trained: dict  # how: epochs, seed, data hashes; for people and reports, never used
+    trained: dict  # how: epochs, seed, data hashes; for people and reports only
 
 
-def new_model(config, described, seed):
+def new_model(config: Any, described: dict[str, Any], seed: int) -> Model:
     """Return an untrained Model, its weights drawn from the stream "init" of seed."""
     params = initialise(net(config).param_specs(config), stream(seed, "init"))
     return Model(config, params, net(config).initial_stats(config), described, {})
 
 
-def model_id(model):
+def model_id(model: Model) -> str:
     """Return the SHA-256 of architecture, sizes, weights and statistics: the identity of a teacher.
 
-    Files of version 1 name no architecture, so pointnet is left out of what is hashed.
+    The name pointnet is not hashed, because files of version 1 store no architecture.
     """
     config = asdict(model.config)
     if model.config.architecture != "pointnet":
@@ -46,15 +48,15 @@ def model_id(model):
     return files.sha256_arrays(np.frombuffer(files.canonical_json(config), np.uint8), *arrays)
 
 
-def on_module(model, xp):
+def on_module(model: Model, xp: Any) -> Model:
     """Return model with its arrays moved to module xp."""
     return model._replace(params=tree_to(xp, model.params), stats=tree_to(xp, model.stats))
 
 
-def write_model(path, model):
+def write_model(path: str | PathLike, model: Model) -> None:
     """Commit model to path, atomically; its arrays must be on the host."""
 
-    def fill(file):
+    def fill(file: h5py.File) -> None:
         hdf5.write_meta(
             file,
             {
@@ -71,7 +73,7 @@ def write_model(path, model):
     hdf5.write_hdf5(path, KIND, VERSION, fill)
 
 
-def read_model(path):
+def read_model(path: str | PathLike) -> Model:
     """Return the Model in path.  Raises DataError for a missing, damaged or foreign file."""
     with hdf5.open_hdf5(path, KIND, VERSION) as file:
         hdf5.check_members(file, {"meta", "params", "stats"}, path)
@@ -90,10 +92,10 @@ def read_model(path):
             "stats": {name: v.shape for name, v in net(config).initial_stats(config).items()},
         }
         read = {}
-        for group, wanted in shapes.items():
-            hdf5.check_members(file[group], set(wanted), path)
+        for group, expected in shapes.items():
+            hdf5.check_members(file[group], set(expected), path)
             read[group] = {
                 name: hdf5.read_array(file, f"{group}/{name}", np.float32, shape, path)
-                for name, shape in wanted.items()
+                for name, shape in expected.items()
             }
     return Model(config, read["params"], read["stats"], meta["described"], meta["trained"])

@@ -17,13 +17,14 @@ class Inputs(NamedTuple):
 
 
 def points_of(x: Any) -> Any:
-    """Return the points of Inputs, or x itself where it is points alone."""
+    """Return the points of Inputs, or x itself if it holds points alone."""
     return x.points if isinstance(x, Inputs) else x
 
 
 def inputs_of(x: Any, groups: int = 0) -> Inputs:
-    """Return Inputs of x: Inputs, or points (B, N, 3) alone.  groups: how many a model reads.
+    """Return x as Inputs: x is Inputs, or points (B, N, 3) alone.
 
+    groups: how many groups the model reads.
     Raises DataError for points of another shape or missing groups.
     """
     inputs = x if isinstance(x, Inputs) else Inputs(x)

@@ -13,23 +13,41 @@
     title(config)                  what people call it
     NAMED_SIZES                    the names
 
-ModelConfig, its config, is a frozen dataclass of JSON values with the fields classes, dropout, eps
-and momentum and the class attribute architecture, its name here.  nn.engine.backward() reads the
-tape of any model.
+Its ModelConfig is a frozen dataclass of JSON values.  It has the fields classes, dropout, eps and
+momentum, and the class attribute architecture, its name in MODELS.  nn.engine.backward() reads the
+tape of any model, and track() updates the statistics of any model.
 """
 
+from types import ModuleType
+from typing import Any
+
 from minipc.errors import DataError
+<<<<<<< HEAD
 from minipc.models import pointnet, pointnet2
+=======
+from minipc.models import pointnet
+from minipc.nn import ops
+>>>>>>> main
 
 MODELS = {"pointnet": pointnet, "pointnet2": pointnet2}
 
 
-def net(config):
+def net(config: Any) -> ModuleType:
     """Return the module of a model with this config."""
     return MODELS[config.architecture]
 
 
-def config_class(architecture, where):
+def track(stats: dict, batch: dict[str, ops.BatchStats], config: Any) -> dict[str, Any]:
+    """Return running statistics moved towards those of one batch.  (M9)"""
+    moved = {}
+    for name, layer_batch in batch.items():
+        moved[f"{name}.mean"], moved[f"{name}.var"] = ops.track(
+            stats[f"{name}.mean"], stats[f"{name}.var"], layer_batch, config.momentum
+        )
+    return moved
+
+
+def config_class(architecture: Any, where: Any) -> type[Any]:
     """Return the config class of an architecture read from file `where`.  Raises DataError."""
     if not isinstance(architecture, str) or architecture not in MODELS:
         raise DataError(
@@ -39,7 +57,7 @@ def config_class(architecture, where):
     return MODELS[architecture].ModelConfig
 
 
-def sizes(text, classes):
+def sizes(text: str, classes: int) -> Any:
     """Return the config of a named size of any model, or of widths by hand, "W-W-W:H-H".
 
     Raises UsageError for anything else.

@@ -8,9 +8,10 @@ since the mean would cancel it.  Training and evaluation are two functions; trai
 tape that nn.engine.backward reads upwards.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from minipc.errors import UsageError
 from minipc.models.inputs import inputs_of
 from minipc.nn import exact, ops
 from minipc.nn.engine import Tape, engine_of, eval_norm_relu
-from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec
+from minipc.nn.params import Spec, batch_norm_spec, bias_spec, linear_spec
 
 NAMED_SIZES = {  # name: (shared widths, head widths, dropout)
     "teacher": ((64, 64, 64, 128, 1024), (512, 256), 0.3),
@@ -40,7 +41,7 @@ class ModelConfig:
     eps: float = 1e-5  # added to the variance, batch norm
     momentum: float = 0.1  # weight of a new batch in the running statistics
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         widths = (*self.shared, *self.head)
         if not self.shared or any(not isinstance(w, int) or w < 1 for w in widths):
             raise UsageError(
@@ -58,13 +59,13 @@ class ModelConfig:
             )
 
 
-def title(config):
+def title(config: ModelConfig) -> str:
     """Return what people call a model of these sizes."""
     parts = (config.shared, config.head) if config.head else (config.shared,)
     return "PointNet " + ":".join("-".join(map(str, widths)) for widths in parts)
 
 
-def sizes(text, classes):
+def sizes(text: str, classes: int) -> ModelConfig:
     """Return the ModelConfig of "teacher", "student", "tiny" or widths by hand, "W-W-W:H-H".
 
     Raises UsageError for anything else.
@@ -72,15 +73,15 @@ def sizes(text, classes):
     if text in NAMED_SIZES:
         shared, head, dropout = NAMED_SIZES[text]
         return ModelConfig(shared, head, classes, dropout)
-    shared, _, head = text.partition(":")
+    parts = text.partition(":")[::2]
     try:
-        widths = [tuple(int(w) for w in part.split("-")) if part else () for part in (shared, head)]
+        shared, head = (tuple(map(int, part.split("-"))) if part else () for part in parts)
     except ValueError:
         raise UsageError(
             f"model: expected {', '.join(NAMED_SIZES)} or widths such as 16-16-32-64:32, got "
             f"{text!r}"
         ) from None
-    return ModelConfig(*widths, classes)
+    return ModelConfig(shared, head, classes)
 
 
 class Layer(NamedTuple):
@@ -89,7 +90,7 @@ class Layer(NamedTuple):
     fan_out: int
 
 
-def _layers(config):
+def _layers(config: ModelConfig) -> tuple[list[Layer], list[Layer], Layer]:
     """Return (shared, head, output) as Layers, the one place where widths become names."""
     shared = [Layer(f"shared{i}", *pair) for i, pair in enumerate(pairwise((3, *config.shared)))]
     widths = (config.shared[-1], *config.head)
@@ -97,16 +98,16 @@ def _layers(config):
     return shared, head, Layer("out", widths[-1], config.classes)
 
 
-def param_specs(config):
+def param_specs(config: ModelConfig) -> dict[str, Spec]:
     """Return {dotted name: Spec} of every parameter, in the order of the forward."""
     shared, head, out = _layers(config)
-    specs = {}
+    specs: dict = {}
     for name, fan_in, fan_out in (*shared, *head):
         specs |= linear_spec(name, fan_in, fan_out) | batch_norm_spec(name, fan_out)
     return specs | linear_spec(*out) | bias_spec(out.name, out.fan_out)
 
 
-def initial_stats(config, dtype=np.float32):
+def initial_stats(config: ModelConfig, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """Return the running statistics of a new model: {name.mean: zeros, name.var: ones}."""
     shared, head, _ = _layers(config)
     stats = {}
@@ -121,7 +122,7 @@ class Count(NamedTuple):
     macs: int  # multiply-adds of the affine maps for one cloud, batch norm folded
 
 
-def count(config, points):
+def count(config: ModelConfig, points: int) -> Count:
     """Return Count for clouds of this many points."""
     shared, head, out = _layers(config)
     parameters = sum(int(np.prod(spec.shape)) for spec in param_specs(config).values())
@@ -130,27 +131,34 @@ def count(config, points):
     return Count(parameters, points * per_point + per_cloud)
 
 
-def prepare(config, points):
+def prepare(config: ModelConfig, points: Any) -> tuple:
     """Return the groups of clouds (B, N, 3): a PointNet has none."""
     return ()
 
 
-def pooled_layers(config):
+def pooled_layers(config: ModelConfig) -> tuple[str, ...]:
     """Return the names of the layers whose maximum over points is taken."""
     return (f"shared{len(config.shared) - 1}",)
 
 
-def dropout_width(config):
-    """Return the width of what dropout is applied to: the input of the output layer."""
+def dropout_width(config: ModelConfig) -> int:
+    """Return the width of the array that dropout masks, the input of the output layer."""
     return (*config.shared, *config.head)[-1]
 
 
-def forward_train(params, inputs, config, mask=None, engine="fused", work=None):
+def forward_train(
+    params: dict,
+    inputs: Any,
+    config: ModelConfig,
+    mask: Any = None,
+    engine: Any = "fused",
+    work: Any = None,
+) -> tuple[Any, dict, Tape]:
     """Return logits (B, K), {layer: BatchStats} and the tape, with batch statistics.
 
-    inputs: points (B, N, 3) or Inputs, B >= 2 wherever the head has batch norm; mask
-    (B, dropout_width) as in (M14), None for no dropout.  params is not changed and statistics are
-    not tracked.  engine: "fused" or "textbook" (nn/engine.py).  work: the Workspace of a run,
+    inputs: points (B, N, 3) or Inputs; B >= 2 if the head has batch norm.  mask (B, dropout_width)
+    as in (M14), None for no dropout.  Neither params nor running statistics change (see
+    model.track).  engine: "fused" or "textbook" (nn/engine.py).  work: the Workspace of a run,
     whose next forward_train overwrites this tape; without it the fast engine makes one.
     """
     points = inputs_of(inputs).points
@@ -168,23 +176,14 @@ def forward_train(params, inputs, config, mask=None, engine="fused", work=None):
     return engine.output(tape, x, out.name), tape.batch, tape
 
 
-def track(stats, batch, config):
-    """Return running statistics moved towards those of one batch.  (M9)"""
-    moved = {}
-    for name, layer_batch in batch.items():
-        moved[f"{name}.mean"], moved[f"{name}.var"] = ops.track(
-            stats[f"{name}.mean"], stats[f"{name}.var"], layer_batch, config.momentum
-        )
-    return moved
-
-
-def evaluator(params, stats, config, engine="fused"):
+def evaluator(
+    params: dict, stats: dict, config: ModelConfig, engine: Any = "fused"
+) -> Callable[[Any], Any]:
     """Return logits_of(inputs), what a finished model computes: running statistics, no dropout.
 
-    logits_of takes points (B, N, 3) or Inputs and returns logits (B, K), the same bits for a cloud
-    alone and at any place among any others: the layers before the pool are a product of BLAS for
-    each cloud, and the head's sums are exact.  Constants are computed here, once.  Threads may
-    share it.
+    logits_of takes points (B, N, 3) or Inputs and returns logits (B, K).  A cloud has the same bits
+    alone as in any batch: each layer before the pool is one BLAS product per cloud, and the head's
+    sums are exact.  Constants are computed here, once.  Threads may share logits_of.
     """
     engine = engine_of(engine, None, *params.values(), *stats.values())
     shared, head, out = _layers(config)
@@ -203,7 +202,7 @@ def evaluator(params, stats, config, engine="fused"):
     factors = {layer.name: exact.factor(params[f"{layer.name}.W"]) for layer in (*head, out)}
     b = params[f"{out.name}.b"]
 
-    def logits_of(inputs):
+    def logits_of(inputs: Any) -> Any:
         points = inputs_of(inputs).points
         module_of(points, b)
         x = pooled(points)
@@ -215,6 +214,12 @@ def evaluator(params, stats, config, engine="fused"):
     return logits_of
 
 
-def forward_eval(params, stats, inputs, config, engine="fused"):
-    """Return the logits (B, K) of points (B, N, 3) by an evaluator made for them alone."""
+def forward_eval(
+    params: dict,
+    stats: dict,
+    inputs: Any,
+    config: ModelConfig,
+    engine: Any = "fused",
+) -> Any:
+    """Return the logits (B, K) of points (B, N, 3) by an evaluator used only once."""
     return evaluator(params, stats, config, engine)(inputs)

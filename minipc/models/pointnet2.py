@@ -180,9 +180,7 @@ def _divided(config, divisor):
         return tuple(max(width // divisor, 1) for width in widths)
 
     def level(text):
-        return re.sub(
-            "(?<=[:-])[0-9]+", lambda width: str(max(int(width[0]) // divisor, 1)), text
-        )
+        return re.sub("(?<=[:-])[0-9]+", lambda width: str(max(int(width[0]) // divisor, 1)), text)
 
     return replace(
         config,
@@ -366,7 +364,9 @@ def evaluator(params, stats, config, engine="fused"):
     last = [values(layer) for layer in layers.last]
     pointwise = [engine.eval_pointwise(one, eps) for one in last]
     pooled = engine.eval_entry(last, eps, layers.last[0].fan_in)
-    factors = {each.name: exact.factor(params[f"{each.name}.W"]) for each in (*layers.head, layers.out)}
+    factors = {
+        each.name: exact.factor(params[f"{each.name}.W"]) for each in (*layers.head, layers.out)
+    }
     b = params[f"{layers.out.name}.b"]
 
     def logits_of(inputs):

@@ -254,7 +254,9 @@ class Fast(Textbook):
             rows = fast_local.to_offsets(*near, members, widths, self.work, first.name)
             rest = layers
         else:
-            entry = fast_local.to_level(near.positions, x, near.centres, members, self.work, first.name)
+            entry = fast_local.to_level(
+                near.positions, x, near.centres, members, self.work, first.name
+            )
             if not rest:
                 return self._fused(
                     tape, entry, first.name, fast_local.level_forward, fast_local.level_backward

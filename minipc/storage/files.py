@@ -1,4 +1,4 @@
-"""Every byte that minipc writes or believes: commit, header, digest, guard, canonical JSON.
+"""Every byte that minipc writes or trusts: commit, header, digest, guard, canonical JSON.
 
 A file of ours is a 512-byte user block (magic, kind, version, length, SHA-256 of the whole file
 with the 32 digest bytes as zero; zeros) and then an ordinary HDF5 image (hdf5.py).  Writing is all
@@ -39,15 +39,15 @@ _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
 _BAD_PLACE = "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENAMETOOLONG ELOOP ENXIO".split()
 
 
-def canonical_json(value):
+def canonical_json(value: Any) -> bytes:
     """Return the one ASCII JSON spelling of value, as bytes.  Raises ValueError for NaN."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
-def parse_json(data, where):
+def parse_json(data: Any, where: str | PathLike) -> dict[str, Any]:
     """Return the mapping in JSON bytes.  Raises DataError for NaN, a repeated key or no mapping."""
 
-    def distinct(pairs):
+    def distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) != len(pairs):
             raise ValueError("a key is repeated")
         return dict(pairs)
@@ -60,21 +60,22 @@ def parse_json(data, where):
         raise DataError(f"{where}: expected a JSON object ({reason}); make it again") from reason
 
 
-def check_keys(values, names, where):
+def check_keys(values: Any, names: Iterable[str], where: str | PathLike) -> None:
     """Raise DataError naming where unless the mapping values has exactly the keys names."""
-    found = set(values) if isinstance(values, dict) else {type(values).__name__}
-    if found != set(names):
+    expected = set(names)
+    keys = set(values) if isinstance(values, dict) else {type(values).__name__}
+    if keys != expected:
         raise DataError(
-            f"{where}: metadata misses {sorted(set(names) - found)}, has unknown "
-            f"{sorted(found - set(names))}; it was made by another program or version"
+            f"{where}: metadata misses {sorted(expected - keys)}, has unknown "
+            f"{sorted(keys - expected)}; it was made by another program or version"
         )
 
 
-def from_dict(kind, values, where):
+def from_dict(kind: type[Any], values: Any, where: str | PathLike) -> Any:
     """Build the frozen dataclass kind from a mapping that was read from a file.
 
-    Lists become tuples where the field is a tuple.  An unknown or missing key, or a value that the
-    dataclass refuses, is a DataError naming where; a default is never assumed.
+    Lists become tuples where the field is a tuple.  Raises DataError naming where for an unknown
+    or missing key and for a value that the dataclass refuses; defaults are never used.
     """
     check_keys(values, [field.name for field in fields(kind)], where)
     hints = get_type_hints(kind)
@@ -87,13 +88,13 @@ def from_dict(kind, values, where):
         raise DataError(f"{where}: {reason}") from reason
 
 
-def sha256_arrays(*arrays):
+def sha256_arrays(*arrays: np.ndarray) -> str:
     """Return the SHA-256, in hexadecimal, of each array's little-endian dtype, shape and bytes."""
     digest = hashlib.sha256()
     for array in arrays:
         if array.dtype.kind not in "biuf":
             raise TypeError(f"cannot hash an array of dtype {array.dtype}")
-        exact = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
+        exact: Any = np.asarray(array, array.dtype.newbyteorder("<"), order="C")
         digest.update(canonical_json([exact.dtype.str, exact.shape]))  # arrays cannot run together
         digest.update(exact)
     return digest.hexdigest()
@@ -102,9 +103,8 @@ def sha256_arrays(*arrays):
 def commit(path: str | PathLike, data: Any, swept: bool = False) -> None:
     """Make path hold data (bytes-like, or a list of bytes-like), durably, or leave it as it was.
 
-    swept: the caller has already removed stale temporaries from the folder; listing a large folder
-    for each file would be slow.  Raises DataError where path is at fault, MinipcError where the
-    machine fails.
+    swept: the caller has already removed stale temporaries; listing a large folder for each file
+    would be slow.  Raises DataError if path is at fault, MinipcError if the machine fails.
     """
     with replacing(path, swept) as fd:
         at = 0
@@ -114,14 +114,16 @@ def commit(path: str | PathLike, data: Any, swept: bool = False) -> None:
 
 @contextmanager
 def replacing(path: str | PathLike, swept: bool = False) -> Iterator[int]:
-    """Yield the descriptor of a new temporary file that becomes path when the block ends well.
+    """Yield the descriptor of a new temporary file, which replaces path when the block succeeds.
 
     Then fsync, rename, fsync of the folder.  Any exception, also in the block, removes the
     temporary and leaves path as it was.  OSErrors become the errors of commit.  Follows links.
     """
     place = os.path.realpath(path)
     folder, base = os.path.split(place)
-    fd, temporary, state = None, None, "could not be written and is as it was"
+    fd: int | None = None
+    temporary: str | None = None
+    state = "could not be written and is as it was"
     try:
         if os.path.exists(place) and not os.path.isfile(place):  # a rename would destroy a pipe
             raise _no_file(os.stat(place).st_mode, path)
@@ -143,14 +145,15 @@ def replacing(path: str | PathLike, swept: bool = False) -> Iterator[int]:
                 os.unlink(temporary)
 
 
-def write_error(told: str, reason: OSError) -> MinipcError:
+def write_error(message: str, reason: OSError) -> MinipcError:
     """Return the error for an OSError of writing: DataError if the path is at fault."""
-    told, code = f"{told} ({reason.strerror or reason})", errno.errorcode.get(reason.errno, "-")
+    message = f"{message} ({reason.strerror or reason})"
+    code = errno.errorcode.get(reason.errno or 0, "-")
     if code in _BAD_PLACE:
-        return DataError(f"{told}; name a file in a folder that you may write to")
+        return DataError(f"{message}; name a file in a folder that you may write to")
     remedy = "free some space" if code in ("ENOSPC", "EDQUOT", "EFBIG") else "check the disk"
     again = "run the same command again (a training that has finished an epoch: with --resume)"
-    return MinipcError(f"{told}; {remedy} and {again}")
+    return MinipcError(f"{message}; {remedy} and {again}")
 
 
 def sync_folder(folder: str | PathLike) -> None:
@@ -181,7 +184,7 @@ def seal(fd: int, kind: str, version: int) -> None:
 
 
 def sweep(folder: str | PathLike, base: str | None = None) -> None:
-    """Remove temporaries in folder (of the file base alone, if given) whose writers are dead.
+    """Remove temporaries in folder (only those of the file base, if given) of dead writers.
 
     The kernel drops the lock of a killed writer; without locks nothing is removed.
     """
@@ -194,7 +197,7 @@ def sweep(folder: str | PathLike, base: str | None = None) -> None:
                     os.unlink(os.path.join(folder, name))
 
 
-def _new_temporary(folder, base):
+def _new_temporary(folder: str, base: str) -> tuple[int, str]:
     """Create and lock an exclusive file whose name fits _TEMPORARY; return (fd, path)."""
     while True:
         path = os.path.join(folder, f".{base}.{secrets.token_hex(8)}.tmp")
@@ -210,7 +213,7 @@ def _new_temporary(folder, base):
 def guarded(path: str | PathLike, kind: str, version: int, cap: int = CAP) -> Iterator["_Exact"]:
     """Yield a binary file object of a whole file of kind, of at most version and cap bytes.
 
-    What was hashed is what the caller reads: the same descriptor.  Raises DataError, one line.
+    The caller reads from the descriptor that was hashed.  Raises DataError, one line.
     """
     with _Exact(path) as file:
         with _reading(path):
@@ -219,27 +222,27 @@ def guarded(path: str | PathLike, kind: str, version: int, cap: int = CAP) -> It
 
 
 def kind_of(path: str | PathLike) -> str | None:
-    """Return the kind that the header of path claims, unverified, or None where it is not ours.
+    """Return the kind that the header of path claims, unverified; None for a foreign file.
 
-    Raises DataError where path cannot be read.
+    Raises DataError if path cannot be read.
     """
     head = _head(path)
     if len(head) < _HEADER.size or not head.startswith(_MAGIC):
         return None
-    found = _HEADER.unpack(head)[1].rstrip(b"\0").decode("latin-1")
-    return found if found in KINDS else None
+    kind = _HEADER.unpack(head)[1].rstrip(b"\0").decode("latin-1")
+    return kind if kind in KINDS else None
 
 
 def digest_of(path: str | PathLike) -> str:
     """Return the digest that the header of path claims, unverified, in hexadecimal.
 
-    Raises DataError where path cannot be read or is too short for a header.
+    Raises DataError if path cannot be read or is too short for a header.
     """
     with _Exact(path) as file:
         return digest_in(file)
 
 
-def digest_in(file: Any) -> str:
+def digest_in(file: "_Exact") -> str:
     """Return the digest in the header of a file that guarded yields.  Raises DataError."""
     with _reading(file.path):
         head = os.pread(file.fileno(), _HEADER.size, 0)
@@ -248,15 +251,15 @@ def digest_in(file: Any) -> str:
     return _HEADER.unpack(head)[5].hex()
 
 
-def _head(path):
+def _head(path: str | PathLike) -> bytes:
     with _Exact(path) as file, _reading(path):
         return os.pread(file.fileno(), _HEADER.size, 0)
 
 
 def read_bytes(path: str | PathLike, most: int) -> bytes:
-    """Return the bytes of a small file that is not in our format, of at most most bytes.
+    """Return the bytes of a small file that is not in our format.
 
-    Raises DataError, also for a folder or a pipe, without waiting for a writer.
+    Raises DataError for more than `most` bytes, and for a folder or a pipe, without waiting.
     """
     with _Exact(path) as file, _reading(path):
         size = os.fstat(file.fileno()).st_size
@@ -266,7 +269,7 @@ def read_bytes(path: str | PathLike, most: int) -> bytes:
 
 
 @contextmanager
-def _reading(path):
+def _reading(path: str | PathLike) -> Iterator[None]:
     """Turn an OSError of reading into MinipcError: a failing disk does not mean a bad file."""
     try:
         yield
@@ -277,20 +280,20 @@ def _reading(path):
 
 
 class _Exact(io.RawIOBase):
-    """A regular file whose reads are whole or raise: libhdf5 takes a short one for zeros.
+    """A regular file whose reads are whole or raise: libhdf5 takes a short read for zeros.
 
-    This object keeps its own position.  Forked processes share the kernel's position, so each read
-    would move it for the others.
+    This object keeps its own position, because forked processes share the kernel's.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: str | PathLike) -> None:
         """Open path for reading; a pipe without a writer does not hang.  Raises DataError."""
-        self.path, self._fd, self._position = path, None, 0
+        self.path, self._position = path, 0
+        self._fd: int | None = None
         try:
             fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
         except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
             why = getattr(reason, "strerror", None) or reason
-            code = errno.errorcode.get(getattr(reason, "errno", None))
+            code = errno.errorcode.get(getattr(reason, "errno", None) or 0)
             kind, remedy = (
                 (DataError, "name and rights")
                 if code in (None, *_BAD_PLACE)
@@ -308,21 +311,21 @@ class _Exact(io.RawIOBase):
             raise _no_file(mode, path)
         self._fd = fd
 
-    def fileno(self):
-        if self.closed:
+    def fileno(self) -> int:
+        if self.closed or self._fd is None:
             raise ValueError("the file is closed")
         return self._fd
 
-    def close(self):
+    def close(self) -> None:
         super().close()
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
-    def read_at(self, at, buffer):
-        """Fill a writable bytes-like from byte at on; safe for threads and forked processes.
+    def read_at(self, at: int, buffer: Any) -> None:
+        """Fill a writable bytes-like from byte `at` on; safe for threads and forked processes.
 
-        Raises DataError where the file ends earlier, MinipcError where it cannot be read.
+        Raises DataError if the file ends earlier, MinipcError if it cannot be read.
         """
         view = memoryview(buffer).cast("B")
         while view:
@@ -331,34 +334,34 @@ class _Exact(io.RawIOBase):
             if not piece:
                 raise DataError(
                     f"{self.path}: became shorter while it was read: another program writes into "
-                    "it, or its disk "
-                    "fails; look with minipc info, and restore a copy if it is damaged"
+                    "it, or its disk fails; look with minipc info, and restore a copy if it is "
+                    "damaged"
                 )
             view[: len(piece)] = piece
             view, at = view[len(piece) :], at + len(piece)
 
-    def readinto(self, buffer):
+    def readinto(self, buffer: Any) -> int:
         self.read_at(self._position, buffer)
         self._position += len(buffer)
         return len(buffer)
 
-    def seek(self, position, whence=io.SEEK_SET):
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
         if whence == io.SEEK_END:
             with _reading(self.path):
                 position += os.fstat(self.fileno()).st_size
         self._position = position + (self._position if whence == io.SEEK_CUR else 0)
         return self._position
 
-    def tell(self):
+    def tell(self) -> int:
         return self._position
 
 
-def _no_file(mode, path):
+def _no_file(mode: int, path: str | PathLike) -> DataError:
     what = "folder" if stat.S_ISDIR(mode) else "pipe" if stat.S_ISFIFO(mode) else "device"
     return DataError(f"{path}: expected a file, found a {what}; name the file itself")
 
 
-def _guard(fd, path, kind, version, cap):
+def _guard(fd: int, path: str | PathLike, kind: str, version: int, cap: int) -> None:
     """Raise DataError unless fd is whole, of this kind, of at most this version and cap bytes.
 
     All versions share the header and the digest, so this function can tell damage from a newer
@@ -373,25 +376,25 @@ def _guard(fd, path, kind, version, cap):
         raise DataError(f"{path}: is not a minipc file; check the name")
     if size < USER_BLOCK:
         raise DataError(f"{path}: is damaged: it ends after {size} bytes; restore a copy")
-    _, found, written_by, *_ = _HEADER.unpack_from(head)
-    found = found.rstrip(b"\0").decode("latin-1")
-    told = found if found in KINDS else ascii(found)
-    other = f"{path}: is a minipc {told} file, but a {kind} file is wanted; check the name"
-    if found != kind and found in KINDS:
+    _, name, written_by, *_ = _HEADER.unpack_from(head)
+    claimed = name.rstrip(b"\0").decode("latin-1")
+    shown = claimed if claimed in KINDS else ascii(claimed)
+    other = f"{path}: is a minipc {shown} file, but a {kind} file is wanted; check the name"
+    if claimed != kind and claimed in KINDS:
         raise DataError(other)
     if size > cap:
         raise DataError(f"{path}: has {size} bytes, but a {kind} file has at most {cap} here")
     if damage := _damage(fd, head, size):
         raise DataError(f"{path}: is damaged: {damage}; restore a copy or make it again")
-    if found != kind:
+    if claimed != kind:
         raise DataError(other)
     if written_by > version:
         newer = f"was written by a newer format version {written_by}"
         raise DataError(f"{path}: {newer}; this minipc reads up to {version}: upgrade")
 
 
-def _damage(fd, head, size):
-    """Return what is wrong with fd by the length and digest in its head, or an empty text."""
+def _damage(fd: int, head: bytes, size: int) -> str:
+    """Compare fd with the length and digest in its head; return what is wrong, "" if nothing."""
     _, kind, version, _, length, _ = _HEADER.unpack_from(head)
     if size != length:
         return f"it has {size} bytes, but {length} were written"
@@ -400,7 +403,7 @@ def _damage(fd, head, size):
     return ""
 
 
-def sealed(kind: str, version: int, length: int, chunks: Iterable[bytes]) -> bytes:
+def sealed(kind: str, version: int, length: int, chunks: Iterable[bytes | memoryview]) -> bytes:
     """Return the 512-byte user block of an image whose bytes after it are chunks."""
     front = _MAGIC, kind.encode("latin-1"), version, 0, length
     digest = hashlib.sha256(_HEADER.pack(*front, bytes(32)).ljust(USER_BLOCK, b"\0"))
@@ -409,8 +412,8 @@ def sealed(kind: str, version: int, length: int, chunks: Iterable[bytes]) -> byt
     return _HEADER.pack(*front, digest.digest()).ljust(USER_BLOCK, b"\0")
 
 
-def _chunks(fd, stop):
-    """Yield the bytes of fd from the user block's end to stop; fewer where the file is shorter."""
+def _chunks(fd: int, stop: int) -> Iterator[bytes]:
+    """Yield the bytes of fd from the end of the user block to stop, or to the end of the file."""
     at = USER_BLOCK
     while at < stop and (chunk := os.pread(fd, min(CHUNK, stop - at), at)):
         yield chunk

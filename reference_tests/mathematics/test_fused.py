@@ -13,6 +13,7 @@ import pytest
 from minipc.audit.problems import Step, distance_to_kinks
 from minipc.data.augment import AugmentConfig, Params, apply, draw
 from minipc.errors import DataError, UsageError
+from minipc.models.model import track
 from minipc.models.pointnet import (
     ModelConfig,
     forward_eval,
@@ -20,7 +21,6 @@ from minipc.models.pointnet import (
     initial_stats,
     param_specs,
     sizes,
-    track,
 )
 from minipc.nn import gradcheck, ops, optim
 from minipc.nn.engine import backward

@@ -5,6 +5,7 @@ import pytest
 
 from minipc.audit.problems import KINK, distance_to_kinks, multiplied_out
 from minipc.errors import BackendError, DataError, UsageError
+from minipc.models.model import track
 from minipc.models.pointnet import (
     ModelConfig,
     count,
@@ -13,7 +14,6 @@ from minipc.models.pointnet import (
     initial_stats,
     param_specs,
     sizes,
-    track,
 )
 from minipc.nn import gradcheck, optim
 from minipc.nn.engine import backward

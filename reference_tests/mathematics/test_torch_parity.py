@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from minipc.audit.problems import multiplied_out
+from minipc.models.model import track
 from minipc.models.pointnet import (
     ModelConfig,
     forward_eval,
@@ -17,7 +18,6 @@ from minipc.models.pointnet import (
     initial_stats,
     param_specs,
     sizes,
-    track,
 )
 from minipc.nn import optim
 from minipc.nn.engine import backward

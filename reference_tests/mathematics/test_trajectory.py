@@ -6,13 +6,13 @@ not guarantee its distributions), so the list holds for every NumPy.
 
 import numpy as np
 
+from minipc.models.model import track
 from minipc.models.pointnet import (
     ModelConfig,
     forward_eval,
     forward_train,
     initial_stats,
     param_specs,
-    track,
 )
 from minipc.nn import optim
 from minipc.nn.engine import backward

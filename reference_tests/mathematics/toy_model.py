@@ -14,7 +14,7 @@ import numpy as np
 
 from minipc.backend import module_of
 from minipc.models.inputs import inputs_of
-from minipc.models.pointnet import Count, track  # noqa: F401  the seam's track is the same
+from minipc.models.pointnet import Count
 from minipc.nn import exact, ops
 from minipc.nn.engine import Tape, engine_of
 from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec

@@ -33,7 +33,7 @@ import numpy as np  # noqa: E402
 from minipc.backend import blas_kernel  # noqa: E402
 from minipc.data import shapes  # noqa: E402
 from minipc.distil.train import TrainConfig  # noqa: E402
-from minipc.models import pointnet  # noqa: E402
+from minipc.models import model, pointnet  # noqa: E402
 from minipc.nn.engine import ENGINES, backward  # noqa: E402
 from minipc.provenance import provenance  # noqa: E402
 from minipc.storage.files import sha256_arrays  # noqa: E402
@@ -65,7 +65,7 @@ def arrays():
         z, batch, tape = pointnet.forward_train(params, x, config, mask, engine)
         z = z.copy()
         grads, _ = backward(dlogits, tape)
-        stats = pointnet.track(pointnet.initial_stats(config, dtype), batch, config)
+        stats = model.track(pointnet.initial_stats(config, dtype), batch, config)
         evaluated = pointnet.forward_eval(params, stats, x, config, engine)
         found = [
             z,

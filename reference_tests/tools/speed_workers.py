@@ -46,7 +46,8 @@ def ours(task):
     from minipc.backend import load, ordered_map, tree_to
     from minipc.data.augment import Params, apply
     from minipc.models.file import new_model
-    from minipc.models.pointnet import evaluator, forward_train, sizes, track
+    from minipc.models.model import track
+    from minipc.models.pointnet import evaluator, forward_train, sizes
     from minipc.nn import optim
     from minipc.nn.fast.workspace import Workspace
     from minipc.nn.losses import (

@@ -1,19 +1,20 @@
-"""A data set in one HDF5 file of another program: points, labels and split under common names.
+"""Read a data set in an HDF5 file of another program: points, labels and split by common names.
 
 Such a file can link to other files and declare more data than it holds.  So we open only the
 members named here, and only after we check their link, their storage and their size.
 """
 
 import os
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import prod
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import h5py
 import numpy as np
 
 from minipc.data.clouds import Splits, made_from, whole_labels
-from minipc.data.readers.packed import VALIDATION, Cloud, Listing
+from minipc.data.readers.packed import VALIDATION, Cloud, Listing, Request
 from minipc.data.readers.point_files import SUFFIXES
 from minipc.errors import DataError, short
 from minipc.storage import files
@@ -34,7 +35,7 @@ LAYOUT = (
 
 
 class Part(NamedTuple):
-    """A pair of data sets: all clouds, or those of a split."""
+    """A pair of data sets: points and labels of all clouds, or of one split."""
 
     points: str  # name of the data set
     scale: float | None  # of integer points
@@ -42,10 +43,10 @@ class Part(NamedTuple):
 
 
 @contextmanager
-def foreign(path):
+def foreign(path: str) -> Iterator[h5py.File]:
     """Yield an h5py.File of another program's file; errors of h5py in the block become DataError.
 
-    A file that another program holds, or left, open for writing has its own message: it is intact.
+    A file that another program has or left open for writing gets its own message: it is intact.
     """
     try:
         with h5py.File(path, "r") as file:
@@ -55,15 +56,15 @@ def foreign(path):
         if "lock file" in str(reason) or "open for write" in str(reason):
             raise DataError(
                 f"{path}: another program has it open for writing; close it there (left by one "
-                "that died: h5clear -s "
-                "FILE; on a file system without locks: HDF5_USE_FILE_LOCKING=FALSE)"
+                "that died: h5clear -s FILE; on a file system without locks: "
+                "HDF5_USE_FILE_LOCKING=FALSE)"
             ) from reason
         raise DataError(
             f"{path}: cannot be read as HDF5 ({reason}); copy it again, or name another"
         ) from reason
 
 
-def member(file, name, path):
+def member(file: h5py.File, name: str, path: str) -> h5py.Dataset:
     """Return a dataset whose data are in this file and can be read in blocks.
 
     Raises DataError for links, for data in other files, and for sizes that are impossible for this
@@ -73,33 +74,29 @@ def member(file, name, path):
         file[name], h5py.Dataset
     ):
         raise DataError(f"{path}: expected a data set {name!r}; found {sorted(file)[:8]}")
-    found = file[name]
-    stored = found.id.get_storage_size()
+    dataset = file[name]
+    stored = dataset.id.get_storage_size()
     # gzip compresses by a factor of 1032 at most
-    if found.external or found.is_virtual or found.nbytes > min(LARGEST, 1100 * stored):
+    if dataset.external or dataset.is_virtual or dataset.nbytes > min(LARGEST, 1100 * stored):
         raise DataError(
-            f"{path}: {name} declares {found.nbytes} bytes and has {stored} in this file; copy it "
-            "again"
+            f"{path}: {name} declares {dataset.nbytes} bytes and has {stored} in this file; copy "
+            "it again"
         )
-    row = found.dtype.itemsize * prod(found.shape[1:])
-    chunks = found.chunks or (1,)
-    if (
-        max(row, found.dtype.itemsize * prod(chunks), chunks[0] * row // 2)
-        > PIECE  # also a row of chunks side by side
-        or found.ndim
-        and len(found) > CLOUDS
-    ):
+    row = dataset.dtype.itemsize * prod(dataset.shape[1:])
+    chunks = dataset.chunks or (1,)
+    # the third: chunks side by side, which are read together
+    largest = max(row, dataset.dtype.itemsize * prod(chunks), chunks[0] * row // 2)
+    if largest > PIECE or dataset.ndim and len(dataset) > CLOUDS:
         raise DataError(
-            f"{path}: {name} has {found.shape} {found.dtype} in chunks of {found.chunks}; at most "
-            f"{CLOUDS} rows, and "
-            f"{PIECE >> 20} MiB of a row or a chunk, are read; split it, or store it in smaller "
-            "chunks"
+            f"{path}: {name} has {dataset.shape} {dataset.dtype} in chunks of {dataset.chunks}; at "
+            f"most {CLOUDS} rows, and {PIECE >> 20} MiB of a row or a chunk, are read; split it, "
+            "or store it in smaller chunks"
         )
-    return found
+    return dataset
 
 
-def blocks(dataset):
-    """Yield (first, rows) of a dataset in small blocks; no chunk is inflated twice."""
+def blocks(dataset: h5py.Dataset) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield (first, rows) of a dataset in small blocks; each chunk is decompressed only once."""
     small = max(PIECE // 4 // max(dataset.dtype.itemsize * prod(dataset.shape[1:]), 1), 1)
     tall = (dataset.chunks or (1,))[0]
     step = max(small // tall, 1) * tall
@@ -109,37 +106,38 @@ def blocks(dataset):
             yield first + at, rows[at : at + small]
 
 
-def scan(path, request):
-    """Return the Listing of one HDF5 file with points (data, X) and labels (label, y), in any case.
+def scan(path: str, request: Request) -> Listing:
+    """Return the Listing of an HDF5 file with points (data, X) and labels (label, y), in any case.
 
     points (N, P, 3 to 16) float, or integer with a scalar `scale` (attribute or dataset); labels
     (N,) or (N, 1).  Split: groups train and test, names with such a prefix or suffix, a dataset
-    `split` (0 and 1, or the words), or none.  A pair with another prefix or suffix is a third
+    `split` (0 and 1, or the words), or no split.  A pair with another prefix or suffix is a third
     split.  Class names: class_names, classes, shape_names or label_names, a dataset or an
     attribute; without them, the numbers.  Raises DataError and UsageError.
     """
     kind = files.kind_of(path)  # raises where path is missing, a folder or a pipe
     if kind:
-        told = (
+        what = (
             "packed already: use it as it is"
             if kind == "clouds"
             else f"a minipc {kind} file; name a data set"
         )
-        raise DataError(f"{path}: is {told}")
+        raise DataError(f"{path}: is {what}")
     if path.lower().endswith(SUFFIXES):
         raise DataError(f"{path}: is one cloud; pack the folder that holds its class folder")
     with foreign(path) as file:
         names = _members(file)
         pairs, split = _pairs(file, names, path), _find(names, ("split",), path)
-        words = _split(member(file, split, path), path) if split else None  # of each cloud
+        # the split of each cloud; without a dataset split it follows below from the pairs
+        words = _split(member(file, split, path), path) if split else np.array([])
         third = [
-            name
+            str(name)
             for name in (sorted(set(words)) if split else pairs)
             if name not in ("", *Splits._fields)
         ]
         if not request.joins_training(path, third):
             pairs = {name: pair for name, pair in pairs.items() if name not in third}
-        parts = [_checked(file, *pair, path) for pair in pairs.values()]
+        parts = [_checked(file, points, labels, path) for points, labels in pairs.values()]
         labels = np.concatenate([part.labels for part in parts])
         if split and len(words) != len(labels):
             raise DataError(
@@ -160,7 +158,7 @@ def scan(path, request):
     )
 
 
-def _clouds(path, parts, words):
+def _clouds(path: str, parts: Sequence[Part], words: np.ndarray | None) -> Iterator[Cloud]:
     """Yield a Cloud for each cloud of the parts; words: the split of each, or None."""
     done = 0
     with foreign(path) as file:
@@ -174,7 +172,7 @@ def _clouds(path, parts, words):
                     done += 1
 
 
-def _members(file):
+def _members(file: h5py.File) -> list[str]:
     """Return the names at the top of the file and in its groups there, without linked groups."""
     names = sorted(file)
     for group in list(names):
@@ -186,19 +184,19 @@ def _members(file):
     return names
 
 
-def _pairs(file, names, path):
+def _pairs(file: h5py.File, names: Sequence[str], path: str) -> dict[str, tuple[str, str]]:
     """Return {split: names of points and labels}: train and test, or "" for all clouds, and others.
 
     Another word before or behind the names makes another split, if its points have three axes:
     a dataset like `points_mean` holds statistics.
     """
-    pairs = {}
+    pairs: dict[str, tuple[str, str]] = {}
     for word in ("", *Splits._fields, *sorted(_words(names) - set(Splits._fields))):
-        pair = tuple(_find(names, _of_split(kind, word), path) for kind in (POINTS, LABELS))
+        points, labels = (_find(names, _of_split(kind, word), path) for kind in (POINTS, LABELS))
         ours = word in ("", *Splits._fields, *VALIDATION)
-        if all(pair) and (ours or member(file, pair[0], path).ndim == 3):
-            pairs[word] = pair
-        elif ours and (pair[0] or word and pair[1]):  # labels alone at the top may mean other data
+        if points and labels and (ours or member(file, points, path).ndim == 3):
+            pairs[word] = points, labels
+        elif ours and (points or word and labels):  # labels alone at the top may mean other data
             raise DataError(f"{path}: {LAYOUT}; found {short(names)}; rename them")
     if [word for word in pairs if word in ("", *Splits._fields)] not in (
         [""],
@@ -208,19 +206,19 @@ def _pairs(file, names, path):
     return pairs
 
 
-def _words(names):
+def _words(names: Sequence[str]) -> set[str]:
     """Return the words before, behind or above the names of points or labels."""
-    found = set()
+    words = set()
     for name in map(str.lower, names):
         for kind in (*POINTS, *LABELS):
             if name.endswith((f"/{kind}", f"_{kind}")):
-                found.add(name[: -len(kind) - 1])
+                words.add(name[: -len(kind) - 1])
             elif name.startswith(f"{kind}_"):
-                found.add(name[len(kind) + 1 :])
-    return found
+                words.add(name[len(kind) + 1 :])
+    return words
 
 
-def _of_split(names, split):
+def _of_split(names: Sequence[str], split: str) -> Sequence[str]:
     if not split:
         return names
     return [
@@ -228,18 +226,18 @@ def _of_split(names, split):
     ]
 
 
-def _find(names, wanted, path):
-    """Return the name that is among wanted, or None.  Raises DataError if there are two."""
-    found = [name for name in names if name.lower() in wanted]
-    if len(found) > 1:
+def _find(names: Sequence[str], expected: Sequence[str], path: str) -> str | None:
+    """Return the name that is in expected, or None.  Raises DataError if there are two."""
+    matches = [name for name in names if name.lower() in expected]
+    if len(matches) > 1:
         raise DataError(
-            f"{path}: expected one of {short(', '.join(wanted))}; found {', '.join(found)}; remove "
-            "others"
+            f"{path}: expected one of {short(', '.join(expected))}; found {', '.join(matches)}; "
+            "remove others"
         )
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
-def _checked(file, points, labels, path):
+def _checked(file: h5py.File, points: str, labels: str, path: str) -> Part:
     """Return the Part of a pair of names."""
     data, label = member(file, points, path), member(file, labels, path)
     if (
@@ -255,19 +253,18 @@ def _checked(file, points, labels, path):
     if label.shape not in ((len(data),), (len(data), 1)):
         raise DataError(
             f"{path}: {labels}: expected ({len(data)},) labels of {points}, one whole number each "
-            "(of one-hot rows "
-            f"argmax(axis=1)), got {label.shape}"
+            f"(of one-hot rows argmax(axis=1)), got {label.shape}"
         )
     if label.dtype.kind not in "iuf":
         raise DataError(
-            f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes from "
-            "0"
+            f"{path}: {labels}: expected whole numbers, got {label.dtype}; number the classes "
+            "from 0"
         )
     scale = None if data.dtype.kind == "f" else _scale(file, data, path)
     return Part(data.name[1:], scale, whole_labels(label[()], f"{path}: {labels}"))
 
 
-def _scale(file, data, path):
+def _scale(file: h5py.File, data: h5py.Dataset, path: str) -> float:
     places = [
         name for name in (f"{data.parent.name}/scale", "/scale") if file.get(name, getlink=True)
     ]
@@ -288,13 +285,12 @@ def _scale(file, data, path):
     ):
         raise DataError(
             f"{path}: {data.name[1:]}: is {data.dtype}, so one positive number is expected as its "
-            "attribute scale or "
-            f"as a data set scale, found {short(scale)}"
+            f"attribute scale or as a data set scale, found {short(scale)}"
         )
     return float(np.reshape(scale, ()))
 
 
-def _text(dataset):
+def _text(dataset: h5py.Dataset) -> Iterator[str] | None:
     """Return an iterator over the strings of a text dataset, or None for another dtype."""
     if h5py.check_string_dtype(dataset.dtype) is None:
         return None
@@ -305,9 +301,10 @@ def _text(dataset):
     return (text.strip() for part in parts for text in part.reshape(-1).tolist())
 
 
-def _split(dataset, path):
+def _split(dataset: h5py.Dataset, path: str) -> np.ndarray:
     """Return the split of each cloud, (N,) of the words train, test, and those of a third split."""
-    meaning = {0: "train", 1: "test", **{word: word for word in (*Splits._fields, *VALIDATION)}}
+    meaning: dict[Any, str] = {word: word for word in (*Splits._fields, *VALIDATION)}
+    meaning |= {0: "train", 1: "test"}
     if dataset.ndim not in (1, 2) or dataset.size != len(dataset):
         raise DataError(
             f"{path}: split: expected (N,) values, train or test, found {dataset.shape}; repair it"
@@ -317,16 +314,21 @@ def _split(dataset, path):
         if value not in meaning:
             raise DataError(
                 f"{path}: split: expected {len(dataset)} times train or test, or 0 or 1; found "
-                f"{short(repr(value))}; "
-                "repair it"
+                f"{short(repr(value))}; repair it"
             )
         words.append(meaning[value])
     return np.array(words)
 
 
-def _class_names(file, name, pairs, labels, path):
-    """Return the class names of a file: of a dataset, attributes, groups, or the labels."""
-    found = {}
+def _class_names(
+    file: h5py.File,
+    name: str | None,
+    pairs: Iterable[tuple[str, str]],
+    labels: np.ndarray,
+    path: str,
+) -> tuple[str, ...]:
+    """Return the class names of a file, from a dataset, from attributes, or from the labels."""
+    named = {}  # {where: class names}
     if name is not None:
         dataset = member(file, name, path)
         texts = _text(dataset) if dataset.ndim < 2 and dataset.size <= CLASSES else None
@@ -336,19 +338,19 @@ def _class_names(file, name, pairs, labels, path):
                 f"{dataset.dtype}"
             )
         # the limit is far above real names: it cuts hostile ones
-        found[name] = tuple(short(text, 1000) for text in texts)
+        named[name] = tuple(short(text, 1000) for text in texts)
     datasets = [file[name] for pair in pairs for name in pair]
     for node in (file, *datasets, *(dataset.parent for dataset in datasets)):
         for key in node.attrs:
             if key.lower() in NAMES:
-                found[f"attribute {key} of {node.name}"] = _attribute(node.attrs, key, path)
-    if len(set(found.values())) > 1:
+                named[f"attribute {key} of {node.name}"] = _attribute(node.attrs, key, path)
+    if len(set(named.values())) > 1:
         raise DataError(
-            f"{path}: class names differ between {short(' and '.join(found), 200)}; remove all but "
+            f"{path}: class names differ between {short(' and '.join(named), 200)}; remove all but "
             "one"
         )
-    if found:
-        return next(iter(found.values()))
+    if named:
+        return next(iter(named.values()))
     classes = int(labels.max(initial=-1)) + 1
     if classes > max(len(labels), 2):
         raise DataError(
@@ -358,7 +360,7 @@ def _class_names(file, name, pairs, labels, path):
     return tuple(map(str, range(classes)))
 
 
-def _attribute(attributes, key, path):
+def _attribute(attributes: h5py.AttributeManager, key: str, path: str) -> tuple[str, ...]:
     """Return the text of an attribute, one name a class; few, because it is read at once."""
     stored = attributes.get_id(key)
     if (
@@ -368,8 +370,7 @@ def _attribute(attributes, key, path):
     ):
         raise DataError(
             f"{path}: attribute {key}: expected text, one name a class, up to {ATTRIBUTES}, got "
-            f"{stored.shape} "
-            f"{stored.dtype}; store a list, or a data set {key}"
+            f"{stored.shape} {stored.dtype}; store a list, or a data set {key}"
         )
     texts = [
         text.decode() if isinstance(text, bytes) else text for text in attributes[key].tolist()

@@ -1,16 +1,19 @@
-"""ModelNet40 in the HDF5 layout of PointNet: data (N, P, 3) float, label (N, 1) uint8.
+"""Read ModelNet40 in the HDF5 layout of PointNet: data (N, P, 3) float, label (N, 1) uint8.
 
-Nothing is downloaded.  Parts are read in the order of the folder's list files, because the order of
-a directory listing is undefined.  List files hold paths of another machine: only base names count.
+We download nothing.  We read parts in the order of the folder's list files, because the order of a
+directory listing is undefined.  List files hold paths of another machine: only base names count.
 """
 
 import ntpath
 import os
 import stat
+from collections.abc import Iterator, Sequence
+
+import numpy as np
 
 from minipc.data.clouds import made_from, whole_labels
 from minipc.data.readers.foreign_hdf5 import blocks, foreign, member
-from minipc.data.readers.packed import VALIDATION, Cloud, Listing
+from minipc.data.readers.packed import VALIDATION, Cloud, Listing, Request
 from minipc.errors import DataError, UsageError
 from minipc.storage import files
 
@@ -19,15 +22,15 @@ LISTS = ("train_files.txt", "test_files.txt", "shape_names.txt")
 LAYOUT = "expected ply_data_{train,test}N.h5, train_files.txt, test_files.txt and shape_names.txt"
 
 
-def has_lists(path):
-    """Return whether path is a folder that holds any of the list files."""
+def has_lists(path: str) -> bool:
+    """Return whether path is a folder with at least one of the list files."""
     return os.path.isdir(path) and any(os.path.exists(os.path.join(path, name)) for name in LISTS)
 
 
-def scan(folder, request):
+def scan(folder: str, request: Request) -> Listing:
     """Return the Listing of a folder.
 
-    The first num_points points of each cloud are kept: the stored order is random, and a random
+    We keep the first num_points points of each cloud: the stored order is random, and a random
     draw here would be an augmentation that no record stores.  A list val_files.txt is a third
     split.  Raises DataError naming the file, what was expected and found, and UsageError.
     """
@@ -57,20 +60,20 @@ def scan(folder, request):
     )
 
 
-def _clouds(parts, labels):
+def _clouds(parts: list[tuple[str, str]], labels: list[np.ndarray]) -> Iterator[Cloud]:
     for (path, split), of_part in zip(parts, labels, strict=True):
         with foreign(path) as file:
-            for first, some in blocks(member(file, "data", path)):
-                for i, points in enumerate(some, first):
+            for first, block in blocks(member(file, "data", path)):
+                for i, points in enumerate(block, first):
                     yield Cloud(points, of_part[i], split, f"{path}: data: cloud {i}")
 
 
-def _listed(folder, splits):
+def _listed(folder: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     """Return (base name, split) of each name in the list files of splits.
 
     Raises DataError for a name that occurs twice within training or test: it would double clouds.
     """
-    parts = []
+    parts: list[tuple[str, str]] = []
     for split in splits:
         name = f"{split}_files.txt"
         for line in _lines(folder, name):
@@ -84,7 +87,7 @@ def _listed(folder, splits):
     return parts
 
 
-def _lines(folder, name):
+def _lines(folder: str, name: str) -> list[str]:
     path = os.path.join(folder, name)
     if not os.path.lexists(path):
         raise DataError(f"{path}: missing; {LAYOUT}")
@@ -101,7 +104,7 @@ def _lines(folder, name):
     return lines
 
 
-def _labels(path, num_points):
+def _labels(path: str, num_points: int) -> np.ndarray:
     """Return the labels (N,) int64 of a part, after checking the form of its points."""
     if not os.path.exists(path):
         raise DataError(

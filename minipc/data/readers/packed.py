@@ -1,4 +1,4 @@
-"""From the clouds that a reader yields to both splits: prepared, checked and counted.
+"""Make both splits of the clouds that a reader yields: prepared, checked and counted.
 
 A reader is one function, scan(path, request) -> Listing.  It looks at names, labels and headers,
 and refuses what it cannot read; `collect` then reads the points cloud by cloud from
@@ -6,8 +6,8 @@ Listing.clouds.  We keep two splits.  The user decides about a third one, becaus
 changes the training data.
 """
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,7 +29,7 @@ class Request(NamedTuple):
     test_fraction: float | None = None
     val_split: str | None = None  # one of VAL_SPLITS
 
-    def check(self):
+    def check(self) -> None:
         """Raise UsageError for values that are wrong for every source."""
         check_count(self.num_points)
         if self.test_fraction is not None:
@@ -39,11 +39,11 @@ class Request(NamedTuple):
                 f"val split: expected {' or '.join(VAL_SPLITS)}, got {self.val_split!r}"
             )
 
-    def joins_training(self, path, third):
+    def joins_training(self, path: str, third: Sequence[str]) -> bool:
         """Return whether the clouds of a third split become training clouds.
 
-        third: the names of such splits in the source.  Raises UsageError if there is one but no
-        val_split, or a val_split but no third split.
+        third: the names of such splits in the source.  Raises UsageError for a third split without
+        val_split, and for val_split without a third split.
         """
         if third and self.val_split is None:
             raise UsageError(
@@ -66,32 +66,34 @@ class Cloud(NamedTuple):
 class Listing(NamedTuple):
     """What a reader knows about a source before it reads points."""
 
-    count: int  # of clouds, exact
-    clouds: Iterator  # of Cloud
-    class_names: tuple
+    size: int  # how many clouds, exact
+    clouds: Iterator[Cloud]
+    class_names: tuple[str, ...]
     has_split: bool
     made_from: str  # for people
-    third: Sequence = ()  # names of a third split
+    third: Sequence[str] = ()  # names of a third split
     up_axis: str = "unknown"  # if the request names none
     keeps_first: bool = False  # keep the first points, instead of a random subset
 
 
 class Packed(NamedTuple):
-    """Both splits, and what was done to make them."""
+    """Both splits, and how they were made."""
 
     splits: Splits
-    moved: int  # clouds that were brought to the unit sphere
+    moved: int  # clouds that were moved to the unit sphere
     sampled: int  # clouds of which a subset of the points was drawn
     padded: int  # clouds whose points were repeated
     split: str  # how the split was made, for people
 
 
-def collect(path, listing, request, progress=lambda *_: None):
+def collect(
+    path: str, listing: Listing, request: Request, progress: Callable[..., Any] = lambda *_: None
+) -> Packed:
     """Return the Packed of the clouds of a Listing.
 
     Each cloud is normalised whole, then fitted to num_points.  If the source has no split, a share
     test_fraction (None: 0.2) of each class is drawn from the streams (0, "split", class); at least
-    one training cloud stays.  Raises DataError naming the cloud, and UsageError.
+    one training cloud of each stays.  Raises DataError naming the cloud, and UsageError.
     """
     if listing.has_split and request.test_fraction is not None:
         raise UsageError(
@@ -99,7 +101,7 @@ def collect(path, listing, request, progress=lambda *_: None):
         )
     joins = request.joins_training(path, listing.third)
     points, labels, test, stored, moved = _read(path, listing, request, joins, progress)
-    described = {
+    described: dict[str, Any] = {
         "class_names": _checked_names(path, labels, listing.class_names),
         "up_axis": request.up_axis or listing.up_axis,
         "normalisation": request.normalisation,
@@ -125,13 +127,15 @@ def collect(path, listing, request, progress=lambda *_: None):
     return Packed(Splits(*splits), int(moved.sum()), sampled, padded, how)
 
 
-def _read(path, listing, request, joins, progress):
+def _read(
+    path: str, listing: Listing, request: Request, joins: bool, progress: Callable[..., Any]
+) -> tuple[np.ndarray, ...]:
     """Return arrays over the N clouds that are kept: points, labels, test, stored, moved.
 
     points (N, num_points, 3) float32; test: whether a cloud is a test cloud; stored: how many
     points it had; moved: whether it was normalised.
     """
-    count, done = listing.count, 0  # clouds
+    count, done = listing.size, 0  # clouds
     points = np.empty((count, request.num_points, 3), np.float32)
     labels, stored = np.empty((2, count), np.int64)
     test, kept, moved = np.zeros((3, count), bool)
@@ -155,40 +159,44 @@ def _read(path, listing, request, joins, progress):
     return arrays if kept.all() else tuple(array[kept] for array in arrays)
 
 
-def _prepared(points, request, keeps_first):
+def _prepared(
+    points: np.ndarray, request: Request, keeps_first: bool
+) -> tuple[np.ndarray, bool, int]:
     """Return a cloud (num_points, 3) float32, whether it changed, and how many points it had."""
     points, size = float_points(points), request.num_points
     if keeps_first:
         whole, changed = normalised(points[None], request.normalisation)
-        return whole[0, :size], changed[0], size
+        return whole[0, :size], bool(changed[0]), size
     return *prepare(points, request.normalisation, size), len(points)
 
 
-def _other_count(path, count, found):
+def _other_count(path: str, count: int, read: int | str) -> DataError:
     return DataError(
-        f"{path}: expected {count} clouds, found {found}: it changed while it was read; pack it "
+        f"{path}: expected {count} clouds, found {read}: it changed while it was read; pack it "
         "again"
     )
 
 
-def _checked_names(path, labels, names):
+def _checked_names(path: str, labels: np.ndarray, names: Sequence[str]) -> tuple[str, ...]:
     """Return the class names in composed form.  Raises DataError unless labels are indices."""
     if not len(labels):
         raise DataError(f"{path}: holds no training and no test clouds; add some")
     try:
-        names = composed(names)
-        check_labels(labels, names)
+        checked = composed(names)
+        check_labels(labels, checked)
     except DataError as reason:
         raise DataError(f"{path}: {reason}") from reason
     if labels.min() == 1:
         raise DataError(
             f"{path}: labels begin at 1, expected 0; subtract 1 if they count from 1, or add "
-            f"clouds of class {names[0]}"
+            f"clouds of class {checked[0]}"
         )
-    return names
+    return checked
 
 
-def _check_split(path, labels, test, names, has_split):
+def _check_split(
+    path: str, labels: np.ndarray, test: np.ndarray, names: Sequence[str], has_split: bool
+) -> None:
     """Raise DataError unless there are test clouds and each class has training clouds."""
     if not has_split and not test.any():
         raise DataError(
@@ -204,7 +212,7 @@ def _check_split(path, labels, test, names, has_split):
         raise DataError(f"{path}: its test split is empty; add clouds, or leave the split out")
 
 
-def check_fraction(fraction):
+def check_fraction(fraction: float) -> None:
     """Raise UsageError unless fraction lies between 0 and 1."""
     if not 0 < fraction < 1:
         raise UsageError(f"test fraction: expected a number between 0 and 1, got {fraction!r}")

@@ -1,12 +1,12 @@
-"""One cloud of points from a user's file: .npy, .npz, .xyz, .txt, .csv or .pts.
+"""Read one cloud of points from a user's file: .npy, .npz, .xyz, .txt, .csv or .pts.
 
-The coordinates are the first three columns, or in a text those that a header names x, y and z;
-other columns (normals, colours) are ignored, whatever they hold.  Nothing is skipped silently and
-nothing is unpickled.
+The coordinates are the first three columns, or the columns that the header of a text names x, y
+and z; other columns (normals, colours) are ignored.  We skip nothing silently and unpickle nothing.
 """
 
 import os
 import zipfile
+from collections.abc import Callable
 
 import numpy as np
 
@@ -18,27 +18,29 @@ from minipc.storage import files
 TEXT = (".xyz", ".txt", ".csv", ".pts")
 SUFFIXES = (".npy", ".npz", *TEXT)
 LARGEST = 1 << 30  # bytes of one cloud; a small archive can unpack to any number
-WANTED = f"expected one cloud, (P, 3) real numbers or up to {COLUMNS} columns"
+EXPECTED = f"expected one cloud, (P, 3) real numbers or up to {COLUMNS} columns"
 
 
-def read_points(path):
+def read_points(path: str) -> np.ndarray:
     """Return the points (P, 3) of the one cloud in a file, finite, float32 or float64.
 
     Raises DataError naming the file, and the line or the point, for anything else.
     """
     kind = files.kind_of(path)  # raises where path is missing, a folder or a pipe
     if kind:
-        raise DataError(f"{path}: is a minipc {kind} file, expected one cloud as {_told()}")
+        raise DataError(f"{path}: is a minipc {kind} file, expected one cloud as {_suffixes()}")
     suffix, size = os.path.splitext(path)[1].lower(), os.path.getsize(path)
     if suffix not in SUFFIXES:
-        raise DataError(f"{path}: unknown suffix {suffix!r}, expected {_told()}; convert it")
+        raise DataError(f"{path}: unknown suffix {suffix!r}, expected {_suffixes()}; convert it")
     if not 0 < size <= LARGEST:
-        told = f"has {size} bytes, expected at most {LARGEST} for one cloud" if size else "is empty"
-        raise DataError(f"{path}: {told}; put one cloud into it, or remove the file")
+        fault = (
+            f"has {size} bytes, expected at most {LARGEST} for one cloud" if size else "is empty"
+        )
+        raise DataError(f"{path}: {fault}; put one cloud into it, or remove the file")
     values = read_text(path) if suffix in TEXT else _array(path, _npz if suffix == ".npz" else _npy)
     if values.ndim != 2 or not 3 <= values.shape[1] <= COLUMNS or values.dtype.kind not in "iuf":
         raise DataError(
-            f"{path}: {WANTED}, found {values.shape} {short(values.dtype)}; save one cloud a file"
+            f"{path}: {EXPECTED}, found {values.shape} {short(values.dtype)}; save one cloud a file"
         )
     if not len(values):
         raise DataError(f"{path}: holds no points; put some into it, or remove the file")
@@ -48,8 +50,8 @@ def read_points(path):
         raise DataError(f"{path}: {reason}") from reason
 
 
-def read_prepared(path, normalisation, count):
-    """Return what prepare returns for the cloud in path, and how many points the file holds."""
+def read_prepared(path: str, normalisation: str, count: int) -> tuple[np.ndarray, bool, int]:
+    """Return the cloud in path by prepare, whether that changed it, and its points in the file."""
     points = read_points(path)
     try:
         return *prepare(points, normalisation, count), len(points)
@@ -57,27 +59,27 @@ def read_prepared(path, normalisation, count):
         raise DataError(f"{path}: {reason}") from reason
 
 
-def _told():
+def _suffixes() -> str:
     return f"{', '.join(SUFFIXES[:-1])} or {SUFFIXES[-1]}"
 
 
-def _array(path, read):
+def _array(path: str, read: Callable[[str], np.ndarray]) -> np.ndarray:
     try:
         return read(path)
     except DataError:
         raise
     except Exception as reason:  # NumPy parses a header as Python source, which can raise anything
-        told = " ".join(str(reason).split()) or type(reason).__name__
+        message = " ".join(str(reason).split()) or type(reason).__name__
         raise DataError(
-            f"{path}: is damaged or no plain array ({short(told, 120)}); save it again"
+            f"{path}: is damaged or no plain array ({short(message, 120)}); save it again"
         ) from reason
 
 
-def _npy(path):
+def _npy(path: str) -> np.ndarray:
     return np.lib.format.open_memmap(path, mode="r")  # never unpickles; raises for a cut file
 
 
-def _npz(path):
+def _npz(path: str) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
         arrays = {info.filename: info for info in archive.infolist()}
         name = "points.npy" if "points.npy" in arrays else next(iter(arrays), "")

@@ -1,23 +1,28 @@
-"""What a path is: a ModelNet HDF5 folder, a tree of files, or one HDF5 file."""
+"""Read any source: a ModelNet HDF5 folder, a tree of files, or one HDF5 file."""
 
 import os
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
 
 from minipc.data.readers import foreign_hdf5, modelnet, tree
-from minipc.data.readers.packed import Request, collect
+from minipc.data.readers.packed import Packed, Request, collect
 
 
-def read_source(path, num_points, *, progress=lambda *_: None, **request):
-    """Return the Packed of any source; request: the other fields of packed.Request.
+def read_source(
+    path: str, num_points: int, *, progress: Callable[..., Any] = lambda *_: None, **options: Any
+) -> Packed:
+    """Return the Packed of any source; options: the other fields of packed.Request.
 
-    progress(done, total, text) reports how many clouds are read.  Raises DataError if path is none
-    of the sources, UsageError for invalid or contradictory options.
+    progress(done, total, text) reports how many clouds are read.  Raises DataError if path is not
+    one of these sources, UsageError for invalid or contradictory options.
     """
-    request = Request(num_points, **request)
+    request = Request(num_points, **options)
     request.check()
     return collect(path, _reader_of(path).scan(path, request), request, progress)
 
 
-def _reader_of(path):
+def _reader_of(path: str) -> ModuleType:
     """Return the module whose scan() reads path."""
     if modelnet.has_lists(path):
         return modelnet

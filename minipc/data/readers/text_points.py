@@ -1,12 +1,13 @@
-"""One cloud from a text file: a point a line; blanks, tabs, commas or semicolons separate.
+"""Read one cloud from a text file: one point a line, with blanks, tabs, commas or semicolons.
 
 Many programs write such tables, and a shifted column still looks like a cloud.  So every line must
-have as many fields as the first, and we refuse what is ambiguous instead of guessing.  A file is
-read in parts, so the memory needed is that of its points.
+have as many fields as the first, and we refuse what is ambiguous instead of guessing.  We read a
+file in parts, so it needs no more memory than its points.
 """
 
 import re
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple, TextIO
 
 import numpy as np
 
@@ -17,16 +18,20 @@ PART = 1 << 20  # characters read at once, and most characters above the points
 LINE = 1 << 16  # most characters of a line
 COLUMNS = 16  # most columns without names: more mean a transposed cloud (3, P)
 # the first of these that occurs in a line separates its fields
-SEPARATORS = {
-    "\t": "tabs",
-    ";": "semicolons",
-    ",": "commas",
-}
+SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas"}
 COMMENT = re.compile(r"(?:^|(?<=[\s,;]))#.*")  # not inside a number: -1.#IND
 COUNT = re.compile(r"\d{1,12}")
 # 1.#QNAN, -1.#IND00, NaN(ind)
 NOT_FINITE = re.compile(r"[-+]?(nan.*|inf.*|\d\.#(ind|inf|qnan|snan).*)", re.IGNORECASE)
 DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
+
+
+class Header(NamedTuple):
+    """A line above the points that names the columns."""
+
+    line: int  # its number
+    named: int  # how many columns it names
+    columns: list[int]  # indices of x, y and z
 
 
 class Form(NamedTuple):
@@ -36,17 +41,17 @@ class Form(NamedTuple):
     separator: str | None  # None: blanks
     fields: int  # of every line
     trailing: bool  # whether every line ends with a separator
-    columns: list  # indices of x, y and z
-    count: int | None  # the number of points, if a line above them gives it
-    count_line: int  # number of that line
+    columns: list[int]  # indices of x, y and z
+    declared: int | None  # the number of points, if a line above them gives it
+    declared_line: int  # number of that line
     named: bool  # whether a header names the columns
     ordinals: bool  # whether the first point is 0, 1, 2, ..., as programs number columns
 
 
-def read_text(path):
+def read_text(path: str) -> np.ndarray:
     """Return the points (P, 3) float64 of a text file, finite in float32.
 
-    Raises DataError naming the file, the line, what was expected and found.
+    Raises DataError naming the file, the line, what was expected and what was found.
     """
     try:
         with open(path, encoding="utf-8-sig") as file:
@@ -55,29 +60,29 @@ def read_text(path):
         raise DataError(f"{path}: cannot be read as text ({reason}); save it as UTF-8") from reason
 
 
-def _points(path, file):
+def _points(path: str, file: TextIO) -> np.ndarray:
     form, first = _form(path, file)
-    found = []
+    parts: list[np.ndarray] = []
     for number, part in _parts(path, file, first, form.line):
         values = _values(form, part)
         if values is None:
             raise _refusal(path, form, number, part)
-        if not found and form.ordinals and (form.fields > 3 or _decimals(form, part)):
+        if not parts and form.ordinals and (form.fields > 3 or _decimals(form, part)):
             raise DataError(
                 f"{path}: line {form.line}: expected a point, found {short(first.strip())!r}, "
-                "which numbers the "
-                "columns; remove the line (pandas: header=False), or name the columns x, y and z"
+                "which numbers the columns; remove the line (pandas: header=False), or name the "
+                "columns x, y and z"
             )
-        found.append(values)
-    points = np.concatenate(found)
-    if form.count not in (None, len(points)):
+        parts.append(values)
+    points = np.concatenate(parts)
+    if form.declared not in (None, len(points)):
         raise DataError(
-            f"{path}: line {form.count_line}: says {form.count} points, found {len(points)}; the "
-            "file is cut, or holds "
-            "several clouds: save each in a file of its own"
+            f"{path}: line {form.declared_line}: says {form.declared} points, found "
+            f"{len(points)}; the file is cut, or holds several clouds: save each in a file of its "
+            "own"
         )
-    may_count = not form.named and form.fields > 3 and len(points) > 2 and points[0, 0] in (0, 1)
-    if may_count and (np.diff(points[:, 0]) == 1).all():
+    may_number = not form.named and form.fields > 3 and len(points) > 2 and points[0, 0] in (0, 1)
+    if may_number and (np.diff(points[:, 0]) == 1).all():
         raise DataError(
             f"{path}: column 1 counts the lines, expected x; save the table without it "
             "(pandas: index=False), or put a header above that names x, y and z"
@@ -85,10 +90,12 @@ def _points(path, file):
     return points
 
 
-def _form(path, file):
+def _form(path: str, file: TextIO) -> tuple[Form, str]:
     """Return the Form of a file and the line of its first point; read the file up to that line."""
-    count = names = comment = None
-    count_line = number = above = 0
+    declared: int | None = None
+    names: Header | None = None
+    comment: Header | None = None
+    declared_line = number = above = 0
     while line := file.readline(LINE + 1):
         number, above = number + 1, above + len(line)
         if len(line) > LINE:
@@ -101,28 +108,30 @@ def _form(path, file):
         line = line.rstrip("\n")
         if line.lstrip().startswith(("#", "//")):
             if axes := _axes(line.strip().lstrip("#/").rpartition(":")[2]):
-                comment = number, *axes
+                comment = Header(number, *axes)
         elif text := _without_comment(line).strip():
-            if COUNT.fullmatch(text) and count is None:
-                count, count_line = int(text), number
+            if COUNT.fullmatch(text) and declared is None:
+                declared, declared_line = int(text), number
             elif names is None and (axes := _axes(_without_comment(line))):
-                names = number, *axes
+                names = Header(number, *axes)
             else:
                 break
     else:
-        after = " after its header" if names or comment or count is not None else ""
+        after = " after its header" if names or comment or declared is not None else ""
         raise DataError(f"{path}: holds no points{after}; put some into it, or remove the file")
     form = _columns(path, number, _without_comment(line), names, comment)
-    return form._replace(count=count, count_line=count_line), line
+    return form._replace(declared=declared, declared_line=declared_line), line
 
 
-def _columns(path, number, line, names, comment):
+def _columns(
+    path: str, number: int, line: str, names: Header | None, comment: Header | None
+) -> Form:
     """Return the Form that follows from the line of the first point and the names above it."""
     separator = _separator(line)
     fields = _fields(line, separator)
     trailing = separator is not None and not fields[-1]
     size = len(fields) - trailing
-    header, named, columns = names or comment or (0, 0, [0, 1, 2])
+    header, named, columns = names or comment or Header(0, 0, [0, 1, 2])
     if trailing and named == len(fields):  # the last column has a name, so it exists and is empty
         trailing, size = False, named
     # A comment whose words begin with x, y and z describes the first three columns, even if it has
@@ -130,33 +139,31 @@ def _columns(path, number, line, names, comment):
     if named not in (0, size) and (names or columns != [0, 1, 2]):
         raise DataError(
             f"{path}: line {header}: names {named} columns, x, y and z among them, but line "
-            f"{number} has {size}; give "
-            "every column one name without blanks in it, or remove the line"
+            f"{number} has {size}; give every column one name without blanks in it, or remove the "
+            "line"
         )
     if size < 3:
         raise DataError(
             f"{path}: line {number}: expected 3 numbers with {_between(separator)} between them, "
-            "found "
-            f"{short(line.strip())!r}; save x, y and z of one point a line"
+            f"found {short(line.strip())!r}; save x, y and z of one point a line"
         )
     if separator == "," and "." not in line and re.search(r",\d.*, |, .*,\d", line):
         raise DataError(
             f"{path}: line {number}: has commas with and without a blank behind them, which may be "
-            "decimal ones, in "
-            f"{short(repr(line.strip()))}; write decimals with a point, and all separators alike"
+            f"decimal ones, in {short(repr(line.strip()))}; write decimals with a point, and all "
+            "separators alike"
         )
     if size > COLUMNS and named != size:
         raise DataError(
             f"{path}: line {number}: expected x, y and z and at most {COLUMNS} columns, found "
-            f"{size}; save one point a "
-            "line, or put a header above that names x, y and z"
+            f"{size}; save one point a line, or put a header above that names x, y and z"
         )
     ordinals = not named and fields[:size] == [str(i) for i in range(size)]
     return Form(number, separator, size, trailing, columns, None, 0, named == size, ordinals)
 
 
-def _axes(line):
-    """Return how many columns a line names and the indices of x, y and z, or None without them."""
+def _axes(line: str) -> tuple[int, list[int]] | None:
+    """Return how many columns a line names and the indices of x, y and z; None if one is absent."""
     names = [name.strip("\"'").lower() for name in _fields(line, _separator(line))]
     if names and not names[-1]:
         names.pop()
@@ -165,30 +172,30 @@ def _axes(line):
     return len(names), [names.index(axis) for axis in "xyz"]
 
 
-def _separator(line):
+def _separator(line: str) -> str | None:
     return next((mark for mark in SEPARATORS if mark in line.strip()), None)
 
 
-def _between(separator):
-    return SEPARATORS.get(separator, "blanks")
+def _between(separator: str | None) -> str:
+    return SEPARATORS[separator] if separator else "blanks"
 
 
-def _fields(line, separator):
+def _fields(line: str, separator: str | None) -> list[str]:
     return line.split() if separator is None else [field.strip() for field in line.split(separator)]
 
 
-def _without_comment(line):
+def _without_comment(line: str) -> str:
     return COMMENT.sub("", line) if "#" in line else line
 
 
-def _long(path, number):
+def _long(path: str, number: int) -> DataError:
     return DataError(
         f"{path}: line {number}: has more than {LINE} characters; save one point a line"
     )
 
 
-def _parts(path, file, first, number):
-    """Yield (number of its first line, text) of the rest of a file in whole lines, after first."""
+def _parts(path: str, file: TextIO, first: str, number: int) -> Iterator[tuple[int, str]]:
+    """Yield (number of the first line, text) for parts of whole lines, from the line first on."""
     rest = first + "\n"
     while read := file.read(PART):
         part, newline, rest = (rest + read).rpartition("\n")
@@ -200,9 +207,9 @@ def _parts(path, file, first, number):
     yield number, rest
 
 
-def _lines(form, part):
+def _lines(form: Form, part: str) -> list[str]:
     """Return the lines of a part, stripped and without comments."""
-    lines = part.split("\n")
+    lines: Iterable[str] = part.split("\n")
     if "#" in part:
         lines = map(_without_comment, lines)
     # where tabs separate, a line of tabs holds empty fields: strip spaces only
@@ -210,7 +217,7 @@ def _lines(form, part):
     return [line.strip(blank) for line in lines]
 
 
-def _values(form, part):
+def _values(form: Form, part: str) -> np.ndarray | None:
     """Return the points (P, 3) float64 of some lines, or None if one of them is not a point."""
     lines = [line for line in _lines(form, part) if line]
     if not lines:
@@ -232,12 +239,12 @@ def _values(form, part):
     return values if representable(values).all() else None
 
 
-def _decimals(form, part):
+def _decimals(form: Form, part: str) -> bool:
     """Return whether the lines after the first hold anything but whole numbers."""
     return not all(re.fullmatch(r"[-+\d\s,;]*", line) for line in _lines(form, part)[1:])
 
 
-def _refusal(path, form, first, part):
+def _refusal(path: str, form: Form, first: int, part: str) -> DataError:
     """Return the error that names the first line of a part that is not a point; slow."""
     for number, line in enumerate(_lines(form, part), first):
         if line and (fault := _fault(form, line, number == form.line)):
@@ -247,9 +254,9 @@ def _refusal(path, form, first, part):
     )
 
 
-def _fault(form, line, first):
+def _fault(form: Form, line: str, first: bool) -> str | None:
     """Return what is wrong with a line, or None; first: whether it may be a header."""
-    fields, told = _fields(line, form.separator), short(repr(line))
+    fields, shown = _fields(line, form.separator), short(repr(line))
     if form.separator is None and "\t" in line:
         return (
             f"expected blanks between numbers, as in line {form.line}, found tabs; use one "
@@ -259,12 +266,12 @@ def _fault(form, line, first):
         return (
             f"expected {form.fields} fields with {_between(form.separator)} between them"
             f"{' and at the end' if form.trailing else ''}, as in line {form.line}, found "
-            f"{len(fields) - (not fields[-1])} in {told}; complete the line, or remove it"
+            f"{len(fields) - (not fields[-1])} in {shown}; complete the line, or remove it"
         )
     for column in form.columns:
         field, at = fields[column], f"column {column + 1}: expected"
         if not field:
-            return f"{at} a number, found an empty field in {told}; fill it, or remove the line"
+            return f"{at} a number, found an empty field in {shown}; fill it, or remove the line"
         try:
             value = float(field.replace("_", "?"))
         except ValueError:
@@ -272,12 +279,11 @@ def _fault(form, line, first):
                 remedy = "repair it, or name the columns x, y and z in it" if first else "repair it"
                 if DECIMAL_COMMA.fullmatch(field):
                     remedy = "write decimals with a point"
-                return f"{at} a number, found {short(repr(field))} in {told}; {remedy}"
+                return f"{at} a number, found {short(repr(field))} in {shown}; {remedy}"
             value = np.nan
         if not representable(np.float64(value)):
             return (
-                f"{at} a finite float32 number, found {short(repr(field))} in {told}; repair "
-                "or "
+                f"{at} a finite float32 number, found {short(repr(field))} in {shown}; repair or "
                 "remove the line"
             )
     return None

@@ -1,14 +1,15 @@
-"""A folder of class folders, one cloud in each file, read in the order of the names.
+"""Read a folder of class folders, one cloud in each file, in the order of the names.
 
 Layouts: class/file; class/train/file with class/test/file; train/class/file with test/class/file.
-A folder val beside train and test is a third split.  Class names are folder names, sorted.  Hidden
-names are ignored; everything else must be a file that read_points accepts.
+A folder val beside train and test is a third split.  Class names are folder names, sorted.  We
+ignore hidden names; everything else must be a file that read_points accepts.
 """
 
 import os
+from collections.abc import Sequence
 
 from minipc.data.clouds import Splits, composed, made_from
-from minipc.data.readers.packed import VALIDATION, Cloud, Listing
+from minipc.data.readers.packed import VALIDATION, Cloud, Listing, Request
 from minipc.data.readers.point_files import read_points
 from minipc.errors import DataError
 
@@ -19,35 +20,35 @@ TREE = (
 )
 
 
-def scan(folder, request):
+def scan(folder: str, request: Request) -> Listing:
     """Return the Listing of a folder of class folders.  Raises DataError and UsageError."""
     names, groups = _groups(folder)
     kinds = {split is None for _, split, _ in groups}
     if len(kinds) != 1:
         what = "some classes have train and test folders, some not" if kinds else "is empty"
         raise DataError(f"{folder}: {what}; {TREE}")
-    found = [
+    entries = [
         (os.path.join(place, name), i, split)
         for i, split, place in groups
         if os.path.lexists(place)
         for name in _entries(place)
     ]
-    for path, _, _ in found:
+    for path, _, _ in entries:
         if os.path.isdir(path):
             raise DataError(f"{path}: is a folder where a cloud is expected; {TREE}")
     _check_names(folder, names)
-    training = {i for _, i, split in found if split in (None, "train")}
+    training = {i for _, i, split in entries if split in (None, "train")}
     for i, name in enumerate(names):
         if i not in training:
             raise DataError(
                 f"{folder}: class {name} has no training cloud; add one or remove the class"
             )
-    third = sorted({split for _, _, split in found} & set(VALIDATION))
+    third = sorted({split for _, _, split in entries if split in VALIDATION})
     joins = request.joins_training(folder, third)
-    found = [(path, i, split) for path, i, split in found if joins or split not in third]
+    kept = [(path, i, split) for path, i, split in entries if joins or split not in third]
     return Listing(
-        len(found),
-        (Cloud(read_points(path), label, split, path) for path, label, split in found),
+        len(kept),
+        (Cloud(read_points(path), label, split, path) for path, label, split in kept),
         tuple(names),
         kinds == {False},
         made_from(f"folder {os.path.basename(os.path.abspath(folder))}"),
@@ -55,7 +56,7 @@ def scan(folder, request):
     )
 
 
-def _groups(folder):
+def _groups(folder: str) -> tuple[list[str], list[tuple[int, str | None, str]]]:
     """Return the class names and a list of (label, split or None, folder of its files)."""
     entries, both = _folders(folder), set(Splits._fields)
     # a folder train alone may be a class: a railway train
@@ -73,7 +74,7 @@ def _groups(folder):
             for i, name in enumerate(names)
             for split in SPLITS
         ]
-    groups = []
+    groups: list[tuple[int, str | None, str]] = []
     for i, name in enumerate(entries):
         place = os.path.join(folder, name)
         inside = _entries(place)
@@ -87,7 +88,7 @@ def _groups(folder):
     return entries, groups
 
 
-def _check_names(folder, names):
+def _check_names(folder: str, names: Sequence[str]) -> None:
     """Raise DataError for class names that cannot be printed, and for one name in two forms."""
     for name in names:
         if not name.isprintable():
@@ -100,8 +101,8 @@ def _check_names(folder, names):
         raise DataError(f"{folder}: {reason}") from reason
 
 
-def _entries(folder):
-    """Return the sorted names in folder, without hidden ones.  Raises DataError for no folder."""
+def _entries(folder: str) -> list[str]:
+    """Return the sorted names in folder that are not hidden.  Raises DataError."""
     try:
         return sorted(name for name in os.listdir(folder) if not name.startswith("."))
     except OSError as reason:
@@ -110,8 +111,8 @@ def _entries(folder):
         ) from reason
 
 
-def _folders(folder):
-    """Return the names in folder.  Raises DataError naming one that is not a folder."""
+def _folders(folder: str) -> list[str]:
+    """Return the names of the folders in folder.  Raises DataError if it holds anything else."""
     names = _entries(folder)
     others = [name for name in names if not os.path.isdir(os.path.join(folder, name))]
     if others and len(others) == len(names):
@@ -119,7 +120,6 @@ def _folders(folder):
     if others:
         raise DataError(
             f"{os.path.join(folder, others[0])}: lies beside the folders of classes and is none; "
-            "move it away, or into "
-            f"the folder of its class; {TREE}"
+            f"move it away, or into the folder of its class; {TREE}"
         )
     return names

@@ -78,11 +78,11 @@ def to_level(positions, f, centres, members, work, name):
     xp.add(members.transpose(2, 0, 1), (number * xp.arange(clouds))[:, None], out=flat)
     first = number * xp.arange(clouds)[:, None]
     at = z[:, :3].swapaxes(1, 2).reshape(-1, 3)[centres + first]
-    level = Level(
-        z, v, at, members, flat, shift, None, work, name, work.next_generation(name)
-    )
+    level = Level(z, v, at, members, flat, shift, None, work, name, work.next_generation(name))
     shape = (inputs + 1, inputs + 1)
-    moments = _sum_over_blocks(lambda block: _moments(level, block), level, shape, f"{name} moments")
+    moments = _sum_over_blocks(
+        lambda block: _moments(level, block), level, shape, f"{name} moments"
+    )
     moments /= level.rows
     return level._replace(moments=moments)
 
@@ -329,9 +329,7 @@ def expand_backward(dy, cache):
         _scatter_rows(S[clouds], x.members[clouds], D, work)
 
     work.map(rows, y.blocks())
-    return _through_points(
-        x, affine, lambda clouds: None, S.swapaxes(1, 2), g.swapaxes(1, 2), name
-    )
+    return _through_points(x, affine, lambda clouds: None, S.swapaxes(1, 2), g.swapaxes(1, 2), name)
 
 
 def masked(d, y, clouds):
