@@ -22,12 +22,8 @@ from types import ModuleType
 from typing import Any
 
 from minipc.errors import DataError
-<<<<<<< HEAD
 from minipc.models import pointnet, pointnet2
-=======
-from minipc.models import pointnet
 from minipc.nn import ops
->>>>>>> main
 
 MODELS = {"pointnet": pointnet, "pointnet2": pointnet2}
 

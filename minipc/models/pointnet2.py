@@ -1,12 +1,13 @@
 """PointNet++ for classification: a PointNet of every neighbourhood, level after level.
 
-    points -> [point-wise layers] -> level: groups of neighbours -> shared layers -> max in each group
-    -> ... -> [positions ; features] of the last centres -> shared layers -> max over them -> head
+    points -> [point-wise layers] -> level: groups of neighbours -> shared layers -> max of each
+    group -> next level ... -> [positions ; features] of the last centres -> shared layers -> max -> head
 
-(Qi et al. 2017b, set abstraction; neighbours are found on the stored cloud, nearest first.)  A level
-may have several scales, whose features are concatenated, and a residual point-wise layer behind it.
-As in PointNet, a layer that batch norm follows has no bias: with biases, as published code has them,
-pointnet2 would have 3,328 parameters more (1,475,688) and pointnet2-msg 4,512 (1,747,368).
+(Qi et al. 2017b, set abstraction; neighbours are found on the stored cloud, nearest first.)  A
+level may have several scales, whose features are concatenated, and a residual point-wise layer
+behind it.  As in PointNet, a layer that batch norm follows has no bias: with biases, as published
+code has them, pointnet2 would have 3,328 parameters more, 1,475,688, and pointnet2-msg 4,512 more,
+1,747,368.
 
 A model by hand is one text, "16,512/24:32+,128/24:48+,32/16:48+,96+mean:48": point-wise layers of
 16; 512 centres with their 24 nearest points and rows of one layer of 32, "+" a residual layer; ...;

@@ -26,7 +26,7 @@ class Scale(NamedTuple):
 
 
 def farthest_points(points: np.ndarray, count: int) -> np.ndarray:
-    """Return the indices (B, count) of points far from each other.  (G1)    points (B, N, 3) float32
+    """Return the indices (B, count) of points (B, N, 3) float32 that are far from each other.  (G1)
 
     The first is index 0; each next one is the point whose nearest chosen point is the farthest
     (Eldar et al. 1997; Qi et al. 2017b start at a random one).  No point is chosen twice, though a

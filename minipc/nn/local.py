@@ -1,4 +1,4 @@
-"""The operations of local geometry, textbook form: gather, offsets, and the mean beside the maximum.
+"""The operations of neighbourhoods, textbook form: offsets, gather, mean beside maximum.
 
 The rules and letters are those of ops.py; M centres, k members of each group.  With them a level of
 PointNet++ (Qi et al. 2017b, set abstraction) is a PointNet of every group: rows (M18), then linear,

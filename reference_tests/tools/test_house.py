@@ -23,9 +23,9 @@ PACKAGE = ROOT / "minipc"
 ORDER = """
 errors settings progress streams installed backend provenance
 storage.files storage.hdf5 storage.places
-nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck
-nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.engine
-models.inputs models.pointnet models.model
+nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
+nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.local nn.engine
+models.inputs models.pointnet models.pointnet2 models.model
 data.prepare data.clouds data.augment data.shapes
 data.readers.packed data.readers.text_points data.readers.point_files data.readers.foreign_hdf5
 data.readers.modelnet data.readers.tree data.readers.source

@@ -284,7 +284,7 @@ class ExpandCache(NamedTuple):
 
 
 def expand_forward(x, W, gamma, beta, eps, widths, name):
-    """The first of several layers of a level: y_mj = relu(c - A_p^T p_c(m) + (A^T z)_g(m,j)).  (F11)
+    """y_mj = relu(c - A_p^T p_c(m) + (A^T z)_g(m,j)): the first of several layers.  (F11)
 
     x a Level; widths of this layer and the next ones without the pooled one.  -> the Activation y,
     whose points are the rows, member by member (k M), ExpandCache and BatchStats.
