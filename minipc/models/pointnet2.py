@@ -1,7 +1,8 @@
 """PointNet++ for classification: a PointNet of every neighbourhood, level after level.
 
     points -> [point-wise layers] -> level: groups of neighbours -> shared layers -> max of each
-    group -> next level ... -> [positions ; features] of the last centres -> shared layers -> max -> head
+    group -> next level ...
+    -> [positions ; features] of the last centres -> shared layers -> max -> head
 
 (Qi et al. 2017b, set abstraction; neighbours are found on the stored cloud, nearest first.)  A
 level may have several scales, whose features are concatenated, and a residual point-wise layer
