@@ -24,7 +24,7 @@ class Operation(NamedTuple):
     names: tuple[str, ...]  # of the parameters
 
 
-class Tape(list):
+class Tape(list[Operation]):
     """The Operations of one forward, in its order; it is not autograd: no graph, no tracing."""
 
     def __init__(self, params: dict[str, Any], eps: float) -> None:

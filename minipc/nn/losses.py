@@ -17,7 +17,6 @@ from minipc.settings import LossConfig
 
 GUARD_FLOOR = 0.05  # delta of (L8): the part of a p that the guard keeps in every class
 
-
 LABELS_ALONE: dict[str, Any] = {"kd_weight": 0.0, "self_weight": 0.0}
 
 

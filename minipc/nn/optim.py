@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from minipc.backend import module_of
 from minipc.errors import DataError
-from minipc.nn.fast.workspace import Workspace
 
 
 def _same_names(params: dict[str, Any], grads: dict[str, Any]) -> None:
@@ -73,7 +72,7 @@ def adamw_in_place(
     state: AdamWState,
     lr: float,
     weight_decay: float,
-    work: Workspace,
+    work: Any,
     beta1: float = 0.9,
     beta2: float = 0.999,
     eps: float = 1e-8,

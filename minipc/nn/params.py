@@ -1,7 +1,6 @@
 """Parameters: specifications first, arrays second, in one flat dict of dotted names.
 
-Gradients have the same names.  Running statistics have no gradient, so they have a dict of their
-own.
+Gradients have the same names.  Running statistics have no gradient and a dict of their own.
 """
 
 from typing import Any, NamedTuple

@@ -24,8 +24,8 @@ PACKAGE = ROOT / "minipc"
 ORDER = """
 errors settings progress streams installed backend provenance
 storage.files storage.hdf5 storage.places
-nn.params nn.ops nn.losses nn.exact nn.fast.workspace nn.optim nn.gradcheck
-nn.fast.products nn.fast.winners nn.fast.fused nn.engine
+nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck
+nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.engine
 models.inputs models.pointnet models.model
 data.prepare data.clouds data.augment data.shapes
 data.readers.packed data.readers.text_points data.readers.point_files data.readers.foreign_hdf5

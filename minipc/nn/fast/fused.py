@@ -3,7 +3,7 @@
 Batch statistics of a linear layer are functions of its input's first two moments, and the layer
 before the pool matters only at its maxima.  So a layer is one product and a ReLU, the pooled layer
 is never stored, and a backward is one product again.  Exact, not approximate: docs/fast_engine.md
-derives every line from (M1) to (M13), and the tests hold both engines against each other.
+derives every line from (M1) to (M13), and the tests compare both engines.
 
 Letters as in ops.py; M = B N rows.  An activation y is kept shifted, Z = y - s, channels first,
 with a row of ones below it, in one array of all layers, the tower:
@@ -252,10 +252,9 @@ class Gradient(NamedTuple):
 def _gradients(
     products: Any, x: Activation, affine: Affine, name: str
 ) -> tuple[Any, Any, Any, Any]:
-    """Return dW, dgamma, dbeta and [-Q, k] of (F4) from products = Z~ D^T, and overwrite these.
+    """Return dW, dgamma, dbeta and [-Q, k] of (F4) from products, Z~ D^T (I + 1, O).
 
-    products (I + 1, O),
-    dbeta = sum D, R = Z D^T - m dbeta^T, dgamma = w . R / sigma  (F2);
+    It overwrites products.  dbeta = sum D, R = Z D^T - m dbeta^T, dgamma = w . R / sigma  (F2);
     dW = (R - C W dgamma / sigma) gamma / sigma  (F3).
     """
     xp = x.work.xp
