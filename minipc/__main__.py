@@ -5,12 +5,14 @@ import signal
 import sys
 import threading
 from contextlib import suppress
+from typing import Any
 
 
-def main():
+def main() -> None:
     """Run the command line; Ctrl-C during import or exit also ends without a traceback."""
     sys.unraisablehook = _interrupt_again
-    for stream in (sys.stdout, sys.stderr):
+    streams: tuple[Any, ...] = (sys.stdout, sys.stderr)
+    for stream in streams:
         if stream is not None:
             # the terminal may not be able to show a class name
             stream.reconfigure(errors="backslashreplace")
@@ -23,13 +25,12 @@ def main():
         sys.exit(130)
 
 
-def _interrupt_again(lost):
+def _interrupt_again(lost: "sys.UnraisableHookArgs") -> None:
     """Repeat an interruption that Python dropped, in a finaliser or a weak reference."""
     if lost.exc_type is KeyboardInterrupt:
         with suppress(RuntimeError):  # too late for a thread: the process ends anyway
-            threading.Timer(
-                0.01, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT)
-            ).start()
+            main_thread = threading.main_thread().ident
+            threading.Timer(0.01, signal.pthread_kill, (main_thread, signal.SIGINT)).start()
     else:
         sys.__unraisablehook__(lost)
 

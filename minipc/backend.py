@@ -37,7 +37,7 @@ def load(name: str, say: Callable[[str], Any] = lambda line: None) -> Any:
     if name == "numpy":
         return np
     try:
-        import cupy  # succeeds without a GPU, so a device is asked for as well
+        import cupy  # succeeds without a GPU, so the next line looks for a device
 
         if cupy.cuda.runtime.getDeviceCount() < 1:
             raise RuntimeError("no CUDA device found")
@@ -56,7 +56,7 @@ def load(name: str, say: Callable[[str], Any] = lambda line: None) -> Any:
 
 def module_of(*arrays: Any) -> Any:
     """Return the module that owns arrays, numpy or cupy; raise BackendError for a mixture."""
-    cupy = sys.modules.get("cupy")  # never imported: then no array can be CuPy's
+    cupy = sys.modules.get("cupy")  # if it was never imported, no array is CuPy's
     on_device = {cupy is not None and isinstance(array, cupy.ndarray) for array in arrays}
     if len(on_device) != 1:
         raise BackendError(
@@ -129,10 +129,9 @@ def blas_on_one_thread(say: Callable[[str], Any] | None = None) -> Iterator[None
                 if say:
                     say(
                         "BLAS may use several threads: results are not promised to repeat bit for "
-                        "bit, and steps are "
-                        "slower beside other work; pip install minipc[threads], or set "
-                        "OPENBLAS_NUM_THREADS, "
-                        "MKL_NUM_THREADS and OMP_NUM_THREADS to 1 before NumPy is imported"
+                        "bit, and steps are slower beside other work; pip install minipc[threads], "
+                        "or set OPENBLAS_NUM_THREADS, MKL_NUM_THREADS and OMP_NUM_THREADS to 1 "
+                        "before NumPy is imported"
                     )
             else:
                 limits.enter_context(threadpool_limits(1, "blas"))
@@ -147,7 +146,7 @@ def blas_kernel() -> str:
     different shapes.  We look up a symbol in NumPy's extension and its dependencies, so
     the answer is about the library that NumPy loaded.
     """
-    library = ctypes.CDLL(np._core._multiarray_umath.__file__)
+    library = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
     for name in (
         "scipy_openblas_get_corename64_",
         "scipy_openblas_get_corename",
@@ -162,10 +161,10 @@ def blas_kernel() -> str:
 
 
 def padded_block(rows: np.ndarray, first: int, size: int) -> np.ndarray:
-    """Return rows[first : first + size], the last row repeated where rows end earlier.
+    """Return rows[first : first + size], with the last row repeated if there are too few.
 
     Every compute block has the same shape, because the result of a matrix product can depend on
-    how many rows it has; the caller drops the repeated ones.
+    how many rows it has; the caller drops the results of repeated rows.
     """
     block = rows[first : first + size]
     if len(block) == size:

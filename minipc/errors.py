@@ -4,6 +4,8 @@ A message is one line for a person: what, where, expected, found, and what to do
 exception is a bug in minipc and keeps its traceback.
 """
 
+from typing import Any
+
 
 class MinipcError(Exception):
     """An expected failure; the command line ends with exit_code and one line."""
@@ -35,16 +37,17 @@ class BackendError(MinipcError):
     exit_code = 5
 
 
-def short(value, most=60):
+def short(value: object, most: int = 60) -> str:
     """Return value as text for a message, cut to at most `most` characters."""
     text = str(value)
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
-def check_shape(name, array, expected):
+def check_shape(name: str, array: Any, expected: tuple[int | None, ...]) -> None:
     """Raise DataError unless array.shape equals expected, a tuple in which None fits any length."""
     if len(array.shape) != len(expected) or any(
-        want is not None and want != got for want, got in zip(expected, array.shape, strict=True)
+        length is not None and length != actual
+        for length, actual in zip(expected, array.shape, strict=True)
     ):
-        wanted = ", ".join("*" if want is None else str(want) for want in expected)
-        raise DataError(f"{name}: expected shape ({wanted}), got {tuple(array.shape)}")
+        shape = ", ".join("*" if length is None else str(length) for length in expected)
+        raise DataError(f"{name}: expected shape ({shape}), got {tuple(array.shape)}")

@@ -23,22 +23,21 @@ def provenance(xp: Any) -> dict[str, Any]:
     Where two of these are equal and one_blas_thread holds, the same arithmetic gives the same bits.
     """
     simd = np.show_config(mode="dicts").get("SIMD Extensions", {})
-    found = {
+    on_host = {
         "minipc": __version__,
         "python": platform.python_version(),
         "numpy": np.__version__,
         "blas": " ".join(blas_build()).strip(),
         "kernel": blas_kernel(),
-        "simd": ["", *simd.get("baseline", []), *simd.get("found", [])][
-            -1
-        ],  # the widest that NumPy's loops use
+        # the widest that NumPy's loops use
+        "simd": ["", *simd.get("baseline", []), *simd.get("found", [])][-1],
         "one_blas_thread": one_blas_thread(),
         "device": platform.machine(),
     }
-    return found if xp is np else found | _device_provenance(xp)
+    return on_host if xp is np else on_host | _device_provenance(xp)
 
 
-def _device_provenance(xp):
+def _device_provenance(xp: Any) -> dict[str, Any]:
     """Return the libraries of a device; another version may round differently."""
     cuda = xp.cuda
     return {
@@ -52,9 +51,8 @@ def _device_provenance(xp):
         "nvrtc": ".".join(map(str, cuda.nvrtc.getVersion())),
         "cublas": cuda.cublas.getVersion(cuda.Device().cublas_handle),
         "accelerators": os.environ.get("CUPY_ACCELERATORS", ""),  # "" is CuPy's own choice
-        "tf32": os.environ.get(
-            "CUPY_TF32", "0"
-        ),  # CuPy's own switch: 10-bit products, off by default
+        # CuPy's own switch: 10-bit products, off by default
+        "tf32": os.environ.get("CUPY_TF32", "0"),
     }
 
 
@@ -63,12 +61,12 @@ def unlike(there: dict[str, Any], here: dict[str, Any]) -> str:
 
     An entry that one of them lacks is unknown, so it counts as different (older files have fewer).
     """
-    other = [
+    different = [
         f"{name.replace('_', ' ')} {there.get(name, 'not said')} there, "
         f"{here.get(name, 'not said')} here"
         for name in sorted(there.keys() | here.keys())
         if (there.get(name), name in there) != (here.get(name), name in here)
     ]
-    if not other and not here.get("one_blas_thread"):
-        other = ["BLAS has several threads, whose sums do not repeat"]
-    return "; ".join(other)
+    if not different and not here.get("one_blas_thread"):
+        different = ["BLAS has several threads, whose sums do not repeat"]
+    return "; ".join(different)

@@ -132,16 +132,16 @@ def _winners_without_sign(right):
 
 
 def _no_constant_row(right):
-    def _gradients(products, x, affine, name):
+    def gradients(products, x, affine, name):
         *grads, K = right(products, x, affine, name)
         K[:, -1] = 0
         return *grads, K
 
-    return _gradients
+    return gradients
 
 
 def _moments_of_a_sample(right):
-    def _filled(y, write, name):
+    def filled(y, write, name):
         y = right(y, write, name)
         mean, rows = y.moments[-1], y.rows
         y.moments[:-1] = (y.moments[:-1] - np.outer(mean, mean)) * rows / (rows - 1) + np.outer(
@@ -149,7 +149,7 @@ def _moments_of_a_sample(right):
         )
         return y
 
-    return _filled
+    return filled
 
 
 def _no_relu_backward(right):
@@ -223,12 +223,12 @@ def _lost_where_gamma_is_zero(right):
 
 
 def _sums_go_on(right):
-    def _sum_over_blocks(function, x, shape, name):
+    def sum_over_blocks(function, x, shape, name):
         before = x.work.array(f"{name} before", shape, np.float64, fill=0)
         before += right(function, x, shape, name)
         return before.copy()
 
-    return _sum_over_blocks
+    return sum_over_blocks
 
 
 def _one_scale(right):
@@ -372,11 +372,11 @@ MUTANTS = {
     ),
     "no-constant-row": Mutant(
         "(F4) without its constant row: the mean terms of batch norm",
-        ((fused, "_gradients", _no_constant_row),),
+        ((fused, "gradients", _no_constant_row),),
     ),
     "moments-of-a-sample": Mutant(
         "the fused layer's covariance with divisor M - 1",
-        ((fused, "_filled", _moments_of_a_sample),),
+        ((fused, "filled", _moments_of_a_sample),),
     ),
     "no-relu-backward": Mutant(
         "the fused layer's gradient where its ReLU is off",
@@ -437,18 +437,18 @@ MUTANTS = {
         (
             (
                 fused,
-                "_blocks",
+                "blocks_of",
                 lambda right: lambda clouds, elements, work: right(clouds, elements, work)[:1],
             ),
         ),
     ),
     "first-channels-only": Mutant(
         "the pool of the first slice of channels alone",
-        ((fused, "_slices", lambda right: lambda width, z, work: right(width, z, work)[:1]),),
+        ((fused, "slices_of", lambda right: lambda width, z, work: right(width, z, work)[:1]),),
     ),
     "sums-go-on": Mutant(
         "sums of the step before are not cleared",
-        ((fused, "_sum_over_blocks", _sums_go_on),),
+        ((fused, "sum_over_blocks", _sums_go_on),),
     ),
     "one-buffer-for-two-layers": Mutant(
         "layers of the head write their gradients into one array",

@@ -6,7 +6,7 @@ same function from the moments of each layer's input (fast/fused.py).  Each engi
 type from layer to layer: (B, N, O) arrays here, an Activation there.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ class Operation(NamedTuple):
 
     backward: Any  # backward(dy, cache) -> dx, or (dx, dparameter, ...) in the order of names
     cache: Any
-    names: tuple  # of the parameters
+    names: tuple[str, ...]  # of the parameters
 
 
 class Near(NamedTuple):
@@ -38,16 +38,16 @@ class Near(NamedTuple):
         return self.positions[xp.arange(len(self.positions))[:, None], self.centres]
 
 
-class Tape(list):
+class Tape(list[Operation]):
     """The Operations of one forward, in its order; it is not autograd: no graph, no tracing."""
 
-    def __init__(self, params, eps):
+    def __init__(self, params: dict[str, Any], eps: float) -> None:
         """params {dotted name: array} and eps of batch norm serve the whole forward."""
         super().__init__()
         self.params, self.eps = params, eps
-        self.batch = {}  # {layer: BatchStats}
+        self.batch: dict[str, ops.BatchStats] = {}  # by layer
 
-    def push(self, result, backward, *names):
+    def push(self, result: Sequence, backward: Callable, *names: str) -> Any:
         """Keep one operation, result = (y, cache), and return y."""
         y, cache = result
         self.append(Operation(backward, cache, names))
@@ -64,7 +64,7 @@ class Tape(list):
         """The names of all parameters, in the order of the forward."""
         return [name for operation in self for name in operation.names]
 
-    def of(self, layer, *parts):
+    def of(self, layer: str, *parts: str) -> tuple[list[str], list[Any]]:
         """Return the dotted names of a layer's parameters, and the parameters."""
         names = [f"{layer}.{part}" for part in parts]
         return names, [self.params[name] for name in names]
@@ -76,24 +76,27 @@ def backward(dlogits: Any, tape: Tape) -> tuple[dict[str, Any], Any]:
     The latter is dpoints (B, N, 3) of the textbook engine.  Fast leaves it as a fused.Gradient,
     since training does not need it; fused.input_gradient() multiplies it out.
     """
-    grads, d = {}, dlogits
+    grads: dict[str, Any] = {}
+    d = dlogits
     for operation in reversed(tape):
-        found = operation.backward(d, operation.cache)
+        result = operation.backward(d, operation.cache)
         if operation.names:
-            d, *of_parameters = found
+            d, *of_parameters = result
             grads |= zip(operation.names, of_parameters, strict=True)
         else:
-            d = found
+            d = result
     return grads, d
 
 
 class Textbook:
     """Each layer operation by operation, as docs/math.md derives them."""
 
-    def __init__(self, work=None):
+    def __init__(self, work: Workspace | None = None) -> None:
         """This engine ignores work: it keeps nothing between steps."""
 
-    def enter(self, tape, x, widths, name="points", inner=False):
+    def enter(
+        self, tape: Tape, x: Any, widths: Sequence[int], name: str = "points", inner: bool = False
+    ) -> Any:
         """Convert x (B, N, I) to the input of shared() and pooled().
 
         widths: of the layers that follow, without the pooled one.  name: of this entry, if a
@@ -101,26 +104,26 @@ class Textbook:
         """
         return x
 
-    def shared(self, tape, x, layer):
+    def shared(self, tape: Tape, x: Any, layer: str) -> Any:
         """Linear, batch norm and ReLU of every point."""
         return _norm_relu(tape, self._linear(tape, x, layer), layer)
 
-    def pooled(self, tape, x, layer):
+    def pooled(self, tape: Tape, x: Any, layer: str) -> Any:
         """The last shared layer of an entry and the maximum over its points.    -> (B, O)"""
         x = self.shared(tape, x, layer)
         return tape.push(ops.point_max_forward(x), ops.point_max_backward)
 
-    def dense(self, tape, x, layer):
+    def dense(self, tape: Tape, x: Any, layer: str) -> Any:
         """Linear, batch norm and ReLU of the head.    (B, I) -> (B, O)"""
         return _norm_relu(tape, self._linear(tape, x, layer), layer)
 
-    def output(self, tape, x, layer):
+    def output(self, tape: Tape, x: Any, layer: str) -> Any:
         """The logits: linear and bias.    (B, I) -> (B, K)"""
         names, (b,) = tape.of(layer, "b")
         x = self._linear(tape, x, layer)
         return tape.push(ops.bias_forward(x, b), ops.bias_backward, *names)
 
-    def _linear(self, tape, x, layer):
+    def _linear(self, tape: Tape, x: Any, layer: str) -> Any:
         names, (W,) = tape.of(layer, "W")
         return tape.push(ops.linear_forward(x, W), ops.linear_backward, *names)
 
@@ -167,13 +170,15 @@ class Textbook:
     def _joined(self, arrays, name):
         return module_of(*arrays).concatenate(arrays, axis=-1)
 
-    def eval_entry(self, layers, eps, channels=3):
+    def eval_entry(
+        self, layers: Sequence[Sequence], eps: float, channels: int = 3
+    ) -> Callable[[Any], Any]:
         """Return pooled(x), the features (B, O) of x (B, N, channels) with tracked statistics.
 
         layers: (W, gamma, beta, mean, var) of the shared layers of an entry.
         """
 
-        def pooled(x):
+        def pooled(x: Any) -> Any:
             # another memory order can change the rounding of a product
             x = module_of(x).ascontiguousarray(x)
             for W, *norm in layers:
@@ -214,28 +219,30 @@ class Fast(Textbook):
     The head is that of the textbook, but for a product whose gradient has a buffer.
     """
 
-    def __init__(self, work):
+    def __init__(self, work: Workspace) -> None:
         self.work = work
 
-    def enter(self, tape, x, widths, name="points", inner=False):
+    def enter(
+        self, tape: Tape, x: Any, widths: Sequence[int], name: str = "points", inner: bool = False
+    ) -> Any:
         """As Textbook.enter."""
         entry = fused.to_tower(x, widths, self.work, name, exact=not inner)
         return tape.push((entry, None), _input_gradient) if inner else entry
 
-    def shared(self, tape, x, layer):
+    def shared(self, tape: Tape, x: Any, layer: str) -> Any:
         """As Textbook.shared."""
         return self._fused(tape, x, layer, fused.shared_forward, fused.shared_backward)
 
-    def pooled(self, tape, x, layer):
+    def pooled(self, tape: Tape, x: Any, layer: str) -> Any:
         """As Textbook.pooled."""
         return self._fused(tape, x, layer, fused.pooled_forward, fused.pooled_backward)
 
-    def _fused(self, tape, x, layer, forward, backward):
+    def _fused(self, tape: Tape, x: Any, layer: str, forward: Callable, backward: Callable) -> Any:
         names, values = tape.of(layer, "W", "gamma", "beta")
         *result, tape.batch[layer] = forward(x, *values, tape.eps, name=layer)
         return tape.push(result, backward, *names)
 
-    def _linear(self, tape, x, layer):
+    def _linear(self, tape: Tape, x: Any, layer: str) -> Any:
         names, (W,) = tape.of(layer, "W")
         result = fused.linear_forward(x, W, self.work, layer)
         return tape.push(result, fused.linear_backward, *names)
@@ -274,7 +281,9 @@ class Fast(Textbook):
         out = self.work.array(f"{name} joined", shape, arrays[0].dtype)
         return module_of(*arrays).concatenate(arrays, axis=-1, out=out)
 
-    def eval_entry(self, layers, eps, channels=3):
+    def eval_entry(
+        self, layers: Sequence[Sequence], eps: float, channels: int = 3
+    ) -> Callable[[Any], Any]:
         """As Textbook.eval_entry."""
         maps = fused.eval_maps(layers, eps, channels)
         return lambda x: fused.shared_eval(x, maps, self.work)
@@ -310,14 +319,14 @@ def engine_of(name: str, work: Workspace | None, *arrays: Any) -> Textbook:
     return ENGINES[name](work or Workspace(module_of(*arrays)))
 
 
-def _norm_relu(tape, x, layer):
+def _norm_relu(tape: Tape, x: Any, layer: str) -> Any:
     names, (gamma, beta) = tape.of(layer, "gamma", "beta")
     *result, tape.batch[layer] = ops.batch_norm_forward(x, gamma, beta, tape.eps)
     x = tape.push(result, ops.batch_norm_backward, *names)
     return tape.push(ops.relu_forward(x), ops.relu_backward)
 
 
-def _input_gradient(d, _):
+def _input_gradient(d: fused.Gradient, _: None) -> Any:
     return fused.input_gradient(d)
 
 
@@ -346,5 +355,6 @@ def _level_backward(d, cache):
 
 def eval_norm_relu(x: Any, norm: Sequence, eps: float) -> Any:
     """Batch norm with tracked statistics, and ReLU.    norm = gamma, beta, mean, var, (O,) each"""
-    x, _ = ops.batch_norm_eval_forward(x, *norm, eps)
+    gamma, beta, mean, var = norm
+    x, _ = ops.batch_norm_eval_forward(x, gamma, beta, mean, var, eps)
     return ops.relu_forward(x)[0]

@@ -4,8 +4,8 @@ BLAS adds the products of a row in an order that depends on the row's place amon
 logits of a cloud would depend on what is predicted with it.  Here both factors are written in whole
 numbers so small that every sum of their products is below 2^53: float64 holds such sums exactly,
 and exact sums have no order.  (An error-free transformation of a product: Ozaki, Ogita, Oishi &
-Rump 2012, Numerical Algorithms 59, section 3.)  It costs some ten ordinary products, so it is for
-the head alone, in evaluation.
+Rump 2012, Numerical Algorithms 59, section 3.)  It costs about ten ordinary products, so only the
+head uses it, in evaluation.
 """
 
 from typing import Any, NamedTuple
@@ -24,10 +24,8 @@ class Factor(NamedTuple):
     bits: int  # t
 
 
-def factor(W):
-    """Return the Factor of W (I, O), of as many parts as its dtype needs: two for float32, three
-    for float64.
-    """
+def factor(W: Any) -> Factor:
+    """Return the Factor of W (I, O): two parts for float32, three for float64."""
     xp = module_of(W)
     check_shape("W", W, (None, None))
     parts = 2 if W.dtype == np.float32 else 3
@@ -36,8 +34,9 @@ def factor(W):
     return Factor([xp.concatenate(m[last::-1], axis=0) for last in range(parts)], unit, bits)
 
 
-def product(x, right):
+def product(x: Any, right: Factor) -> Any:
     """y = x W, rounded to float64 and then to the dtype of x.  (F10)
+
     x (B, I), right a Factor of W -> y (B, O)
 
     With x = u (n_1 + n_2 / 2^t + ...) row by row, u a power of two and every n whole and at most
@@ -50,20 +49,22 @@ def product(x, right):
     xp = module_of(x, right.unit)
     check_shape("x", x, (None, len(right.stacks[0])))
     n, unit = _whole_numbers(x, 1, len(right.stacks), right.bits)
-    y = 0.0
+    y: Any = 0.0
     for last in reversed(range(len(n))):  # Horner's rule: the smallest bracket first
         y = y * 2.0**-right.bits + xp.concatenate(n[: last + 1], axis=1) @ right.stacks[last]
     return (y * (unit * right.unit)).astype(x.dtype)
 
 
-def _whole_numbers(x, axis, parts, bits):
-    """Return [n_1, n_2, ...] and u, float64: x = u (n_1 + n_2 / 2^bits + ...), u a power of two
-    constant along axis.
+def _whole_numbers(x: Any, axis: int, parts: int, bits: int) -> tuple[list, Any]:
+    """Return [n_1, n_2, ...] and u, float64, of x = u (n_1 + n_2 / 2^bits + ...).
+
+    u is a power of two, constant along axis.
     """
     xp = module_of(x)
     _, exponent = xp.frexp(abs(x).max(axis=axis, keepdims=True))
     unit = xp.ldexp(xp.ones(exponent.shape), exponent - bits)
-    numbers, rest = [], x / unit  # exact, and no entry is above 2^bits
+    numbers: list = []
+    rest = x / unit  # exact, and no entry is above 2^bits
     for _ in range(parts):
         numbers.append(xp.rint(rest))
         rest = (rest - numbers[-1]) * 2.0**bits

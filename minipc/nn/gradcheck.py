@@ -5,6 +5,7 @@ gradient among large ones), always in float64 (float32 cannot resolve an error o
 on new arrays (a perturbation in place would reach cached references).
 """
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ class GradientReport(NamedTuple):
     largest: float  # the largest gradient norm among the arrays checked together
 
     @property
-    def error(self):
+    def error(self) -> float:
         """|analytic - numeric|, relative to the larger, or to `largest` where both vanish."""
         size = max(abs(self.analytic), abs(self.numeric))
         # Noise of the difference quotient hides a gradient that is truly zero, e.g. of a beta
@@ -34,11 +35,17 @@ class GradientReport(NamedTuple):
         return abs(self.analytic - self.numeric) / scale if scale else 0.0
 
 
-def check_gradients(f, inputs, grads, rng, step=STEP):
+def check_gradients(
+    f: Callable[[dict[str, np.ndarray]], float],
+    inputs: dict[str, np.ndarray],
+    grads: dict[str, np.ndarray],
+    rng: np.random.Generator,
+    step: float = STEP,
+) -> list[GradientReport]:
     """Return a GradientReport for each array of inputs.
 
     f(inputs) -> float, inputs and grads dicts of float64 numpy arrays with the same names and
-    shapes.  Raises DataError for another dtype, a missing or additional gradient, or a shape.
+    shapes.  Raises DataError for another dtype, names that differ, or a wrong shape.
     """
     if inputs.keys() != grads.keys():
         raise DataError(f"gradients: only one side has {sorted(inputs.keys() ^ grads.keys())}")
@@ -52,15 +59,18 @@ def check_gradients(f, inputs, grads, rng, step=STEP):
         direction = rng.standard_normal(value.shape)
         direction /= np.linalg.norm(direction)
         analytic = float((grads[name] * direction).sum())
-        reports.append(
-            GradientReport(
-                name, analytic, central_difference(f, inputs, name, direction, step), largest
-            )
-        )
+        numeric = central_difference(f, inputs, name, direction, step)
+        reports.append(GradientReport(name, analytic, numeric, largest))
     return reports
 
 
-def central_difference(f, inputs, name, direction, step=STEP):
+def central_difference(
+    f: Callable[[dict[str, np.ndarray]], float],
+    inputs: dict[str, np.ndarray],
+    name: str,
+    direction: np.ndarray,
+    step: float = STEP,
+) -> float:
     """Return (f(x + h u) - f(x - h u)) / 2h, x the array of this name and the others fixed."""
     value = inputs[name]
     plus = f(inputs | {name: value + step * direction})
@@ -68,20 +78,25 @@ def central_difference(f, inputs, name, direction, step=STEP):
     return float(plus - minus) / (2 * step)
 
 
-def require(reports, tolerance=1e-6):
+def require(reports: Iterable[GradientReport], tolerance: float = 1e-6) -> None:
     """Raise CheckFailed naming the worst array unless every relative error is below tolerance."""
-    worst = max(
-        reports, key=lambda report: (not report.error <= tolerance, report.error)
-    )  # NaN is worst
+    # NaN is the worst: `not error <= tolerance` is True for it, and True sorts last.
+    worst = max(reports, key=lambda report: (not report.error <= tolerance, report.error))
     if not worst.error <= tolerance:
         raise CheckFailed(
-            f"gradient of {worst.name}: analytic {worst.analytic:.9g}, numeric "
-            f"{worst.numeric:.9g}, "
-            f"relative error {worst.error:.2g} exceeds {tolerance:g}"
+            f"gradient of {worst.name}: analytic {worst.analytic:.9g}, "
+            f"numeric {worst.numeric:.9g}, relative error {worst.error:.2g} exceeds {tolerance:g}"
         )
 
 
-def taylor_rates(f, x, grad, direction, steps=4, first=1e-2):
+def taylor_rates(
+    f: Callable[[np.ndarray], float],
+    x: np.ndarray,
+    grad: np.ndarray,
+    direction: np.ndarray,
+    steps: int = 4,
+    first: float = 1e-2,
+) -> list[float]:
     """Return the observed orders of |f(x + h u) - f(x) - h <grad, u>| as h halves; 2 is correct.
 
     x, grad and direction are float64 arrays of one shape.  A gradient that is wrong shows order 1

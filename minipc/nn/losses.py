@@ -1,7 +1,7 @@
 """The loss of offline distillation: labels, distillation, and self-distillation subtracted.
 
 Everything rests on one primitive, soft cross-entropy with signed weights that need not sum to
-one; the familiar gradient s - q is wrong here.  z: student logits, y: smoothed one-hot labels,
+one, so the familiar gradient s - q is wrong here.  z: student logits, y: smoothed one-hot labels,
 v: recorded teacher logits, u: logits of the student's earlier self; v and u are constants.
 Their softmaxes are s, p and r, in this order: student, teacher, earlier self.  Three
 things are our reading and derivation, not statements of arXiv 2409.02020: the form of the third
@@ -16,7 +16,6 @@ from minipc.nn.ops import log_softmax_forward
 from minipc.settings import LossConfig
 
 GUARD_FLOOR = 0.05  # delta of (L8): the part of a p that the guard keeps in every class
-
 
 LABELS_ALONE: dict[str, Any] = {"kd_weight": 0.0, "self_weight": 0.0}
 
@@ -58,7 +57,7 @@ def smooth_labels(labels: Any, classes: int, smoothing: float, dtype: Any) -> An
     return (onehot * (1 - smoothing) + smoothing / classes).astype(dtype)
 
 
-def _log_softmax_at(logits, temperature):
+def _log_softmax_at(logits: Any, temperature: float) -> tuple[Any, Any]:
     """Return (softmax, log softmax) of logits / T."""
     log_p, _ = log_softmax_forward(logits / temperature)
     return module_of(logits).exp(log_p), log_p
@@ -161,7 +160,7 @@ def loss_forward(
     return terms, LossCache(labels_cache, soft_cache, config)
 
 
-def _check_rows(z, y, v, u, has_u, config):
+def _check_rows(z: Any, y: Any, v: Any, u: Any, has_u: Any, config: LossConfig) -> None:
     module_of(*(array for array in (z, y, v, u, has_u) if array is not None))
     for name, array, shape in (("v", v, z.shape), ("u", u, z.shape), ("has_u", has_u, z.shape[:1])):
         if array is not None:
@@ -173,7 +172,17 @@ def _check_rows(z, y, v, u, has_u, config):
         )
 
 
-def _batch_means(total, labels, kd, self_kl, has_u, raised, y, side, config):
+def _batch_means(
+    total: Any,
+    labels: Any,
+    kd: Any,
+    self_kl: Any,
+    has_u: Any,
+    raised: Any,
+    y: Any,
+    side: Constants,
+    config: LossConfig,
+) -> LossTerms:
     """Return LossTerms of values by row (B,); raised (B, K) bool: classes that the guard raises."""
     targets = 1 if side.log_r is None else module_of(y).maximum(has_u.sum(), 1)
     unbounded = margins(y, side.p, side.r, side.b, config) < 0

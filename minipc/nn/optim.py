@@ -1,17 +1,17 @@
 """Optimiser steps and learning-rate schedules, as pure functions of dicts.
 
-Weight decay applies to the weights of linear layers alone (names ending in ".W"): decaying batch
-norm or biases regularises nothing and slows them.
+Weight decay applies to the weights of linear layers alone (names ending in ".W"): decay of batch
+norm or biases regularises nothing and slows their training.
 """
 
 from math import cos, pi
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from minipc.backend import module_of
 from minipc.errors import DataError
 
 
-def _same_names(params, grads):
+def _same_names(params: dict[str, Any], grads: dict[str, Any]) -> None:
     if params.keys() != grads.keys():
         odd = sorted(params.keys() ^ grads.keys())
         raise DataError(
@@ -19,30 +19,39 @@ def _same_names(params, grads):
         )
 
 
-def _decay(name, weight_decay):
+def _decay(name: str, weight_decay: float) -> float:
     return weight_decay if name.endswith(".W") else 0.0
 
 
-def _zeros(params):
+def _zeros(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value * 0 for name, value in params.items()}
 
 
 class AdamWState(NamedTuple):
     step: int
-    m: dict  # first moments
-    v: dict  # second moments
+    m: dict[str, Any]  # first moments
+    v: dict[str, Any]  # second moments
 
 
-def adamw_start(params):
+def adamw_start(params: dict[str, Any]) -> AdamWState:
     """Return the state before the first step."""
     return AdamWState(0, _zeros(params), _zeros(params))
 
 
-def adamw_step(params, grads, state, lr, weight_decay, beta1=0.9, beta2=0.999, eps=1e-8):
+def adamw_step(
+    params: dict[str, Any],
+    grads: dict[str, Any],
+    state: AdamWState,
+    lr: float,
+    weight_decay: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> tuple[dict[str, Any], AdamWState]:
     """Return new params and state after one step of AdamW.  (O1)
 
     Kingma & Ba 2015, algorithm 1, with the decay decoupled as in Loshchilov & Hutter 2019,
-    algorithm 2.  Raises DataError where a parameter has no gradient or the reverse.
+    algorithm 2.  Raises DataError unless parameters and gradients have the same names.
     """
     _same_names(params, grads)
     step = state.step + 1
@@ -57,11 +66,22 @@ def adamw_step(params, grads, state, lr, weight_decay, beta1=0.9, beta2=0.999, e
     return {name: new[name] for name in params}, AdamWState(step, m, v)
 
 
-def adamw_in_place(params, grads, state, lr, weight_decay, work, beta1=0.9, beta2=0.999, eps=1e-8):
+def adamw_in_place(
+    params: dict[str, Any],
+    grads: dict[str, Any],
+    state: AdamWState,
+    lr: float,
+    weight_decay: float,
+    work: Any,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> AdamWState:
     """Take one step of (O1) in place, bit for bit as adamw_step; return the new state.
 
-    All arrays must be C-contiguous, and the gradients serve as scratch.  Long arrays go through the
-    Workspace work in slices that stay in a core's cache; short ones are not worth a thread.
+    All arrays must be C-contiguous, and the gradients serve as scratch.  The threads of the
+    Workspace work take long arrays in slices that stay in a core's cache; a short array costs less
+    than a thread.
     """
     _same_names(params, grads)
     xp, step = work.xp, state.step + 1
@@ -72,7 +92,7 @@ def adamw_in_place(params, grads, state, lr, weight_decay, work, beta1=0.9, beta
         for first in range(0, value.size, work.slice)
     ]
 
-    def update(item):
+    def update(item: tuple[str, int]) -> None:
         name, first = item
         some = slice(first, first + work.slice)
         p, g, m, v = (array[name].reshape(-1)[some] for array in (params, grads, state.m, state.v))
@@ -99,19 +119,26 @@ def adamw_in_place(params, grads, state, lr, weight_decay, work, beta1=0.9, beta
 
 class SgdState(NamedTuple):
     step: int
-    velocity: dict
+    velocity: dict[str, Any]
 
 
-def sgd_start(params):
+def sgd_start(params: dict[str, Any]) -> SgdState:
     """Return the state before the first step."""
     return SgdState(0, _zeros(params))
 
 
-def sgd_step(params, grads, state, lr, weight_decay, momentum=0.9):
+def sgd_step(
+    params: dict[str, Any],
+    grads: dict[str, Any],
+    state: SgdState,
+    lr: float,
+    weight_decay: float,
+    momentum: float = 0.9,
+) -> tuple[dict[str, Any], SgdState]:
     """Return new params and state after one step of SGD with momentum.  (O2)
 
-    PyTorch's convention: velocity = momentum velocity + gradient, params -= lr velocity, the
-    weight decay being added to the gradient.
+    PyTorch's convention: the gradient includes the weight decay, velocity = momentum velocity
+    + gradient, params -= lr velocity.
     """
     _same_names(params, grads)
     new, velocity = {}, {}
@@ -123,7 +150,7 @@ def sgd_step(params, grads, state, lr, weight_decay, momentum=0.9):
     return {name: new[name] for name in params}, SgdState(state.step + 1, velocity)
 
 
-def warmup_cosine(step, steps, warmup):
+def warmup_cosine(step: int, steps: int, warmup: int) -> float:
     """Return the factor of the learning rate at step (from 0) of a run of this many steps.  (O3)
 
     Linear over the warm-up, (step + 1) / warmup, then half a cosine from 1 to 0.  A run shorter
@@ -135,7 +162,7 @@ def warmup_cosine(step, steps, warmup):
     return 0.5 * (1 + cos(pi * (step - warmup) / max(steps - warmup, 1)))
 
 
-def clip_by_norm(grads, largest):
+def clip_by_norm(grads: dict[str, Any], largest: float) -> tuple[dict[str, Any], Any]:
     """Return gradients scaled so that their joint 2-norm is at most largest, and that norm.  (O4)
 
     The norm comes back as a 0-d array of the gradients' module: no transfer from a device.

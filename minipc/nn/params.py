@@ -1,7 +1,6 @@
 """Parameters: specifications first, arrays second, in one flat dict of dotted names.
 
-Gradients carry the same names.  Running statistics have no gradient, so they have a
-separate dict.
+Gradients have the same names.  Running statistics have no gradient and a dict of their own.
 """
 
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ import numpy as np
 class Spec(NamedTuple):
     """Shape and initial distribution of one parameter: N(mean, std^2); constant if std is 0."""
 
-    shape: tuple
+    shape: tuple[int, ...]
     mean: float
     std: float
 

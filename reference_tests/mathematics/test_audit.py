@@ -194,7 +194,7 @@ def one_percent_more(right, place):
         part = parts[place]
         if isinstance(part, fused.Gradient):  # not multiplied out: the factors are
             parts[place] = part._replace(
-                K=part.K * 1.01, g=None if part.g is None else part.g * 1.01
+                coefficients=part.coefficients * 1.01, g=None if part.g is None else part.g * 1.01
             )
         else:
             parts[place] = part * 1.01

@@ -3,7 +3,7 @@
 Batch statistics of a linear layer are functions of its input's first two moments, and the layer
 before the pool matters only at its maxima.  So a layer is one product and a ReLU, the pooled layer
 is never stored, and a backward is one product again.  Exact, not approximate: docs/fast_engine.md
-derives every line from (M1) to (M13), and the tests hold both engines against each other.
+derives every line from (M1) to (M13), and the tests compare both engines.
 
 Letters as in ops.py; M = B N rows.  An activation y is kept shifted, Z = y - s, channels first,
 with a row of ones below it, in one array of all layers, the tower:
@@ -16,6 +16,7 @@ once for each forward, and use its results before the next forward.  A forward m
 towers, each with a name of its own.
 """
 
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -42,42 +43,44 @@ class Activation(NamedTuple):
     generation: int  # of the tower: which forward this is
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """M = B N."""
         return self.tower.shape[0] * self.tower.shape[2]
 
     @property
-    def end(self):
+    def end(self) -> int:
         """The row of the tower after Z~, where the next layer begins."""
         return self.first + len(self.shift) + 1
 
-    def of(self, clouds):
-        """Return Z (C, I, N) of some clouds, a view."""
+    def of(self, clouds: slice) -> Any:
+        """Return Z (B, I, N) of some clouds, a view."""
         return self.tower[clouds, self.first : self.end - 1]
 
-    def with_ones(self, clouds, above=0):
-        """Return Z~ = [Z, 1] (C, I + 1 + above, N), and rows of the layer above where asked."""
+    def with_ones(self, clouds: slice, above: int = 0) -> Any:
+        """Return Z~ = [Z, 1] and `above` rows of the layer above, (B, I + 1 + above, N), a view."""
         return self.tower[clouds, self.first : self.end + above]
 
-    def blocks(self):
+    def blocks(self) -> list[slice]:
         """Return the slices of clouds computed together; they depend only on the shape."""
         clouds, rows, points = self.tower.shape
-        return _blocks(clouds, rows * points, self.work)
+        return blocks_of(clouds, rows * points, self.work)
 
 
-def _blocks(clouds, elements, work):
+def blocks_of(clouds: int, elements: int, work: Workspace) -> list[slice]:
     """Return slices of 2^k clouds, the most with at most work.block elements each."""
     fit = max(work.block // elements, 1)
     each = 1 << (fit.bit_length() - 1)
     return [slice(first, min(first + each, clouds)) for first in range(0, clouds, each)]
 
 
-def _sum_over_blocks(function, x, shape, name):
+def sum_over_blocks(
+    function: Callable[[slice], Any], x: Activation, shape: tuple[int, ...], name: str
+) -> Any:
     """Return the sum of function(clouds) over all blocks, in their order, in float64."""
     blocks, work = x.blocks(), x.work
     parts = work.array(f"{name} parts", (len(blocks), *shape), np.float64)
 
-    def keep(item):
+    def keep(item: tuple[int, slice]) -> None:
         number, clouds = item
         parts[number] = function(clouds)
 
@@ -89,13 +92,15 @@ def _sum_over_blocks(function, x, shape, name):
     return total
 
 
-def to_tower(x, widths, work, name="points", exact=True):
+def to_tower(
+    x: Any, widths: Sequence[int], work: Workspace, name: str = "points", exact: bool = True
+) -> Activation:
     """Return the Activation of x (B, N, I), shifted by its mean, in a tower with room for layers.
 
     widths: of the layers that follow, without the pooled one.  name: of the tower; a new
     forward with the same name makes every earlier tape of it unreadable.  exact: whether
-    the moments are products in float64: for coordinates, three channels that no batch norm has
-    tamed, this costs nothing.
+    the moments are products in float64: this costs nothing for coordinates, three channels that no
+    batch norm has normalised.
     """
     clouds, count, channels = x.shape
     rows = channels + 1 + sum(width + 1 for width in widths)
@@ -105,21 +110,23 @@ def to_tower(x, widths, work, name="points", exact=True):
     shift = z.mean(axis=(0, 2))  # of the copy: the bits do not depend on the memory order of x
     entry = Activation(tower, 0, shift, None, work, name, work.next_generation(name))
 
-    def write(clouds):
+    def write(clouds: slice) -> None:
         z = entry.of(clouds)
         z -= shift[:, None]
 
-    return _filled(entry, write, name, exact)
+    return filled(entry, write, name, exact)
 
 
-def _filled(y, write, name, exact=False):
-    """Return the Activation y with its moments, its clouds written by write(clouds) block by block.
+def filled(
+    y: Activation, write: Callable[[slice], None], name: str, exact: bool = False
+) -> Activation:
+    """Return the Activation y with its moments; write(clouds) writes y block by block.
 
-    exact: with products in float64 too, not only sums over clouds.  name: of the buffers.
+    exact: products in float64 too, not only sums over clouds.  name: of the buffers.
     """
     rows = len(y.shift) + 1
 
-    def block(clouds):
+    def block(clouds: slice) -> Any:
         write(clouds)
         z = y.with_ones(clouds)
         if exact:
@@ -127,7 +134,7 @@ def _filled(y, write, name, exact=False):
             z[...] = narrow
         return second_moments(z, y.work)
 
-    moments = _sum_over_blocks(block, y, (rows, rows), f"{name} moments")
+    moments = sum_over_blocks(block, y, (rows, rows), f"{name} moments")
     moments /= y.rows
     return y._replace(moments=moments)
 
@@ -138,14 +145,15 @@ class HeadCache(NamedTuple):
     dW: Any  # (I, O), where the gradient goes
 
 
-def linear_forward(x, W, work, name):
+def linear_forward(x: Any, W: Any, work: Workspace, name: str) -> tuple[Any, HeadCache]:
     """(M1) for a layer of the head, whose gradient has a buffer.
+
     x (B, I), W (I, O) -> y (B, O)
     """
     return x @ W, HeadCache(x, W, work.array(f"{name} dW", W.shape, W.dtype))
 
 
-def linear_backward(dy, cache):
+def linear_backward(dy: Any, cache: HeadCache) -> tuple[Any, Any]:
     """(M2)    -> dx (B, I), dW (I, O)"""
     return dy @ cache.W.T, module_of(dy).matmul(cache.x.T, dy, out=cache.dW)
 
@@ -162,10 +170,10 @@ class Affine(NamedTuple):
     inv_std: Any  # (O,)
 
 
-def _affine(x, W, gamma, beta, eps, name):
-    """sigma^2 = w^T C w + eps, A = W gamma / sigma, c = beta - A^T m.  (F1)
-    -> Affine, BatchStats
-    """
+def affine_map(
+    x: Activation, W: Any, gamma: Any, beta: Any, eps: float, name: str
+) -> tuple[Affine, BatchStats]:
+    """sigma^2 = w^T C w + eps, A = W gamma / sigma, c = beta - A^T m.  (F1)"""
     check_shape("W", W, (len(x.shift), None))
     check_shape("gamma", gamma, W.shape[1:])
     check_shape("beta", beta, W.shape[1:])
@@ -182,9 +190,8 @@ def _affine(x, W, gamma, beta, eps, name):
     scale = gamma * inv_std
     c = beta - scale * (m @ exact)
     mean = (m + x.shift) @ exact
-    At = xp.multiply(
-        W.T, scale.astype(dtype)[:, None], out=work.array(f"{name} A", W.shape[::-1], dtype)
-    )
+    At = work.array(f"{name} A", W.shape[::-1], dtype)
+    xp.multiply(W.T, scale.astype(dtype)[:, None], out=At)
     affine = Affine(At, c.astype(dtype), m.astype(dtype), narrow, W, gamma, inv_std.astype(dtype))
     return affine, BatchStats(mean.astype(dtype), var.astype(dtype), x.rows)
 
@@ -196,52 +203,56 @@ class SharedCache(NamedTuple):
     name: str
 
 
-def shared_forward(x, W, gamma, beta, eps, name):
+def shared_forward(
+    x: Activation, W: Any, gamma: Any, beta: Any, eps: float, name: str
+) -> tuple[Activation, SharedCache, BatchStats]:
     """z' = max(A^T z + c - s, -s): y = relu(A^T z + c), shifted by s = relu(beta).  (F1), (F8)
 
     x an Activation of I channels, W (I, O), gamma and beta (O,); name keeps the buffers of layers
     apart.  Returns the Activation y with its moments, SharedCache and BatchStats.
     """
     xp, work = x.work.xp, x.work
-    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    affine, stats = affine_map(x, W, gamma, beta, eps, name)
     shift = xp.maximum(beta, 0)
     coefficients = xp.concatenate([affine.At, (affine.c - shift)[:, None]], axis=1)  # (O, I + 1)
     floor = -shift[:, None]
     y = x._replace(first=x.end, shift=shift, moments=None)
 
-    def write(clouds):
+    def write(clouds: slice) -> None:
         z = product(coefficients, x.with_ones(clouds), y.of(clouds), work)
         xp.maximum(z, floor, out=z)
 
-    return _filled(y, write, name), SharedCache(x, y, affine, name), stats
+    return filled(y, write, name), SharedCache(x, y, affine, name), stats
 
 
 class Gradient(NamedTuple):
-    """dX of a layer, not multiplied out: dX = K [Z, 1, D], or K [Z, 1] + A S^T for the pool.  (F4),
-    (F7)
+    """dX of a layer, not multiplied out: coefficients [Z, 1, D].  (F4)
+
+    For the pool it is coefficients [Z, 1] + A S^T.  (F7)
     """
 
     x: Activation
-    K: Any  # (I, I + 1 + O), or (I, I + 1) with winners
+    coefficients: Any  # (I, I + 1 + O), or (I, I + 1) with winners
     At: Any = None  # (O, I), with the next two for the pool alone
     winners: Any = None  # (B, O)
     g: Any = None  # (B, O)
 
-    def of(self, clouds):
-        """Return dX (C, I, N) of some clouds, in a buffer private to this thread."""
-        x, (inputs, columns) = self.x, self.K.shape
+    def of(self, clouds: slice) -> Any:
+        """Return dX (B, I, N) of some clouds, in a buffer private to this thread."""
+        x, coefficients = self.x, self.coefficients
+        inputs, columns = coefficients.shape
         stack = x.with_ones(clouds, above=columns - inputs - 1)
-        dx = x.work.scratch("dx", (len(stack), inputs, stack.shape[2]), self.K.dtype)
-        product(self.K, stack, dx, x.work)
+        dx = x.work.scratch("dx", (len(stack), inputs, stack.shape[2]), coefficients.dtype)
+        product(coefficients, stack, dx, x.work)
         if self.winners is not None:
             add_at_winners(dx, self.winners[clouds], self.g[clouds], self.At, x.work)
         return dx
 
 
-def _gradients(products, x, affine, name):
-    """Return dW, dgamma, dbeta and [-Q, k] of (F4) from products = Z~ D^T (I + 1, O), written over.
+def gradients(products: Any, x: Activation, affine: Affine, name: str) -> tuple[Any, Any, Any, Any]:
+    """Return dW, dgamma, dbeta and [-Q, k] of (F4) from products, Z~ D^T (I + 1, O).
 
-    dbeta = sum D, R = Z D^T - m dbeta^T, dgamma = w . R / sigma  (F2);
+    It overwrites products.  dbeta = sum D, R = Z D^T - m dbeta^T, dgamma = w . R / sigma  (F2);
     dW = (R - C W dgamma / sigma) gamma / sigma  (F3).
     """
     xp = x.work.xp
@@ -259,26 +270,26 @@ def _gradients(products, x, affine, name):
     return R, dgamma, dbeta, xp.concatenate([-Q, k[:, None]], axis=1)
 
 
-def shared_backward(dy, cache):
+def shared_backward(dy: Gradient, cache: SharedCache) -> tuple[Gradient, Any, Any, Any]:
     """D = dY where y > 0, then (F2), (F3) and (F4).
-    dy a Gradient -> Gradient dx, dW, dgamma, dbeta
 
-    D overwrites Z in the tower.
+    dy a Gradient -> Gradient dx, dW, dgamma, dbeta.  D overwrites Z in the tower.
     """
     x, y, affine, name = cache
     xp, work = x.work.xp, x.work
     floor = -y.shift[:, None]
 
-    def layer(clouds):
+    def layer(clouds: slice) -> Any:
         z = y.of(clouds)
         positive = xp.greater(z, floor, out=work.scratch("positive", z.shape, bool))
         xp.multiply(dy.of(clouds), positive, out=z)
         return inner_product(x.with_ones(clouds), z, work)
 
     (width, inputs), dtype = affine.At.shape, affine.At.dtype
-    products = _sum_over_blocks(layer, x, (inputs + 1, width), f"{name} products").astype(dtype)
-    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
-    return Gradient(x, xp.concatenate([K, affine.At.T], axis=1)), dW, dgamma, dbeta
+    products = sum_over_blocks(layer, x, (inputs + 1, width), f"{name} products").astype(dtype)
+    dW, dgamma, dbeta, of_inputs = gradients(products, x, affine, name)
+    coefficients = xp.concatenate([of_inputs, affine.At.T], axis=1)
+    return Gradient(x, coefficients), dW, dgamma, dbeta
 
 
 class PooledCache(NamedTuple):
@@ -289,7 +300,9 @@ class PooledCache(NamedTuple):
     name: str
 
 
-def pooled_forward(x, W, gamma, beta, eps, name):
+def pooled_forward(
+    x: Activation, W: Any, gamma: Any, beta: Any, eps: float, name: str
+) -> tuple[Any, PooledCache, BatchStats]:
     """h_o = relu(c_o + max_n (A^T z)_on), n* the point that won.  (F5)
 
     The last shared layer and the pool: batch norm is an affine map of each channel, the sign of
@@ -297,35 +310,33 @@ def pooled_forward(x, W, gamma, beta, eps, name):
     at a time.  Returns h (B, O), PooledCache and BatchStats.
     """
     xp, work = x.work.xp, x.work
-    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    affine, stats = affine_map(x, W, gamma, beta, eps, name)
     (clouds, _, points), width = x.tower.shape, W.shape[1]
     winners = work.array(f"{name} winners", (clouds, width), np.intp)
     largest = work.array(f"{name} largest", (clouds, width), W.dtype)
 
-    def pool(clouds):
+    def pool(clouds: slice) -> None:
         z = x.of(clouds)
-        for some in _slices(width, points, work):
+        for some in slices_of(width, points, work):
             P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
-            won = product(affine.At[some], z, P, work).argmax(
-                axis=2
-            )  # points are contiguous: as fast as memory
+            # the search over contiguous points is as fast as memory
+            won = product(affine.At[some], z, P, work).argmax(axis=2)
             winners[clouds, some] = won
-            largest[clouds, some] = P.reshape(-1)[
-                won.ravel() + points * xp.arange(won.size)
-            ].reshape(won.shape)
+            places = won.ravel() + points * xp.arange(won.size)  # of the maxima in P
+            largest[clouds, some] = P.reshape(-1)[places].reshape(won.shape)
 
     work.map(pool, x.blocks())
     h = largest + affine.c
     return xp.maximum(h, 0), PooledCache(x, affine, winners, h > 0, name), stats
 
 
-def _slices(width, points, work):
+def slices_of(width: int, points: int, work: Workspace) -> list[slice]:
     """Return slices of channels that fit work.slice for one cloud, whatever the batch size."""
     step = max(work.slice // points // SHARE, 1) * SHARE
     return [slice(first, min(first + step, width)) for first in range(0, width, step)]
 
 
-def pooled_backward(dh, cache):
+def pooled_backward(dh: Any, cache: PooledCache) -> tuple[Gradient, Any, Any, Any]:
     """(F2) and (F3) with D = S, the sparse matrix of the gradients at the winners.  (F6), (F7)
 
     dh (B, O) -> Gradient dx, dW (I, O), dgamma (O,), dbeta (O,)
@@ -342,11 +353,11 @@ def pooled_backward(dh, cache):
     products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
     products[-1] = g.sum(axis=0)
     sum_at_winners(x.of(slice(None)), winners, g, products[:-1], work)
-    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
-    return Gradient(x, K, affine.At, winners, g), dW, dgamma, dbeta
+    dW, dgamma, dbeta, coefficients = gradients(products, x, affine, name)
+    return Gradient(x, coefficients, affine.At, winners, g), dW, dgamma, dbeta
 
 
-def input_gradient(gradient):
+def input_gradient(gradient: Gradient) -> Any:
     """Return the gradient (B, N, I) of the input of to_tower(); training does not use it."""
     x = gradient.x
     return x.work.xp.concatenate(
@@ -354,13 +365,13 @@ def input_gradient(gradient):
     )
 
 
-def eval_maps(layers, eps, channels=3):
+def eval_maps(layers: Iterable[Sequence], eps: float, channels: int = 3) -> list[tuple[Any, Any]]:
     """Return [(A^T (O, I), c (O,)), ...] of shared layers with tracked statistics.  (F9)
 
     layers: (W, gamma, beta, mean, var) each.  channels: of the input of the first.
     A = W gamma / sigma and c = beta - mean gamma / sigma.
     """
-    maps = []
+    maps: list[tuple[Any, Any]] = []
     for W, gamma, beta, mean, var in layers:
         xp = module_of(W)
         check_shape("W", W, (len(maps[-1][1]) if maps else channels, None))
@@ -369,25 +380,25 @@ def eval_maps(layers, eps, channels=3):
     return maps
 
 
-def shared_eval(points, maps, work):
+def shared_eval(points: Any, maps: Sequence[tuple[Any, Any]], work: Workspace) -> Any:
     """Return the pooled features h (B, O) of points (B, N, I) under the maps of eval_maps().
 
-    A block of clouds goes through all layers before the next one starts and only its maxima leave.
-    Every product is of one cloud and of a shape that other clouds have no part in, so neither have
-    they in its bits.
+    A block of clouds goes through all layers before the next block starts, and only its maxima are
+    kept.  Each product belongs to one cloud, and its shape does not depend on the other clouds, so
+    neither do its bits.
     """
     xp, (clouds, count, channels), dtype = work.xp, points.shape, points.dtype
     *narrow, (At, c) = maps
     h = xp.empty((clouds, len(At)), dtype)
     widest = max([channels, *(len(A) for A, _ in narrow)])
 
-    for block in _blocks(clouds, 2 * (widest + 1) * count, work):
+    for block in blocks_of(clouds, 2 * (widest + 1) * count, work):
         z = xp.ascontiguousarray(points[block].swapaxes(1, 2))
         for number, (A, b) in enumerate(narrow):
             z = product(A, z, work.scratch(f"z {number}", (len(z), len(A), count), dtype), work)
             z += b[:, None]
             xp.maximum(z, 0, out=z)
-        for some in _slices(len(At), count, work):
+        for some in slices_of(len(At), count, work):
             P = work.scratch("P", (len(z), some.stop - some.start, count), dtype)
             h[block, some] = product(At[some], z, P, work).max(axis=2)
     h += c

@@ -21,12 +21,12 @@ from minipc.errors import DataError
 from minipc.nn.fast.fused import (
     Activation,
     Affine,
-    _affine,
-    _blocks,
-    _filled,
-    _gradients,
-    _slices,
-    _sum_over_blocks,
+    affine_map,
+    blocks_of,
+    filled,
+    gradients,
+    slices_of,
+    sum_over_blocks,
     to_tower,
 )
 from minipc.nn.fast.products import inner_product, product
@@ -56,7 +56,7 @@ class Level(NamedTuple):
     def blocks(self):
         """Return the slices of clouds computed together; they depend only on the shape."""
         clouds, channels, points = self.z.shape
-        return _blocks(clouds, 2 * channels * points, self.work)
+        return blocks_of(clouds, 2 * channels * points, self.work)
 
 
 def to_level(positions, f, centres, members, work, name):
@@ -80,9 +80,7 @@ def to_level(positions, f, centres, members, work, name):
     at = z[:, :3].swapaxes(1, 2).reshape(-1, 3)[centres + first]
     level = Level(z, v, at, members, flat, shift, None, work, name, work.next_generation(name))
     shape = (inputs + 1, inputs + 1)
-    moments = _sum_over_blocks(
-        lambda block: _moments(level, block), level, shape, f"{name} moments"
-    )
+    moments = sum_over_blocks(lambda block: _moments(level, block), level, shape, f"{name} moments")
     moments /= level.rows
     return level._replace(moments=moments)
 
@@ -140,7 +138,7 @@ def level_forward(x, W, gamma, beta, eps, name):
     LevelCache and BatchStats.
     """
     xp, work, (clouds, _, points) = x.work.xp, x.work, x.z.shape
-    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    affine, stats = affine_map(x, W, gamma, beta, eps, name)
     members, _, count = x.flat.shape
     shape = (clouds, count, W.shape[1])
     u = work.array(f"{name} u", (clouds, points, shape[2]), W.dtype)
@@ -159,7 +157,7 @@ def level_forward(x, W, gamma, beta, eps, name):
         xp.greater(best, 0, out=positive[clouds])
         xp.maximum(best, 0, out=best)
 
-    work.map(pool, _blocks(clouds, count * shape[2] * work.block // work.slice, work))
+    work.map(pool, blocks_of(clouds, count * shape[2] * work.block // work.slice, work))
     return h, LevelCache(x, affine, positive, rank, name), stats
 
 
@@ -260,10 +258,10 @@ def _through_points(x, affine, sums, S, g, name):
         return products
 
     inputs, width = affine.W.shape
-    total = _sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
+    total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
     products = work.array(f"{name} products", total.shape, S.dtype)
     products[...] = total
-    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    dW, dgamma, dbeta, K = gradients(products, x, affine, name)
     df = work.array(f"{name} df", (*S.shape[:2], inputs - 3), S.dtype)
 
     def features(clouds):
@@ -290,7 +288,7 @@ def expand_forward(x, W, gamma, beta, eps, widths, name):
     whose points are the rows, member by member (k M), ExpandCache and BatchStats.
     """
     xp, work = x.work.xp, x.work
-    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    affine, stats = affine_map(x, W, gamma, beta, eps, name)
     shift, (members, clouds, count) = xp.maximum(beta, 0), x.flat.shape
     size = (clouds, sum(width + 1 for width in widths), members * count)
     tower = work.array(f"{name} tower {widths}", size, W.dtype, fill=1)
@@ -309,7 +307,7 @@ def expand_forward(x, W, gamma, beta, eps, widths, name):
         each -= centre[:, :, None]
         xp.maximum(rows, -shift[:, None], out=rows)
 
-    return _filled(y, write, name), ExpandCache(x, y, affine, name), stats
+    return filled(y, write, name), ExpandCache(x, y, affine, name), stats
 
 
 def expand_backward(dy, cache):
@@ -372,7 +370,7 @@ def group_pool_forward(x, W, gamma, beta, eps, members, name):
     x an Activation whose points are rows, member by member.  -> h (B, M, O), GroupPoolCache, stats
     """
     xp, work, (clouds, _, points) = x.work.xp, x.work, x.tower.shape
-    affine, stats = _affine(x, W, gamma, beta, eps, name)
+    affine, stats = affine_map(x, W, gamma, beta, eps, name)
     shape = (clouds, W.shape[1], points // members)
     h = work.array(f"{name} h", shape, W.dtype)
     rank = work.array(f"{name} rank", shape, np.min_scalar_type(members - 1))
@@ -380,7 +378,7 @@ def group_pool_forward(x, W, gamma, beta, eps, members, name):
 
     def pool(clouds):
         z = x.of(clouds)
-        for some in _slices(shape[1], points, work):
+        for some in slices_of(shape[1], points, work):
             P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
             each = product(affine.At[some], z, P, work).reshape(*P.shape[:2], members, -1)
             best = h[clouds, some]
@@ -439,10 +437,10 @@ def group_pool_backward(dh, cache):
         return inner_product(x.with_ones(clouds), winners.winners(clouds), work)
 
     inputs, width = affine.W.shape
-    total = _sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
+    total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
     products = work.array(f"{name} products", total.shape, g.dtype)
     products[...] = total
-    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    dW, dgamma, dbeta, K = gradients(products, x, affine, name)
     return winners._replace(K=K), dW, dgamma, dbeta
 
 
@@ -488,7 +486,7 @@ def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=
     """
     xp = work.xp
     entry = to_tower(x, (), work, name, exact=not inner)
-    affine, stats = _affine(entry, W, gamma, beta, eps, name)
+    affine, stats = affine_map(entry, W, gamma, beta, eps, name)
     clouds, points, _ = x.shape
     shape = (clouds, W.shape[1], points)
     y = work.array(f"{name} y", shape, W.dtype)
@@ -520,10 +518,10 @@ def pointwise_backward(dy, cache):
         xp.multiply(dy[clouds].swapaxes(1, 2), positive[clouds], out=D[clouds])
         return inner_product(x.with_ones(clouds), D[clouds], work)
 
-    total = _sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
+    total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
     products = work.array(f"{name} products", total.shape, D.dtype)
     products[...] = total
-    dW, dgamma, dbeta, K = _gradients(products, x, affine, name)
+    dW, dgamma, dbeta, K = gradients(products, x, affine, name)
     if not inner:
         return None, dW, dgamma, dbeta
     dx = work.array(f"{name} dx", (len(D), inputs, D.shape[2]), D.dtype)
@@ -551,7 +549,7 @@ def level_eval(positions, f, centres, members, maps, work):
     single = f is not None and len(maps) == 1
     pool = _pool_points if single else _pool_rows
     elements = count * widest if single else count * members_of * widest
-    for block in _blocks(clouds, max(elements * work.block // work.slice, 1), work):
+    for block in blocks_of(clouds, max(elements * work.block // work.slice, 1), work):
         near = positions[block] - positions[block, :1]  # far from the origin, products lose digits
         axes = [near] if f is None else [near, f[block]]
         z = xp.ascontiguousarray(xp.concatenate(axes, axis=2).swapaxes(1, 2))  # (C, I, N)

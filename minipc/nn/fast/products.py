@@ -2,10 +2,10 @@
 
 OpenBLAS copies both factors of a product into an order of its own before it multiplies.  A layer of
 PointNet is a short, wide product, (O, I) times (I, N).  Most kernels are fastest on it whole.
-Those of SMALL_MATRIX_KERNELS can multiply small matrices where they lie: four rows at a time, such
-a layer has no copies and runs at the speed of a large product (docs/performance.md).  The name
-decides, not a timing: the two forms round differently, and the choice must be the same in every
-run.
+Those of SMALL_MATRIX_KERNELS can multiply small matrices where they lie: four rows at a time,
+such a layer needs no copies and runs at the speed of a large product (docs/performance.md).  The
+name decides, not a timing: the two forms round differently, and the choice must be the same in
+every run.
 """
 
 from typing import Any
@@ -19,7 +19,9 @@ SMALL = 10**6  # multiply-adds up to which these kernels multiply without copyin
 
 def product(a: Any, z: Any, out: Any, work: Workspace) -> Any:
     """out = a z for each cloud.
-    a (M, K), z (C, K, N), out (C, M, N): views with contiguous points
+
+    a (rows, inner), z (clouds, inner, points), out (clouds, rows, points): views whose points are
+    contiguous.
     """
     (rows, inner), (clouds, _, points) = a.shape, z.shape
     group, parts = _divided(rows, inner, points, work)
@@ -35,28 +37,30 @@ def product(a: Any, z: Any, out: Any, work: Workspace) -> Any:
 
 def inner_product(z: Any, d: Any, work: Workspace) -> Any:
     """Return the sum over clouds and points of z d^T, over clouds in float64.
-    z (C, K, N), d (C, M, N) -> (K, M)
+
+    z (clouds, inner, points), d (clouds, rows, points) -> (inner, rows)
     """
     (clouds, inner, points), rows = z.shape, d.shape[1]
     group, parts = _divided(rows, inner, points, work)
     if group == rows and parts == 1:
         return work.xp.matmul(z, d.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
-    found = work.xp.matmul(
+    pieces = work.xp.matmul(
         z.reshape(clouds, inner, parts, -1).swapaxes(1, 2)[:, :, None],
         d.reshape(clouds, -1, group, parts, points // parts).transpose(0, 3, 1, 4, 2),
-    )  # (C, parts, M / group, K, group)
-    return found.sum(axis=(0, 1), dtype=np.float64).swapaxes(0, 1).reshape(inner, rows)
+    )  # (clouds, parts, rows / group, inner, group)
+    return pieces.sum(axis=(0, 1), dtype=np.float64).swapaxes(0, 1).reshape(inner, rows)
 
 
 def second_moments(z: Any, work: Workspace) -> Any:
-    """Return the sum over clouds and points of z z^T, float64.    z (C, K, N) -> (K, K)
+    """Return the sum over clouds and points of z z^T, in float64.
 
-    NumPy sees that both factors are one array and asks BLAS for half the products (syrk).
+    z (clouds, inner, points) -> (inner, inner).  NumPy sees that both factors are one array
+    and asks BLAS for half the products (syrk).
     """
     return work.xp.matmul(z, z.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
 
 
-def _divided(rows, inner, points, work):
+def _divided(rows: int, inner: int, points: int, work: Workspace) -> tuple[int, int]:
     """Return the rows of each small product and the parts of the points, or all rows and 1."""
     group, parts = work.group, 1
     if group is None or rows % group:

@@ -22,7 +22,7 @@ def sum_at_winners(z: Any, winners: Any, g: Any, out: Any, work: Workspace) -> N
         out[...] = (xp.take_along_axis(z, winners[:, None, :], axis=2) * g[:, None, :]).sum(axis=0)
         return
 
-    def gather(first):
+    def gather(first: int) -> None:
         some = slice(first, first + ROWS)
         R = out[some]
         R[...] = 0
@@ -35,7 +35,7 @@ def sum_at_winners(z: Any, winners: Any, g: Any, out: Any, work: Workspace) -> N
 
 
 def add_at_winners(dx: Any, winners: Any, g: Any, At: Any, work: Workspace) -> None:
-    """dx += A S^T.  (F7)    dx (C, I, N), winners and g (C, O), At (O, I)"""
+    """dx += A S^T.  (F7)    dx (B, I, N), winners and g (B, O), At (O, I)"""
     (clouds, inputs, points), channels, xp = dx.shape, len(At), work.xp
     if xp is not np:
         spread = xp.arange(points)[None, :, None] == winners[:, None, :]
@@ -47,16 +47,16 @@ def add_at_winners(dx: Any, winners: Any, g: Any, At: Any, work: Workspace) -> N
         _add_sparse(dx[some], winners[some], g[some], At, work)
 
 
-def _add_sparse(dx, winners, g, At, work):
-    """The host's (F7): sort channels by their winning point; one sparse row for each point."""
-    from scipy import (
-        sparse,
-    )  # a slow import, which predicting does not need
+def _add_sparse(
+    dx: np.ndarray, winners: np.ndarray, g: np.ndarray, At: np.ndarray, work: Workspace
+) -> None:
+    """(F7) on the host: sort channels by their winning point; one sparse row for each point."""
+    # a slow import, which prediction does not need
+    from scipy import sparse
 
     (clouds, inputs, points), channels = dx.shape, len(At)
-    order = winners.astype(np.min_scalar_type(points)).argsort(
-        axis=1, kind="stable"
-    )  # of two bytes: radix sort
+    # The smallest integer type: NumPy sorts integers of two bytes by radix.
+    order = winners.astype(np.min_scalar_type(points)).argsort(axis=1, kind="stable")
     order = (order + channels * np.arange(clouds)[:, None]).ravel()
     at = (winners + points * np.arange(clouds)[:, None]).ravel()[order]
     starts = np.flatnonzero(np.diff(at, prepend=-1))
@@ -65,16 +65,13 @@ def _add_sparse(dx, winners, g, At, work):
         shape=(len(starts), channels),
     )
     cloud, point = np.divmod(at[starts], points)
-    shape, most = (
-        (inputs, len(starts)),
-        inputs * len(at),
-    )  # that many winning points today, and at most ever
+    # The buffers have room for the most winning points possible, and this call uses a part of them.
+    shape, most = (inputs, len(starts)), inputs * len(at)
     flat = work.scratch("flat", (most,), np.intp)[: prod(shape)].reshape(shape)
     sums = work.scratch("sums", (most,), dx.dtype)[: prod(shape)].reshape(shape)
-    np.add(
-        cloud * inputs * points + point, points * np.arange(inputs)[:, None], out=flat
-    )  # as memory runs
+    # places in dx, in the order of memory
+    np.add(cloud * inputs * points + point, points * np.arange(inputs)[:, None], out=flat)
     entries = dx.reshape(-1)
-    entries.take(flat, out=sums, mode="clip")  # all lie inside; "raise" would copy
+    entries.take(flat, out=sums, mode="clip")  # all are valid; "raise" would copy
     sums += (S @ At).T
     entries[flat] = sums

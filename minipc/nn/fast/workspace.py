@@ -33,13 +33,14 @@ class Workspace:
         # Elements computed together.  On the host: few, but enough to outweigh the cost of the
         # interpreter lock.  On a device: all.
         self.block = 5 * 2**18 if on_host else 2**31
-        self.slice = (
-            2**16 if on_host else 2**22
-        )  # elements of one cloud, or of one array, that stay in a cache
+        # elements of one cloud, or of one array, that stay in a cache
+        self.slice = 2**16 if on_host else 2**22
         # Rows of a product multiplied at once; None means all rows (products.py).
         self.group = 4 if on_host and blas_kernel() in SMALL_MATRIX_KERNELS else None
-        self._generations = {}  # {name: how many forwards began and backwards overwrote it}
-        self._arrays, self._own = {}, threading.local()
+        # {name: how many forwards began and backwards overwrote it}
+        self._generations: dict[str, int] = {}
+        self._arrays: dict[str, Any] = {}
+        self._own = threading.local()
         self._pool = ThreadPoolExecutor(threads - 1, "minipc-step") if threads > 1 else None
 
     def generation(self, name: str) -> int:
@@ -51,21 +52,21 @@ class Workspace:
         self._generations[name] = self.generation(name) + 1
         return self._generations[name]
 
-    def array(self, name: str, shape: tuple, dtype: Any, fill: Any = None) -> Any:
+    def array(self, name: str, shape: tuple[int, ...], dtype: Any, fill: Any = None) -> Any:
         """Return the buffer of this name; a new shape or dtype makes and fills a new one."""
-        found = self._arrays.get(name)
-        if found is None or found.shape != shape or found.dtype != dtype:
-            found = self._arrays[name] = self.xp.empty(shape, dtype)
+        buffer = self._arrays.get(name)
+        if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
+            buffer = self._arrays[name] = self.xp.empty(shape, dtype)
             if fill is not None:
-                found[...] = fill
-        return found
+                buffer[...] = fill
+        return buffer
 
-    def scratch(self, name: str, shape: tuple, dtype: Any) -> Any:
+    def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return a buffer private to this thread; a larger size or new dtype makes a new one."""
-        found, size = self._own.__dict__.get(name), prod(shape)
-        if found is None or found.size < size or found.dtype != dtype:
-            found = self._own.__dict__[name] = self.xp.empty(size, dtype)
-        return found[:size].reshape(shape)
+        buffer, size = self._own.__dict__.get(name), prod(shape)
+        if buffer is None or buffer.size < size or buffer.dtype != dtype:
+            buffer = self._own.__dict__[name] = self.xp.empty(size, dtype)
+        return buffer[:size].reshape(shape)
 
     def map(self, function: Callable[[Any], Any], items: Sequence) -> list:
         """Return [function(item) for item in items], computed by all threads.
@@ -74,9 +75,10 @@ class Workspace:
         """
         if self._pool is None or len(items) == 1:
             return [function(item) for item in items]
-        results, left = [None] * len(items), iter(range(len(items)))
+        results: list[Any] = [None] * len(items)
+        left = iter(range(len(items)))
 
-        def work():
+        def work() -> None:
             for number in left:
                 results[number] = function(items[number])
 
@@ -88,8 +90,8 @@ class Workspace:
         try:
             work()
         finally:
-            # A helper that has not begun is cancelled.  One that has begun must end before the next
-            # step uses the buffers.
+            # Cancel the helpers that have not begun.  The others must end before the next step
+            # uses the buffers.
             failed = [helper.exception() for helper in helpers if not helper.cancel()]
         for error in failed:
             if error is not None:
