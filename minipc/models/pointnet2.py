@@ -28,8 +28,9 @@ from minipc.errors import UsageError
 from minipc.models.inputs import inputs_of
 from minipc.models.pointnet import Count, Layer
 from minipc.nn import exact, local, ops
-from minipc.nn.engine import Near, Tape, engine_of, eval_norm_relu
+from minipc.nn.engine import Tape, engine_of, eval_norm_relu
 from minipc.nn.groups import Scale, farthest_points, neighbours
+from minipc.nn.levels import ENGINES, Near
 from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec
 
 NAMED_SIZES = {  # name: (text by hand, dropout)
@@ -318,7 +319,7 @@ def forward_train(params, inputs, config, mask=None, engine="fused", work=None):
     gradient of its input is none where the first level reads no features.
     """
     positions, groups = _read(inputs, config)
-    engine = engine_of(engine, work, positions, *params.values())
+    engine = engine_of(engine, work, positions, *params.values(), engines=ENGINES)
     layers, tape, x = _layers(config), Tape(params, config.eps), None
     for layer in layers.entry:
         x = engine.pointwise(tape, positions if x is None else x, layer.name, inner=x is not None)
@@ -348,7 +349,7 @@ def forward_train(params, inputs, config, mask=None, engine="fused", work=None):
 
 def evaluator(params, stats, config, engine="fused"):
     """Return logits_of(inputs), as pointnet.evaluator does: the same bits in any batch."""
-    engine = engine_of(engine, None, *params.values(), *stats.values())
+    engine = engine_of(engine, None, *params.values(), *stats.values(), engines=ENGINES)
     layers, eps = _layers(config), config.eps
 
     def values(layer):

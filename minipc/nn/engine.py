@@ -7,14 +7,12 @@ type from layer to layer: (B, N, O) arrays here, an Activation there.
 """
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from minipc.backend import module_of
 from minipc.errors import UsageError
-from minipc.nn import local, ops
+from minipc.nn import ops
 from minipc.nn.fast import fused
-from minipc.nn.fast import local as fast_local
 from minipc.nn.fast.workspace import Workspace
 
 
@@ -24,18 +22,6 @@ class Operation(NamedTuple):
     backward: Any  # backward(dy, cache) -> dx, or (dx, dparameter, ...) in the order of names
     cache: Any
     names: tuple[str, ...]  # of the parameters
-
-
-class Near(NamedTuple):
-    """Where the points of a level are, and which of them are centres."""
-
-    positions: Any  # (B, N, 3), augmented
-    centres: Any  # (B, M) indices of points
-
-    def of_centres(self):
-        """Return the positions of the centres (B, M, 3)."""
-        xp = module_of(*self)
-        return self.positions[xp.arange(len(self.positions))[:, None], self.centres]
 
 
 class Tape(list[Operation]):
@@ -53,14 +39,14 @@ class Tape(list[Operation]):
         self.append(Operation(backward, cache, names))
         return y
 
-    def beside(self):
+    def beside(self) -> "Tape":
         """Return an empty tape of the same forward, for a branch of it."""
         tape = Tape(self.params, self.eps)
         tape.batch = self.batch
         return tape
 
     @property
-    def names(self):
+    def names(self) -> list[str]:
         """The names of all parameters, in the order of the forward."""
         return [name for operation in self for name in operation.names]
 
@@ -127,49 +113,6 @@ class Textbook:
         names, (W,) = tape.of(layer, "W")
         return tape.push(ops.linear_forward(x, W), ops.linear_backward, *names)
 
-    def pointwise(self, tape, x, layer, residual=False, inner=True):
-        """Linear, batch norm and ReLU of every point, plus x where residual.
-
-        x (B, N, I) -> (B, N, O).  inner: x comes from layers below.
-        """
-        branch = tape.beside()
-        y = self.shared(branch, x, layer)
-        if residual:
-            y = y + x
-        return tape.push((y, (branch, residual)), _pointwise_backward, *branch.names)
-
-    def level(self, tape, near, x, scales):
-        """Return what the groups of a level see, (B, M, channels of all scales).
-
-        near: Near.  x: features (B, N, C), or None.  scales: for each scale its members (B, M, k)
-        and the Layers of its rows, the last of which is pooled.
-        """
-        branches, results = [], []
-        for members, layers in scales:
-            branches.append(tape.beside())
-            results.append(self._scale(branches[-1], near, x, members, layers))
-        widths = [result.shape[2] for result in results]
-        y = results[0] if len(results) == 1 else self._joined(results, layers[0].name)
-        names = [name for branch in branches for name in branch.names]
-        read = x is not None
-        return tape.push((y, (branches, widths, read)), _level_backward, *names)
-
-    def _scale(self, tape, near, x, members, layers):
-        rows = local.offsets(near.positions, near.centres, members)
-        if x is not None:
-            gathered = tape.push(local.gather_forward(x, members), local.gather_backward)
-            rows = self.beside(tape, rows, gathered)
-        for layer in layers:
-            rows = self.shared(tape, rows, layer.name)
-        return tape.push(ops.point_max_forward(rows), ops.point_max_backward)
-
-    def beside(self, tape, positions, x):
-        """Return [positions ; x] (..., 3 + C); only x has a gradient."""
-        return tape.push((self._joined([positions, x], "beside"), None), _features)
-
-    def _joined(self, arrays, name):
-        return module_of(*arrays).concatenate(arrays, axis=-1)
-
     def eval_entry(
         self, layers: Sequence[Sequence], eps: float, channels: int = 3
     ) -> Callable[[Any], Any]:
@@ -186,31 +129,6 @@ class Textbook:
             return x.max(axis=1)  # (M12); only a backward needs the winners
 
         return pooled
-
-    def eval_pointwise(self, values, eps, residual=False):
-        """Return pointwise(x) with tracked statistics; values: W, gamma, beta, mean, var."""
-        W, *norm = values
-
-        def pointwise(x):
-            x = module_of(x).ascontiguousarray(x)
-            y = eval_norm_relu(ops.linear_forward(x, W)[0], norm, eps)
-            return y + x if residual else y
-
-        return pointwise
-
-    def eval_scale(self, layers, eps):
-        """Return level(near, x, members), one scale of level(), with tracked statistics."""
-
-        def level(near, x, members):
-            rows = local.offsets(near.positions, near.centres, members)
-            if x is not None:
-                rows = self._joined([rows, local.gather_forward(x, members)[0]], "")
-            rows = rows.reshape(len(rows), -1, rows.shape[-1])  # one product for each cloud
-            for W, *norm in layers:
-                rows = eval_norm_relu(ops.linear_forward(rows, W)[0], norm, eps)
-            return rows.reshape(*members.shape, -1).max(axis=2)
-
-        return level
 
 
 class Fast(Textbook):
@@ -247,58 +165,12 @@ class Fast(Textbook):
         result = fused.linear_forward(x, W, self.work, layer)
         return tape.push(result, fused.linear_backward, *names)
 
-    def pointwise(self, tape, x, layer, residual=False, inner=True):
-        """As Textbook.pointwise."""
-        names, values = tape.of(layer, "W", "gamma", "beta")
-        *result, tape.batch[layer] = fast_local.pointwise_forward(
-            x, *values, tape.eps, self.work, layer, residual, inner
-        )
-        return tape.push(result, fast_local.pointwise_backward, *names)
-
-    def _scale(self, tape, near, x, members, layers):
-        (first, *rest), widths = layers, [layer.fan_out for layer in layers[:-1]]
-        if x is None:
-            rows = fast_local.to_offsets(*near, members, widths, self.work, first.name)
-            rest = layers
-        else:
-            entry = fast_local.to_level(
-                near.positions, x, near.centres, members, self.work, first.name
-            )
-            if not rest:
-                return self._fused(
-                    tape, entry, first.name, fast_local.level_forward, fast_local.level_backward
-                )
-            expand = partial(fast_local.expand_forward, widths=widths)
-            rows = self._fused(tape, entry, first.name, expand, fast_local.expand_backward)
-        for layer in rest[:-1]:
-            rows = self.shared(tape, rows, layer.name)
-        pool = partial(fast_local.group_pool_forward, members=members.shape[2])
-        rows = self._fused(tape, rows, rest[-1].name, pool, fast_local.group_pool_backward)
-        return rows
-
-    def _joined(self, arrays, name):
-        shape = (*arrays[0].shape[:-1], sum(array.shape[-1] for array in arrays))
-        out = self.work.array(f"{name} joined", shape, arrays[0].dtype)
-        return module_of(*arrays).concatenate(arrays, axis=-1, out=out)
-
     def eval_entry(
         self, layers: Sequence[Sequence], eps: float, channels: int = 3
     ) -> Callable[[Any], Any]:
         """As Textbook.eval_entry."""
         maps = fused.eval_maps(layers, eps, channels)
         return lambda x: fused.shared_eval(x, maps, self.work)
-
-    def eval_pointwise(self, values, eps, residual=False):
-        """As Textbook.eval_pointwise."""
-        maps = fused.eval_maps([values], eps, len(values[0]))
-        return lambda x: fast_local.pointwise_eval(x, maps, residual, self.work)
-
-    def eval_scale(self, layers, eps):
-        """As Textbook.eval_scale."""
-        maps = fused.eval_maps(layers, eps, len(layers[0][0]))
-        return lambda near, x, members: fast_local.level_eval(
-            near.positions, x, near.centres, members, maps, self.work
-        )
 
 
 ENGINES = {"fused": Fast, "textbook": Textbook}
@@ -310,13 +182,13 @@ def check_engine(name: str) -> None:
         raise UsageError(f"engine: expected {' or '.join(ENGINES)}, got {name!r}")
 
 
-def engine_of(name: str, work: Workspace | None, *arrays: Any) -> Textbook:
+def engine_of(name: str, work: Workspace | None, *arrays: Any, engines: dict = ENGINES) -> Any:
     """Return the engine of this name, with work or a new Workspace for the arrays' module.
 
     Raises UsageError for an unknown name.
     """
     check_engine(name)
-    return ENGINES[name](work or Workspace(module_of(*arrays)))
+    return engines[name](work or Workspace(module_of(*arrays)))
 
 
 def _norm_relu(tape: Tape, x: Any, layer: str) -> Any:
@@ -328,29 +200,6 @@ def _norm_relu(tape: Tape, x: Any, layer: str) -> Any:
 
 def _input_gradient(d: fused.Gradient, _: None) -> Any:
     return fused.input_gradient(d)
-
-
-def _features(d, _):
-    return d[..., 3:]
-
-
-def _pointwise_backward(d, cache):
-    branch, residual = cache
-    grads, dx = backward(d, branch)
-    return dx + d if residual else dx, *(grads[name] for name in branch.names)
-
-
-def _level_backward(d, cache):
-    """Each scale reads its channels of d; the gradients of what they all read are added."""
-    branches, widths, read = cache
-    dx, grads, first = None, {}, 0
-    for branch, width in zip(branches, widths, strict=True):
-        of_parameters, part = backward(d[..., first : first + width], branch)
-        first += width
-        grads |= of_parameters
-        if read:
-            dx = part if dx is None else dx + part
-    return dx, *(grads[name] for branch in branches for name in branch.names)
 
 
 def eval_norm_relu(x: Any, norm: Sequence, eps: float) -> Any:
