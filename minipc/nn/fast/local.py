@@ -620,8 +620,20 @@ def _pool_rows(z, centres, members, maps, h, work):
             if number < len(rest) - 1:
                 rows += b[:, None]
                 xp.maximum(rows, work.zeros(rows.shape[2], rows.dtype), out=rows)
-        best = rows.reshape(clouds, len(A), size, -1).max(axis=2) + b[:, None]
+        best = _maximum(rows.reshape(clouds, len(A), size, -1), xp) + b[:, None]
         h[:, some] = xp.maximum(best, 0, out=best).swapaxes(1, 2)
+
+
+def _maximum(rows, xp):
+    """Return the maximum of rows (C, O, k, G) over k, written over rows.
+
+    By halves, since a reduction runs over G numbers at a time, and there are few.
+    """
+    size = rows.shape[2]
+    while size % 2 == 0:
+        size //= 2
+        xp.maximum(rows[:, :, :size], rows[:, :, size : 2 * size], out=rows[:, :, :size])
+    return rows[:, :, :size].max(axis=2)
 
 
 def pointwise_eval(x, maps, residual, work):
