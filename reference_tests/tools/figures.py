@@ -153,7 +153,7 @@ def _draw_groups(pyplot, folder):
         show(centre[None], "its centre, the same on both levels", "*", color="black", markersize=9)
         groups_of, of = f"{len(level.centres)} groups of {len(members)} from the", len(level.points)
         panel.set_title(
-            f"level {number}: {groups_of} {of} {'points' if number == 1 else 'centres below'}",
+            f"level {number}: {groups_of} {of} {'points' if number == 1 else 'centres of level 1'}",
             fontsize=9,
         )
         panel.set_aspect("equal")
