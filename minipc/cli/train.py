@@ -49,7 +49,8 @@ class Views(click.ParamType):
     "--model",
     default="tiny",
     show_default=True,
-    help="teacher, student, tiny, or widths: 16-16-32-64:32.",
+    help="teacher, student, tiny, pointnet2, pointnet2-msg, local-teacher, local-student, the last "
+    "four also divided, as pointnet2/8; or widths, as 16-16-32-64:32 (docs/using.md, Models).",
 )
 @setting_options(LossConfig)
 @setting_options(SelfConfig)
