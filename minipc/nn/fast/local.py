@@ -449,11 +449,17 @@ def group_pool_backward(dh, cache):
     winners = GroupGradient(x, None, affine.At, g, rank)
 
     def block(clouds):
-        z, here = x.with_ones(clouds), g[clouds]
-        rows = winners.rows(clouds).reshape(len(here), -1)  # (C, O M)
-        at_winners = work.scratch("at winners", (*z.shape[:2], rows.shape[1]), z.dtype)
-        at_winners = _columns(z, rows, at_winners).reshape(*z.shape[:2], *here.shape[1:])
-        return work.xp.einsum("cirm,crm->ir", at_winners, here)
+        z, rows, here = x.with_ones(clouds), winners.rows(clouds), g[clouds]
+        products = work.xp.empty((z.shape[1], here.shape[1]), z.dtype)
+        step = max(2 * work.slice // (z.shape[1] * here[:, 0].size), 1)
+        for first in range(0, here.shape[1], step):
+            some = slice(first, first + step)
+            index = rows[:, some].reshape(len(z), -1)
+            at_winners = work.scratch("at winners", (*z.shape[:2], index.shape[1]), z.dtype)
+            _columns(z, index, at_winners)
+            at_winners = at_winners.reshape(*z.shape[:2], *rows[:, some].shape[1:])
+            products[:, some] = work.xp.einsum("cirm,crm->ir", at_winners, here[:, some])
+        return products
 
     inputs, width = affine.W.shape
     total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
