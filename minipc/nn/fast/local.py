@@ -36,6 +36,9 @@ from minipc.nn.fast.workspace import Workspace
 from minipc.nn.local import readers
 
 
+OF_ONE_LAYER = 8  # a tower holds the work of several layers: so many times its rows fill a block
+
+
 class Level(NamedTuple):
     """The input of a level with features: points, and which of them its groups read."""
 
@@ -58,7 +61,7 @@ class Level(NamedTuple):
     def blocks(self):
         """Return the slices of clouds computed together; they depend only on the shape."""
         clouds, channels, points = self.z.shape
-        return blocks_of(clouds, 2 * channels * points, self.work)
+        return blocks_of(clouds, OF_ONE_LAYER * channels * points, self.work)
 
 
 def to_level(positions, f, centres, members, work, name):
@@ -495,8 +498,17 @@ def _columns(u, index, out):
     return out
 
 
+class Points(Activation):
+    """The input of one point-wise layer."""
+
+    def blocks(self):
+        """As Activation.blocks, for one layer."""
+        clouds, rows, points = self.tower.shape
+        return blocks_of(clouds, OF_ONE_LAYER * rows * points, self.work)
+
+
 class PointwiseCache(NamedTuple):
-    x: Activation
+    x: Points
     affine: Affine
     positive: Any  # (B, O, N)
     residual: bool
@@ -510,7 +522,7 @@ def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=
     x (B, N, I) -> y (B, N, O), PointwiseCache and BatchStats.  inner: backward needs dx.
     """
     xp = work.xp
-    entry = to_tower(x, (), work, name, exact=not inner)
+    entry = to_tower(x, (), work, name, exact=not inner, kind=Points)
     affine, stats = affine_map(entry, W, gamma, beta, eps, name)
     clouds, points, _ = x.shape
     shape = (clouds, W.shape[1], points)
