@@ -35,7 +35,6 @@ from minipc.nn.fast.products import inner_product, product
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.local import readers
 
-
 OF_ONE_LAYER = 8  # a tower holds the work of several layers: so many times its rows fill a block
 
 
