@@ -261,7 +261,7 @@ class TrainConfig:
         200,
         group="Steps",
         metavar="N",
-        help="The learning rate rises over so many steps.",
+        help="Steps over which the learning rate rises.",
         more="It rises linearly, then falls to zero as a cosine.",
         low=0,
         expected="an integer >= 0",

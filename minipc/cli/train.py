@@ -48,6 +48,7 @@ class Views(click.ParamType):
     help="Only views A .. B-1 of the record; B is 0:B.",
     unless_given="all",
 )
+@option("--self-record", help="An earlier student's record, for --self-target record.")
 @option("--out", metavar="FOLDER", help="Run folder.", unless_given="run, run-2, ...")
 @option("--dry-run")
 @option(
@@ -65,11 +66,6 @@ class Views(click.ParamType):
 )
 @setting_options(LossConfig)
 @setting_options(SelfConfig)
-@option(
-    "--self-record",
-    group="Earlier self",
-    help="An earlier student's record, for --self-target record.",
-)
 @setting_options(TrainConfig, "Epochs")
 @option(
     "--stop-after",
@@ -90,11 +86,11 @@ def command(
     data: str | None,
     record: str | None,
     views: tuple[int, int] | None,
+    self_record: str | None,
     out: str | None,
     dry_run: bool,
     model: str,
     labels_only: bool,
-    self_record: str | None,
     stop_after: int | None,
     resume: bool,
     backend: str,

@@ -42,7 +42,7 @@ HEAD = """# Settings
 
 Every option of every verb, with its variable and its key in a file of settings. The first tables
 hold the settings that change what is computed; each is a field of a dataclass in
-`minipc/settings.py`. The last table holds the other options, which name files or say how to run.
+`minipc/settings.py`. The last table holds the other options: they name files, or say how to run.
 This page is made from the options themselves.
 """
 
@@ -168,6 +168,10 @@ def escaped(text):
     return text.replace("<", r"\<").replace(">", r"\>").replace("|", r"\|")
 
 
+def as_typed(verb):
+    return f"`{verb.replace('.', ' ')}`"
+
+
 def other_options():
     """Return {(name, default, values, meaning): verbs} of the options that are no settings."""
     settings = {
@@ -209,7 +213,10 @@ def test_every_option_of_every_verb_is_on_the_page():
     for verb, command in VERBS.items():
         for name in options_of(command):
             rows = [line for line in PAGE.read_text().splitlines() if f"| `--{name}` |" in line]
-            assert any(f"`{verb}`" in row or "| every verb |" in row for row in rows), (verb, name)
+            assert any(as_typed(verb) in row or "| every verb |" in row for row in rows), (
+                verb,
+                name,
+            )
 
 
 def page():
@@ -238,7 +245,7 @@ def page():
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for (name, default, allowed, meaning), verbs in sorted(other_options().items()):
-        of = "every verb" if len(verbs) == len(VERBS) else ", ".join(f"`{verb}`" for verb in verbs)
+        of = "every verb" if len(verbs) == len(VERBS) else ", ".join(map(as_typed, verbs))
         cells = [*three_places(name), of, default, escaped(allowed), escaped(meaning)]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
