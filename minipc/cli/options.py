@@ -1,7 +1,8 @@
-"""Where an option's value comes from: a flag, MINIPC_<OPTION>, --config FILE.toml, a default.
+"""Options: what several verbs share, their groups in --help, and where their values come from.
 
-click keeps the precedence.  Here is what click does not know: which variable belongs to an option,
-how the table of a verb becomes click's default_map, and from which place a wrong value came.
+A value comes from a flag, MINIPC_<OPTION>, --config FILE.toml or a default; click keeps the
+precedence.  Here is what click does not know: which variable belongs to an option, how the table
+of a verb becomes click's default_map, and from which place a wrong value came.
 """
 
 import difflib
@@ -31,9 +32,9 @@ class _Name(click.Path):
 
 FILE = _Name(readable=False)
 MOST_CONFIG = 1 << 20  # bytes
-MOST_NAME = 30  # characters of an option and its value in --help; the text of a longer one is below
+MOST_NAME = 30  # width of the first column of --help; the text of a longer option starts below it
 
-# What is the same in every verb that has the option; a verb says the rest (see option).
+# What every verb with the option has in common; a verb adds or replaces the rest (see option).
 RECURRING: dict[str, dict[str, Any]] = {
     "--out": {"names": ("-o",), "metavar": "FILE", "type": FILE, "help": "File to write."},
     "--record": {"metavar": "FILE", "type": FILE},
@@ -114,11 +115,11 @@ class Verb(click.Command):
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the options below the headings of their groups; click writes one list."""
         groups: dict[str, list[tuple[str, str]]] = {}
-        for option in self.get_params(context):
-            row = option.get_help_record(context)
-            if isinstance(option, click.Option) and row is not None:
+        for parameter in self.get_params(context):
+            row = parameter.get_help_record(context)
+            if isinstance(parameter, click.Option) and row is not None:
                 # click itself adds --help, without a group
-                groups.setdefault(getattr(option, "group", "Messages"), []).append(row)
+                groups.setdefault(getattr(parameter, "group", "Messages"), []).append(row)
         names = [name for rows in groups.values() for name, _ in rows]
         width = max(len(name) for name in names if len(name) <= MOST_NAME)  # one for all groups
         for group, rows in groups.items():
@@ -158,9 +159,9 @@ class Verbs(click.Group):
 
 
 def option(name: str, *names: str, **about: Any) -> Decorator:
-    """Return a decorator that adds an option; about: the arguments of Option.
+    """Return a decorator that adds an option with the arguments that about and RECURRING name.
 
-    RECURRING gives those that about leaves out.  unless_given: the default in words.
+    about: arguments of Option, which win; unless_given: the default in words.
     """
     about = RECURRING.get(name, {}) | about
     names += about.pop("names", ())

@@ -28,10 +28,10 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Predict the class of each FILE (.npy, .npz, .xyz, .txt, .csv or .pts) with MODEL, a file or a
-    run folder.
+    """Predict the class of each FILE with MODEL (a file, or a run folder).
 
-    Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
+    FILE: .npy, .npz, .xyz, .txt, .csv or .pts.  Each cloud is normalised and brought to its number
+    of points as `minipc data pack` does it.
     """
     from minipc.backend import load
     from minipc.report.lines import of_predict

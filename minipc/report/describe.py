@@ -88,8 +88,8 @@ def _shard(path: str) -> dict[str, Any]:
             meta, _ = read_shard(path, plan, view, first, stop)
             return {**_of_plan(plan), **meta}
     raise DataError(
-        f"{path}: is no shard of the plan.json beside it; `minipc record` makes what is missing "
-        "again"
+        f"{path}: is no shard of the plan.json beside it; "
+        "`minipc record` makes what is missing again"
     )
 
 
@@ -132,9 +132,8 @@ def _recording(folder: str) -> dict[str, Any]:
     others, present = sorted(names - set(expected)), len(names & set(expected)) - len(bad)
     if bad:
         raise DataError(
-            f"{bad[0]} ({len(bad)} shards are bad and {present} intact; `minipc record`, run "
-            "again, sets bad ones "
-            "aside and makes them again)"
+            f"{bad[0]} ({len(bad)} shards are bad and {present} intact; "
+            "`minipc record`, run again, sets bad ones aside and makes them again)"
         ) from bad[0]
     return {
         "file": str(folder),
@@ -166,15 +165,15 @@ def _run(folder: str) -> dict[str, Any]:
         isinstance(settings.get(name), dict) for name in ("training", "clouds", "provenance")
     ):
         raise DataError(
-            f"{path}: is not of a run of ours: it misses clouds, provenance or training; check the "
-            "name"
+            f"{path}: is not of a run of ours: it misses clouds, provenance or training; "
+            "check the name"
         )
     places = {name: os.path.join(folder, name) for name in IN_A_RUN}
     inside = {name: describe(place) for name, place in places.items() if os.path.lexists(place)}
     if "checkpoint.h5" in inside and inside["checkpoint.h5"]["run_id"] != run_id_of(settings):
         raise DataError(
-            f"{folder}: checkpoint.h5 belongs to another run than run.json beside it; restore "
-            "either"
+            f"{folder}: checkpoint.h5 belongs to another run than run.json beside it; "
+            "restore either"
         )
     done = inside.get("checkpoint.h5", {"epochs": 0, "last": None})
     return {

@@ -68,7 +68,7 @@ def examine() -> dict[str, Any]:
 
 
 def _devices() -> dict[str, Any]:
-    """Return the devices that CuPy computes on, with their memory, or why there is none."""
+    """Return the devices that CuPy computes on, with their memory, or the reason why not."""
     from minipc.backend import load
 
     try:
@@ -83,7 +83,7 @@ def _devices() -> dict[str, Any]:
 
 
 def _folder() -> dict[str, str]:
-    """Return "yes", or why the file system here does not keep locks or reserve space."""
+    """Return {feature: "yes", or why the file system of this folder does not have it}."""
     try:
         with tempfile.NamedTemporaryFile(dir=".", prefix=".minipc-doctor-") as file:
             return {
