@@ -56,7 +56,7 @@ def _versions(context: click.Context, parameter: click.Parameter, given: bool) -
     is_eager=True,
     expose_value=False,
     callback=_versions,
-    help="Versions of minipc and of what it stands on.",
+    help="Versions of minipc and of the packages that it uses.",
 )
 def minipc() -> None:
     """Offline distillation for point clouds: record a teacher once, train tiny students anywhere.
