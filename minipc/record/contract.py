@@ -76,8 +76,7 @@ def answer(returned: Any, shape: tuple[int, int]) -> np.ndarray:
     if array.shape != shape:
         raise DataError(
             f"teacher: expected logits of shape {shape}, a row for each cloud and a column for "
-            "each class name, got "
-            f"{array.shape}; {REMEDY}"
+            f"each class name, got {array.shape}; {REMEDY}"
         )
     with np.errstate(over="ignore"):  # overflow gives inf, which a later check refuses
         return array.astype(np.float32)  # always a copy: the teacher may reuse its output buffer
@@ -110,16 +109,14 @@ def check_repeats(
     if gap:
         raise DataError(
             f"teacher: asked twice about the same clouds it gave logits that differ by {gap:.2g}: "
-            "something in it is "
-            "random; switch dropout off (PyTorch: model.eval()), or draw from a generator that is "
-            "seeded in each call"
+            "something in it is random; switch dropout off (PyTorch: model.eval()), or draw from a "
+            "generator that is seeded in each call"
         )
     gap = _difference(first[:half], logits(beside)[:half]) if alone else 0.0
     if gap:
         raise DataError(
             f"teacher: the logits of a cloud differ by {gap:.2g} with the clouds beside it: batch "
-            "statistics? use "
-            "running ones (PyTorch: model.eval()), or pass --force"
+            "statistics? use running ones (PyTorch: model.eval()), or pass --force"
         )
 
 
@@ -140,9 +137,8 @@ def check_no_probabilities(logits: np.ndarray) -> None:
     ).all():
         raise DataError(
             "teacher: returned probabilities (no number is negative, every row sums to one), and a "
-            "softmax of them is "
-            "nearly flat; return the logits before its softmax, or the logarithms of the "
-            "probabilities"
+            "softmax of them is nearly flat; return the logits before its softmax, or the "
+            "logarithms of the probabilities"
         )
 
 
@@ -213,6 +209,5 @@ def check_chance(trial: Trial, force: bool, say: Callable[[str], None]) -> None:
     raise DataError(
         f"teacher: {trial.correct} of {trial.clouds} training clouds right, mean class accuracy "
         f"{100 * trial.class_accuracy:.1f} %: no better than chance ({' or '.join(needed)} "
-        "needed); check that it was "
-        "trained on this data, or pass --force"
+        "needed); check that it was trained on this data, or pass --force"
     )

@@ -100,8 +100,7 @@ def commit_shard(
     if not same and existing[0]["provenance"] == made_with:
         raise CheckFailed(
             f"{path}: another recorder computed other rows with the same build: the teacher does "
-            "not repeat "
-            "itself; look for what is random in it"
+            "not repeat itself; look for what is random in it"
         )
     return existing[0]
 

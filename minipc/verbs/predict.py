@@ -50,8 +50,7 @@ def predict(
     if up_axis not in (None, described["up_axis"]):
         raise DataError(
             f"{path}: was trained with up axis {described['up_axis']}, but the files have "
-            f"{up_axis}; turn the clouds, "
-            "or use another model"
+            f"{up_axis}; turn the clouds, or use another model"
         )
     count = check_count(
         read.trained.get("points", USUAL_POINTS) if num_points is None else num_points

@@ -110,8 +110,7 @@ def _read(
     if model_id(model) != plan.teacher_id:
         raise DataError(
             f"scheduler: a worker reads teacher {model_id(model)[:16]} under its name, the plan "
-            "has "
-            f"{plan.teacher_id[:16]}; give workers the files of this process"
+            f"has {plan.teacher_id[:16]}; give workers the files of this process"
         )
     return clouds, model, net(model.config).prepare(model.config, clouds.points)
 
@@ -133,8 +132,7 @@ def _compute(
     if get_worker().state.nthreads > 1 and not one_blas_thread():
         raise BackendError(
             "scheduler: a worker has several threads and BLAS more than one for each, so bits "
-            "would not repeat; start "
-            "workers with --nthreads 1"
+            "would not repeat; start workers with --nthreads 1"
         )
     clouds, model, groups = read
     xp = load(backend)
@@ -213,6 +211,5 @@ def _seen(path: str, digest: str) -> None:
     if not digest.startswith(actual):
         raise DataError(
             f"{path}: a worker committed {digest[:16]}, found {actual}; start workers on a folder "
-            "that they share with "
-            "this process, under the same name, and run the same command again"
+            "that they share with this process, under the same name, and run the same command again"
         )
