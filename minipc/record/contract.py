@@ -128,7 +128,7 @@ def _difference(one: np.ndarray, other: np.ndarray) -> float:
 
 
 def check_no_probabilities(logits: np.ndarray) -> None:
-    """Raise DataError where every row of logits (R, K) is a probability distribution.
+    """Raise DataError if every row of logits (R, K) is a probability distribution.
 
     Log-probabilities are accepted: their softmax returns the probabilities.
     """

@@ -35,7 +35,7 @@ RECORD_META = {"plan", "run_id", "data_file", "provenance", "max_kl_of_rounding"
 class RecordReader:
     """A verified record, open for reading.  Raises DataError if damaged or not a record of ours.
 
-    plan: its Plan; views: V; meta: keys RECORD_META, and "clouds" where it carries clouds; digest:
+    plan: its Plan; views: V; meta: keys RECORD_META, and "clouds" if it carries clouds; digest:
     of the whole file, hexadecimal.
     """
 
