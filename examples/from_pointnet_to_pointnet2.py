@@ -54,7 +54,7 @@ def forward(weights: dict, points: Any, levels: list) -> tuple[Any, Tape]:
     return tape.push(ops.linear_forward(f, weights["out.W"]), ops.linear_backward, "out.W"), tape
 
 
-def train(shapes: Any, layers: dict[str, int], counts: tuple[int, ...], steps: int = 40) -> None:
+def train(shapes: Any, layers: dict[str, int], counts: tuple[int, ...], steps: int = 30) -> None:
     """Train one model; print its size and how often it is right, with statistics of the batch."""
     specs, inputs, classes = {}, 3, len(shapes.class_names)
     for name, width in layers.items():  # each layer but the first reads positions and features
@@ -75,6 +75,6 @@ def train(shapes: Any, layers: dict[str, int], counts: tuple[int, ...], steps: i
 
 
 if __name__ == "__main__":
-    clouds = make_shapes(0, train_per_class=16, test_per_class=16, points=128)
+    clouds = make_shapes(0, train_per_class=12, test_per_class=12, points=128)
     train(clouds, {"last": 110}, ())
     train(clouds, {"level0": 24, "level1": 24, "last": 32}, (32, 8))
