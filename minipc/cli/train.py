@@ -155,7 +155,8 @@ def _new(model, given, files, place, running):
     (loss,) = take(weights, LossConfig)
     training, earlier = take(given, TrainConfig, SelfConfig)
     if bare:
-        return demo.train(model, loss, training, self_config=earlier, **place, **running)
+        what = dict(self_record=files["self_record"], views=files["views"]) | place | running
+        return demo.train(model, loss, training, self_config=earlier, **what)
     what = files | place | running
     return [train.train(model, loss, training, self_config=earlier, **what)]
 

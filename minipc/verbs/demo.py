@@ -119,6 +119,8 @@ def train(
     *,
     out: str | None = None,
     self_config: SelfConfig | None = None,
+    self_record: str | None = None,
+    views: tuple[int, int] | None = None,
     dry_run: bool = False,
     xp: ModuleType = np,
     say: Callable[[str], None] = quiet,
@@ -140,13 +142,14 @@ def train(
     out = out or free_name("run", BASELINE)
     for folder in (out, out + BASELINE):
         check_new_run(folder)
-    what: dict[str, Any] = dict(record=RECORD, self_config=self_config, out=out, xp=xp, say=say)
+    what: dict[str, Any] = dict(record=RECORD, self_config=self_config, self_record=self_record)
+    what |= dict(views=views, out=out, xp=xp, say=say)
     if dry_run:
         train_verb.train(model, loss, config, dry_run=True, **what)
         return None
     baseline = os.path.basename(out) + BASELINE
     train_verb.begin(model, loss, config, baseline=baseline, **what)
-    return resume(out, xp=xp, say=say, stop_after=stop_after, **running)
+    return resume(out, self_record=self_record, xp=xp, say=say, stop_after=stop_after, **running)
 
 
 def resume(

@@ -34,6 +34,32 @@ def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes
     assert code == 0 and "recorded already" in err
 
 
+def test_the_bare_train_obeys_views_and_an_earlier_student(folder, say, small_shapes):
+    def run_json(name):
+        return json.loads((folder / name / "run.json").read_text())
+
+    assert say("record", "--views", 3, "--quiet")[0] == 0
+    words = ("train", "--epochs", 1, "--quiet")
+    code, _, err = say(*words, "--views", "0:4")
+    assert code == 2 and "views 0:4" in err and not os.path.exists("run")
+    code, _, err = say(*words, "--views", "1:3")
+    assert code == 0, err
+    assert run_json("run")["views"] == run_json("run-labels")["views"] == [1, 3]
+    code, _, err = say("train", "--resume", "--views", "0:3")
+    assert code == 2 and "views is [1, 3]" in err
+    assert (
+        say("record", "shapes.h5", "--teacher", "run", "--views", 3, "--force", "-o", "s.h5")[0]
+        == 0
+    )
+    earlier = (*words, "--self-weight", 0.2, "--self-record", "s.h5")
+    code, _, err = say(*earlier)
+    assert code == 2 and "go together" in err and not os.path.exists("run-2")
+    code, _, err = say(*earlier, "--self-target", "record")
+    assert code == 0, err
+    assert run_json("run-2")["self_record"]["file"] == "s.h5"
+    assert run_json("run-2-labels")["self_record"] is None
+
+
 def interrupt_in_epoch(number, patch):
     """Make training end as by Ctrl-C after the steps of an epoch, before its checkpoint."""
     calls = []
