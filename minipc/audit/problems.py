@@ -1,8 +1,8 @@
 """What the audit differentiates: functions of named arrays, and the gradients to check.
 
-Small problems keep away from the kinks of ReLU and maximum, where no derivative exists.  Ties are
-checked where the function is differentiable: repeated points are copies of one array.  A problem
-looks up the engine's functions when it is made, so a mutant in place at that time is audited.
+Small problems keep away from the kinks of ReLU and maximum, where no derivative exists.  For ties,
+points are repeated inside the function, which is differentiable in the points before that.  A
+problem looks up the engine's functions when it is made, so a mutant in place then is audited.
 """
 
 from collections.abc import Callable

@@ -42,7 +42,7 @@ def predict(
         groups = net(model.config).prepare(model.config, points)
 
     @np.errstate(over="ignore", invalid="ignore")  # the check below raises instead
-    def logits_of(first):
+    def logits_of(first: int) -> np.ndarray:
         points_here, *groups_here = (
             xp.asarray(padded_block(array, first, BLOCK)) for array in (points, *groups)
         )
@@ -52,8 +52,7 @@ def predict(
     if not np.isfinite(logits).all():
         raise MinipcError(
             "model: its logits are no longer finite; it has diverged (start a new run with a lower "
-            "--lr), or these "
-            "clouds are far larger than those it was trained on"
+            "--lr), or these clouds are far larger than those it was trained on"
         )
     return logits
 

@@ -78,7 +78,7 @@ def recorded_views(
             f"{reader.path}"
         )
 
-    def views(epoch):
+    def views(epoch: int) -> tuple[Params, Any]:
         scale, shift, logits = reader.view(first + epoch % (stop - first))
         return Params(scale, shift), None if labels_only else logits
 
@@ -86,7 +86,7 @@ def recorded_views(
 
 
 class Epoch(NamedTuple):
-    """A training after an epoch, in arrays on the host that later epochs do not change.
+    """The state of a training after one epoch: host arrays that later epochs do not change.
 
     Weights and moments are copies, because the fast engine and its optimiser write the next step
     into the same arrays.
@@ -113,23 +113,23 @@ class Epoch(NamedTuple):
 
 
 def best_epoch(rows: list[dict]) -> int | None:
-    """Return the index of the first epoch of the best validation accuracy, None without one."""
+    """Return the index of the first epoch with the best validation accuracy, None without it."""
     if not rows or "val_accuracy" not in rows[0]:
         return None
     return max(range(len(rows)), key=lambda epoch: rows[epoch]["val_accuracy"])
 
 
 class State(NamedTuple):
-    """What every step changes."""
+    """All that a step changes."""
 
     params: dict
     stats: dict
-    optimiser: NamedTuple  # optim.AdamWState or SgdState
+    optimiser: Any  # optim.AdamWState or SgdState
 
 
 @dataclass(frozen=True)
 class Task:
-    """What stays the same during a run; arrays belong to module xp."""
+    """All that stays the same during a run; arrays belong to module xp."""
 
     # (N, 3, P): the order of axes in which augmentation and the fast engine read memory
     points: Any
@@ -163,7 +163,8 @@ class Task:
         order: the rows to learn from, shuffled; augmentation, logits: of all N clouds, on the host
         (logits None for labels alone).
         """
-        xp, config, sums = self.xp, self.config, None
+        xp, config = self.xp, self.config
+        sums: dict[str, Any] = {}
         augmentation = Params(*(xp.asarray(value) for value in augmentation))
         logits = None if logits is None else xp.asarray(logits)
         steps = config.steps_per_epoch(len(order))
@@ -175,11 +176,7 @@ class Task:
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             mask = _dropout_mask(self.model, config, epoch, step, xp)
             state, numbers = self.step(state, rows, augmentation, logits, mask, lr)
-            sums = (
-                numbers
-                if sums is None
-                else {name: sums[name] + value for name, value in numbers.items()}
-            )
+            sums = {name: sums[name] + value if sums else value for name, value in numbers.items()}
             if progress:
                 progress(done + 1, config.epochs * steps, f"epoch {epoch + 1}/{config.epochs}")
         if self.self_target:
@@ -317,7 +314,7 @@ def train(
         yield _after(rows, model, state, self_target, test_logits)
 
 
-def _how(clouds, config, loss_config, xp):
+def _how(clouds: Clouds, config: TrainConfig, loss_config: LossConfig, xp: Any) -> dict[str, Any]:
     """Return what a model file says about its training, except for the epochs done."""
     return {
         "of_epochs": config.epochs,
@@ -330,7 +327,13 @@ def _how(clouds, config, loss_config, xp):
     }
 
 
-def _after(rows, model, state, self_target, test_logits):
+def _after(
+    rows: list[dict],
+    model: Model,
+    state: State,
+    self_target: SelfTarget | None,
+    test_logits: np.ndarray,
+) -> Epoch:
     """Return the Epoch that ended in state; model holds what epochs do not change."""
     model = model._replace(
         params=_copied(state.params),
@@ -342,7 +345,7 @@ def _after(rows, model, state, self_target, test_logits):
     return Epoch(rows, model, state.optimiser.step, moments, target, test_logits)
 
 
-def _check_finite(state, means, epoch):
+def _check_finite(state: State, means: dict[str, float], epoch: int) -> None:
     """Raise MinipcError unless an epoch's losses and its last parameters and stats are finite."""
     # the arrays too: each loss was computed before its step
     arrays = (*state.params.values(), *state.stats.values())
@@ -356,18 +359,18 @@ def _check_finite(state, means, epoch):
         )
 
 
-def _measured(split, labels, logits):
+def _measured(split: str, labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Return the numbers of one split for a row of metrics."""
     values = metrics(labels, logits)._asdict()
     return {f"{split}_{name}": value for name, value in values.items() if name != "confusion"}
 
 
-def _copied(arrays):
+def _copied(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return copies of arrays, on the host."""
     return {name: to_host(value).copy() for name, value in arrays.items()}
 
 
-def _moments(optimiser):
+def _moments(optimiser: Any) -> dict[str, Any]:
     """Return the arrays of an optimiser's state as {"moment.name": array}."""
     return {
         f"{moment}.{name}": value
@@ -377,16 +380,18 @@ def _moments(optimiser):
     }
 
 
-def _restored(checkpoint, fresh, xp):
+def _restored(checkpoint: Checkpoint, fresh: State, xp: Any) -> State:
     """Return the State of a Checkpoint on xp; a fresh State gives the expected names and shapes."""
-    for mine, found in (
+
+    def shapes(arrays: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+        return {name: value.shape for name, value in arrays.items()}
+
+    for expected, stored in (
         (fresh.params, checkpoint.params),
         (fresh.stats, checkpoint.stats),
         (_moments(fresh.optimiser), checkpoint.optimiser),
     ):
-        if {name: value.shape for name, value in mine.items()} != {
-            n: value.shape for n, value in found.items()
-        }:
+        if shapes(expected) != shapes(stored):
             raise DataError(
                 "checkpoint: holds other layers or moments than this run has; train again"
             )
@@ -398,14 +403,13 @@ def _restored(checkpoint, fresh, xp):
         for moment in fresh.optimiser._fields
         if moment != "step"
     }
-    params, stats = (  # in the order of the model: files are written in it
-        {name: xp.asarray(found[name]).copy() for name in mine}
-        for mine, found in ((fresh.params, checkpoint.params), (fresh.stats, checkpoint.stats))
-    )
+    # in the order of the model, because files are written in this order
+    params = {name: xp.asarray(checkpoint.params[name]).copy() for name in fresh.params}
+    stats = {name: xp.asarray(checkpoint.stats[name]).copy() for name in fresh.stats}
     return State(params, stats, type(fresh.optimiser)(step=checkpoint.steps, **moments))
 
 
-def _dropout_mask(model_config, config, epoch, step, xp):
+def _dropout_mask(model_config: Any, config: TrainConfig, epoch: int, step: int, xp: Any) -> Any:
     """Return the mask of (M14) for one step, float32 on xp, or None without dropout."""
     rate = model_config.dropout
     if rate == 0:
