@@ -65,9 +65,7 @@ class WorstRow(NamedTuple):
     p: np.ndarray
     r: np.ndarray
     margins: np.ndarray  # (K,), M_i of the raw loss: if M_i < 0 the loss falls as z_i -> -infinity
-    soft_target: (
-        np.ndarray | None
-    )  # (K,), q / sum q: the soft terms pull s_T to it; None if sum q = 0
+    soft_target: np.ndarray | None  # (K,), q / sum q: soft terms pull s_T to it; None if sum q = 0
     target: np.ndarray | None  # (K,), at T = 1 the whole loss pulls s to it; None at another T
 
 

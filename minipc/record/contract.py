@@ -1,8 +1,8 @@
 """What a teacher must be: its answers, and the trial before the first shard.
 
 A teacher is any callable from points (B, P, 3) to logits (B, K).  The same cloud must always give
-the same logits, whatever else is in the block.  The teacher must return logits, not probabilities,
-and must be better than chance.
+the same logits, with any other clouds in the block.  The teacher must return logits, not
+probabilities, and must be better than chance.
 """
 
 from __future__ import annotations
@@ -50,21 +50,16 @@ def answer(returned: Any, shape: tuple[int, int]) -> np.ndarray:
     if returned is None:
         raise DataError(f"teacher: returned None; is a `return` missing? {REMEDY}")
     if isinstance(returned, (tuple, list, dict)):
-        held = (
-            f"with {short(', '.join(map(str, returned)))}"
-            if isinstance(returned, dict)
-            else f"of {len(returned)}"
-        )
+        held = f"of {len(returned)}"
+        if isinstance(returned, dict):
+            held = f"with {short(', '.join(map(str, returned)))}"
         raise DataError(
             f"teacher: returned a {kind} {held}; take the logits out of it and {REMEDY}"
         )
     try:
         array = np.asarray(to_host(returned))
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as reason:  # PyTorch: gradients, a device, bfloat16
+    # PyTorch raises for tensors with gradients, on a device, or of dtype bfloat16.
+    except (RuntimeError, TypeError, ValueError) as reason:
         why = " ".join(str(reason).split()).rstrip(".")
         raise DataError(
             f"teacher: returned a {kind} that is no array of numbers ({why}); {REMEDY}"
@@ -79,8 +74,7 @@ def answer(returned: Any, shape: tuple[int, int]) -> np.ndarray:
     if array.shape != shape:
         raise DataError(
             f"teacher: expected logits of shape {shape}, a row for each cloud and a column for "
-            "each class name, got "
-            f"{array.shape}; {REMEDY}"
+            f"each class name, got {array.shape}; {REMEDY}"
         )
     with np.errstate(over="ignore"):  # overflow gives inf, which a later check refuses
         return array.astype(np.float32)  # always a copy: the teacher may reuse its output buffer
@@ -104,8 +98,8 @@ def check_repeats(
 
     def logits(rows: np.ndarray) -> np.ndarray:
         # copies: the teacher may write into its inputs
-        points, *near = (xp.array(array[rows]) for array in (block, *groups))
-        return answer(asked(logits_of, points, near), (len(points), classes))
+        points, *block_groups = (xp.array(array[rows]) for array in (block, *groups))
+        return answer(asked(logits_of, points, block_groups), (len(points), classes))
 
     rows = np.arange(len(block))
     first = logits(rows)
@@ -113,16 +107,14 @@ def check_repeats(
     if off:
         raise DataError(
             f"teacher: asked twice about the same clouds it gave logits that differ by {off:.2g}: "
-            "something in it is "
-            "random; switch dropout off (PyTorch: model.eval()), or draw from a generator that is "
-            "seeded in each call"
+            "something in it is random; switch dropout off (PyTorch: model.eval()), or draw from a "
+            "generator that is seeded in each call"
         )
     off = _difference(first[:half], logits(beside)[:half]) if alone else 0.0
     if off:
         raise DataError(
             f"teacher: the logits of a cloud differ by {off:.2g} with the clouds beside it: batch "
-            "statistics? use "
-            "running ones (PyTorch: model.eval()), or pass --force"
+            "statistics? use running ones (PyTorch: model.eval()), or pass --force"
         )
 
 
@@ -138,14 +130,12 @@ def check_no_probabilities(logits: np.ndarray) -> None:
 
     Log-probabilities are accepted: their softmax returns the probabilities.
     """
-    if (logits >= 0).all() and (
-        np.abs(logits.sum(axis=1, dtype=np.float64) - 1) < SUMS_TO_ONE
-    ).all():
+    off = np.abs(logits.sum(axis=1, dtype=np.float64) - 1)
+    if (logits >= 0).all() and (off < SUMS_TO_ONE).all():
         raise DataError(
             "teacher: returned probabilities (no number is negative, every row sums to one), and a "
-            "softmax of them is "
-            "nearly flat; return the logits before its softmax, or the logarithms of the "
-            "probabilities"
+            "softmax of them is nearly flat; return the logits before its softmax, or the "
+            "logarithms of the probabilities"
         )
 
 
@@ -156,9 +146,8 @@ class Trial(NamedTuple):
     clouds: int
     class_accuracy: float  # mean over the classes that occur
     needed: int | None  # right answers that pass the first test; None if even all right would fail
-    class_needed: (
-        float | None
-    )  # mean class accuracy that passes the second test; None if even 1 would fail
+    # mean class accuracy that passes the second test; None if even 1 would fail
+    class_needed: float | None
 
     @property
     def passed(self) -> bool:
@@ -188,9 +177,8 @@ def trial(labels: np.ndarray, logits: np.ndarray, share: float) -> Trial:
     from scipy.special import bdtrc  # imported here: slow, and only a trial needs it
 
     right, number = logits.argmax(axis=1) == labels, len(labels)
-    enough = np.flatnonzero(
-        bdtrc(np.arange(number), number, share) <= LEVEL
-    )  # P(more than k right)
+    # bdtrc(k, ...) is P(more than k right)
+    enough = np.flatnonzero(bdtrc(np.arange(number), number, share) <= LEVEL)
     _, of, per_class = np.unique(labels, return_inverse=True, return_counts=True)
     class_accuracy = (np.bincount(of, right) / per_class).mean()
     least = (1 + np.sqrt(-np.log(LEVEL) / 2 * (1 / per_class).sum())) / len(per_class)
@@ -218,6 +206,5 @@ def check_chance(trial: Trial, force: bool, say: Callable[[str], None]) -> None:
     raise DataError(
         f"teacher: {trial.correct} of {trial.clouds} training clouds right, mean class accuracy "
         f"{100 * trial.class_accuracy:.1f} %: no better than chance ({' or '.join(needed)} "
-        "needed); check that it was "
-        "trained on this data, or pass --force"
+        "needed); check that it was trained on this data, or pass --force"
     )

@@ -61,7 +61,7 @@ def check_axes(
 ) -> dict[str, int]:
     """Raise DataError unless shapes, {name: shape}, fit the fields and sizes.
 
-    Returns sizes, with each new letter bound to the first length found for it.
+    Returns sizes, with each new letter bound to its first length.
     """
     sizes = dict(sizes)
     for field in fields:

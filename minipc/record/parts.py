@@ -50,7 +50,7 @@ class Parts:
         self.path, self.plan, self.finished = f"{out}.parts", plan, finished
         self._present = None  # {(view, first): meta} of the shards that verified
         _, damage = self._committed_plan()
-        self.damaged = [str(damage)] if damage else []  # a line for each bad file found so far
+        self.damaged = [str(damage)] if damage else []  # a line for each bad file so far
 
     def shard_path(self, view: int, first: int) -> str:
         """Return the path of a shard; the file need not exist."""

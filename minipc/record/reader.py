@@ -141,8 +141,8 @@ class RecordReader:
         if not same.same_identity(record.plan):
             raise DataError(
                 f"{self.path}: differs from {record.path} not in its teacher alone: "
-                f"{record.plan.differences(same)}; "
-                "record the earlier student with the same data, seed and --logits"
+                f"{record.plan.differences(same)}; record the earlier student with the same data, "
+                "seed and --logits"
             )
 
 

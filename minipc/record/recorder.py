@@ -268,14 +268,14 @@ def compute_shard(
     params = draw(plan.seed, view, first, stop - first, augment)
 
     def block_logits(start: int) -> np.ndarray:
-        points, *near = (
+        points, *block_groups = (
             xp.asarray(padded_block(array[:stop], start, plan.block))
             for array in (clouds.points, *groups)
         )
         applied = Params(
             *(xp.asarray(padded_block(value, start - first, plan.block)) for value in params)
         )
-        logits = asked(logits_of, apply(points, applied), near)
+        logits = asked(logits_of, apply(points, applied), block_groups)
         return answer(logits, (plan.block, plan.classes))[: stop - start]
 
     blocks = []
@@ -308,9 +308,9 @@ def _try_teacher(
     chosen = np.sort(stream(plan.seed, "trial").permutation(len(clouds))[:TRIAL])
     some = replace(clouds, points=clouds.points[chosen], labels=clouds.labels[chosen])
     groups = tuple(group[chosen] for group in recording.groups)
-    few, *near = (padded_block(array, 0, plan.block) for array in (some.points, *groups))
+    few, *few_groups = (padded_block(array, 0, plan.block) for array in (some.points, *groups))
     views = apply(few, draw(plan.seed, 0, 0, len(few), recording.augment))
-    check_repeats(teacher, views, plan.classes, xp, alone=not recording.force, groups=near)
+    check_repeats(teacher, views, plan.classes, xp, alone=not recording.force, groups=few_groups)
     start = time.perf_counter()
     logits = compute_shard(
         some,

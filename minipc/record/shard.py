@@ -59,12 +59,12 @@ def commit_shard(
 ) -> dict[str, Any]:
     """Write one shard durably into the folder parts; return its meta.
 
-    The shard holds rows first, first + 1, ... of a view.
-    scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS,
-    device, and max_kl, the largest KL of rounding the logits.  Calls prepare() before it writes.
-    If two recorders commit the same shard, the first one stays.  Raises UsageError for a shard that
-    is not in the plan, DataError for arrays of another shape or dtype, CheckFailed if another
-    recorder committed other rows with the same build, MinipcError as files.commit.
+    The shard holds rows first, first + 1, ... of a view.  scale, shift (R, 3) float32, logits
+    (R, K) of the plan's dtype; provenance: versions, BLAS, device, and max_kl, the largest KL of
+    rounding the logits.  Calls prepare() before it writes.  If two recorders commit the same shard,
+    the first one stays.  Raises UsageError for a shard that is not in the plan, DataError for
+    arrays of another shape or dtype, CheckFailed if another recorder committed other rows with the
+    same build, MinipcError as files.commit.
     """
     path = os.path.join(parts, shard_name(view, first))
     if not (0 <= view < plan.views and 0 <= first < plan.clouds) or first % plan.rows_per_shard:
@@ -98,8 +98,7 @@ def commit_shard(
     if not same and there[0]["provenance"] == made_with:
         raise CheckFailed(
             f"{path}: another recorder computed other rows with the same build: the teacher does "
-            "not repeat "
-            "itself; look for what is random in it"
+            "not repeat itself; look for what is random in it"
         )
     return there[0]
 

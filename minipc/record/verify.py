@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 # How much another BLAS kernel, version or device may change a logit, relative to the largest logit
 # of its row; a logit stored as float16 may also round to the neighbouring number.
-ELSEWHERE, NEIGHBOUR = 1e-4, 2.0**-10
+OTHER_BUILD, NEIGHBOUR = 1e-4, 2.0**-10
 
 
 class Verified(NamedTuple):
@@ -150,9 +150,7 @@ def _sample(plan: Plan, views: int, rows: int | None) -> dict[int, list[int]]:
 def _allowed(stored: np.ndarray) -> np.ndarray:
     """Return the largest difference allowed for another build, (B, K)."""
     exact = np.abs(stored.astype(np.float64))
-    bound = ELSEWHERE * exact.max(axis=1, keepdims=True)
-    return (
-        bound + NEIGHBOUR * exact
-        if stored.dtype == np.float16
-        else np.broadcast_to(bound, exact.shape)
-    )
+    bound = OTHER_BUILD * exact.max(axis=1, keepdims=True)
+    if stored.dtype == np.float16:
+        return bound + NEIGHBOUR * exact
+    return np.broadcast_to(bound, exact.shape)

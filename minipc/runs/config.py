@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 class RecordName:
     """Which record a run replays."""
 
-    file: str  # base name, a hint
+    file: str  # base name, a hint where to search
     run_id: str
 
     def __post_init__(self) -> None:
@@ -32,7 +32,7 @@ class RecordName:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run is: the content of its run.json.  Raises DataError for what is none."""
+    """Everything that a run is: the content of its run.json.  Raises DataError if invalid."""
 
     provenance: dict  # versions and device that it began with
     data: str  # base name of its data file, a hint
@@ -83,14 +83,14 @@ class RunConfig:
 def read_config(out: str) -> RunConfig:
     """Return the RunConfig of a run folder.  Raises DataError.
 
-    Runs of before there were several architectures are of the only one there was.
+    A run.json without architecture is older than the second architecture: it means PointNet.
     """
     described = {"architecture": "pointnet", **read_run(out)}
     return files.from_dict(RunConfig, described, f"{out}: run.json")
 
 
 def identity(splits: Splits) -> dict[str, Any]:
-    """Return what a run must find again: hashes of all arrays, and Clouds.described."""
+    """Return what a resumed run compares: hashes of all arrays, and Clouds.described."""
     hashes = {
         f"{name}_{part}": getattr(clouds, f"{part}_hash")
         for name, clouds in splits._asdict().items()

@@ -1,7 +1,7 @@
 """A run on disk: run.json (everything needed to repeat it), checkpoint, metrics, models.
 
-The checkpoint is the truth of a run: it is committed first, and metrics and models follow from it,
-so that a kill between two files costs nothing.  A folder belongs to one run and one process.
+The checkpoint is committed first; metrics and models are made from it.  So a kill between two files
+loses nothing.  A folder belongs to one run, and one process at a time.
 """
 
 from __future__ import annotations
@@ -35,25 +35,25 @@ MOST_TEXT = 1 << 24  # bytes of run.json
 
 
 def _numbered(base: str, suffixes: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Yield base, base-2, base-3, ... and whether it exists, itself or with one of suffixes."""
+    """Yield base, base-2, ... and whether that name, or it with one of suffixes, exists."""
     for number in count(1):
         name = base if number == 1 else f"{base}-{number}"
         yield name, any(os.path.lexists(name + suffix) for suffix in ("", *suffixes))
 
 
 def free_name(base: str, *suffixes: str) -> str:
-    """Return base, base-2, base-3, ...: the first that does not exist, nor with any of suffixes."""
+    """Return the first of base, base-2, ... that is free, also with each of suffixes."""
     return next(name for name, exists in _numbered(base, suffixes) if not exists)
 
 
 def last_name(base: str) -> str | None:
     """Return the last of base, base-2, base-3, ... that exists, or None."""
-    there = [name for name, _ in takewhile(lambda found: found[1], _numbered(base, ()))]
-    return there[-1] if there else None
+    names = [name for name, _ in takewhile(lambda each: each[1], _numbered(base, ()))]
+    return names[-1] if names else None
 
 
 def model_path(path: str) -> str:
-    """Return the model file of path, which is one or is a run folder."""
+    """Return the model file of path, which is a model file or a run folder."""
     return os.path.join(path, "model.h5") if os.path.isdir(path) else path
 
 
@@ -74,8 +74,8 @@ class RunFolder:
     def __init__(self, path: str, described: dict[str, Any] | None = None) -> None:
         """Make the folder and commit run.json (described: JSON), or open an existing run.
 
-        Raises UsageError where path exists (or is at work in another process), DataError where it
-        cannot be made or is no run.
+        Raises UsageError if path exists or another process is training in it, DataError if it
+        cannot be made or is not a run.
         """
         self.path, self.new = path, described is not None
         made = False
@@ -134,9 +134,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if (
-            os.getpid() == self._owner
-        ):  # a process that was forked meanwhile would hold the lock until its own end
+        # Unlock explicitly: a process forked meanwhile would otherwise hold the lock until it ends.
+        if os.getpid() == self._owner:
             with suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
@@ -146,7 +145,7 @@ class RunFolder:
         return os.path.join(self.path, name)
 
     def checkpoint(self) -> Checkpoint | None:
-        """Return the Checkpoint to go on from, or None before the first.  Raises DataError."""
+        """Return the Checkpoint to continue from, or None before the first.  Raises DataError."""
         path = self.file("checkpoint.h5")
         if not os.path.lexists(path):
             if os.path.lexists(self.file("model.h5")):  # written after the first checkpoint
@@ -154,28 +153,28 @@ class RunFolder:
                     f"{path}: is gone, so the run cannot go on; restore it, or start another run"
                 )
             return None
-        found = read_checkpoint(path)
-        if found.run_id != self.run_id:
+        checkpoint = read_checkpoint(path)
+        if checkpoint.run_id != self.run_id:
             raise DataError(
                 f"{path}: belongs to another run than run.json beside it; restore either, or train "
                 "again"
             )
-        return found
+        return checkpoint
 
     def abandon(self) -> None:
-        """Remove a run that has not finished an epoch, as if nothing had been asked."""
+        """Remove the folder of a run that has not finished an epoch."""
         if sorted(os.listdir(self.path)) == ["run.json"]:
             with suppress(OSError):
                 os.unlink(self.file("run.json"))
                 os.rmdir(self.path)
 
     def epoch_ended(self, checkpoint: Checkpoint, model: Model, best: bool) -> None:
-        """Commit one epoch's Checkpoint and what follows from it; best: the best one so far."""
+        """Commit one epoch's Checkpoint, metrics and models; best: it is the best so far."""
         write_checkpoint(self.file("checkpoint.h5"), checkpoint)
         self.follow(checkpoint.rows, model, best)
 
     def follow(self, rows: list[dict[str, Any]], model: Model, best: bool) -> None:
-        """Commit metrics, the last model and, if best, the best one; rows: of all epochs."""
+        """Commit metrics (rows: of all epochs), the last model and, if best, the best model."""
         files.commit(
             self.file("metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode()
         )
@@ -187,7 +186,7 @@ class RunFolder:
     def ended(
         self, class_names: Sequence[str], labels: np.ndarray, probabilities: np.ndarray
     ) -> None:
-        """Commit predictions.csv: one line a test cloud, of the last model.
+        """Commit predictions.csv of the last model, one line for each test cloud.
 
         labels (N,) indices into class_names, probabilities (N, K).
         """

@@ -35,7 +35,8 @@ if TYPE_CHECKING:
 
 DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
 BASELINE = "-labels"  # ends the name of the label-only run beside a distilled one
-# Both chosen on other seeds of the shapes: a teacher that has something to teach (docs/results.md).
+# Both chosen on other seeds of the shapes, so that the teacher is worth learning from
+# (docs/results.md).
 TEACHER_TRAINING = TrainConfig(epochs=20, batch_size=16, lr=1e-3, warmup_steps=50)
 STUDENT_EPOCHS = 40
 
@@ -49,7 +50,7 @@ def record(
     progress: Callable[[int, int, str], None],
     **settings: Any,
 ) -> Recorded | Share:
-    """Make shapes.h5 and teacher/ where they are absent, then record: Recorded."""
+    """Make shapes.h5 and teacher/ if they are missing, then record; return as verbs.record."""
     _check_record(settings["out"], settings["views"], settings["seed"])  # before minutes of work
     if not os.path.exists(DATA):
         splits = built_in_shapes(0)
@@ -77,7 +78,7 @@ def record(
 
 
 def forecast(out: str, views: int, seed: int, **settings: Any) -> Forecast:
-    """Return the Forecast of record() with these arguments; no file is changed."""
+    """Return the Forecast of record() with these arguments; change no file."""
     _check_record(out, views, seed)
     absent = [] if os.path.exists(DATA) else [DATA]
     if _unfinished(TEACHER) or not os.path.exists(model_path(TEACHER)):
@@ -88,16 +89,16 @@ def forecast(out: str, views: int, seed: int, **settings: Any) -> Forecast:
 
 
 def _check_record(out: str, views: int, seed: int) -> None:
-    """Raise UsageError or DataError for a recording that could not be, whatever its teacher."""
+    """Raise UsageError or DataError for a recording that is impossible with every teacher."""
     check_request(out, views, seed)
     if os.path.lexists(out):
         RecordReader(out).close()
 
 
 def _unfinished(folder: str) -> bool:
-    """Return whether a run folder is there without the model of its last epoch.
+    """Return whether folder is a run without the model of its last epoch.
 
-    Raises DataError for somebody else's folder.
+    Raises DataError for a folder that is not a run.
     """
     with suppress(DataError):  # no model yet
         trained = read_model(model_path(folder)).trained
@@ -127,11 +128,11 @@ def train(
     stop_after: int | None = None,
     **running: Any,
 ) -> list[Run] | None:
-    """Train model on labels alone and from record.h5: two Runs, the one on labels first.
+    """Train model on labels alone and from record.h5; return two Runs, the one on labels first.
 
-    out is the folder of the second (None: run, run-2, ...); the other is out-labels.  The folder
-    out names both from the first moment, so resume(out) goes on with both after any interruption.
-    The other arguments as in verbs.train; with dry_run: None.
+    out: the folder of the second run (None: run, run-2, ...); the first is out-labels.  From its
+    beginning the folder out names both, so resume(out) continues both after any interruption.
+    Other arguments as in verbs.train; with dry_run: return None.
     """
     if not os.path.exists(RECORD):
         raise DataError(
@@ -159,10 +160,10 @@ def resume(
     self_record: str | None = None,
     **files_and_running: Any,
 ) -> list[Run]:
-    """Go on with the run in folder out and with the one on labels alone that it names, or begin
-    that one: two Runs, the one on labels first.
+    """Continue the run in folder out and the one on labels alone that it names; return both Runs.
 
-    Arguments as of verbs.train.resume; what labels alone have no use for is not asked there.
+    The Run on labels comes first; it is begun here if its folder is missing.  Arguments as in
+    verbs.train.resume; settings that labels alone do not use are not compared there.
     """
     config = read_config(out)
     if config.baseline is None:
@@ -170,7 +171,7 @@ def resume(
     baseline = os.path.join(os.path.dirname(out), config.baseline)
     if not os.path.lexists(os.path.join(baseline, "run.json")):
         with RunFolder(baseline, asdict(config.on_labels_alone())):
-            pass  # begun: it goes on below
+            pass  # made; it is trained below
     of_both = {
         section: settings
         for section, settings in (given or {}).items()

@@ -1,7 +1,7 @@
-"""Find and read the files of a verb: the path that is given, or the name that another file tells.
+"""Find and read the files of a verb: the path that is given, or the name in another file.
 
-A file of ours names the files that it was made from by their base names; they lie beside it, one
-folder up (a model lies in a run folder) or in the current folder.
+A file of ours holds the base names of the files that it was made from.  They are searched beside
+it, one folder up (a model lies in a run folder) and in the current folder.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 def find_file(given: str | None, name: str | None, near: str, option: str) -> str:
-    """Return the path given, or the path of the file called name beside the file near, one folder
-    up, or here.
+    """Return the path given, or that of the file called name near the file near.
 
-    option names what the user can pass instead.  Raises DataError where it is in none of them.
+    Searches beside near, one folder up, and here.  option: what the user can pass instead, for the
+    message.  Raises DataError if the file is in none of these places.
     """
     if given is not None:
         return given
@@ -50,12 +50,11 @@ def find_data(
     reader: RecordReader | None = None,
     points_hash: str | None = None,
 ) -> tuple[str, Splits]:
-    """Return a path and its Splits: of data, or else of the clouds in a record, or else of a file
-    that is found.
+    """Return a path and its Splits: of data, else of the clouds in a record, else of a file found.
 
-    reader: the open RecordReader, if there is one; name and near as in find_file.  A file that was
-    found and not given must have the training points of points_hash (None: the caller compares).
-    Raises DataError.
+    reader: an open RecordReader or None; name and near as in find_file.  A file that was found, not
+    given, must have training points with points_hash (None: the caller compares).  Raises
+    DataError.
     """
     carried = reader.clouds() if data is None and reader else None
     if carried is not None:

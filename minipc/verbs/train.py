@@ -1,8 +1,8 @@
 """Train a model from files into a run folder: what `minipc train` does.
 
-A new run and a resumed one take the same way: settings become a RunConfig, and training starts
-from what that says.  distil/train.py does the mathematics and knows no files; here each of its
-epochs is written before the next one begins.
+New and resumed runs share one path: settings become a RunConfig, and training starts from it.
+distil/train.py does the mathematics without files; this module writes each of its epochs before the
+next one begins.
 """
 
 from __future__ import annotations
@@ -74,17 +74,16 @@ def train(
 ) -> Run | None:
     """Train model (a name or widths) on files into the new run folder out; return its Run.
 
-    loss, config and self_config are a LossConfig, a TrainConfig and a SelfConfig (None: the
-    default).  With record, a path, epoch e replays view e mod V of it (without its logits if
-    labels_only), and data may be None: the record holds or names its clouds.  Without, labels
-    alone.  views: (first, stop) of the record; self_record: path of the second record of the self
-    target "record".  out None: run, run-2, ...  say(line), progress(done, total, text) and
-    detail(line), once an epoch, report; stop_after: the epoch to stop after.  With dry_run
-    everything is checked and said, nothing is written, and None is returned.
+    self_config None: the default.  With record, a path, epoch e replays view e mod V of the record
+    (without its logits if labels_only), and data may be None: the record holds or names its clouds.
+    Without record, training uses labels alone.  views: (first, stop) of the record; self_record:
+    path of the second record of the self target "record".  out None: run, run-2, ...  say and
+    progress as in progress.py; detail(line) once an epoch; stop_after: the epoch to stop after.
+    With dry_run: check and report everything, write nothing, return None.
 
-    Raises UsageError for settings that cannot run and where out exists, DataError for files that do
-    not belong together, MinipcError where the loss stops being finite.  A run that fails before its
-    first epoch leaves no folder.
+    Raises UsageError for settings that cannot run or if out exists, DataError for files that do not
+    belong together, MinipcError if the loss is not finite.  A run that fails before its first epoch
+    leaves no folder.
     """
     config.last_epoch(stop_after)
     out = out or free_name("run")
@@ -124,10 +123,10 @@ def begin(
     say: Callable[[str], None] = quiet,
     **choices: Any,
 ) -> None:
-    """Make the folder of a new run, for resume() to go on with; nothing is trained yet.
+    """Make the folder of a new run without training; resume() trains it.
 
-    choices: the others that say what train() trains, and baseline as in RunConfig.  Raises as
-    train() does.
+    choices: the other arguments that tell train() what to train, and baseline as in RunConfig.
+    Raises as train().
     """
     new = _new_run(out, model, loss, config, xp=xp, **choices)
     with blas_on_one_thread(say), new as run, RunFolder(out, asdict(run.config)):
@@ -148,12 +147,12 @@ def resume(
     detail: Callable[[str], None] = quiet,
     stop_after: int | None = None,
 ) -> Run:
-    """Go on with the run in folder out and return its Run; all settings come from its run.json.
+    """Continue the run in folder out and return its Run; all settings come from its run.json.
 
-    data, record and self_record say where its files lie now, None: beside the folder or here.
-    given: {section or None: {setting: value}} that the caller insists on.  The others as in
-    train().  Raises UsageError where one of these is not the run's own, DataError for files that
-    are not the ones it began with.
+    data, record and self_record: where its files are now; None: beside the folder, or in the
+    current one.  given: {section or None: {setting: value}} that must equal the run's own settings.
+    Other arguments as in train().  Raises UsageError for a setting that differs, DataError for
+    files other than those that the run began with.
     """
     with blas_on_one_thread(say), RunFolder(out) as folder, ExitStack() as stack:
         config, place = read_config(out), folder.file("run.json")
@@ -180,8 +179,8 @@ def resume(
         reader = reader_of(record, config.record, "--record")
         earlier = reader_of(self_record, config.self_record, "--self-record")
         data, splits = find_data(data, config.data, place, reader=reader)
-        found = identity(splits)
-        other = sorted(name for name in found if found[name] != config.clouds.get(name))
+        clouds = identity(splits)
+        other = sorted(name for name in clouds if clouds[name] != config.clouds.get(name))
         if other:
             names = ", ".join(name.replace("_", " ") for name in other)
             raise DataError(
@@ -207,7 +206,7 @@ def _new_run(
     baseline: str | None = None,
     xp: ModuleType,
 ) -> Iterator[Prepared]:
-    """Give the Prepared of a new run, its files open; arguments as in train() and RunConfig."""
+    """Yield the Prepared of a new run, its files open; arguments as in train() and RunConfig."""
     self_config = self_config or SelfConfig()
     _check_choices(data, record, loss, labels_only, self_config, self_record, views)
     with ExitStack() as stack:
@@ -286,8 +285,9 @@ def prepare(
     reader: RecordReader | None,
     earlier: RecordReader | None,
 ) -> Prepared:
-    """Return the Prepared of a RunConfig and its open files.  Raises UsageError and DataError for
-    what cannot be trained.
+    """Return the Prepared of a RunConfig and its open files.
+
+    Raises UsageError and DataError for a run that cannot be trained.
     """
     if reader is None:
         augment = files.from_dict(AugmentConfig, config.augment, f"{out}: run.json")
@@ -306,16 +306,14 @@ def prepare(
 
 
 def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None:
-    """Say what will be trained, and by which loss."""
+    """Report what will be trained, and with which loss."""
     config = run.config
     size = net(config.model).count(config.model, run.splits.train.points.shape[1])
     epochs = config.training.epochs
     say(
         f"{run.out}: {config.name}, {size.parameters} parameters, {size.macs / 1e6:.2f} M "
-        "multiply-adds a cloud, "
-        f"{epochs} epoch{'s' * (epochs > 1)} of {run.learnt} "
-        f"clouds{f', {run.held} held out' * bool(run.held)}, "
-        f"backend {xp.__name__}"
+        f"multiply-adds a cloud, {epochs} epoch{'s' * (epochs > 1)} of {run.learnt} "
+        f"clouds{f', {run.held} held out' * bool(run.held)}, backend {xp.__name__}"
     )
     say(formula(config.loss))
     if config.self_target:
@@ -332,7 +330,7 @@ def _run(
     detail: Callable[[str], None],
     stop_after: int | None,
 ) -> Run:
-    """Train to the end, or to the epoch stop_after, from where the folder's checkpoint is: Run."""
+    """Train from the folder's checkpoint to the end, or to the epoch stop_after; return the Run."""
     _announce(run, xp, say)
     config, threads = run.config, threads or default_threads(xp)
     about = {
@@ -379,11 +377,11 @@ def write_epochs(
     about: dict[str, Any] | None = None,
     detail: Callable[[str], None] = quiet,
 ) -> training.Epoch:
-    """Write each Epoch into a RunFolder before the next one begins, up to last_epoch; return it.
+    """Write each Epoch into a RunFolder before the next one begins; return that of last_epoch.
 
-    epochs: as distil.train.train yields them; test: the Clouds of its test split; done: the epochs
-    that the folder's checkpoint holds, whose last one comes first; about: what the models tell
-    besides.
+    epochs: from distil.train.train; test: the test split; done: number of epochs in the folder's
+    checkpoint, of which epochs yields the last one first; about: more keys for `trained` of the
+    models.
     """
     for epoch in epochs:
         number, model = len(epoch.rows), epoch.model
@@ -392,7 +390,7 @@ def write_epochs(
         if number > done:
             folder.epoch_ended(epoch.checkpoint(folder.run_id), model, best)
             detail(", ".join(f"{name} {value:.4g}" for name, value in epoch.rows[-1].items()))
-        else:  # a kill may have come between the checkpoint and what follows from it
+        else:  # a kill may have come between the checkpoint and the files that follow from it
             folder.follow(epoch.rows, model, best)
         if number == last_epoch:
             break
@@ -402,7 +400,7 @@ def write_epochs(
 
 
 def _continued(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> dict[str, Any]:
-    """Say whether bits may differ where a run goes on, and return what its models tell of it."""
+    """Report whether bits may differ in a resumed run; return what its models say about it."""
     now = provenance(xp)
     why = unlike(run.config.provenance, now)
     if not why:
@@ -412,7 +410,7 @@ def _continued(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> dic
 
 
 def _self_target(run: Prepared, work: Workspace) -> SelfTarget | None:
-    """Return the self target of a run, or None; it computes in the Workspace of the run."""
+    """Return the self target of a run, or None; it uses the Workspace of the run."""
     chosen, model = run.config.self_target, run.config.model
     if chosen is None:
         return None
@@ -426,9 +424,9 @@ def _self_target(run: Prepared, work: Workspace) -> SelfTarget | None:
         engine = run.config.training.engine
         return net(model).forward_train(params, inputs, model, None, engine, work)[0]
 
-    return (
-        Snapshot(forward, chosen.every) if chosen.kind == "snapshot" else Ema(forward, chosen.decay)
-    )
+    if chosen.kind == "snapshot":
+        return Snapshot(forward, chosen.every)
+    return Ema(forward, chosen.decay)
 
 
 def _values(
@@ -474,11 +472,11 @@ def _named(reader: RecordReader | None) -> RecordName | None:
 
 
 def _insist(described: dict[str, Any], given: dict[str | None, dict[str, Any]], out: str) -> None:
-    """Raise UsageError where a setting that the caller gave is not the run's own."""
+    """Raise UsageError if a setting that the caller gave differs from the run's own."""
     names = {"name": "model"} | {key: each.label for key, each in settings_of(SelfConfig).items()}
     for section, settings in given.items():
         there = described if section is None else described[section]
-        if there is None:  # options that the run has no use for
+        if there is None:  # the run does not use these options
             continue
         for name, value in settings.items():
             if there.get(name) != value:

@@ -104,14 +104,13 @@ def on_scheduler(
 def _read(
     read: Callable[[], tuple[Clouds, Model]], plan: Plan
 ) -> tuple[Clouds, Model, tuple[Any, ...]]:
-    """Runs on a worker: return the clouds and the teacher of the plan, and the groups."""
+    """Runs on a worker: return the clouds and the teacher of the plan, and their groups."""
     clouds, model = read()
     check_recorded(clouds, plan, "scheduler: the clouds that a worker reads")
     if model_id(model) != plan.teacher_id:
         raise DataError(
             f"scheduler: a worker reads teacher {model_id(model)[:16]} under its name, the plan "
-            "has "
-            f"{plan.teacher_id[:16]}; give workers the files of this process"
+            f"has {plan.teacher_id[:16]}; give workers the files of this process"
         )
     return clouds, model, net(model.config).prepare(model.config, clouds.points)
 
@@ -133,8 +132,7 @@ def _compute(
     if get_worker().state.nthreads > 1 and not one_blas_thread():
         raise BackendError(
             "scheduler: a worker has several threads and BLAS more than one for each, so bits "
-            "would not repeat; start "
-            "workers with --nthreads 1"
+            "would not repeat; start workers with --nthreads 1"
         )
     clouds, model, groups = read
     xp = load(backend)
@@ -156,9 +154,8 @@ def _client(address: str) -> Iterator[Any]:
         raise BackendError(
             f"scheduler: Dask is not installed ({reason}); pip install minipc[dask]"
         ) from reason
-    logging.getLogger("distributed.client").setLevel(
-        logging.CRITICAL
-    )  # our own one-line error is enough
+    # Our own error of one line is enough.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def connect() -> None:
@@ -167,9 +164,8 @@ def _client(address: str) -> Iterator[Any]:
         except Exception as reason:
             answer.put(reason)
 
-    threading.Thread(
-        target=connect, daemon=True
-    ).start()  # a server of another protocol may block it without end
+    # In a thread, because a server of another protocol may block the call without end.
+    threading.Thread(target=connect, daemon=True).start()
     try:
         client = answer.get(timeout=PATIENCE + 5)
     except queue.Empty:
@@ -214,6 +210,5 @@ def _seen(path: str, digest: str) -> None:
     if not digest.startswith(actual):
         raise DataError(
             f"{path}: a worker committed {digest[:16]}, found {actual}; start workers on a folder "
-            "that they share with "
-            "this process, under the same name, and run the same command again"
+            "that they share with this process, under the same name, and run the same command again"
         )
