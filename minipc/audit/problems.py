@@ -14,8 +14,8 @@ from minipc.distil import self_target
 from minipc.models import pointnet
 from minipc.models.inputs import Inputs
 from minipc.models.model import net, sizes
-from minipc.nn import losses, ops
-from minipc.nn.engine import backward
+from minipc.nn import local, losses, ops
+from minipc.nn.engine import Tape, backward
 from minipc.nn.fast import fused
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LABELS_ALONE, LossConfig
@@ -39,8 +39,8 @@ def operation(pair, inputs, constants, rng, dtype):
     """
     forward, backward = pair
     inputs, constants = (
-        _cast(inputs, dtype),
-        tuple(_cast(dict(enumerate(constants)), dtype).values()),
+        cast(inputs, dtype),
+        tuple(cast(dict(enumerate(constants)), dtype).values()),
     )
     dy = rng.standard_normal(forward(*inputs.values(), *constants)[0].shape).astype(dtype)
 
@@ -54,7 +54,7 @@ def operation(pair, inputs, constants, rng, dtype):
     return Problem(inputs, value, gradients)
 
 
-def _cast(arrays, dtype):
+def cast(arrays, dtype):
     return {
         name: value.astype(dtype) if getattr(value, "dtype", None) == np.float64 else value
         for name, value in arrays.items()
@@ -226,11 +226,12 @@ class Step(NamedTuple):
     has_u: Any  # (B,), one row has no target
     loss: LossConfig
     engine: str
+    points: Any = None  # (B, N, 3) of a model that has no gradient of them
 
     def forward(self, arrays):
-        """arrays: parameters and "points" -> logits, tape."""
+        """arrays: parameters, and "points" where they vary -> logits, tape."""
         params = {name: value for name, value in arrays.items() if name != "points"}
-        inputs = Inputs(arrays["points"], self.groups)
+        inputs = Inputs(arrays.get("points", self.points), self.groups)
         z, _, tape = net(self.model).forward_train(
             params, inputs, self.model, self.mask, self.engine
         )
@@ -244,7 +245,7 @@ class Step(NamedTuple):
         z, tape = self.forward(arrays)
         _, cache = losses.loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
         grads, dpoints = backward(losses.loss_backward(cache), tape)
-        return grads | {"points": multiplied_out(dpoints)}
+        return grads | ({"points": multiplied_out(dpoints)} if "points" in arrays else {})
 
 
 def multiplied_out(dpoints):
@@ -272,29 +273,47 @@ def step(model, config, engine, rng, dtype, clouds=6, points=5):
     arrays["points"] = rng.standard_normal((clouds, points, 3))
     groups = module.prepare(model, arrays["points"])
     mask = (mask / kept).astype(dtype)
-    return _cast(arrays, dtype), Step(model, groups, mask, y, v, u, has_u, config, engine)
+    return cast(arrays, dtype), Step(model, groups, mask, y, v, u, has_u, config, engine)
 
 
 def distance_to_kinks(arrays, step):
-    """Return the distance to the nearest kink: of a ReLU from zero, of the pool's two largest."""
+    """Return the distance to the nearest kink: of a ReLU from zero, of a pool's two largest."""
     _, tape = step._replace(engine="textbook").forward(arrays)
+    return nearest_kink(tape, arrays)
+
+
+def nearest_kink(tape, arrays):
+    """Return the distance to the nearest kink in a tape of the textbook."""
     nearest, y = np.inf, None
-    for op_backward, cache, names in tape:
+    for op_backward, cache, names in _operations(tape):
         if op_backward is ops.batch_norm_backward:
             y = (cache.gamma * cache.xhat + arrays[names[1]])[..., cache.gamma != 0]
             nearest = min(nearest, np.abs(y).min())
-        elif op_backward is ops.point_max_backward and cache.points > 1:
-            two = np.sort(np.maximum(y, 0), axis=1)[:, -2:]
-            gap = (two[:, 1] - two[:, 0])[two[:, 1] > 0]  # zero in all points: no winner to change
+        elif op_backward in (ops.point_max_backward, local.max_and_mean_backward):
+            if cache.points == 1:
+                continue
+            two = np.sort(np.maximum(y, 0), axis=-2)[..., -2:, :]
+            gap = two[..., 1, :] - two[..., 0, :]
+            gap = gap[two[..., 1, :] > 0]  # zero in all points: no winner to change
             nearest = min(nearest, gap.min(initial=np.inf))
     return nearest
+
+
+def _operations(tape):
+    """Yield the Operations of a tape in the order of the forward, those of its branches first."""
+    for operation in tape:
+        # of a level or a point-wise layer: (tape or tapes, ...)
+        branches = operation.cache[0] if type(operation.cache) is tuple else []
+        for branch in [branches] if isinstance(branches, Tape) else branches:
+            yield from _operations(branch)
+        yield operation
 
 
 def small_step(engine, config):
     """Return the maker of one training step of a small PointNet, away from every kink."""
 
     def make(rng, dtype):
-        return [_problem(*away_from_kinks(engine, config, rng), dtype)]
+        return [of_step(*away_from_kinks(engine, config, rng), dtype)]
 
     return make
 
@@ -302,8 +321,13 @@ def small_step(engine, config):
 def away_from_kinks(engine, config, rng):
     """Return (arrays, Step) of a small PointNet in float64, no nearer than KINK to a kink."""
     model = pointnet.ModelConfig((5, 6), (7,), classes=4, dropout=0.4)
+    return smooth_step(lambda: step(model, config, engine, rng, np.float64))
+
+
+def smooth_step(draw):
+    """Return the first (arrays, Step) of draw() that is no nearer than KINK to a kink."""
     for _ in range(200):
-        arrays, fixed = step(model, config, engine, rng, np.float64)
+        arrays, fixed = draw()
         if distance_to_kinks(arrays, fixed) > KINK:
             return arrays, fixed
     raise AssertionError("200 draws, and each lay on a kink")
@@ -350,7 +374,7 @@ def against_earlier_self(kind):
 
         return [
             Problem(
-                _cast(arrays, dtype),
+                cast(arrays, dtype),
                 lambda inputs: with_target(inputs).value(inputs),
                 lambda inputs: with_target(inputs).gradients(inputs),
             )
@@ -364,21 +388,20 @@ def whole_step(size, engine, config):
 
     def make(rng, dtype):
         model = sizes(size, 10)
-        return [_problem(*step(model, config, engine, rng, np.float64, clouds=5, points=12), dtype)]
+        return [of_step(*step(model, config, engine, rng, np.float64, clouds=5, points=12), dtype)]
 
     return make
 
 
-def _problem(arrays, fixed, dtype):
+def of_step(arrays, fixed, dtype):
     fixed = in_dtype(fixed, dtype)
-    return Problem(_cast(arrays, dtype), fixed.value, fixed.gradients)
+    return Problem(cast(arrays, dtype), fixed.value, fixed.gradients)
 
 
 def in_dtype(fixed, dtype):
     """Return a Step with its arrays in dtype."""
-    return fixed._replace(
-        **{name: getattr(fixed, name).astype(dtype) for name in ("mask", "y", "v", "u", "has_u")}
-    )
+    names = ("mask", "y", "v", "u", "has_u", *(["points"] if fixed.points is not None else []))
+    return fixed._replace(**{name: getattr(fixed, name).astype(dtype) for name in names})
 
 
 def fused_layers(rng, dtype):
@@ -409,6 +432,6 @@ def fused_layers(rng, dtype):
 
     return [
         Problem(
-            _cast(arrays, dtype), lambda arrays: float((forward(arrays)[0] * dh).sum()), gradients
+            cast(arrays, dtype), lambda arrays: float((forward(arrays)[0] * dh).sum()), gradients
         )
     ]

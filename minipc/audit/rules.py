@@ -50,7 +50,7 @@ def adamw(rng):
         {name: value.copy() for name, value in start.items()},
         optim.adamw_start(start),
     )
-    work = _small_work(block=1, slice=16)
+    work = small_work(block=1, slice=16)
     for t, g in enumerate(grads, start=1):
         params, state = optim.adamw_step(
             params, g, state, lr, 0.1, beta1=beta1, beta2=beta2, eps=eps
@@ -266,8 +266,8 @@ def second_record(rng):
     return facts
 
 
-def _plain(params, x, model, mask=1.0, moments=None):
-    """Return logits of PointNet, and {layer: (mean, variance, rows)}: (M1) to (M16) in one place.
+def layers_by_definition(params, model, moments=None):
+    """Return layer(x, name) as (M1) to (M11) define it, and {name: (mean, variance, rows)}.
 
     moments: tracked {name.mean, name.var} for evaluation, None for those of the batch.
     """
@@ -283,6 +283,13 @@ def _plain(params, x, model, mask=1.0, moments=None):
         y = params[f"{name}.gamma"] * (y - mean) / np.sqrt(var + model.eps) + params[f"{name}.beta"]
         return np.where(y > 0, y, 0)
 
+    return layer, found
+
+
+def _plain(params, inputs, model, mask=1.0, moments=None):
+    """Return logits of PointNet and what its layers found: (M1) to (M16) in one place."""
+    layer, found = layers_by_definition(params, model, moments)
+    x = inputs.points
     for i in range(len(model.shared)):
         x = layer(x, f"shared{i}")
     x = x.max(axis=1)
@@ -299,34 +306,35 @@ def model(engine):
             (6, 8), (7, 7), classes=4, dropout=0.4, eps=1e-3, momentum=0.3
         )
         arrays, fixed = step(config, LossConfig(), engine, rng, np.float64)
-        points = arrays.pop("points")
-        logits, batch, _ = pointnet.forward_train(arrays, points, config, fixed.mask, engine)
-        wanted, moments = _plain(arrays, points, config, fixed.mask)
-        facts = [near("logits in training, with dropout", logits, wanted)]
-        before = {
-            name: value + 0.5 for name, value in pointnet.initial_stats(config, np.float64).items()
-        }
-        tracked, both = seam.track(before, batch, config), {}
-        for name, (mean, var, rows) in moments.items():
-            facts += [
-                near(f"{name}, mean", batch[name].mean, mean),
-                near(f"{name}, variance", batch[name].var, var),
-            ]
-            both[f"{name}.mean"] = 0.7 * before[f"{name}.mean"] + 0.3 * mean
-            both[f"{name}.var"] = 0.7 * before[f"{name}.var"] + 0.3 * var * rows / (rows - 1)
-        facts += [near(f"tracked {name}", tracked[name], value) for name, value in both.items()]
-        evaluated = pointnet.forward_eval(arrays, both, points, config, engine)
-        return [
-            *facts,
-            near(
-                "logits in evaluation", evaluated, _plain(arrays, points, config, moments=both)[0]
-            ),
-        ]
+        inputs = Inputs(arrays.pop("points"))
+        return by_definition(_plain, arrays, inputs, fixed)
 
     return make
 
 
-def _small_work(block, slice):
+def by_definition(plain, params, inputs, fixed):
+    """Return the Facts that a whole model of a Step computes what plain() does."""
+    config, module = fixed.model, net(fixed.model)
+    logits, batch, _ = module.forward_train(params, inputs, config, fixed.mask, fixed.engine)
+    wanted, moments = plain(params, inputs, config, fixed.mask)
+    facts = [near("logits in training, with dropout", logits, wanted)]
+    before = {name: value + 0.5 for name, value in module.initial_stats(config, np.float64).items()}
+    tracked, both, kept = seam.track(before, batch, config), {}, 1 - config.momentum
+    for name, (mean, var, rows) in moments.items():
+        facts += [
+            near(f"{name}, mean", batch[name].mean, mean),
+            near(f"{name}, variance", batch[name].var, var),
+        ]
+        both[f"{name}.mean"] = kept * before[f"{name}.mean"] + config.momentum * mean
+        unbiased = var * rows / (rows - 1)
+        both[f"{name}.var"] = kept * before[f"{name}.var"] + config.momentum * unbiased
+    facts += [near(f"tracked {name}", tracked[name], value) for name, value in both.items()]
+    evaluated = module.forward_eval(params, both, inputs, config, fixed.engine)
+    wanted, _ = plain(params, inputs, config, moments=both)
+    return [*facts, near("logits in evaluation", evaluated, wanted)]
+
+
+def small_work(block, slice):
     """Return a Workspace of two threads that divides its work far more than it would."""
     work = Workspace(np, 2)
     work.block, work.slice = block, slice
@@ -336,12 +344,12 @@ def _small_work(block, slice):
 def divided_work(rng):
     """Blocks, slices, threads and a Workspace in its second use change nothing."""
     config = pointnet.ModelConfig((16, 32, 48), (24, 24, 24), classes=5)
-    work, facts = _small_work(block=2**19, slice=2**17), []
+    work, facts = small_work(block=2**19, slice=2**17), []
     for time in ("first", "second"):
         arrays, fixed = step(
             config, LossConfig(0.9, 0.3, 2.5), "fused", rng, np.float64, clouds=3, points=8192
         )
-        facts += _agree(
+        facts += agree(
             arrays, fixed, config, f", {time} step", work, allowed=1e-11
         )  # sums of 24,576 rows
     return facts
@@ -359,7 +367,7 @@ def engines(size):
             arrays[f"{pooled}.gamma"][1] = 0  # all points tie
         arrays["points"][:, 16:] = arrays["points"][:, :8]  # padded clouds
         arrays["points"] += 3
-        facts = _agree(arrays, fixed, config, "", None, repeated=8)
+        facts = agree(arrays, fixed, config, "", None, repeated=8)
         single = {name: value.astype(np.float32) for name, value in arrays.items()}
         found = in_dtype(fixed, np.float32).gradients(single)
         wanted = fixed._replace(engine="textbook").gradients(arrays)
@@ -373,26 +381,25 @@ def engines(size):
     return make
 
 
-def _agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
+def agree(arrays, fixed, config, when, work, repeated=0, allowed=ROUNDING):
     """Return the Facts that both engines have the same gradients and logits.
 
     repeated: how many of the first points appear again at the end.  Gradients of equal points are
     added, because the winner among them is a convention.
     """
     params = {name: value for name, value in arrays.items() if name != "points"}
-    found = {}
+    inputs, found = Inputs(arrays.get("points", fixed.points), fixed.groups), {}
     for engine in ENGINES:
-        inputs = Inputs(arrays["points"], fixed.groups)
         z, batch, tape = net(config).forward_train(params, inputs, config, fixed.mask, engine, work)
         _, cache = losses.loss_forward(z, fixed.y, fixed.v, fixed.u, fixed.has_u, fixed.loss)
         grads, dpoints = backward(losses.loss_backward(cache), tape)
-        dx = np.array(multiplied_out(dpoints))
-        dx[:, :repeated] += dx[:, dx.shape[1] - repeated :]
-        grads = {name: np.array(g) for name, g in grads.items()} | {
-            "points": dx[:, : dx.shape[1] - repeated]
-        }
+        grads = {name: np.array(g) for name, g in grads.items()}
+        if "points" in arrays:
+            dx = np.array(multiplied_out(dpoints))
+            dx[:, :repeated] += dx[:, dx.shape[1] - repeated :]
+            grads["points"] = dx[:, : dx.shape[1] - repeated]
         found[engine] = (
-            z,
+            z.copy(),
             grads,
             seam.track(net(config).initial_stats(config, np.float64), batch, config),
         )
