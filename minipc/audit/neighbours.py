@@ -46,8 +46,9 @@ from minipc.record.recording import Recording
 STRETCH = 0.4, 1.0, 2.5  # of the axes, after the groups are made: other points would be near now
 
 # Point-wise layers before and between, two scales, levels of one layer and of two, the mean beside
-# the maximum; then a first level that reads offsets alone.
-SMALL = "4-4,6/3:5+,4/3:6-5/2:4,7-6+mean:6", "6/4:5-6,3/3:6,7-6:5"
+# the maximum.
+SMALL = "4,6/3:5+,4/3:4/2:4-5,6+mean:5"
+OFFSETS = "6/4:5-6,3/3:6,7-6:5"  # a first level that reads offsets alone, several last layers
 
 
 def groups_by_definition(rng):
@@ -283,13 +284,11 @@ def _stretched(config, loss, engine, rng, clouds=6, points=14):
 
 
 def small_step(engine, loss):
-    """Return the maker of one training step of each small PointNet++, away from every kink."""
+    """Return the maker of one training step of a small PointNet++, away from every kink."""
 
     def make(rng, dtype):
-        return [
-            of_step(*smooth_step(partial(_stretched, sizes(text, 4), loss, engine, rng)), dtype)
-            for text in SMALL
-        ]
+        draw = partial(_stretched, sizes(SMALL, 4), loss, engine, rng)
+        return [of_step(*smooth_step(draw), dtype)]
 
     return make
 
@@ -337,7 +336,7 @@ def model(engine):
 
     def make(rng):
         facts = []
-        for text in SMALL:
+        for text in (SMALL, OFFSETS):
             config = replace(sizes(text, 4), dropout=0.4, eps=1e-3, momentum=0.3)
             params, fixed = _stretched(config, LossConfig(), engine, rng)
             inputs, module = Inputs(fixed.points, fixed.groups), net(config)
@@ -346,8 +345,8 @@ def model(engine):
                 params, module.initial_stats(config, np.float64), config, engine
             )
             alone = [
-                logits_of(Inputs(*(one[b : b + 1] for one in inputs[:1]), _rows_of(inputs, b)))
-                for b in range(len(inputs.points))
+                logits_of(Inputs(points[None], tuple(group[None] for group in of)))
+                for points, *of in zip(inputs.points, *inputs.groups, strict=True)
             ]
             others = module.prepare(config, fixed.points)
             facts += [
@@ -357,10 +356,6 @@ def model(engine):
         return facts
 
     return make
-
-
-def _rows_of(inputs, b):
-    return tuple(group[b : b + 1] for group in inputs.groups)
 
 
 def _equal(some, others):
@@ -390,7 +385,7 @@ def engines(text):
 
 def replay(rng):
     """A record of a PointNet++ replays: its logits again, from its views and the stored groups."""
-    config = sizes(SMALL[0], 3)
+    config = sizes(SMALL, 3)
     module = net(config)
     params = initialise(module.param_specs(config), rng, np.float32)
     logits_of = module.evaluator(params, module.initial_stats(config), config)
