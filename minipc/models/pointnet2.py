@@ -191,8 +191,7 @@ def _divided(config, divisor):
         levels=tuple(level(text) for text in config.levels),
         last=divided(config.last),
         head=divided(config.head),
-        # a tiny network fits too little rather than too much
-        dropout=config.dropout / divisor,
+        dropout=0.0,  # a tiny network fits too little rather than too much
     )
 
 

@@ -21,8 +21,10 @@ from minipc.errors import DataError
 from minipc.nn.fast.fused import (
     Activation,
     Affine,
+    advancing,
     affine_map,
     blocks_of,
+    divided,
     filled,
     gradients,
     slices_of,
@@ -32,6 +34,8 @@ from minipc.nn.fast.fused import (
 from minipc.nn.fast.products import inner_product, product
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.local import readers
+
+OF_ONE_LAYER = 8  # a tower holds the work of several layers: so many times its rows fill a block
 
 
 class Level(NamedTuple):
@@ -56,7 +60,7 @@ class Level(NamedTuple):
     def blocks(self):
         """Return the slices of clouds computed together; they depend only on the shape."""
         clouds, channels, points = self.z.shape
-        return blocks_of(clouds, 2 * channels * points, self.work)
+        return blocks_of(clouds, OF_ONE_LAYER * channels * points, self.work)
 
 
 def to_level(positions, f, centres, members, work, name):
@@ -143,51 +147,67 @@ def level_forward(x, W, gamma, beta, eps, name):
     shape = (clouds, count, W.shape[1])
     u = work.array(f"{name} u", (clouds, points, shape[2]), W.dtype)
     h = work.array(f"{name} h", shape, W.dtype)
-    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members - 1))
+    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members))
     positive = work.array(f"{name} positive", shape, bool)
+
+    flat = x.flat.reshape(members, -1)  # (k, B M)
 
     def pool(clouds):
         xp.matmul(x.z[clouds, :-1].swapaxes(1, 2), affine.At.T, out=u[clouds])
+        points = u.reshape(-1, shape[2])
+        for some in _portions(clouds, count, members * shape[2], work):
+            rows = _gathered(points, flat[:, some], work)
+            first_maximum(rows, 0, _flat(h)[some], _flat(rank)[some], work)
         best = h[clouds]
-        running_max(_member_rows(u, x.flat[:, clouds], work), best, rank[clouds], work)
         centre = work.scratch("centre", best.shape, best.dtype)
         xp.matmul(x.at[clouds], affine.At[:, :3].T, out=centre)
         best -= centre
         best += affine.c
         xp.greater(best, 0, out=positive[clouds])
-        xp.maximum(best, 0, out=best)
+        xp.maximum(best, work.zeros(shape[2], best.dtype), out=best)
 
-    work.map(pool, blocks_of(clouds, count * shape[2] * work.block // work.slice, work))
+    work.map(pool, x.blocks())
     return h, LevelCache(x, affine, positive, rank, name), stats
 
 
-def _member_rows(u, flat, work):
-    """Yield u (B, N, O) at member 0, 1, ... of all groups, (C, M, O), in one buffer."""
-    rows = u.reshape(-1, u.shape[2])
-    taken = work.scratch("taken", (*flat.shape[1:], u.shape[2]), u.dtype)
-    for index in flat:
-        if work.xp is np:
-            rows.take(index, axis=0, out=taken, mode="clip")  # "raise" would copy
-        else:
-            taken[...] = rows[index]
-        yield taken
+def _flat(x):
+    """Return x (B, M, O) as (B M, O), a view."""
+    return x.reshape(-1, x.shape[2])
 
 
-def running_max(rows, best, rank, work):
-    """best = the maximum over rows, arrays of its shape; rank = the first that attains it."""
-    xp = work.xp
-    larger = work.scratch("larger", best.shape, bool)
-    here = work.scratch("here", best.shape, rank.dtype)
-    flags = larger.view(rank.dtype) if rank.itemsize == 1 else larger
-    for j, row in enumerate(rows):
-        if j == 0:
-            best[...], rank[...] = row, 0
-            continue
-        # passes over bytes, because a masked copy costs several times as much
-        xp.greater(row, best, out=larger)
-        xp.multiply(flags, rank.dtype.type(j), out=here)
-        xp.maximum(rank, here, out=rank)
-        xp.maximum(best, row, out=best)
+def _portions(clouds, count, elements, work):
+    """Return slices of the groups of some clouds, each with about 2 work.slice elements."""
+    first, stop = clouds.start * count, clouds.stop * count
+    step = max(2 * work.slice // elements, 1)
+    return [slice(start, min(start + step, stop)) for start in range(first, stop, step)]
+
+
+def _gathered(points, index, work):
+    """Return the rows of points (R, O) at index (k, G), (k, G, O), in a buffer of this thread."""
+    rows = work.scratch("rows", (*index.shape, points.shape[1]), points.dtype)
+    if work.xp is np:
+        points.take(index, axis=0, out=rows, mode="clip")  # "raise" would copy
+    else:
+        rows[...] = points[index]
+    return rows
+
+
+def first_maximum(rows, axis, best, rank, work):
+    """best = the maximum of rows along axis; rank = the first place that attains it."""
+    xp, places = work.xp, rows.shape[axis]
+    rows.max(axis=axis, out=best)
+    won = work.scratch("won", rows.shape, bool)
+    xp.equal(rows, xp.expand_dims(best, axis), out=won)
+    # The first place has the largest weight.  Passes over bytes: a masked copy costs several times
+    # as much, and argmax along any axis but the last copies.
+    weights = xp.arange(places, 0, -1, dtype=rank.dtype)
+    weights = weights.reshape(-1, *[1] * (rows.ndim - axis - 1))
+    single = rank.itemsize == 1
+    weighed = won.view(np.uint8) if single else work.scratch("weighed", rows.shape, rank.dtype)
+    xp.multiply(won.view(np.uint8), weights, out=weighed)
+    weighed.max(axis=axis, out=rank)
+    xp.subtract(places, rank, out=rank)
+    xp.minimum(rank, places - 1, out=rank)  # not a number has no place
 
 
 def level_backward(dh, cache):
@@ -293,7 +313,9 @@ def expand_forward(x, W, gamma, beta, eps, widths, name):
     size = (clouds, sum(width + 1 for width in widths), members * count)
     tower = work.array(f"{name} tower {widths}", size, W.dtype, fill=1)
     of_rows = f"{name} rows"
-    y = Activation(tower, 0, shift, None, work, of_rows, work.next_generation(of_rows))
+    floor = advancing(-shift, size[2], work, f"{name} floor")
+    generation = work.next_generation(of_rows)
+    y = Activation(tower, 0, shift, None, work, of_rows, generation, floor)
     local = x.members.transpose(0, 2, 1).reshape(clouds, -1)  # (B, k M)
 
     def write(clouds):
@@ -305,7 +327,8 @@ def expand_forward(x, W, gamma, beta, eps, widths, name):
         rows = _columns(u, local[clouds], y.of(clouds))
         each = rows.reshape(len(z), -1, members, count)
         each -= centre[:, :, None]
-        xp.maximum(rows, -shift[:, None], out=rows)
+        rows = divided(rows, floor)
+        xp.maximum(rows, floor, out=rows)
 
     return filled(y, write, name), ExpandCache(x, y, affine, name), stats
 
@@ -321,22 +344,14 @@ def expand_backward(dy, cache):
     g = work.array(f"{name} g", (clouds, len(affine.c), count), S.dtype)
 
     def rows(clouds):
-        D = masked(dy.of(clouds), y, clouds)
+        D = dy.of(clouds)
+        D *= y.positive(clouds)
         each = D.reshape(len(D), -1, members, count)
         each.sum(axis=2, out=g[clouds])
         _scatter_rows(S[clouds], x.members[clouds], D, work)
 
     work.map(rows, y.blocks())
     return _through_points(x, affine, lambda clouds: None, S.swapaxes(1, 2), g.swapaxes(1, 2), name)
-
-
-def masked(d, y, clouds):
-    """Return d where y > 0, else 0, in place."""
-    z = y.of(clouds)
-    positive = y.work.scratch("positive", z.shape, bool)
-    y.work.xp.greater(z, -y.shift[:, None], out=positive)
-    d *= positive
-    return d
 
 
 def _scatter_rows(S, members, D, work):
@@ -373,7 +388,7 @@ def group_pool_forward(x, W, gamma, beta, eps, members, name):
     affine, stats = affine_map(x, W, gamma, beta, eps, name)
     shape = (clouds, W.shape[1], points // members)
     h = work.array(f"{name} h", shape, W.dtype)
-    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members - 1))
+    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members))
     positive = work.array(f"{name} positive", shape, bool)
 
     def pool(clouds):
@@ -382,10 +397,10 @@ def group_pool_forward(x, W, gamma, beta, eps, members, name):
             P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
             each = product(affine.At[some], z, P, work).reshape(*P.shape[:2], members, -1)
             best = h[clouds, some]
-            running_max(each.transpose(2, 0, 1, 3), best, rank[clouds, some], work)
+            first_maximum(each, 2, best, rank[clouds, some], work)
             best += affine.c[some, None]
             xp.greater(best, 0, out=positive[clouds, some])
-            xp.maximum(best, 0, out=best)
+            xp.maximum(best, work.zeros(best.shape[2], best.dtype), out=best)
 
     work.map(pool, x.blocks())
     return h.swapaxes(1, 2), GroupPoolCache(x, affine, positive, rank, name), stats
@@ -410,16 +425,18 @@ class GroupGradient(NamedTuple):
         dx += product(self.At.T, self.winners(clouds), through, work)
         return dx
 
+    def rows(self, clouds):
+        """Return the row that won each group and channel, (C, O, M) integers of k M."""
+        return self.rank[clouds].astype(np.intp) * self.g.shape[2] + np.arange(self.g.shape[2])
+
     def winners(self, clouds):
         """Return D (C, O, k M): the gradient of each group at its winner, 0 elsewhere."""
-        work, g, rank = self.x.work, self.g[clouds], self.rank[clouds]
-        members = self.x.tower.shape[2] // g.shape[2]
-        D = work.scratch("D", (*g.shape[:2], members, g.shape[2]), g.dtype)
-        won = work.scratch("won", g.shape, bool)
-        for j in range(members):
-            work.xp.equal(rank, rank.dtype.type(j), out=won)
-            work.xp.multiply(g, won, out=D[:, :, j])
-        return D.reshape(*g.shape[:2], -1)
+        work, g = self.x.work, self.g[clouds]
+        D = work.scratch("D", (*g.shape[:2], self.x.tower.shape[2]), g.dtype)
+        D[...] = 0
+        xp = work.xp
+        xp.put_along_axis(D, self.rows(clouds), g, axis=2)
+        return D
 
 
 def group_pool_backward(dh, cache):
@@ -434,7 +451,17 @@ def group_pool_backward(dh, cache):
     winners = GroupGradient(x, None, affine.At, g, rank)
 
     def block(clouds):
-        return inner_product(x.with_ones(clouds), winners.winners(clouds), work)
+        z, rows, here = x.with_ones(clouds), winners.rows(clouds), g[clouds]
+        products = work.xp.empty((z.shape[1], here.shape[1]), z.dtype)
+        step = max(2 * work.slice // (z.shape[1] * here[:, 0].size), 1)
+        for first in range(0, here.shape[1], step):
+            some = slice(first, first + step)
+            index = rows[:, some].reshape(len(z), -1)
+            at_winners = work.scratch("at winners", (*z.shape[:2], index.shape[1]), z.dtype)
+            _columns(z, index, at_winners)
+            at_winners = at_winners.reshape(*z.shape[:2], *rows[:, some].shape[1:])
+            products[:, some] = work.xp.einsum("cirm,crm->ir", at_winners, here[:, some])
+        return products
 
     inputs, width = affine.W.shape
     total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
@@ -470,8 +497,17 @@ def _columns(u, index, out):
     return out
 
 
+class Points(Activation):
+    """The input of one point-wise layer."""
+
+    def blocks(self):
+        """As Activation.blocks, for one layer."""
+        clouds, rows, points = self.tower.shape
+        return blocks_of(clouds, OF_ONE_LAYER * rows * points, self.work)
+
+
 class PointwiseCache(NamedTuple):
-    x: Activation
+    x: Points
     affine: Affine
     positive: Any  # (B, O, N)
     residual: bool
@@ -485,7 +521,7 @@ def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=
     x (B, N, I) -> y (B, N, O), PointwiseCache and BatchStats.  inner: backward needs dx.
     """
     xp = work.xp
-    entry = to_tower(x, (), work, name, exact=not inner)
+    entry = to_tower(x, (), work, name, exact=not inner, kind=Points)
     affine, stats = affine_map(entry, W, gamma, beta, eps, name)
     clouds, points, _ = x.shape
     shape = (clouds, W.shape[1], points)
@@ -496,7 +532,7 @@ def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=
     def write(clouds):
         here = product(coefficients, entry.with_ones(clouds), y[clouds], work)
         xp.greater(here, 0, out=positive[clouds])
-        xp.maximum(here, 0, out=here)
+        xp.maximum(here, work.zeros(points, here.dtype), out=here)
         if residual:
             here += x[clouds].swapaxes(1, 2)
 
@@ -563,23 +599,21 @@ def _pool_points(z, centres, members, maps, h, work):
     clouds, _, points = z.shape
     u = work.scratch("u", (clouds, points, len(At)), z.dtype)
     xp.matmul(z.swapaxes(1, 2), At.T, out=u)
-    flat = members.transpose(2, 0, 1) + (points * xp.arange(clouds))[:, None]
-    for j, row in enumerate(_member_rows(u, flat, work)):
-        if j:
-            xp.maximum(h, row, out=h)
-        else:
-            h[...] = row
+    flat = members.transpose(2, 0, 1) + (points * xp.arange(clouds))[:, None]  # (k, C, M)
+    flat = flat.reshape(len(flat), -1)
+    for some in _portions(slice(0, clouds), members.shape[1], len(flat) * len(At), work):
+        _gathered(_flat(u), flat[:, some], work).max(axis=0, out=_flat(h)[some])
     at = xp.take_along_axis(z[:, :3], centres[:, None].astype(np.intp), axis=2)  # (C, 3, M)
     h -= at.swapaxes(1, 2) @ At[:, :3].T
     h += c
-    xp.maximum(h, 0, out=h)
+    xp.maximum(h, work.zeros(len(c), h.dtype), out=h)
 
 
 def _pool_rows(z, centres, members, maps, h, work):
     """h (C, M, O) of a level of several layers, some centres at a time."""
     xp, (clouds, inputs, _), (count, size) = work.xp, z.shape, members.shape[1:]
     widest = max(inputs, *(len(A) for A, _ in maps))
-    step = min(max(work.slice // (size * widest), 1), count)
+    step = min(max(2 * work.slice // (size * widest), 1), count)
     first, rest = (None, maps) if inputs == 3 else (maps[0], maps[1:])
     u = z
     if first:
@@ -594,7 +628,7 @@ def _pool_rows(z, centres, members, maps, h, work):
             at = xp.take_along_axis(z[:, :3], near[:, None].astype(np.intp), axis=2)
             each = rows.reshape(clouds, len(At), size, -1)
             each -= (At[:, :3] @ at - c[:, None])[:, :, None]
-            xp.maximum(rows, 0, out=rows)
+            xp.maximum(rows, work.zeros(rows.shape[2], rows.dtype), out=rows)
         else:
             _offsets(z, near, here, rows)
         for number, (A, b) in enumerate(rest):
@@ -602,9 +636,21 @@ def _pool_rows(z, centres, members, maps, h, work):
             rows = product(A, rows, out, work)
             if number < len(rest) - 1:
                 rows += b[:, None]
-                xp.maximum(rows, 0, out=rows)
-        best = rows.reshape(clouds, len(A), size, -1).max(axis=2) + b[:, None]
+                xp.maximum(rows, work.zeros(rows.shape[2], rows.dtype), out=rows)
+        best = _maximum(rows.reshape(clouds, len(A), size, -1), xp) + b[:, None]
         h[:, some] = xp.maximum(best, 0, out=best).swapaxes(1, 2)
+
+
+def _maximum(rows, xp):
+    """Return the maximum of rows (C, O, k, G) over k, written over rows.
+
+    By halves, since a reduction runs over G numbers at a time, and there are few.
+    """
+    size = rows.shape[2]
+    while size % 2 == 0:
+        size //= 2
+        xp.maximum(rows[:, :, :size], rows[:, :, size : 2 * size], out=rows[:, :, :size])
+    return rows[:, :, :size].max(axis=2)
 
 
 def pointwise_eval(x, maps, residual, work):
@@ -613,5 +659,5 @@ def pointwise_eval(x, maps, residual, work):
     z = xp.ascontiguousarray(x.swapaxes(1, 2))
     y = product(At, z, xp.empty((len(z), len(At), z.shape[2]), z.dtype), work)
     y += c[:, None]
-    xp.maximum(y, 0, out=y)
+    xp.maximum(y, work.zeros(y.shape[2], y.dtype), out=y)
     return (y + z if residual else y).swapaxes(1, 2)
