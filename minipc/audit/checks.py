@@ -80,9 +80,7 @@ LINES = (
     Line("dropout", problems.dropout, (facts.dropout,)),
     Line("log-softmax", problems.log_softmax, (facts.log_softmax,)),
     Line("soft cross-entropy", problems.soft_cross_entropy, (facts.soft_cross_entropy,)),
-    Line(
-        "fused levels", neighbours.fused_levels, (neighbours.levels_agree, neighbours.moments)
-    ),
+    Line("fused levels", neighbours.fused_levels, (neighbours.levels_agree, neighbours.moments)),
     Line("fused layers", problems.fused_layers, (rules.divided_work,)),
     Line(
         "loss: labels", problems.loss(problems.LABELS), (facts.loss(problems.LABELS), facts.labels)

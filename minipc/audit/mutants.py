@@ -272,9 +272,9 @@ def _assigned(right):
 
 
 def _where_the_members_are(right):
-    return lambda positions, centres, members: right(positions, centres * 0, members) + (
-        positions[:, :1, None]
-    )
+    return lambda positions, centres, members: positions[
+        np.arange(len(members))[:, None, None], members
+    ]
 
 
 def _winner_of_the_next_group(right):

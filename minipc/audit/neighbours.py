@@ -81,7 +81,7 @@ def groups_by_definition(rng):
     return [
         same("farthest points, ties to the lowest", centres, chosen),
         same("the first of more centres", groups.farthest_points(points, 3), centres[:, :3]),
-        *(same(f"members of {s}", one, two) for s, one, two in zip(scales, found, members)),
+        *(same(f"members of {s}", found[i], members[i]) for i, s in enumerate(scales)),
         holds(
             "other neighbours after scaling each axis",
             not np.array_equal(groups.neighbours(stretched, centres, scales)[0], found[0]),
@@ -108,12 +108,13 @@ def gather_facts(rng):
     members = _members(rng, 7, 3, 5, 4)
     f, dy = (rng.integers(-9, 10, shape) * 1.0 for shape in ((3, 7, 6), (3, 5, 4, 6)))
     y, cache = local.gather_forward(f, members)
-    df, wanted = local.gather_backward(dy, cache), np.zeros_like(f)
+    df, rows, sums = local.gather_backward(dy, cache), np.empty_like(y), np.zeros_like(f)
     for b, m, j in np.ndindex(members.shape):
-        wanted[b, members[b, m, j]] += dy[b, m, j]
+        rows[b, m, j] = f[b, members[b, m, j]]
+        sums[b, members[b, m, j]] += dy[b, m, j]
     return [
-        same("each member's features", y, [[c[g] for g in of] for c, of in zip(f, members)]),
-        same("sum over the readers of a point", df, wanted),
+        same("each member's features", y, rows),
+        same("sum over the readers of a point", df, sums),
         same("<dy, gather f> = <gather' dy, f>", (dy * y).sum(), (df * f).sum()),
     ]
 
@@ -123,11 +124,9 @@ def offsets(rng):
     points = rng.integers(-64, 64, (2, 7, 3)) / 64
     centres, members = rng.integers(0, 7, (2, 5)), _members(rng, 7, 2, 5, 4)
     members[:, :, 0] = centres
-    found = local.offsets(points, centres, members)
-    wanted = [
-        [[cloud[n] - cloud[m] for n in group] for m, group in zip(*of)]
-        for cloud, *of in zip(points, centres, members)
-    ]
+    found, wanted = local.offsets(points, centres, members), np.empty((2, 5, 4, 3))
+    for b, m, j in np.ndindex(members.shape):
+        wanted[b, m, j] = points[b, members[b, m, j]] - points[b, centres[b, m]]
     moved = local.offsets(points + [4, -2, 0.5], centres, members)
     return [
         same("p of the member - p of its centre", found, wanted),

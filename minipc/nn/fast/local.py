@@ -112,7 +112,7 @@ def _moments(x: Any, clouds: slice) -> Any:
 
 def _reads(x: Any, clouds: slice) -> tuple[Any, Any]:
     """Return c (C, N) and q (C, 3, N), float64, of some clouds.  (F11)"""
-    xp, (count, members), points = x.work.xp, x.members.shape[1:], x.z.shape[2]
+    xp, members, points = x.work.xp, x.members.shape[2], x.z.shape[2]
     if xp is not np:
         at = x.at[clouds].astype(np.float64)
         at = xp.concatenate([at, xp.ones_like(at[..., :1])], axis=2)
