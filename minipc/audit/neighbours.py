@@ -31,7 +31,7 @@ from minipc.data.clouds import Clouds
 from minipc.models.inputs import Inputs
 from minipc.models.model import net, sizes
 from minipc.models.pointnet import Layer
-from minipc.nn import groups, levels, local
+from minipc.nn import groups, local
 from minipc.nn.engine import Tape, backward
 from minipc.nn.fast import local as fast_local
 from minipc.nn.fast.workspace import Workspace
@@ -160,7 +160,7 @@ SCALES = {  # of a level: widths of its layers
 
 
 def _level(kind, rng, clouds=3, points=9, count=5):
-    """Return arrays, Near and scales of one level; members repeat, gains have both signs and 0."""
+    """Return arrays, Near and scales of one level; points have many readers or none."""
     channels = 0 if kind == "offsets alone" else 4
     arrays, scales = {}, []
     for s, widths in enumerate(SCALES[kind]):
@@ -185,16 +185,11 @@ def _level(kind, rng, clouds=3, points=9, count=5):
 
 def _levels(engine, arrays, near, scales, work):
     """Return h of a residual point-wise layer and a level behind it, and the tape."""
-    tape = Tape(arrays, 1e-5)
-    engine = levels.ENGINES[engine](work)
-    near, x = Near(near.positions.astype(_dtype(arrays)), near.centres), arrays.get("f")
+    tape, engine, x = Tape(arrays, 1e-5), ENGINES[engine](work), arrays.get("f")
+    near = near._replace(positions=near.positions.astype(next(iter(arrays.values())).dtype))
     if x is not None:
         x = engine.pointwise(tape, x, "between", residual=True)
     return engine.level(tape, near, x, scales), tape
-
-
-def _dtype(arrays):
-    return next(iter(arrays.values())).dtype
 
 
 def fused_levels(rng, dtype):
@@ -243,7 +238,7 @@ def levels_agree(rng):
                     found[engine] |= {f"{layer} mean": mean, f"{layer} variance": var}
                     facts.append(same(f"rows of {layer}", rows, _rows(layer, place, scales)))
             size = max(np.abs(value).max() for value in found["textbook"].values())
-            facts += [
+            facts += [  # sums of about 500 rows through two layers, to ten times their rounding
                 near(f"{kind}, {time} time: {name}", found["fused"][name], value, 1e-11, size)
                 for name, value in found["textbook"].items()
             ]

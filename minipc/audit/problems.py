@@ -271,7 +271,7 @@ def step(model, config, engine, rng, dtype, clouds=6, points=5):
         # A channel that is positive in every cloud hides its offset from the next batch norm.
         arrays[f"{pooled}.beta"] -= 1
     arrays["points"] = rng.standard_normal((clouds, points, 3))
-    groups = module.prepare(model, arrays["points"])
+    groups = module.prepare(model, arrays["points"].astype(np.float32))
     mask = (mask / kept).astype(dtype)
     return cast(arrays, dtype), Step(model, groups, mask, y, v, u, has_u, config, engine)
 
