@@ -154,7 +154,7 @@ def _moments_of_a_sample(right):
 
 def _no_relu_backward(right):
     def shared_backward(dy, cache):
-        return right(dy, cache._replace(y=cache.y._replace(shift=cache.y.shift + np.inf)))
+        return right(dy, cache._replace(y=cache.y._replace(floor=cache.y.floor - np.inf)))
 
     return shared_backward
 
