@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from minipc.audit import facts, problems, rules
+from minipc.audit import facts, neighbours, problems, rules
 from minipc.audit.facts import Fact, FactMaker
 from minipc.audit.problems import Problem, ProblemMaker
 from minipc.errors import DataError, check_shape
@@ -60,6 +60,8 @@ class Check(NamedTuple):
 
 THREE_TERMS = LossConfig(0.9, 0.3, 2.5, 0.1, "none")
 GUARDED = LossConfig(0.9, 0.3, 2.5, 0.1, "clip")
+SEVERAL = "16/0.8x9:8-8-16,6/2x12:16-16-32,32-64-128:64-32"
+SINGLE = "16,16/7:32+,8/6:48+,4/5:48+,96+mean:48"
 
 LINES = (
     Line("linear", problems.linear, (facts.linear,)),
@@ -69,9 +71,14 @@ LINES = (
     Line("batch norm, evaluation", problems.batch_norm_eval, (facts.batch_norm_eval,)),
     Line("ReLU", problems.relu, (facts.relu,)),
     Line("maximum over points", problems.point_max, (facts.point_max,)),
+    Line("groups", None, (neighbours.groups_by_definition,)),
+    Line("offsets", None, (neighbours.offsets,)),
+    Line("gather", neighbours.gather, (neighbours.gather_facts,)),
+    Line("maximum and mean", neighbours.max_and_mean, (neighbours.max_and_mean_facts,)),
     Line("dropout", problems.dropout, (facts.dropout,)),
     Line("log-softmax", problems.log_softmax, (facts.log_softmax,)),
     Line("soft cross-entropy", problems.soft_cross_entropy, (facts.soft_cross_entropy,)),
+    Line("fused levels", neighbours.fused_levels, (neighbours.levels_agree, neighbours.moments)),
     Line("fused layers", problems.fused_layers, (rules.divided_work,)),
     Line(
         "loss: labels", problems.loss(problems.LABELS), (facts.loss(problems.LABELS), facts.labels)
@@ -108,6 +115,12 @@ LINES = (
     Line("augmentation", None, (rules.augmentation,)),
     Line("record and replay", None, (rules.replay,)),
     Line(
+        "PointNet++ by definition", None, (neighbours.model("fused"), neighbours.model("textbook"))
+    ),
+    Line("record of a PointNet++", None, (neighbours.replay,)),
+    Line("small PointNet++, fused", neighbours.small_step("fused", THREE_TERMS)),
+    Line("small PointNet++, textbook", neighbours.small_step("textbook", THREE_TERMS)),
+    Line(
         "teacher, fused",
         problems.whole_step("teacher", "fused", GUARDED),
         (rules.engines("teacher"),),
@@ -119,6 +132,9 @@ LINES = (
         (rules.engines("student"),),
     ),
     Line("student, textbook", problems.whole_step("student", "textbook", THREE_TERMS)),
+    # The widths of pointnet2/8 and of local-student, with fewer centres.
+    Line("PointNet++ of several layers", None, (neighbours.engines(SEVERAL),)),
+    Line("PointNet++ of single layers", None, (neighbours.engines(SINGLE),)),
 )
 
 

@@ -17,9 +17,10 @@ import numpy as np
 from minipc.data import augment
 from minipc.distil import self_target
 from minipc.errors import UsageError
-from minipc.models import model, pointnet
-from minipc.nn import losses, ops, optim
+from minipc.models import model, pointnet, pointnet2
+from minipc.nn import local, losses, ops, optim
 from minipc.nn.fast import fused
+from minipc.nn.fast import local as fast_local
 from minipc.record.reader import RecordReader
 
 Function = Callable[..., Any]
@@ -143,21 +144,20 @@ def _no_constant_row(right: Function) -> Function:
     return gradients
 
 
-def _moments_of_a_sample(right: Function) -> Function:
-    def filled(y: Any, write: Any, name: Any) -> Any:
-        y = right(y, write, name)
-        mean, rows = y.moments[-1], y.rows
-        y.moments[:-1] = (y.moments[:-1] - np.outer(mean, mean)) * rows / (rows - 1) + np.outer(
-            mean, mean
-        )
+def _moments_of_a_sample(right):
+    def filled(y, write, name, exact=False):
+        y = right(y, write, name, exact)
+        *means, _ = mean = y.moments[-1]
+        squares = np.outer(means, mean)
+        y.moments[:-1] = (y.moments[:-1] - squares) * y.rows / (y.rows - 1) + squares
         return y
 
     return filled
 
 
-def _no_relu_backward(right: Function) -> Function:
-    def shared_backward(dy: Any, cache: Any) -> Any:
-        return right(dy, cache._replace(y=cache.y._replace(shift=cache.y.shift + np.inf)))
+def _no_relu_backward(right):
+    def shared_backward(dy, cache):
+        return right(dy, cache._replace(y=cache.y._replace(floor=cache.y.floor - np.inf)))
 
     return shared_backward
 
@@ -265,6 +265,45 @@ def _no_bias_correction(right: Function) -> Function:
         return new, moved._replace(step=state.step + 1)
 
     return adamw_step
+
+
+def _regrouped(right):
+    def _read(inputs, config):
+        return right(inputs._replace(groups=pointnet2.prepare(config, inputs.points)), config)
+
+    return _read
+
+
+def _assigned(right):
+    def gather_backward(dy, cache):
+        df = np.zeros_like(right(dy, cache))
+        df[np.arange(len(df))[:, None, None], cache.members] = dy
+        return df
+
+    return gather_backward
+
+
+def _where_the_members_are(right):
+    return lambda positions, centres, members: positions[
+        np.arange(len(members))[:, None, None], members
+    ]
+
+
+def _winner_of_the_next_group(right):
+    def level_forward(x, W, gamma, beta, eps, name):
+        h, cache, stats = right(x, W, gamma, beta, eps, name)
+        return h, cache._replace(rank=np.roll(cache.rank, 1, axis=1)), stats
+
+    return level_forward
+
+
+def _each_point_once(right):
+    def to_level(positions, f, centres, members, work, name):
+        x = right(positions, f, centres, members, work, name)
+        z = x.z.astype(np.float64)
+        return x._replace(moments=(z @ z.swapaxes(1, 2)).mean(axis=0) / z.shape[2])
+
+    return to_level
 
 
 MUTANTS = {
@@ -494,5 +533,25 @@ MUTANTS = {
     "clipping-each-array": Mutant(
         "gradients clipped array by array: another direction",
         ((optim, "clip_by_norm", _clip_each),),
+    ),
+    "grouped-on-the-augmented-cloud": Mutant(
+        "neighbours of the points that the network sees instead of the stored ones",
+        ((pointnet2, "_read", _regrouped),),
+    ),
+    "gather-assigns": Mutant(
+        "a point's gradient from its last reader alone, assigned instead of added",
+        ((local, "gather_backward", _assigned),),
+    ),
+    "centre-not-subtracted": Mutant(
+        "members where they are instead of as their centre sees them",
+        ((local, "offsets", _where_the_members_are),),
+    ),
+    "winner-of-the-wrong-group": Mutant(
+        "the fused level's gradient goes to the member that won in the group before",
+        ((fast_local, "level_forward", _winner_of_the_next_group),),
+    ),
+    "moments-without-the-counts": Mutant(
+        "the fused level's moments as if every point were read once",
+        ((fast_local, "to_level", _each_point_once),),
     ),
 }

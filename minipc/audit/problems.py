@@ -16,8 +16,8 @@ from minipc.distil import self_target
 from minipc.models import pointnet
 from minipc.models.inputs import Inputs
 from minipc.models.model import net, sizes
-from minipc.nn import losses, ops
-from minipc.nn.engine import backward
+from minipc.nn import local, losses, ops
+from minipc.nn.engine import Tape, backward
 from minipc.nn.fast import fused
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LABELS_ALONE, LossConfig
@@ -51,8 +51,10 @@ def operation(
     pair: (forward, backward) of ops.py; backward returns the gradients of inputs, in their order.
     """
     forward, backward = pair
-    inputs = _cast(inputs, dtype)
-    constants = tuple(_cast(dict(enumerate(constants)), dtype).values())
+    inputs, constants = (
+        cast(inputs, dtype),
+        tuple(cast(dict(enumerate(constants)), dtype).values()),
+    )
     dy = rng.standard_normal(forward(*inputs.values(), *constants)[0].shape).astype(dtype)
 
     def value(arrays: Arrays) -> float:
@@ -65,7 +67,7 @@ def operation(
     return Problem(inputs, value, gradients)
 
 
-def _cast(arrays: dict[Any, Any], dtype: DTypeLike) -> dict[Any, Any]:
+def cast(arrays, dtype):
     return {
         name: value.astype(dtype) if getattr(value, "dtype", None) == np.float64 else value
         for name, value in arrays.items()
@@ -235,11 +237,12 @@ class Step(NamedTuple):
     has_u: Any  # (B,), one row has no target
     loss: LossConfig
     engine: str
+    points: Any = None  # (B, N, 3) of a model that has no gradient of them
 
-    def forward(self, arrays: Arrays) -> tuple[Any, Any]:
-        """arrays: parameters and "points" -> logits, tape."""
+    def forward(self, arrays):
+        """arrays: parameters, and "points" where they vary -> logits, tape."""
         params = {name: value for name, value in arrays.items() if name != "points"}
-        inputs = Inputs(arrays["points"], self.groups)
+        inputs = Inputs(arrays.get("points", self.points), self.groups)
         z, _, tape = net(self.model).forward_train(
             params, inputs, self.model, self.mask, self.engine
         )
@@ -253,7 +256,7 @@ class Step(NamedTuple):
         z, tape = self.forward(arrays)
         _, cache = losses.loss_forward(z, self.y, self.v, self.u, self.has_u, self.loss)
         grads, dpoints = backward(losses.loss_backward(cache), tape)
-        return grads | {"points": multiplied_out(dpoints)}
+        return grads | ({"points": multiplied_out(dpoints)} if "points" in arrays else {})
 
 
 def multiplied_out(dpoints: Any) -> Any:
@@ -287,33 +290,49 @@ def step(
         # A channel that is positive in every cloud hides its offset from the next batch norm.
         arrays[f"{pooled}.beta"] -= 1
     arrays["points"] = rng.standard_normal((clouds, points, 3))
-    groups = module.prepare(model, arrays["points"])
+    groups = module.prepare(model, arrays["points"].astype(np.float32))
     mask = (mask / kept).astype(dtype)
-    return _cast(arrays, dtype), Step(model, groups, mask, y, v, u, has_u, config, engine)
+    return cast(arrays, dtype), Step(model, groups, mask, y, v, u, has_u, config, engine)
 
 
-def distance_to_kinks(arrays: Arrays, step: Step) -> float:
-    """Return the least distance of a ReLU's input from zero, or of the two largest in the pool."""
+def distance_to_kinks(arrays, step):
+    """Return the distance to the nearest kink: of a ReLU from zero, of a pool's two largest."""
     _, tape = step._replace(engine="textbook").forward(arrays)
-    nearest: float = np.inf
-    y: Any = None
-    for op_backward, cache, names in tape:
+    return nearest_kink(tape, arrays)
+
+
+def nearest_kink(tape, arrays):
+    """Return the distance to the nearest kink in a tape of the textbook."""
+    nearest, y = np.inf, None
+    for op_backward, cache, names in _operations(tape):
         if op_backward is ops.batch_norm_backward:
             y = (cache.gamma * cache.xhat + arrays[names[1]])[..., cache.gamma != 0]
             nearest = min(nearest, np.abs(y).min())
-        elif op_backward is ops.point_max_backward and cache.points > 1:
-            two = np.sort(np.maximum(y, 0), axis=1)[:, -2:]
-            gap = (two[:, 1] - two[:, 0])[two[:, 1] > 0]  # zero in all points: no maximum to change
+        elif op_backward in (ops.point_max_backward, local.max_and_mean_backward):
+            if cache.points == 1:
+                continue
+            two = np.sort(np.maximum(y, 0), axis=-2)[..., -2:, :]
+            gap = two[..., 1, :] - two[..., 0, :]
+            gap = gap[two[..., 1, :] > 0]  # zero in all points: no winner to change
             nearest = min(nearest, gap.min(initial=np.inf))
     return nearest
 
 
-def small_step(engine: str, config: LossConfig) -> ProblemMaker:
+def _operations(tape):
+    """Yield the Operations of a tape in the order of the forward, those of its branches first."""
+    for operation in tape:
+        # of a level or a point-wise layer: (tape or tapes, ...)
+        branches = operation.cache[0] if type(operation.cache) is tuple else []
+        for branch in [branches] if isinstance(branches, Tape) else branches:
+            yield from _operations(branch)
+        yield operation
+
+
+def small_step(engine, config):
     """Return the maker of one training step of a small PointNet, away from every kink."""
 
-    def make(rng: Generator, dtype: DTypeLike) -> list[Problem]:
-        arrays, fixed = away_from_kinks(engine, config, rng)
-        return [_problem(arrays, fixed, dtype)]
+    def make(rng, dtype):
+        return [of_step(*away_from_kinks(engine, config, rng), dtype)]
 
     return make
 
@@ -321,8 +340,13 @@ def small_step(engine: str, config: LossConfig) -> ProblemMaker:
 def away_from_kinks(engine: str, config: LossConfig, rng: Generator) -> tuple[Arrays, Step]:
     """Return (arrays, Step) of a small PointNet in float64, farther than KINK from every kink."""
     model = pointnet.ModelConfig((5, 6), (7,), classes=4, dropout=0.4)
+    return smooth_step(lambda: step(model, config, engine, rng, np.float64))
+
+
+def smooth_step(draw):
+    """Return the first (arrays, Step) of draw() that is no nearer than KINK to a kink."""
     for _ in range(200):
-        arrays, fixed = step(model, config, engine, rng, np.float64)
+        arrays, fixed = draw()
         if distance_to_kinks(arrays, fixed) > KINK:
             return arrays, fixed
     raise AssertionError("200 draws, and each lay on a kink")
@@ -370,7 +394,7 @@ def against_earlier_self(kind: str) -> ProblemMaker:
 
         return [
             Problem(
-                _cast(arrays, dtype),
+                cast(arrays, dtype),
                 lambda inputs: with_target(inputs).value(inputs),
                 lambda inputs: with_target(inputs).gradients(inputs),
             )
@@ -384,22 +408,20 @@ def whole_step(size: str, engine: str, config: LossConfig) -> ProblemMaker:
 
     def make(rng: Generator, dtype: DTypeLike) -> list[Problem]:
         model = sizes(size, 10)
-        arrays, fixed = step(model, config, engine, rng, np.float64, clouds=5, points=12)
-        return [_problem(arrays, fixed, dtype)]
+        return [of_step(*step(model, config, engine, rng, np.float64, clouds=5, points=12), dtype)]
 
     return make
 
 
-def _problem(arrays: Arrays, fixed: Step, dtype: DTypeLike) -> Problem:
+def of_step(arrays, fixed, dtype):
     fixed = in_dtype(fixed, dtype)
-    return Problem(_cast(arrays, dtype), fixed.value, fixed.gradients)
+    return Problem(cast(arrays, dtype), fixed.value, fixed.gradients)
 
 
 def in_dtype(fixed: Step, dtype: DTypeLike) -> Step:
     """Return a Step with its arrays in dtype."""
-    return fixed._replace(
-        **{name: getattr(fixed, name).astype(dtype) for name in ("mask", "y", "v", "u", "has_u")}
-    )
+    names = ("mask", "y", "v", "u", "has_u", *(["points"] if fixed.points is not None else []))
+    return fixed._replace(**{name: getattr(fixed, name).astype(dtype) for name in names})
 
 
 def fused_layers(rng: Generator, dtype: DTypeLike) -> list[Problem]:
@@ -428,7 +450,8 @@ def fused_layers(rng: Generator, dtype: DTypeLike) -> list[Problem]:
         dx, *of_below = fused.shared_backward(dy, below)
         return dict(zip(arrays, (fused.input_gradient(dx), *of_below, *of_above), strict=True))
 
-    def value(arrays: Arrays) -> float:
-        return float((forward(arrays)[0] * dh).sum())
-
-    return [Problem(_cast(arrays, dtype), value, gradients)]
+    return [
+        Problem(
+            cast(arrays, dtype), lambda arrays: float((forward(arrays)[0] * dh).sum()), gradients
+        )
+    ]

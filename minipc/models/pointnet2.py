@@ -310,6 +310,7 @@ def _read(inputs: Any, config: ModelConfig) -> tuple[Any, list[tuple[Any, list]]
     """Return the points of inputs and for each level (centres, [members of each scale])."""
     levels = config.parsed
     points, groups = inputs_of(inputs, sum(1 + len(level.scales) for level in levels))
+    module_of(points, *groups)
     arrays = iter(groups)
     return points, [(next(arrays), [next(arrays) for _ in level.scales]) for level in levels]
 

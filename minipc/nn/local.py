@@ -8,7 +8,9 @@ have a gradient.
 
 from typing import Any, NamedTuple
 
-from minipc.backend import module_of
+import numpy as np
+
+from minipc.backend import module_of, to_host
 from minipc.errors import check_shape
 from minipc.nn.ops import point_max_backward, point_max_forward
 
@@ -57,19 +59,20 @@ def readers(members: Any, points: int) -> Any:
     """Return the places that read each point, ascending: the inverse of members (B, M, k).
 
     -> (B, N, D) integers m k + j; D is the most readers of a point, the rest is filled with M k.
+    The lists are made on the host, also for members on a device.
     """
-    xp = module_of(members)
-    flat = members.reshape(len(members), -1).astype(xp.int64)  # (B, M k)
+    xp, flat = module_of(members), to_host(members)
+    flat = flat.reshape(len(flat), -1).astype(np.int64)  # (B, M k)
     clouds, places = flat.shape
     order = flat.argsort(axis=1, kind="stable")
-    read = xp.take_along_axis(flat, order, axis=1)  # the points, ascending
-    cloud = xp.arange(clouds)[:, None]
-    counts = xp.bincount((flat + points * cloud).ravel(), minlength=clouds * points)
+    read = np.take_along_axis(flat, order, axis=1)  # the points, ascending
+    cloud = np.arange(clouds)[:, None]
+    counts = np.bincount((flat + points * cloud).ravel(), minlength=clouds * points)
     counts = counts.reshape(clouds, points)
-    first = xp.take_along_axis(counts.cumsum(axis=1) - counts, read, axis=1)
-    result = xp.full((clouds, points, int(counts.max())), places)
-    result[cloud, read, xp.arange(places) - first] = order
-    return result
+    first = np.take_along_axis(counts.cumsum(axis=1) - counts, read, axis=1)
+    result = np.full((clouds, points, int(counts.max())), places)
+    result[cloud, read, np.arange(places) - first] = order
+    return xp.asarray(result)
 
 
 def max_and_mean_forward(x: Any) -> tuple[Any, Any]:

@@ -483,17 +483,17 @@ def test_cupy_with_a_driver_that_fails_is_exit_5_and_auto_takes_numpy(
     assert say("train", data, "--labels-only", "--backend", "auto", *QUICK)[0] == 0
 
 
-def test_the_whole_way_runs_on_a_device(data, say, fake_cupy):
-    assert (
-        say("train", data, "--labels-only", "--backend", "cupy", "--out", "teacher", *QUICK)[0] == 0
-    )
-    assert (
-        say("record", data, "--teacher", "teacher", "--backend", "cupy", "--views", 2, "--quiet")[0]
-        == 0
-    )
-    code, out, err = say(
-        "train", "--record", "record.h5", "--self-weight", 0.2, "--backend", "cupy", *QUICK
-    )
+@pytest.mark.parametrize("model", ["8-16:8", "4,6/3:8+,4/3:8-8/2:6,12+mean:8"])
+def test_the_whole_way_runs_on_a_device(data, say, fake_cupy, model):
+    quick = (*QUICK, "--model", model, "--backend", "cupy")
+    assert say("train", data, "--labels-only", "--out", "teacher", *quick)[0] == 0
+    for verb, *words in (
+        ("record", data, "--teacher", "teacher", "--views", 2),
+        ("verify", "record.h5", "--teacher", "teacher"),
+    ):
+        code, out, err = say(verb, *words, "--backend", "cupy", "--quiet")
+        assert code == 0, err
+    code, out, err = say("train", "--record", "record.h5", "--self-weight", 0.2, *quick)
     assert code == 0, err
     assert say("eval", "run", "--backend", "cupy")[0] == 0
     with open("run/run.json") as file:

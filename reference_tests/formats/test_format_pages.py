@@ -15,7 +15,7 @@ import pytest
 
 from minipc.data import clouds
 from minipc.data.augment import ORDER, AugmentConfig, Params, apply, draw
-from minipc.models import checkpoint
+from minipc.models import checkpoint, pointnet2
 from minipc.models import file as model_file
 from minipc.models.pointnet import ModelConfig
 from minipc.record import embedded, plan, shard, store
@@ -71,7 +71,14 @@ def versions_are_those_of_the_code(text):
     assert of_the_plan[1] == str(plan.FORMAT)
 
 
-JSON = {int: "integer", str: "text", dict: "object", tuple: "list", float: "number"}
+JSON = {
+    int: "integer",
+    str: "text",
+    dict: "object",
+    tuple: "list",
+    float: "number",
+    bool: "true or false",
+}
 
 
 def canonical_json_is_spelled_as_the_page_says(text):
@@ -268,6 +275,21 @@ def models_are_those_of_the_code(text):
         meta = files.parse_json(file["meta"][...], "golden")
     assert {row[0]: tuple(map(int, row[1].split())) for row in table(text, "Model")} == shapes
     assert set(meta) <= {*code(section(text, "Model"))}
+    hints, shared = (
+        get_type_hints(pointnet2.ModelConfig),
+        {field.name for field in fields(ModelConfig)},
+    )
+    assert [row[:2] for row in table(text, "Model", 2)] == [
+        [field.name, JSON[hints[field.name]]]
+        for field in fields(pointnet2.ModelConfig)
+        if field.name == "head" or field.name not in shared
+    ]
+    said = code(section(text, "Model"))
+    levels = tuple(text for text in said if "/" in text and ":" in text)
+    assert len(pointnet2.ModelConfig((), levels, (8,), False, (), 3).parsed) == 2
+    with h5py.File(GOLDEN / "model-2-pointnet2.h5") as file:
+        for name in ("level0.scale0.0", "level0.residual", "entry0", "last0", "head0", "out"):
+            assert f"{name}.W" in file["params"] and name in said
 
 
 def checkpoints_are_those_of_the_code(text):
@@ -389,6 +411,8 @@ def test_the_page_of_files_says_what_the_code_does(check):
         (FILES, checkpoints_are_those_of_the_code, "| `steps` |", "| `step` |"),
         (FILES, checkpoints_are_those_of_the_code, "`v.NAME`", "`u.NAME`"),
         (FILES, models_are_those_of_the_code, "| `eps` | number |", "| `epsilon` | number |"),
+        (FILES, models_are_those_of_the_code, "| `mean` | true or false |", "| `mean` | number |"),
+        (FILES, models_are_those_of_the_code, "`level0.residual`", "`level0.beside`"),
     ],
     ids=lambda value: value.__name__ if callable(value) else "",
 )

@@ -74,6 +74,7 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
     ndim = property(lambda self: self.host.ndim)
     size = property(lambda self: self.host.size)
     nbytes = property(lambda self: self.host.nbytes)
+    itemsize = property(lambda self: self.host.itemsize)
     T = property(lambda self: FakeArray(self.host.T))
 
     def __len__(self):
@@ -132,6 +133,9 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
     def ravel(self):
         return FakeArray(self.host.ravel())
 
+    def view(self, dtype):
+        return FakeArray(self.host.view(dtype))
+
     def copy(self):
         return FakeArray(self.host.copy())
 
@@ -186,7 +190,15 @@ def _computed(name):
 def _joined(name):
     """Return the module function of this name, which takes a sequence of arrays first."""
     function = getattr(np, name)
-    return lambda arrays, axis=0: FakeArray(function([unwrap(x) for x in arrays], axis=axis))
+
+    def on_device(arrays, axis=0, out=None):
+        host = [unwrap(x) for x in arrays]
+        if out is None:
+            return FakeArray(function(host, axis=axis))
+        function(host, axis=axis, out=out.host)
+        return out
+
+    return on_device
 
 
 def _made(name):
@@ -195,15 +207,21 @@ def _made(name):
     return lambda *args, **options: FakeArray(function(*args, **options))
 
 
+def _put_along_axis(array, index, values, axis):
+    np.put_along_axis(array.host, index.host, unwrap(values), axis)
+
+
 COMPUTED = """
     add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square abs sign
-    isfinite frexp ldexp rint
-    where sum mean max min argmax any all take take_along_axis broadcast_to
+    equal isfinite frexp ldexp rint
+    where sum mean max min argmax any all take take_along_axis
+    broadcast_to expand_dims einsum
     zeros_like ones_like full_like empty_like ascontiguousarray
 """.split()
 MODULE_FUNCTIONS = (
     {name: _computed(name) for name in COMPUTED}
     | {name: _joined(name) for name in ("concatenate", "stack")}
+    | {"put_along_axis": _put_along_axis}
     | {name: _made(name) for name in ("arange", "zeros", "ones", "full", "empty")}
 )
 CONSTANTS = "float16 float32 float64 int8 int32 int64 uint8 bool_ newaxis inf nan pi".split()

@@ -1,6 +1,7 @@
 """What a redesign must not change, as digests (make frozen; --write REASON keeps new ones).
 
-Arrays: logits, gradients and statistics of both engines over sizes, dtypes and dropout.  Files:
+Arrays: logits, gradients and statistics of both engines over sizes, dtypes and dropout; of two
+PointNet++ over dtypes and threads, with their groups.  Files:
 data, teacher, record and runs of a shortened demo, with one and two threads, provenance fixed.
 Texts: every --help, docs/mistakes.md.  Arrays and files hold for one kernel of BLAS and for one
 arithmetic of NumPy, so there is a file for each kernel (frozen/KERNEL.json), which names that
@@ -33,8 +34,11 @@ import numpy as np  # noqa: E402
 from minipc.backend import blas_kernel  # noqa: E402
 from minipc.data import shapes  # noqa: E402
 from minipc.distil.train import TrainConfig  # noqa: E402
-from minipc.models import model, pointnet  # noqa: E402
+from minipc.models import model, pointnet, pointnet2  # noqa: E402
+from minipc.models.inputs import Inputs  # noqa: E402
 from minipc.nn.engine import ENGINES, backward  # noqa: E402
+from minipc.nn.fast.workspace import Workspace  # noqa: E402
+from minipc.nn.params import initialise  # noqa: E402
 from minipc.provenance import provenance  # noqa: E402
 from minipc.storage.files import sha256_arrays  # noqa: E402
 from minipc.verbs import demo  # noqa: E402
@@ -43,6 +47,10 @@ from reference_tests.tools.accuracy import problem  # noqa: E402
 ROOT = Path(__file__).parents[2]
 KEPT = Path(__file__).parent / "frozen"
 SIZES = ("tiny", "student", "teacher", "5-7-130:33-9", "6:")
+LEVELS = (  # of one layer; of several, two scales, a ball, offsets alone
+    "8,16/5:12+,8/4:16,24+mean:12",
+    "16/0.9x6:8-12/4:8-6,8/4:12-16+,24-16:12",
+)
 WRITTEN = ("shapes.h5", "record.h5", "model.h5")
 KNOWS_PROVENANCE = (
     "minipc.record.recorder",
@@ -74,6 +82,38 @@ def arrays():
             *(stats[name] for name in sorted(stats)),
         ]
         yield f"{engine} {size} {np.dtype(dtype).name}{' dropout' * dropout}", sha256_arrays(*found)
+
+
+def neighbourhoods():
+    """Yield (name, digest) of groups, and of what both engines compute of a PointNet++."""
+    points = np.random.default_rng(2).standard_normal((7, 40, 3)).astype(np.float32)
+    for text in LEVELS:
+        config = pointnet2.sizes(text, 5)
+        yield f"groups {text}", sha256_arrays(*pointnet2.prepare(config, points))
+    for engine, text, dtype, threads in itertools.product(
+        ENGINES, LEVELS, (np.float32, np.float64), (1, 2)
+    ):
+        rng, config = np.random.default_rng(3), pointnet2.sizes(text, 5)
+        params = initialise(pointnet2.param_specs(config), rng, np.float64)
+        for name, value in params.items():
+            if not name.endswith(".W"):  # gains of both signs, offsets
+                value += rng.uniform(-2, 1, value.shape)
+            params[name] = value.astype(dtype)
+        seen = (points * np.float32([0.7, 1, 1.4])).astype(dtype)
+        inputs = Inputs(seen, pointnet2.prepare(config, points))
+        work = Workspace(threads=threads)
+        work.block, work.slice = 2**12, 2**10  # several blocks even of these
+        z, batch, tape = pointnet2.forward_train(params, inputs, config, None, engine, work)
+        z = z.copy()
+        dlogits = rng.standard_normal(z.shape).astype(dtype)
+        grads, _ = backward(dlogits, tape)
+        stats = model.track(pointnet2.initial_stats(config, dtype), batch, config)
+        found = [z, pointnet2.forward_eval(params, stats, inputs, config, engine)]
+        found += [arrays[name] for arrays in (grads, stats) for name in sorted(arrays)]
+        yield (
+            f"{engine} {text} {np.dtype(dtype).name}, {threads} threads",
+            sha256_arrays(*found),
+        )
 
 
 def files(threads):
@@ -151,7 +191,11 @@ def main():
             file=sys.stderr,
         )
         kept = json.loads(min(KEPT.glob("*.json")).read_text())
-    found = dict([*arrays(), *files(1), *files(2), *texts()] if same or options.write else texts())
+    found = dict(
+        [*arrays(), *neighbourhoods(), *files(1), *files(2), *texts()]
+        if same or options.write
+        else texts()
+    )
     known = (
         kept["digests"]
         if same or options.write

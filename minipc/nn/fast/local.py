@@ -34,7 +34,6 @@ from minipc.nn.fast.fused import (
 )
 from minipc.nn.fast.products import inner_product, product
 from minipc.nn.fast.workspace import Workspace
-from minipc.nn.local import readers
 from minipc.nn.ops import BatchStats
 
 OF_ONE_LAYER = 8  # a tower holds the work of several layers: so many times its rows fill a block
@@ -113,14 +112,12 @@ def _moments(x: Any, clouds: slice) -> Any:
 
 def _reads(x: Any, clouds: slice) -> tuple[Any, Any]:
     """Return c (C, N) and q (C, 3, N), float64, of some clouds.  (F11)"""
-    xp, (count, members), points = x.work.xp, x.members.shape[1:], x.z.shape[2]
+    xp, members, points = x.work.xp, x.members.shape[2], x.z.shape[2]
     if xp is not np:
-        places = readers(x.members[clouds], points)  # (C, N, D)
-        c = (places < count * members).sum(axis=2).astype(np.float64)
-        at = xp.pad(x.at[clouds].astype(np.float64), ((0, 0), (0, 1), (0, 0)))
-        some = xp.arange(len(at))[:, None]
-        q = sum(at[some, places[:, :, d] // members] for d in range(places.shape[2]))
-        return c, q.swapaxes(1, 2)
+        at = x.at[clouds].astype(np.float64)
+        at = xp.concatenate([at, xp.ones_like(at[..., :1])], axis=2)
+        q = _sum_at_points(x.members[clouds], points, lambda j: at).swapaxes(1, 2)
+        return q[:, 3], q[:, :3]
     c = np.empty((len(x.z[clouds]), points))
     q = np.empty((len(c), 3, points))
     for i, (groups, at) in enumerate(zip(x.members[clouds], x.at[clouds], strict=True)):
@@ -129,6 +126,20 @@ def _reads(x: Any, clouds: slice) -> tuple[Any, Any]:
         for axis in range(3):
             q[i, axis] = np.bincount(groups, np.repeat(at[:, axis], members), points)
     return c, q
+
+
+def _sum_at_points(members: Any, points: int, rows: Callable[[int], Any]) -> Any:
+    """Return the sum of rows(j) (C, M, O) over the places (m, j) that read each point, (C, N, O).
+
+    For a device: products with zeros and ones, one for each member.  Many threads that add to one
+    point would need atomic additions, whose order changes from run to run.
+    """
+    xp, total = module_of(members), 0.0
+    for j in range(members.shape[2]):
+        terms = rows(j)
+        reads = xp.arange(points)[:, None] == members[:, None, :, j]  # (C, N, M)
+        total = total + reads.astype(terms.dtype) @ terms
+    return total
 
 
 class LevelCache(NamedTuple):
@@ -206,7 +217,7 @@ def first_maximum(rows: Any, axis: int, best: Any, rank: Any, work: Workspace) -
     xp.equal(rows, xp.expand_dims(best, axis), out=won)
     # The first place has the largest weight.  Passes over bytes: a masked copy costs several times
     # as much, and argmax along any axis but the last copies.
-    weights = xp.arange(places, 0, -1, dtype=rank.dtype)
+    weights = xp.arange(places, 0, -1).astype(rank.dtype)
     weights = weights.reshape(-1, *[1] * (rows.ndim - axis - 1))
     single = rank.itemsize == 1
     weighed = won.view(np.uint8) if single else work.scratch("weighed", rows.shape, rank.dtype)
@@ -251,14 +262,7 @@ def _scatter_winners(S: Any, members: Any, rank: Any, g: Any, work: Workspace) -
     """
     xp, (points, width), (count, most) = work.xp, S.shape[1:], members.shape[1:]
     if xp is not np:
-        places = readers(members, points)  # (C, N, D)
-        clouds = xp.arange(len(S))[:, None]
-        g = xp.pad(g, ((0, 0), (0, 1), (0, 0)))
-        rank = xp.pad(rank, ((0, 0), (0, 1), (0, 0)))
-        S[...] = 0
-        for d in range(places.shape[2]):
-            m, j = xp.divmod(places[:, :, d], most)
-            S += g[clouds, m] * (rank[clouds, m] == j[:, :, None])
+        S[...] = _sum_at_points(members, points, lambda j: g * (rank == j))
         return
     start, channel = (most * np.arange(count))[:, None], np.arange(width)
     for i in range(len(S)):
@@ -369,11 +373,10 @@ def _scatter_rows(S: Any, members: Any, D: Any, work: Workspace) -> None:
     xp, points = work.xp, S.shape[2]
     by_rank = members.transpose(0, 2, 1)  # (C, k, M): the order of the rows
     if xp is not np:
-        places = readers(by_rank, points)  # (C, N, Q)
-        D = xp.pad(D, ((0, 0), (0, 0), (0, 1)))
-        S[...] = 0
-        for d in range(places.shape[2]):
-            S += xp.take_along_axis(D, places[:, None, :, d], axis=2)
+        by_member = D.reshape(*D.shape[:2], members.shape[2], -1)  # (C, O, k, M)
+        S[...] = _sum_at_points(
+            members, points, lambda j: by_member[:, :, j].swapaxes(1, 2)
+        ).swapaxes(1, 2)
         return
     for i, index in enumerate(by_rank.reshape(len(S), -1)):
         index = index.astype(np.intp)
@@ -439,7 +442,8 @@ class GroupGradient(NamedTuple):
 
     def rows(self, clouds: slice) -> Any:
         """Return the row that won each group and channel, (C, O, M) integers of k M."""
-        return self.rank[clouds].astype(np.intp) * self.g.shape[2] + np.arange(self.g.shape[2])
+        groups = self.g.shape[2]
+        return self.rank[clouds].astype(np.intp) * groups + self.x.work.xp.arange(groups)
 
     def winners(self, clouds: slice) -> Any:
         """Return D (C, O, k M): the gradient of each group at its winner, 0 elsewhere."""

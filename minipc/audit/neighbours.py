@@ -1,0 +1,420 @@
+"""Neighbourhoods in the audit: groups, the operations of a level, both engines, PointNet++.
+
+A model of this kind has no gradient of its points (positions are inputs of every level), so here
+they stay fixed; they are stretched after the groups are made, as augmentation does.
+"""
+
+import os
+from dataclasses import replace
+from functools import partial
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from minipc.audit.facts import holds, near, same
+from minipc.audit.problems import (
+    KINK,
+    Problem,
+    apart,
+    cast,
+    gains,
+    in_dtype,
+    nearest_kink,
+    of_step,
+    operation,
+    smooth_step,
+    step,
+)
+from minipc.audit.rules import agree, by_definition, layers_by_definition, small_work
+from minipc.data import augment
+from minipc.data.clouds import Clouds
+from minipc.models.inputs import Inputs
+from minipc.models.model import net, sizes
+from minipc.models.pointnet import Layer
+from minipc.nn import groups, local
+from minipc.nn.engine import Tape, backward
+from minipc.nn.fast import local as fast_local
+from minipc.nn.fast.workspace import Workspace
+from minipc.nn.groups import Scale
+from minipc.nn.levels import ENGINES, Near
+from minipc.nn.losses import LossConfig
+from minipc.nn.params import initialise
+from minipc.record.reader import RecordReader
+from minipc.record.recorder import record
+from minipc.record.recording import Recording
+
+STRETCH = 0.4, 1.0, 2.5  # of the axes, after the groups are made: other points would be near now
+
+# Point-wise layers before and between, two scales, levels of one layer and of two, the mean beside
+# the maximum.
+SMALL = "4,6/3:5+,4/3:4/2:4-5,6+mean:5"
+OFFSETS = "6/4:5-6,3/3:6,7-6:5"  # a first level that reads offsets alone, several last layers
+
+
+def groups_by_definition(rng):
+    """(G1) and (G2) number by number, on a grid: most distances are equal, and points repeat."""
+    points = rng.integers(0, 3, (2, 11, 3)).astype(np.float32) / 3
+    scales = Scale(4), Scale(13), Scale(5, 0.5)
+
+    def distance(cloud, n, m):
+        d = cloud[n] - cloud[m]
+        return (d[0] * d[0] + d[1] * d[1]) + d[2] * d[2]
+
+    chosen, members = [], [[] for _ in scales]
+    for cloud in points:
+        order = [0]
+        while len(order) < 5:
+            left = [n for n in range(11) if n not in order]
+            order.append(max(left, key=lambda n: (min(distance(cloud, n, m) for m in order), -n)))
+        chosen.append(order)
+        for scale, result in zip(scales, members, strict=True):
+            result.append([])
+            for m in order:
+                near_m = sorted(range(11), key=lambda n: (distance(cloud, n, m), n))
+                square = np.float32(scale.radius) ** 2
+                inside = [n for n in near_m if not square or distance(cloud, n, m) < square]
+                inside = inside[: scale.members]
+                result[-1].append(inside + near_m[:1] * (scale.members - len(inside)))
+    centres = groups.farthest_points(points, 5)
+    found = groups.neighbours(points, centres, scales)
+    stretched = points * np.float32(STRETCH)
+    return [
+        same("farthest points, ties to the lowest", centres, chosen),
+        same("the first of more centres", groups.farthest_points(points, 3), centres[:, :3]),
+        *(same(f"members of {s}", found[i], members[i]) for i, s in enumerate(scales)),
+        holds(
+            "other neighbours after scaling each axis",
+            not np.array_equal(groups.neighbours(stretched, centres, scales)[0], found[0]),
+        ),
+    ]
+
+
+def _members(rng, points, *shape):
+    """Return the members of some groups: one group reads one point alone, some points have none."""
+    members = rng.integers(1, points, shape)
+    members[:, 0] = 2
+    return members
+
+
+def gather(rng, dtype):
+    members = _members(rng, 7, 3, 5, 4)
+    f = rng.standard_normal((3, 7, 6))
+    pair = local.gather_forward, local.gather_backward
+    return [operation(pair, {"f": f}, (members,), rng, dtype)]
+
+
+def gather_facts(rng):
+    """On whole numbers every sum is exact, so the adjoint is one to the bit."""
+    members = _members(rng, 7, 3, 5, 4)
+    f, dy = (rng.integers(-9, 10, shape) * 1.0 for shape in ((3, 7, 6), (3, 5, 4, 6)))
+    y, cache = local.gather_forward(f, members)
+    df, rows, sums = local.gather_backward(dy, cache), np.empty_like(y), np.zeros_like(f)
+    for b, m, j in np.ndindex(members.shape):
+        rows[b, m, j] = f[b, members[b, m, j]]
+        sums[b, members[b, m, j]] += dy[b, m, j]
+    return [
+        same("each member's features", y, rows),
+        same("sum over the readers of a point", df, sums),
+        same("<dy, gather f> = <gather' dy, f>", (dy * y).sum(), (df * f).sum()),
+    ]
+
+
+def offsets(rng):
+    """Dyadic points: every difference is exact, so a shift of the cloud changes nothing."""
+    points = rng.integers(-64, 64, (2, 7, 3)) / 64
+    centres, members = rng.integers(0, 7, (2, 5)), _members(rng, 7, 2, 5, 4)
+    members[:, :, 0] = centres
+    found, wanted = local.offsets(points, centres, members), np.empty((2, 5, 4, 3))
+    for b, m, j in np.ndindex(members.shape):
+        wanted[b, m, j] = points[b, members[b, m, j]] - points[b, centres[b, m]]
+    moved = local.offsets(points + [4, -2, 0.5], centres, members)
+    return [
+        same("p of the member - p of its centre", found, wanted),
+        same("the same after all points move", moved, found),
+        same("0 at the centre", found[:, :, 0], np.zeros((2, 5, 3))),
+    ]
+
+
+def max_and_mean(rng, dtype):
+    pair = local.max_and_mean_forward, local.max_and_mean_backward
+    return [operation(pair, {"x": apart(rng, (3, 7, 5))}, (), rng, dtype)]
+
+
+def max_and_mean_facts(rng):
+    x = rng.standard_normal((2, 6, 3))
+    found, _ = local.max_and_mean_forward(x)
+    return [
+        same("the largest", found[:, :3], x.max(axis=1)),
+        near("the mean", found[:, 3:], np.einsum("bno->bo", x) / 6),
+    ]
+
+
+# Levels by themselves
+
+
+SCALES = {  # of a level: widths of its layers
+    "one layer": [(6,)],
+    "two scales, of two layers and of one": [(5, 4), (6,)],
+    "offsets alone": [(5, 4)],
+}
+
+
+def _level(kind, rng, clouds=3, points=9, count=5):
+    """Return arrays, Near and scales of one level; points have many readers or none."""
+    channels = 0 if kind == "offsets alone" else 4
+    arrays, scales = {}, []
+    for s, widths in enumerate(SCALES[kind]):
+        layers, fan_in = [], 3 + channels
+        for i, width in enumerate(widths):
+            layers.append(Layer(f"scale{s}.{i}", fan_in, width))
+            arrays[f"scale{s}.{i}.W"] = rng.standard_normal((fan_in, width))
+            arrays[f"scale{s}.{i}.gamma"] = gains(rng, width)
+            arrays[f"scale{s}.{i}.beta"] = rng.standard_normal(width) / 2
+            fan_in = width
+        arrays[f"scale{s}.{i}.gamma"][1] = 0.9  # at 0 the maximum has a kink
+        members = np.argsort(rng.random((clouds, count, points)), axis=2)[:, :, : 3 + s]
+        scales.append((members, layers))
+    if channels:
+        arrays["f"] = rng.standard_normal((clouds, points, channels))
+        arrays["between.W"] = rng.standard_normal((channels, channels))
+        arrays["between.gamma"] = gains(rng, channels)
+        arrays["between.beta"] = rng.standard_normal(channels)
+    centres = np.argsort(rng.random((clouds, points)), axis=1)[:, :count]
+    return arrays, Near(rng.standard_normal((clouds, points, 3)) + 2, centres), scales
+
+
+def _levels(engine, arrays, near, scales, work):
+    """Return h of a residual point-wise layer and a level behind it, and the tape."""
+    tape, engine, x = Tape(arrays, 1e-5), ENGINES[engine](work), arrays.get("f")
+    near = near._replace(positions=near.positions.astype(next(iter(arrays.values())).dtype))
+    if x is not None:
+        x = engine.pointwise(tape, x, "between", residual=True)
+    return engine.level(tape, near, x, scales), tape
+
+
+def fused_levels(rng, dtype):
+    """The fast engine's levels, in features and parameters."""
+    return [_of_level(kind, rng, dtype) for kind in SCALES]
+
+
+def _of_level(kind, rng, dtype):
+    for _ in range(200):
+        arrays, near, scales = _level(kind, rng)
+        h, tape = _levels("textbook", arrays, near, scales, None)
+        if nearest_kink(tape, arrays) > KINK:
+            break
+    else:
+        raise AssertionError("200 draws, and each lay on a kink")
+    dh = rng.standard_normal(h.shape).astype(dtype)
+
+    def value(arrays):
+        return float((_levels("fused", arrays, near, scales, Workspace())[0] * dh).sum())
+
+    def gradients(arrays):
+        grads, df = backward(dh, _levels("fused", arrays, near, scales, Workspace())[1])
+        return grads | ({"f": df} if "f" in arrays else {})
+
+    return Problem(cast(arrays, dtype), value, gradients)
+
+
+def levels_agree(rng):
+    """Fused is textbook: members that repeat, a gain of 0, many blocks, two threads, used twice."""
+    facts, work = [], small_work(block=2**9, slice=2**7)
+    for kind in SCALES:
+        arrays, place, scales = _level(kind, rng, clouds=7, points=40, count=17)
+        for members, layers in scales:
+            members[:, 3:7, 1:] = members[:, 3:7, :1]
+            arrays[f"{layers[-1].name}.gamma"][1] = 0
+        for time in ("first", "second"):
+            found = {}
+            for engine in ENGINES:
+                h, tape = _levels(engine, arrays, place, scales, work)
+                dh = np.cos(np.arange(h.size)).reshape(h.shape)
+                h, batch = np.array(h), dict(tape.batch)
+                grads, df = backward(dh, tape)
+                found[engine] = {"h": h} | {name: np.array(g) for name, g in grads.items()}
+                found[engine] |= {"f": np.array(df)} if "f" in arrays else {}
+                for layer, (mean, var, rows) in batch.items():
+                    found[engine] |= {f"{layer} mean": mean, f"{layer} variance": var}
+                    facts.append(same(f"rows of {layer}", rows, _rows(layer, place, scales)))
+            size = max(np.abs(value).max() for value in found["textbook"].values())
+            facts += [  # sums of about 500 rows through two layers, to ten times their rounding
+                near(f"{kind}, {time} time: {name}", found["fused"][name], value, 1e-11, size)
+                for name, value in found["textbook"].items()
+            ]
+    return facts
+
+
+def _rows(layer, place, scales):
+    """Return how many rows a layer of _levels() has."""
+    of_scales = {each.name: members.size for members, layers in scales for each in layers}
+    return of_scales.get(layer, place.positions[..., 0].size)
+
+
+def moments(rng):
+    """(F12): moments of rows that are never made are the moments of the rows."""
+    arrays, place, ((members, _),) = _level("one layer", rng, clouds=5, points=20, count=12)
+    members[:, 3:7, 1:] = members[:, 3:7, :1]
+    x = fast_local.to_level(
+        place.positions, arrays["f"], place.centres, members, Workspace(), "moments"
+    )
+    features, _ = local.gather_forward(arrays["f"], members)
+    rows = np.concatenate([local.offsets(*place, members), features], axis=3)
+    rows = np.concatenate([rows - x.shift, np.ones_like(rows[..., :1])], axis=3)
+    rows = rows.reshape(-1, rows.shape[3])
+    return [
+        near("moments of rows never made", x.moments, rows.T @ rows / len(rows)),
+        same("rows", x.rows, len(rows)),
+    ]
+
+
+# Whole models
+
+
+def _stretched(config, loss, engine, rng, clouds=6, points=14):
+    """Return (parameters, Step) of a PointNet++ whose points were stretched after grouping."""
+    arrays, fixed = step(config, loss, engine, rng, np.float64, clouds, points)
+    return arrays, fixed._replace(points=arrays.pop("points") * STRETCH)
+
+
+def small_step(engine, loss):
+    """Return the maker of one training step of a small PointNet++, away from every kink."""
+
+    def make(rng, dtype):
+        draw = partial(_stretched, sizes(SMALL, 4), loss, engine, rng)
+        return [of_step(*smooth_step(draw), dtype)]
+
+    return make
+
+
+def _plain(params, inputs, model, mask=1.0, moments=None):
+    """Return logits of PointNet++ and what its layers found, row by row."""
+    layer, found = layers_by_definition(params, model, moments)
+    points, x, arrays = inputs.points, None, iter(inputs.groups)
+
+    def row(b, n, centre):
+        return [*(points[b, n] - points[b, centre]), *([] if x is None else x[b, n])]
+
+    for i in range(len(model.entry)):
+        x = layer(points if x is None else x, f"entry{i}")
+    for i, level in enumerate(model.parsed):
+        centres, results = next(arrays), []
+        for s, (_, widths) in enumerate(level.scales):
+            rows = np.array(
+                [
+                    [[row(b, n, c) for n in group] for c, group in zip(of, groups, strict=True)]
+                    for b, (of, groups) in enumerate(zip(centres, next(arrays), strict=True))
+                ]
+            )
+            for w in range(len(widths)):
+                rows = layer(rows, f"level{i}.scale{s}.{w}")
+            results.append(rows.max(axis=2))
+        points = np.array([cloud[of] for cloud, of in zip(points, centres, strict=True)])
+        x = np.concatenate(results, axis=2)
+        if level.residual:
+            x = x + layer(x, f"level{i}.residual")
+    x = np.concatenate([points, x], axis=2)
+    for i in range(len(model.last)):
+        x = layer(x, f"last{i}")
+    x = np.concatenate([x.max(axis=1), *([x.mean(axis=1)] if model.mean else [])], axis=1)
+    for i in range(len(model.head)):
+        x = layer(x, f"head{i}")
+    return np.einsum("bi,io->bo", x * mask, params["out.W"]) + params["out.b"], found
+
+
+def model(engine):
+    """Return the maker of Facts of whole PointNet++ models: by definition, and alone as in a batch.
+
+    The groups are those of the stored clouds, which are not those of the points that it sees.
+    """
+
+    def make(rng):
+        facts = []
+        for text in (SMALL, OFFSETS):
+            config = replace(sizes(text, 4), dropout=0.4, eps=1e-3, momentum=0.3)
+            params, fixed = _stretched(config, LossConfig(), engine, rng)
+            inputs, module = Inputs(fixed.points, fixed.groups), net(config)
+            facts += by_definition(_plain, params, inputs, fixed)
+            logits_of = module.evaluator(
+                params, module.initial_stats(config, np.float64), config, engine
+            )
+            alone = [
+                logits_of(Inputs(points[None], tuple(group[None] for group in of)))
+                for points, *of in zip(inputs.points, *inputs.groups, strict=True)
+            ]
+            others = module.prepare(config, fixed.points)
+            facts += [
+                same("each cloud as it is alone", logits_of(inputs), np.concatenate(alone)),
+                holds("other groups once stretched", not _equal(others, fixed.groups)),
+            ]
+        return facts
+
+    return make
+
+
+def _equal(some, others):
+    return all(np.array_equal(*pair) for pair in zip(some, others, strict=True))
+
+
+def engines(text):
+    """Return the maker of Facts that both engines compute one PointNet++: gradients and logits."""
+
+    def make(rng):
+        config, loss = sizes(text, 10), LossConfig(0.9, 0.3, 2.5)
+        arrays, fixed = _stretched(config, loss, "fused", rng, clouds=5, points=32)
+        for pooled in net(config).pooled_layers(config):
+            arrays[f"{pooled}.gamma"][1] = 0  # all members tie
+        fixed = fixed._replace(points=fixed.points + 3)
+        # (F12) subtracts products of positions: digits of their squares over those of offsets
+        facts = agree(arrays, fixed, config, "", None, allowed=1e-10)
+        single = {name: value.astype(np.float32) for name, value in arrays.items()}
+        found = in_dtype(fixed, np.float32).gradients(single)
+        wanted = fixed._replace(engine="textbook").gradients(arrays)
+        largest = max(np.abs(g).max() for g in wanted.values())
+        worst = max(np.abs(found[name] - g).max() for name, g in wanted.items()) / largest
+        return [*facts, near("float32, far from the origin", worst, 0.0, allowed=1e-3)]
+
+    return make
+
+
+def replay(rng):
+    """A record of a PointNet++ replays: its logits again, from its views and the stored groups."""
+    config = sizes(SMALL, 3)
+    module = net(config)
+    params = initialise(module.param_specs(config), rng, np.float32)
+    logits_of = module.evaluator(params, module.initial_stats(config), config)
+    points = rng.standard_normal((5, 16, 3)).astype(np.float32)
+    clouds = Clouds(points, np.arange(5) % 3, ("a", "b", "c"), "z", "none")
+    stored, seen, facts = module.prepare(config, points), [], []
+
+    def teacher(inputs):
+        seen.append(inputs)
+        return logits_of(inputs)
+
+    with TemporaryDirectory() as folder:
+        path = os.path.join(folder, "record.h5")
+        plan = Recording(
+            clouds,
+            "audit",
+            path,
+            views=2,
+            seed=7,
+            force=True,
+            logits="float32",
+            threads=1,
+            groups=stored,
+        )
+        record(plan, teacher)
+        with RecordReader(path) as reader:
+            for view in range(2):
+                scale, shift, logits = reader.view(view)
+                moved = augment.apply(points, augment.Params(scale, shift))
+                given = [x.groups for x in seen if np.array_equal(x.points[:5], moved)]
+                facts += [
+                    holds(
+                        f"groups of the stored clouds, view {view}",
+                        given and all(_equal([g[:5] for g in of], stored) for of in given),
+                    ),
+                    same(f"logits of view {view}", logits, logits_of(Inputs(moved, stored))),
+                ]
+    return facts
