@@ -41,5 +41,7 @@ def command(model, data, votes, teacher, backend, engine, threads, as_json, quie
             xp=load(backend, console.say),
             engine=engine,
             threads=threads,
+            say=console.say,
+            progress=console.progress,
         )
     result(values, as_json, of_eval)

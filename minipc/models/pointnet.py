@@ -65,6 +65,11 @@ def title(config: ModelConfig) -> str:
     return "PointNet " + ":".join("-".join(map(str, widths)) for widths in parts)
 
 
+def words(config: ModelConfig) -> tuple[str, ...]:
+    """Return lines that say more than title(): none."""
+    return ()
+
+
 def sizes(text: str, classes: int) -> ModelConfig:
     """Return the ModelConfig of "teacher", "student", "tiny" or widths by hand, "W-W-W:H-H".
 
@@ -134,6 +139,11 @@ def count(config: ModelConfig, points: int) -> Count:
 def prepare(config: ModelConfig, points: Any) -> tuple:
     """Return the groups of clouds (B, N, 3): a PointNet has none."""
     return ()
+
+
+def grouping(config: ModelConfig, number: int) -> list:
+    """Return the Indices of prepare(): none."""
+    return []
 
 
 def pooled_layers(config: ModelConfig) -> tuple[str, ...]:

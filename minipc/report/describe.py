@@ -10,6 +10,7 @@ from dataclasses import asdict
 import numpy as np
 
 from minipc.data.clouds import read_clouds
+from minipc.data.groups_file import read_groups
 from minipc.errors import DataError
 from minipc.models.checkpoint import read_checkpoint
 from minipc.models.file import model_id, read_model
@@ -59,6 +60,7 @@ def _model(path):
         "model_id": model_id(model),
         "architecture": model.config.architecture,
         "title": net(model.config).title(model.config),
+        "words": net(model.config).words(model.config),
         "config": asdict(model.config),
         "parameters": net(model.config).count(model.config, 1).parameters,
         **model.described,
@@ -102,12 +104,22 @@ def _checkpoint(path):
     }
 
 
+def _groups(path):
+    groups = read_groups(path)
+    return {
+        "points_hash": groups.points_hash,
+        "clouds": groups.clouds,
+        "arrays": [each._asdict() for each in groups.indices],
+    }
+
+
 OF_KIND = {
     "clouds": _clouds,
     "model": _model,
     "record": _record,
     "shard": _shard,
     "checkpoint": _checkpoint,
+    "groups": _groups,
 }
 
 

@@ -49,6 +49,7 @@ def _model(values):
         f"{values['title']}, {values['parameters']} parameters, {len(values['class_names'])} "
         f"classes, up axis {values['up_axis']}, normalisation {values['normalisation']}, identity "
         f"{_short(values['model_id'])}",
+        *(f"  {line}" for line in values["words"]),
         f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs on "
         f"{trained.get('data_file')}, training points {_short(trained.get('points_hash'))}"
         if trained
@@ -91,6 +92,18 @@ def _checkpoint(values):
     ]
 
 
+def _groups(values):
+    return [
+        f"neighbours in {values['clouds']} clouds, points {_short(values['points_hash'])}; a "
+        "cache, made again where it is removed",
+        *(
+            f"  {each['name']}: {' x '.join(map(str, each['shape']))} of {each['below']} points, "
+            f"{each['rule']}"
+            for each in values["arrays"]
+        ),
+    ]
+
+
 def _recording(values):
     lines = _plan(values)
     if values["finished_views"]:
@@ -128,6 +141,7 @@ _OF_KIND = {
     "record": _record,
     "shard": _shard,
     "checkpoint": _checkpoint,
+    "groups": _groups,
     "recording": _recording,
     "run": _run,
 }
