@@ -17,7 +17,7 @@ import numpy as np
 
 from minipc.backend import module_of
 from minipc.errors import UsageError
-from minipc.models.inputs import inputs_of
+from minipc.models.inputs import Indices, inputs_of
 from minipc.nn import exact, ops
 from minipc.nn.engine import Tape, engine_of, eval_norm_relu
 from minipc.nn.params import Spec, batch_norm_spec, bias_spec, linear_spec
@@ -141,7 +141,7 @@ def prepare(config: ModelConfig, points: Any) -> tuple:
     return ()
 
 
-def grouping(config: ModelConfig, number: int) -> list:
+def grouping(config: ModelConfig, number: int) -> list[Indices]:
     """Return the Indices of prepare(): none."""
     return []
 

@@ -292,7 +292,7 @@ def prepare(config, points):
     return tuple(groups)
 
 
-def grouping(config, number):
+def grouping(config: ModelConfig, number: int) -> list[Indices]:
     """Return the Indices of each array of prepare(), for clouds of so many points.
 
     They depend on the levels' centres, members and radii alone, not on any width.  Raises DataError
@@ -312,7 +312,7 @@ def grouping(config, number):
     return found
 
 
-def words(config):
+def words(config: ModelConfig) -> tuple[str, ...]:
     """Return a line for each level."""
     lines = []
     for i, level in enumerate(config.parsed):
