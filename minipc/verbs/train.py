@@ -337,7 +337,8 @@ def _run(
 ) -> Run:
     """Train to the end, or to the epoch stop_after, from where the folder's checkpoint is: Run."""
     _announce(run, xp, say)
-    config, making = run.config, dict(threads=threads, say=say, progress=progress)
+    config = run.config
+    making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
     threads = threads or default_threads(xp)
     about = {
         "data_file": os.path.basename(run.data),
