@@ -7,16 +7,19 @@ read everything that a person can.
 import math
 import os
 import shlex
+from typing import Any
+
+Values = dict[str, Any]  # of one result
 
 # info
 
 
-def of_info(values):
+def of_info(values: Values) -> list[str]:
     """Return the lines for the values that describe.describe returns."""
     return [_first_line(values), *_OF_KIND[values["kind"]](values)]
 
 
-def _first_line(values):
+def _first_line(values: Values) -> str:
     path = values["file"]
     if values["kind"] == "run":
         return f"{path}: training run, {values['epochs']} of {values['of_epochs']} epochs done"
@@ -28,7 +31,7 @@ def _first_line(values):
     return f"{path}: {values['kind']} file of {values['bytes']:,} bytes, intact"
 
 
-def _clouds(values):
+def _clouds(values: Values) -> list[str]:
     width = max(map(len, values["class_names"]))
     per_class = zip(
         values["class_names"], values["train_per_class"], values["test_per_class"], strict=True
@@ -43,7 +46,7 @@ def _clouds(values):
     ]
 
 
-def _model(values):
+def _model(values: Values) -> list[str]:
     trained = values["trained"]
     return [
         f"{values['title']}, {values['parameters']} parameters, {len(values['class_names'])} "
@@ -58,7 +61,7 @@ def _model(values):
     ]
 
 
-def _record(values):
+def _record(values: Values) -> list[str]:
     carried = ", ".join(f"{n} {name}" for name, n in (values["carries"] or {}).items())
     return [
         *_plan(values),
@@ -68,14 +71,14 @@ def _record(values):
     ]
 
 
-def _shard(values):
+def _shard(values: Values) -> list[str]:
     last = values["first"] + values["rows"] - 1
     made_with = _made_with(values["provenance"])
     rows = f"rows {values['first']} to {last} of view {values['view']}, {made_with}"
     return [rows, *_plan(values)]
 
 
-def _plan(values):
+def _plan(values: Values) -> list[str]:
     return [
         f"{values['clouds']} clouds x {values['views']} views, {values['classes']} classes, logits "
         f"{values['logits']}, {values['bytes_per_view']} bytes a view of a cloud, seed "
@@ -85,14 +88,14 @@ def _plan(values):
     ]
 
 
-def _checkpoint(values):
+def _checkpoint(values: Values) -> list[str]:
     return [
         f"a run after {values['epochs']} epochs and {values['steps']} steps, run "
         f"{_short(values['run_id'])}"
     ]
 
 
-def _groups(values):
+def _groups(values: Values) -> list[str]:
     return [
         f"neighbours in {values['clouds']} clouds, points {_short(values['points_hash'])}; a "
         "cache, made again where it is removed",
@@ -104,7 +107,7 @@ def _groups(values):
     ]
 
 
-def _recording(values):
+def _recording(values: Values) -> list[str]:
     lines = _plan(values)
     if values["finished_views"]:
         record = values["file"].rstrip(os.sep).removesuffix(".parts")
@@ -114,7 +117,7 @@ def _recording(values):
     return [*lines, "next: the same `minipc record` command again continues it"]
 
 
-def _run(values):
+def _run(values: Values) -> list[str]:
     settings, folder = values["settings"], values["file"]
     record, source = settings.get("record"), "on labels alone"
     if isinstance(record, dict):
@@ -149,12 +152,12 @@ _OF_KIND = {
 # data
 
 
-def of_data_make(values):
+def of_data_make(values: Values) -> list[str]:
     first, *rest = _clouds(values)
     return [f"{values['file']}: {first}", *rest]
 
 
-def of_data_pack(values):
+def of_data_pack(values: Values) -> list[str]:
     total, moved = values["train"] + values["test"], values["normalised"]
     rest = f", the other {total - moved} were in it" if moved < total else ""
     twins = values["test_clouds_in_training"]
@@ -177,7 +180,7 @@ def of_data_pack(values):
 # record and verify
 
 
-def of_record(values):
+def of_record(values: Values) -> list[str]:
     return [
         _size_of_record(values),
         f"teacher accuracy on the recorded views {_percent(values['teacher_accuracy'])}; largest "
@@ -187,7 +190,7 @@ def of_record(values):
     ]
 
 
-def of_record_share(values):
+def of_record_share(values: Values) -> list[str]:
     return [
         f"{values['out']}: share {values['share']} is there, {values['shards_there']} of "
         f"{values['shards']} shards in all",
@@ -195,7 +198,7 @@ def of_record_share(values):
     ]
 
 
-def of_record_dry_run(values):
+def of_record_dry_run(values: Values) -> list[str]:
     """Return the lines of a dry run: few while data or teacher do not exist yet."""
     makes = f"would make: {', '.join(values['would_make']) or 'nothing'}"
     if values["run_id"] is None:
@@ -212,14 +215,14 @@ def of_record_dry_run(values):
     ]
 
 
-def _size_of_record(values):
+def _size_of_record(values: Values) -> str:
     return (
         f"{values['out']}: {values['clouds']} clouds x {values['views']} views, "
         f"{size(values['bytes'])}, run {_short(values['run_id'])}"
     )
 
 
-def _carried(values):
+def _carried(values: Values) -> list[str]:
     if values["clouds_as"] is None:
         return []
     how = {"int16": "int16, lossless", "float32": "float32, as int16 would lose bits"}
@@ -229,7 +232,7 @@ def _carried(values):
     ]
 
 
-def of_verify(values):
+def of_verify(values: Values) -> list[str]:
     rows, sampled = values["rows"], values["sampled"]
     lines = [
         f"{values['record']}: whole, and made from these clouds",
@@ -255,7 +258,7 @@ def of_verify(values):
 # train, eval and predict
 
 
-def of_train(values):
+def of_train(values: Values) -> list[str]:
     """Return a table of runs, the baseline first, and what to do next."""
     if "dry_run" in values:
         return ["dry run: everything fits, nothing was written"]
@@ -284,7 +287,7 @@ def of_train(values):
     return [*lines, f"next: minipc eval {out}"]
 
 
-def of_eval(values):
+def of_eval(values: Values) -> list[str]:
     width = max(map(len, values["class_accuracy"]))
     lines = [
         f"{values['model']} on {values['clouds']} test clouds of {values['data']}:",
@@ -306,14 +309,14 @@ def of_eval(values):
     ]
 
 
-def _accuracies(values):
+def _accuracies(values: Values) -> str:
     return (
         f"accuracy {_percent(values['accuracy'])}, mean class accuracy "
         f"{_percent(values['mean_class_accuracy'])}"
     )
 
 
-def of_predict(values):
+def of_predict(values: Values) -> list[str]:
     names = [_printable(one["file"]) for one in values["predictions"]]
     width = max(map(len, names))
     return [
@@ -326,7 +329,7 @@ def of_predict(values):
 # audit
 
 
-def of_audit(values):
+def of_audit(values: Values) -> list[str]:
     checks = values["checks"]
     hold = f"{sum(check['passed'] for check in checks)} of {len(checks)} checks hold"
     if values["mutant"]:
@@ -343,7 +346,7 @@ def of_audit(values):
     ]
 
 
-def _check(check):
+def _check(check: Values) -> str:
     return (
         f"{check['name']:26} {check['gradients'] or '-':>9}  {_or_dash(check['largest'], '8.1e')}  "
         f"{_or_dash(check['median'], '8.1e')}  {_or_dash(check['rate'], '6.2f')}  "
@@ -353,15 +356,15 @@ def _check(check):
     )
 
 
-def _or_dash(value, form):
+def _or_dash(value: float | None, form: str) -> str:
     return format(value, form) if value is not None else format("-", f">{form.partition('.')[0]}")
 
 
-def of_audit_list(values):
+def of_audit_list(values: Values) -> list[str]:
     return [f"{name:36} {says}" for name, says in values["mutants"].items()]
 
 
-def of_audit_inject_all(values):
+def of_audit_inject_all(values: Values) -> list[str]:
     caught = values["mutants"]
     count = sum(check is not None for check in caught.values())
     return [
@@ -374,7 +377,7 @@ def of_audit_inject_all(values):
     ]
 
 
-def of_audit_vectors(values):
+def of_audit_vectors(values: Values) -> list[str]:
     worst = values["worst"]
     return [
         *(f"{name:20} {error:8.1e}" for name, error in sorted(values["largest"].items())),
@@ -384,7 +387,7 @@ def of_audit_vectors(values):
     ]
 
 
-def of_audit_record(values):
+def of_audit_record(values: Values) -> list[str]:
     accuracy, a, b, T = (
         values[name] for name in ("accuracy", "kd_weight", "self_weight", "temperature")
     )
@@ -418,7 +421,7 @@ def of_audit_record(values):
     ]
 
 
-def _histogram(title, counts, edges):
+def _histogram(title: str, counts: list[int], edges: list[float | None]) -> list[str]:
     total, most = sum(counts), max(counts)
     lines = [f"  {title}"]
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
@@ -431,7 +434,7 @@ def _histogram(title, counts, edges):
 # loss
 
 
-def of_loss(values):
+def of_loss(values: Values) -> list[str]:
     from minipc.audit.conventions import KD_LIB  # imported late, as below: these modules are large
 
     lines = []
@@ -463,7 +466,7 @@ def of_loss(values):
     ]
 
 
-def _gradient(values):
+def _gradient(values: Values) -> list[str]:
     from minipc.nn.losses import GUARD_FLOOR
 
     a, b, T = values["a"], values["b"], values["T"]
@@ -481,7 +484,7 @@ def _gradient(values):
     ]
 
 
-def _convention(name, row):
+def _convention(name: str, row: Values) -> str:
     weight, times = "none", ""
     if row["weight"] is not None:
         weight = f"{row['weight']:.6g}"
@@ -489,7 +492,7 @@ def _convention(name, row):
     return f"  {name:13} {weight:9} {times:24} {row['formula']} ({row['used_by']})"
 
 
-def _bound(values):
+def _bound(values: Values) -> list[str]:
     """Return lines on the bound of the loss, and on the row that allows the smallest b."""
     from numpy import argsort
 
@@ -531,7 +534,7 @@ def _bound(values):
     return lines
 
 
-def _map(values):
+def _map(values: Values) -> list[str]:
     """Return the map of unbounded rows over b and T."""
     shares = {(each["b"], each["T"]): each["unbounded_share"] for each in values["map"]}
     bs, Ts = (list(dict.fromkeys(axis)) for axis in zip(*shares, strict=True))
@@ -546,7 +549,7 @@ def _map(values):
 # doctor
 
 
-def of_doctor(values):
+def of_doctor(values: Values) -> list[str]:
     cupy, folder, blas_variables = values["cupy"], values["folder"], values["blas_variables"]
     installed = " and ".join(f"{name} {number}" for name, number in cupy["distributions"].items())
     devices = ", ".join(
@@ -569,14 +572,14 @@ def of_doctor(values):
     ]
 
 
-def _settings(values):
+def _settings(values: Values) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 # parts of lines
 
 
-def size(count):
+def size(count: float) -> str:
     """Return a number of bytes as text, in decimal units."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -585,19 +588,19 @@ def size(count):
     return f"{count:.4g} GB"
 
 
-def _percent(share):
+def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _short(digest):
+def _short(digest: Any) -> str:
     return str(digest)[:16]
 
 
-def _made_with(provenance):
+def _made_with(provenance: Any) -> str:
     items = provenance.items() if isinstance(provenance, dict) else []
     return f"made with {', '.join(f'{name} {value}' for name, value in items) or 'unknown tools'}"
 
 
-def _printable(path):
+def _printable(path: str) -> str:
     """Return a path that can be printed; a file name need not be valid text."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

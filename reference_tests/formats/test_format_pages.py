@@ -292,7 +292,7 @@ def groups_are_those_of_the_code(text):
     rows = table(text, "Groups", 1)
     assert [row[:2] for row in rows] == [[name, JSON[hints[name]]] for name in Indices._fields]
     assert tuple(code(rows[2][2])) == groups_file.DTYPES and numbers(rows[2][2])[-1] == 65_536
-    assert [dtype_of(number).__name__ for number in (65_536, 65_537)] == ["uint16", "uint32"]
+    assert [dtype_of(number).name for number in (65_536, 65_537)] == ["uint16", "uint32"]
     path = GOLDEN / "groups-1.h5"
     found = groups_file.read_groups(path)
     assert {each.name for each in found.indices} >= {*code(rows[0][2])}

@@ -39,8 +39,8 @@ from minipc.record.reader import RecordReader  # noqa: E402
 from minipc.record.recorder import compute_shard, model_teacher, record  # noqa: E402
 from minipc.record.recording import Recording  # noqa: E402
 from reference_tests.tools.kernels import KERNELS, environment, runnable  # noqa: E402
-from reference_tests.tools.speed_page import BY_KERNEL, page  # noqa: E402
-from reference_tests.tools.speed_parts import parts  # noqa: E402
+from reference_tests.tools.speed_page import BY_KERNEL, LOCAL, page  # noqa: E402
+from reference_tests.tools.speed_parts import level_parts, parts  # noqa: E402
 from reference_tests.tools.speed_workers import IN_A_ROW, RECORDED  # noqa: E402
 
 THREADS = len(os.sched_getaffinity(0))
@@ -114,22 +114,27 @@ def installed(package):
     return None
 
 
+def forms(size):
+    """Return the forms that PyTorch has of a model: of its linear layers, or of its gathers."""
+    return ("conv", "linear") if size in NAMED_SIZES else ("index_select", "gather")
+
+
 def best_form(machine, task):
     """Return the entry of PyTorch eager in the faster of its two forms."""
-    entries = [("torch", {**task, "form": form}) for form in ("conv", "linear")]
+    entries = [("torch", {**task, "form": form}) for form in forms(task["size"])]
     return min(zip(machine.race(*entries), entries, strict=True))[1]
 
 
 def steps(machine, values, say):
-    """Training steps of the three models against every peer."""
-    for size in NAMED_SIZES:
+    """Training steps of the three PointNets and of PointNet++ against every peer."""
+    for size in (*NAMED_SIZES, *LOCAL):
         task = {"task": "step", "size": size, **STEP}
         entries = {"numpy": ("numpy", task)}
         if "torch" in machine.peers:
             entries["torch_eager"] = eager = best_form(machine, task)
             if "torch compile" in machine.peers:
                 entries["torch_compile"] = ("torch compile", eager[1])
-        if "jax" in machine.peers:
+        if "jax" in machine.peers and size in NAMED_SIZES:
             entries["jax"] = ("jax", task)
         found = dict(zip(entries, machine.race(*entries.values()), strict=True))
         values[f"{size}_step_ms"] = {name: round(1000 * value, 2) for name, value in found.items()}
@@ -159,6 +164,14 @@ def recording(machine, values, say):
     if theirs:
         values["recording_vs_torch_eager"] = round(theirs[0] / mine, 2)
         values["torch_recording_clouds_per_second"] = round(clouds / theirs[0])
+    task |= {"size": "pointnet2", "batches": 2}
+    entries = [("numpy", task)]
+    if "torch" in machine.peers:
+        entries.append(best_form(machine, task))
+    mine, *theirs = machine.race(*entries)
+    values["local_recording_clouds_per_second"] = round(2 * STEP["clouds"] / mine)
+    if theirs:
+        values["local_recording_vs_torch_eager"] = round(theirs[0] / mine, 2)
     say(
         f"recording: {values['recording_clouds_per_second']} clouds a second, {gflops:.0f} of "
         f"{large:.0f} GFLOP/s"
@@ -168,7 +181,8 @@ def recording(machine, values, say):
 def on_device(machine, values, say):
     """Training steps and recording on a CUDA device, against PyTorch there."""
     values["device"] = provenance(load("cupy"))  # BackendError without one
-    for kind, sizes_of, per in (("step", NAMED_SIZES, 1000 / IN_A_ROW), ("record", ["teacher"], 1)):
+    of_steps = (*NAMED_SIZES, *LOCAL)
+    for kind, sizes_of, per in (("step", of_steps, 1000 / IN_A_ROW), ("record", ["teacher"], 1)):
         for size in sizes_of:
             task = {"task": kind, "size": size, "device": True, **STEP}
             entries = {"minipc": ("numpy", task)}
@@ -188,14 +202,13 @@ def on_device(machine, values, say):
 
 def memory(machine, values, say):
     """Peak memory of a training step above the interpreter's, each in a fresh process."""
-    for size in NAMED_SIZES:
+    for size in (*NAMED_SIZES, *LOCAL):
         task = {"task": "step", "size": size, "memory": True, **STEP}
         found = {}
         names = ["numpy", *(["torch"] if "torch" in machine.peers else [])]
         for name in names:
-            forms = ("conv", "linear") if name == "torch" else (None,)
             each = []
-            for form in forms:
+            for form in forms(size) if name == "torch" else (None,):
                 with Worker(name) as worker:
                     each.append(worker.ask(**task, **({"form": form} if form else {}))["bytes"])
             found[name] = min(each)
@@ -451,6 +464,7 @@ def main():
     if not options.quick:
         on_files(values, say)
         values["step_parts"] = {size: parts(size, STEP, THREADS) for size in NAMED_SIZES}
+        values["level_parts"] = {size: level_parts(size, STEP) for size in LOCAL}
         other_kernels(values, say)
         with open(options.out, "w") as file:
             file.write(page(values))

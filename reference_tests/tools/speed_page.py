@@ -16,7 +16,12 @@ TARGETS = {  # figure: its lowest accepted value, on two cores
     "recording_vs_large_product": 0.85,
     "product_vs_whole": 0.95,
     "teacher_memory_vs_torch_eager": 10,
+    "pointnet2/8_step_vs_torch_eager": 4.0,
+    "local-student_step_vs_torch_eager": 5.0,
+    "local_recording_vs_torch_eager": 3.0,
+    "pointnet2/8_memory_vs_torch_eager": 10,
 }
+LOCAL = ("pointnet2/8", "local-student")  # models with neighbourhoods
 BY_KERNEL = {  # figure: its heading in the table of kernels
     "product_vs_whole": "our product against the whole one, slowest layer",
     "teacher_step_vs_torch_eager": "teacher step against PyTorch eager",
@@ -65,26 +70,33 @@ def scaling_table(size: str, by: str, rows: Sequence[Mapping[str, Any]]) -> str:
     return f"{size.capitalize()}, by {by}{fixed}:\n\n{lines}"
 
 
-def page(v: Mapping[str, Any]) -> str:
-    """Return the page for the values v of one run of reference_tests.tools.speed."""
-    peers = [
-        name for name in ("torch_eager", "torch_compile", "jax") if f"teacher_step_vs_{name}" in v
-    ]
-    steps = [
-        (
-            size,
-            *(f"{v[f'{size}_step_ms'][name]:.1f} ms" for name in ("numpy", *peers)),
-            *(f"{v[f'{size}_step_vs_{name}']:.2f}" for name in peers),
-            f"{v[f'{size}_step_vs_textbook']:.1f}",
-        )
-        for size in ("teacher", "student", "tiny")
-    ]
+def training(v: Mapping[str, Any], names: Iterable[str], peers: Sequence[str]) -> str:
+    """Return the table of the training steps of these models, minipc's beside its peers'."""
     head = [
         "step",
         *(NAMES[name] for name in ("numpy", *peers)),
         *(f"against {NAMES[name]}" for name in peers),
         "against our textbook engine, one thread",
     ]
+    rows = [
+        (
+            size,
+            *(f"{v[f'{size}_step_ms'][name]:.1f} ms" for name in ("numpy", *peers)),
+            *(f"{v[f'{size}_step_vs_{name}']:.2f}" for name in peers),
+            f"{v[f'{size}_step_vs_textbook']:.1f}",
+        )
+        for size in names
+    ]
+    return table(head, rows)
+
+
+def page(v: Mapping[str, Any]) -> str:
+    """Return the page for the values v of one run of reference_tests.tools.speed."""
+    peers = [
+        name for name in ("torch_eager", "torch_compile", "jax") if f"teacher_step_vs_{name}" in v
+    ]
+    steps = training(v, NAMED_SIZES, peers)
+    neighbours = training(v, LOCAL, [name for name in peers if name != "jax"])
     asked = [
         (
             name.replace("_", " "),
@@ -102,7 +114,7 @@ def page(v: Mapping[str, Any]) -> str:
             f"{found.get('torch', float('nan')):.0f} MB",
             f"{v.get(f'{size}_memory_vs_torch_eager', float('nan')):.1f}",
         )
-        for size in ("teacher", "student", "tiny")
+        for size in (*NAMED_SIZES, *LOCAL)
         for found in [v[f"{size}_memory_mb"]]
     ]
     scaling = "\n\n".join(scaling_table(*name.split(), rows) for name, rows in v["scaling"].items())
@@ -136,6 +148,21 @@ def page(v: Mapping[str, Any]) -> str:
         for size in NAMED_SIZES
         for found in [v["step_parts"][size]]
     ]
+    columns = ("products", "gathers", "maxima", "sums at points", "other")
+    of_levels = "Milliseconds of one step on one thread, by what is done:\n\n" + table(
+        ["step", "whole", *columns],
+        [
+            (size, *(f"{found.get(name, 0):.1f}" for name in ("step", *columns)))
+            for size in LOCAL
+            for found in [v["level_parts"][size]]
+        ],
+    )
+    local_recording = (
+        "PointNet++ SSG at full width in evaluation, clouds a second: "
+        f"{v['local_recording_clouds_per_second']}"
+    )
+    if "local_recording_vs_torch_eager" in v:
+        local_recording += f", {v['local_recording_vs_torch_eager']} times as many as PyTorch eager"
     threads = {
         name: rows[0]["ms"] / rows[-1]["ms"]
         for name, rows in v["scaling"].items()
@@ -167,11 +194,22 @@ Machine: {v["machine"]}.
 
 ## Training
 
-{table(head, steps)}
+{steps}
 
 ## Recording
 
 {recording}
+
+## Neighbourhoods
+
+The same for PointNet++, with the groups made before; PyTorch eager is the faster of `index_select` and
+`torch.gather` for its gathers, and has no ball query or farthest points to do here either.
+
+{neighbours}
+
+{of_levels}
+
+{local_recording}.
 
 ## Memory
 

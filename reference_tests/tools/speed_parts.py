@@ -2,10 +2,11 @@
 
 import time
 from collections import defaultdict
+from contextlib import ExitStack
 from statistics import median
 from unittest import mock
 
-from minipc.nn.fast import fused, workspace
+from minipc.nn.fast import fused, local, workspace
 from reference_tests.tools.speed_workers import ours
 
 STEPS = 50
@@ -86,3 +87,47 @@ def parts(size, task, threads):
         return {name: 1000 * median(each) for name, each in found.items()} | {
             "operations": sum(notes["operations"])
         }
+
+
+OF_LEVELS = {  # part of a step with levels: the functions that do it
+    "products": (
+        *[(fused, name) for name in ("product", "inner_product", "second_moments")],
+        *[(local, name) for name in ("product", "inner_product")],
+    ),
+    "gathers": ((local, "_gathered"), (local, "_columns")),
+    "maxima": ((local, "first_maximum"),),
+    "sums at points": ((local, "_reads"), (local, "_scatter_winners"), (local, "_scatter_rows")),
+}
+
+
+def level_parts(size, task):
+    """Return {part: median milliseconds of a step on one thread} of a model with levels."""
+    notes = defaultdict(float)
+
+    def timed(part, function):
+        def run(*arguments):
+            begun = time.perf_counter()
+            result = function(*arguments)
+            notes[part] += time.perf_counter() - begun
+            return result
+
+        return run
+
+    with ExitStack() as stack:
+        for part, places in OF_LEVELS.items():
+            for module, name in places:
+                function = timed(part, getattr(module, name))
+                stack.enter_context(mock.patch.object(module, name, function))
+        step = ours({"task": "step", "size": size, "threads": 1, **task})
+        step()
+        found = defaultdict(list)
+        for _ in range(STEPS // 5):
+            notes.clear()
+            begun = time.perf_counter()
+            step()
+            whole = time.perf_counter() - begun
+            for part, seconds in notes.items():
+                found[part].append(seconds)
+            found["other"].append(whole - sum(notes.values()))
+            found["step"].append(whole)
+    return {name: 1000 * median(each) for name, each in found.items()}

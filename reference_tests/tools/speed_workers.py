@@ -46,8 +46,8 @@ def ours(task):
     from minipc.backend import load, ordered_map, tree_to
     from minipc.data.augment import Params, apply
     from minipc.models.file import new_model
-    from minipc.models.model import track
-    from minipc.models.pointnet import evaluator, forward_train, sizes
+    from minipc.models.inputs import Inputs
+    from minipc.models.model import net, sizes, track
     from minipc.nn import optim
     from minipc.nn.fast.workspace import Workspace
     from minipc.nn.losses import (
@@ -63,16 +63,24 @@ def ours(task):
     wait = xp.cuda.runtime.deviceSynchronize if task.get("device") else lambda: None
     config = sizes(task["size"], CLASSES)
     params, stats = (tree_to(xp, arrays) for arrays in new_model(config, {}, 0)[1:3])
-    x, labels, scale, shift = (xp.asarray(value) for value in batch(task["clouds"], task["points"]))
+    host, *others = batch(task["clouds"], task["points"])
+    x, labels, scale, shift = map(xp.asarray, (host, *others))
+    groups = tuple(xp.asarray(group) for group in net(config).prepare(config, host))
     channels_first = xp.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
     if task["task"] == "record":
-        logits_of = evaluator(params, stats, config)
+        logits_of = net(config).evaluator(params, stats, config)
 
         def block(_):
-            return logits_of(apply(x, Params(scale, shift)))
+            return logits_of(Inputs(apply(x, Params(scale, shift)), groups))
 
         def record():
-            found = list(ordered_map(block, range(RECORDED), 1 if task.get("device") else threads))
+            found = list(
+                ordered_map(
+                    block,
+                    range(task.get("batches", RECORDED)),
+                    1 if task.get("device") else threads,
+                )
+            )
             wait()
             return found
 
@@ -84,13 +92,13 @@ def ours(task):
 
     def step():
         adam, params, stats = state
-        augmented = apply(channels_first, Params(scale, shift))
+        inputs = Inputs(apply(channels_first, Params(scale, shift)), groups)
         mask = None
         if config.dropout:
-            width = (task["clouds"], config.head[-1])
+            width = (task["clouds"], net(config).dropout_width(config))
             kept = (rng.random(width) >= config.dropout).astype(np.float32)
             mask = xp.asarray(kept / np.float32(1 - config.dropout))
-        z, moments, tape = forward_train(params, augmented, config, mask, engine, work)
+        z, moments, tape = net(config).forward_train(params, inputs, config, mask, engine, work)
         y = smooth_labels(labels, CLASSES, 0.0, np.float32)
         _, cache = loss_forward(z, y, None, None, None, loss)
         grads, _ = backward(loss_backward(cache), tape)
@@ -123,12 +131,19 @@ def large_product(task):
     return lambda: np.matmul(a, a.T.copy(), out=out)
 
 
-def in_torch(task, compiled=False):
-    """Return a function that does the task once, on PyTorch; task["form"] is conv or linear."""
-    import torch
+def torch_model(task, points, device):
+    """Return the model of a task in PyTorch; task["form"]: of its linear layers or its gathers."""
     from torch import nn
 
-    torch.set_num_threads(task.get("threads", int(THREADS)))
+    if task["size"] not in NAMED_SIZES:
+        from minipc.models.pointnet2 import sizes
+        from reference_tests.tools.torch_local import PointNet2, groups_of
+
+        config = sizes(task["size"], CLASSES)
+        groups = [group.to(device) for group in groups_of(config, points)]
+        return PointNet2(config, groups, task.get("form", "index_select"))
+    import torch
+
     conv = task.get("form") == "conv"
     (shared, head, dropout) = NAMED_SIZES[task["size"]]
 
@@ -159,13 +174,21 @@ def in_torch(task, compiled=False):
                 x = torch.relu(norm(linear(x)))
             return self.head(x.amax(dim=2) if conv else x.reshape(clouds, points, -1).amax(dim=1))
 
+    return PointNet()
+
+
+def in_torch(task, compiled=False):
+    """Return a function that does the task once, on PyTorch; task["form"]: see torch_model()."""
+    import torch
+    from torch import nn
+
+    torch.set_num_threads(task.get("threads", int(THREADS)))
     torch.manual_seed(0)
     device = torch.device("cuda" if task.get("device") else "cpu")
     wait = torch.cuda.synchronize if task.get("device") else lambda: None
-    model = PointNet().to(device)
-    x, labels, scale, shift = (
-        torch.as_tensor(v, device=device) for v in batch(task["clouds"], task["points"])
-    )
+    points, *others = batch(task["clouds"], task["points"])
+    x, labels, scale, shift = (torch.as_tensor(v, device=device) for v in (points, *others))
+    model = torch_model(task, points, device).to(device)
     scale, shift = scale[:, None], shift[:, None]
     run = torch.compile(model) if compiled else model
     if task["task"] == "record":
@@ -173,7 +196,7 @@ def in_torch(task, compiled=False):
 
         def record():
             with torch.no_grad():
-                for _ in range(RECORDED):
+                for _ in range(task.get("batches", RECORDED)):
                     run(x * scale + shift)
             wait()
 

@@ -10,7 +10,7 @@ import pytest
 
 from minipc.models.pointnet import NAMED_SIZES
 from reference_tests.tools import speed_parts, speed_workers
-from reference_tests.tools.speed_page import linear, page
+from reference_tests.tools.speed_page import LOCAL, linear, page
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"size": "tiny", "clouds": 4, "points": 32}
@@ -62,7 +62,7 @@ def measured():
         "large_product_gflops": 180.0,
         "recording_vs_large_product": 1.06,
     }
-    for size in NAMED_SIZES:
+    for size in (*NAMED_SIZES, *LOCAL):
         values |= {
             f"{size}_step_ms": {"numpy": 10.0, "torch_eager": 60.0},
             f"{size}_step_vs_torch_eager": 6.0,
@@ -79,6 +79,8 @@ def measured():
         "operations": 9e8,
     }
     values["step_parts"] = dict.fromkeys(NAMED_SIZES, part)
+    values["local_recording_clouds_per_second"] = 50
+    values["level_parts"] = dict.fromkeys(LOCAL, {"step": 9.0, "products": 5.0, "other": 4.0})
     values["narrow_layers_us"] = [
         dict(layer="16 to 16", whole=2, fours=3, ours=2, moments=1, float64=3, Q=1, passes=9)
     ]
@@ -91,6 +93,8 @@ def test_the_page_says_what_was_reached_and_what_was_not():
     text = page(measured())
     assert "| teacher step vs torch eager | 5.5 | 6 | reached |" in text
     assert "| teacher memory vs torch eager | 10 | 8.6 | **not reached** |" in text
+    assert "| pointnet2/8 step vs torch eager | 4 | 6 | reached |" in text
+    assert "| local-student | 9.0 | 5.0 | 0.0 | 0.0 | 0.0 | 4.0 |" in text
     assert "JAX jit |" not in text and "nan" not in text
     assert "| tiny | 10.0 | 6.0 | 150 | 2.0 | 0.5 | 1.5 | 10.00 |" in text
     assert "| Haswell | 1.00 |  |  | 6.00 |" in text
@@ -109,6 +113,16 @@ def test_the_operations_of_a_step_are_those_of_its_layers(monkeypatch):
     exact += sum((i + 1) * o for i, o in layers[:-1])  # dW
     exact += 32 * 33 + 16 * (17 + 32) + 16 * (17 + 16)  # dX, not of the first
     assert found["operations"] == 2 * 4 * 32 * exact
+
+
+def test_the_parts_of_a_step_with_levels_add_up(monkeypatch):
+    monkeypatch.setattr(speed_parts, "STEPS", 5)
+    task = {"clouds": 4, "points": 40}
+    for size in ("4,16/3:4,6:5", "4,16/3:4-5,6:5"):
+        found = speed_parts.level_parts(size, task)
+        whole = found.pop("step")
+        assert found.keys() == {*speed_parts.OF_LEVELS, "other"}
+        assert min(found.values()) > 0 and sum(found.values()) == pytest.approx(whole)
 
 
 def test_contenders_train_the_same_model_on_the_same_batch():

@@ -41,6 +41,7 @@ class Activation(NamedTuple):
     work: Workspace
     name: str  # of the tower
     generation: int  # of the tower: which forward this is
+    floor: Any = None  # (I, 1, part), -s as advancing() returns it, of a layer
 
     @property
     def rows(self) -> int:
@@ -55,6 +56,14 @@ class Activation(NamedTuple):
     def of(self, clouds: slice) -> Any:
         """Return Z (B, I, N) of some clouds, a view."""
         return self.tower[clouds, self.first : self.end - 1]
+
+    def positive(self, clouds: slice) -> Any:
+        """Return where y > 0 (C, I, N) in some clouds, in a buffer private to this thread."""
+        z = self.of(clouds)
+        positive = self.work.scratch("positive", z.shape, bool)
+        over = divided(positive, self.floor)
+        self.work.xp.greater(divided(z, self.floor), self.floor, out=over)
+        return positive
 
     def with_ones(self, clouds: slice, above: int = 0) -> Any:
         """Return Z~ = [Z, 1] and `above` rows of the layer above, (B, I + 1 + above, N), a view."""
@@ -74,9 +83,9 @@ def blocks_of(clouds: int, elements: int, work: Workspace) -> list[slice]:
 
 
 def sum_over_blocks(
-    function: Callable[[slice], Any], x: Activation, shape: tuple[int, ...], name: str
+    function: Callable[[slice], Any], x: Any, shape: tuple[int, ...], name: str
 ) -> Any:
-    """Return the sum of function(clouds) over all blocks, in their order, in float64."""
+    """Return the sum of function(clouds) over x.blocks(), in their order, in float64."""
     blocks, work = x.blocks(), x.work
     parts = work.array(f"{name} parts", (len(blocks), *shape), np.float64)
 
@@ -93,14 +102,19 @@ def sum_over_blocks(
 
 
 def to_tower(
-    x: Any, widths: Sequence[int], work: Workspace, name: str = "points", exact: bool = True
+    x: Any,
+    widths: Sequence[int],
+    work: Workspace,
+    name: str = "points",
+    exact: bool = True,
+    kind: type[Activation] = Activation,
 ) -> Activation:
     """Return the Activation of x (B, N, I), shifted by its mean, in a tower with room for layers.
 
     widths: of the layers that follow, without the pooled one.  name: of the tower; a new
     forward with the same name makes every earlier tape of it unreadable.  exact: whether
     the moments are products in float64: this costs nothing for coordinates, three channels that no
-    batch norm has normalised.
+    batch norm has normalised.  kind: what is returned.
     """
     clouds, count, channels = x.shape
     rows = channels + 1 + sum(width + 1 for width in widths)
@@ -108,7 +122,7 @@ def to_tower(
     z = tower[:, :channels]  # the row below it keeps its ones
     z[...] = x.swapaxes(1, 2)
     shift = z.mean(axis=(0, 2))  # of the copy: the bits do not depend on the memory order of x
-    entry = Activation(tower, 0, shift, None, work, name, work.next_generation(name))
+    entry = kind(tower, 0, shift, None, work, name, work.next_generation(name))
 
     def write(clouds: slice) -> None:
         z = entry.of(clouds)
@@ -215,14 +229,34 @@ def shared_forward(
     affine, stats = affine_map(x, W, gamma, beta, eps, name)
     shift = xp.maximum(beta, 0)
     coefficients = xp.concatenate([affine.At, (affine.c - shift)[:, None]], axis=1)  # (O, I + 1)
-    floor = -shift[:, None]
-    y = x._replace(first=x.end, shift=shift, moments=None)
+    floor = advancing(-shift, x.tower.shape[2], work, f"{name} floor")
+    y = x._replace(first=x.end, shift=shift, moments=None, floor=floor)
 
     def write(clouds: slice) -> None:
         z = product(coefficients, x.with_ones(clouds), y.of(clouds), work)
+        z = divided(z, floor)
         xp.maximum(z, floor, out=z)
 
     return filled(y, write, name), SharedCache(x, y, affine, name), stats
+
+
+def advancing(column: Any, points: int, work: Workspace, name: str) -> Any:
+    """Return column (O,) as (O, 1, part), repeated; part divides points.
+
+    NumPy compares two arrays quickly only where both advance in memory: with a constant along the
+    points it takes three to five times as long.
+    """
+    part = points
+    while part > 1024 and part % 2 == 0:
+        part //= 2
+    repeated = work.array(name, (len(column), 1, part), column.dtype)
+    repeated[...] = column[:, None, None]
+    return repeated
+
+
+def divided(z: Any, repeated: Any) -> Any:
+    """Return a view of z (C, O, N) to which advancing() fits: (C, O, N / part, part)."""
+    return z.reshape(*z.shape[:2], -1, repeated.shape[2])
 
 
 class Gradient(NamedTuple):
@@ -276,14 +310,12 @@ def shared_backward(dy: Gradient, cache: SharedCache) -> tuple[Gradient, Any, An
     dy a Gradient -> Gradient dx, dW, dgamma, dbeta.  D overwrites Z in the tower.
     """
     x, y, affine, name = cache
-    xp, work = x.work.xp, x.work
-    floor = -y.shift[:, None]
+    xp = x.work.xp
 
     def layer(clouds: slice) -> Any:
         z = y.of(clouds)
-        positive = xp.greater(z, floor, out=work.scratch("positive", z.shape, bool))
-        xp.multiply(dy.of(clouds), positive, out=z)
-        return inner_product(x.with_ones(clouds), z, work)
+        xp.multiply(dy.of(clouds), y.positive(clouds), out=z)
+        return inner_product(x.with_ones(clouds), z, x.work)
 
     (width, inputs), dtype = affine.At.shape, affine.At.dtype
     products = sum_over_blocks(layer, x, (inputs + 1, width), f"{name} products").astype(dtype)
@@ -397,7 +429,7 @@ def shared_eval(points: Any, maps: Sequence[tuple[Any, Any]], work: Workspace) -
         for number, (A, b) in enumerate(narrow):
             z = product(A, z, work.scratch(f"z {number}", (len(z), len(A), count), dtype), work)
             z += b[:, None]
-            xp.maximum(z, 0, out=z)
+            xp.maximum(z, work.zeros(count, dtype), out=z)
         for some in slices_of(len(At), count, work):
             P = work.scratch("P", (len(z), some.stop - some.start, count), dtype)
             h[block, some] = product(At[some], z, P, work).max(axis=2)

@@ -12,6 +12,7 @@ it is read, and q_n, the sum of the centres' positions over its readers:
     v~ = [c P - q ; c Z ; c]  (I + 1, N)    the sum of the rows x~_mj that read point n
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +22,10 @@ from minipc.errors import DataError
 from minipc.nn.fast.fused import (
     Activation,
     Affine,
+    advancing,
     affine_map,
     blocks_of,
+    divided,
     filled,
     gradients,
     slices_of,
@@ -32,6 +35,9 @@ from minipc.nn.fast.fused import (
 from minipc.nn.fast.products import inner_product, product
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.local import readers
+from minipc.nn.ops import BatchStats
+
+OF_ONE_LAYER = 8  # a tower holds the work of several layers: so many times its rows fill a block
 
 
 class Level(NamedTuple):
@@ -49,17 +55,19 @@ class Level(NamedTuple):
     generation: int
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """B M k."""
         return self.members.size
 
-    def blocks(self):
+    def blocks(self) -> list[slice]:
         """Return the slices of clouds computed together; they depend only on the shape."""
         clouds, channels, points = self.z.shape
-        return blocks_of(clouds, 2 * channels * points, self.work)
+        return blocks_of(clouds, OF_ONE_LAYER * channels * points, self.work)
 
 
-def to_level(positions, f, centres, members, work, name):
+def to_level(
+    positions: Any, f: Any, centres: Any, members: Any, work: Workspace, name: str
+) -> Level:
     """Return the Level of positions (B, N, 3) and features f (B, N, C), with moments.  (F11), (F12)
 
     centres (B, M), members (B, M, k): indices of points.
@@ -85,7 +93,7 @@ def to_level(positions, f, centres, members, work, name):
     return level._replace(moments=moments)
 
 
-def _moments(x, clouds):
+def _moments(x: Any, clouds: slice) -> Any:
     """Write v~ of some clouds and return their sum of x~ x~^T.  (F12)
 
     Products of positions are float64, because those of an offset are small differences of them.
@@ -103,7 +111,7 @@ def _moments(x, clouds):
     return total
 
 
-def _reads(x, clouds):
+def _reads(x: Any, clouds: slice) -> tuple[Any, Any]:
     """Return c (C, N) and q (C, 3, N), float64, of some clouds.  (F11)"""
     xp, (count, members), points = x.work.xp, x.members.shape[1:], x.z.shape[2]
     if xp is not np:
@@ -131,7 +139,9 @@ class LevelCache(NamedTuple):
     name: str
 
 
-def level_forward(x, W, gamma, beta, eps, name):
+def level_forward(
+    x: Any, W: Any, gamma: Any, beta: Any, eps: float, name: str
+) -> tuple[Any, LevelCache, BatchStats]:
     """h_mo = relu(c_o - (A_p^T p_c(m))_o + max_j (A^T z)_(o, g(m,j))).  (F13)
 
     A level of a single layer: its rows are never made.  x a Level; W (I, O) -> h (B, M, O),
@@ -143,54 +153,70 @@ def level_forward(x, W, gamma, beta, eps, name):
     shape = (clouds, count, W.shape[1])
     u = work.array(f"{name} u", (clouds, points, shape[2]), W.dtype)
     h = work.array(f"{name} h", shape, W.dtype)
-    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members - 1))
+    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members))
     positive = work.array(f"{name} positive", shape, bool)
 
-    def pool(clouds):
+    flat = x.flat.reshape(members, -1)  # (k, B M)
+
+    def pool(clouds: slice) -> None:
         xp.matmul(x.z[clouds, :-1].swapaxes(1, 2), affine.At.T, out=u[clouds])
+        points = u.reshape(-1, shape[2])
+        for some in _portions(clouds, count, members * shape[2], work):
+            rows = _gathered(points, flat[:, some], work)
+            first_maximum(rows, 0, _flat(h)[some], _flat(rank)[some], work)
         best = h[clouds]
-        running_max(_member_rows(u, x.flat[:, clouds], work), best, rank[clouds], work)
         centre = work.scratch("centre", best.shape, best.dtype)
         xp.matmul(x.at[clouds], affine.At[:, :3].T, out=centre)
         best -= centre
         best += affine.c
         xp.greater(best, 0, out=positive[clouds])
-        xp.maximum(best, 0, out=best)
+        xp.maximum(best, work.zeros(shape[2], best.dtype), out=best)
 
-    work.map(pool, blocks_of(clouds, count * shape[2] * work.block // work.slice, work))
+    work.map(pool, x.blocks())
     return h, LevelCache(x, affine, positive, rank, name), stats
 
 
-def _member_rows(u, flat, work):
-    """Yield u (B, N, O) at member 0, 1, ... of all groups, (C, M, O), in one buffer."""
-    rows = u.reshape(-1, u.shape[2])
-    taken = work.scratch("taken", (*flat.shape[1:], u.shape[2]), u.dtype)
-    for index in flat:
-        if work.xp is np:
-            rows.take(index, axis=0, out=taken, mode="clip")  # "raise" would copy
-        else:
-            taken[...] = rows[index]
-        yield taken
+def _flat(x: Any) -> Any:
+    """Return x (B, M, O) as (B M, O), a view."""
+    return x.reshape(-1, x.shape[2])
 
 
-def running_max(rows, best, rank, work):
-    """best = the maximum over rows, arrays of its shape; rank = the first that attains it."""
-    xp = work.xp
-    larger = work.scratch("larger", best.shape, bool)
-    here = work.scratch("here", best.shape, rank.dtype)
-    flags = larger.view(rank.dtype) if rank.itemsize == 1 else larger
-    for j, row in enumerate(rows):
-        if j == 0:
-            best[...], rank[...] = row, 0
-            continue
-        # passes over bytes, because a masked copy costs several times as much
-        xp.greater(row, best, out=larger)
-        xp.multiply(flags, rank.dtype.type(j), out=here)
-        xp.maximum(rank, here, out=rank)
-        xp.maximum(best, row, out=best)
+def _portions(clouds: slice, count: int, elements: int, work: Workspace) -> list[slice]:
+    """Return slices of the groups of some clouds, each with about 2 work.slice elements."""
+    first, stop = clouds.start * count, clouds.stop * count
+    step = max(2 * work.slice // elements, 1)
+    return [slice(start, min(start + step, stop)) for start in range(first, stop, step)]
 
 
-def level_backward(dh, cache):
+def _gathered(points: Any, index: Any, work: Workspace) -> Any:
+    """Return the rows of points (R, O) at index (k, G), (k, G, O), in a buffer of this thread."""
+    rows = work.scratch("rows", (*index.shape, points.shape[1]), points.dtype)
+    if work.xp is np:
+        points.take(index, axis=0, out=rows, mode="clip")  # "raise" would copy
+    else:
+        rows[...] = points[index]
+    return rows
+
+
+def first_maximum(rows: Any, axis: int, best: Any, rank: Any, work: Workspace) -> None:
+    """best = the maximum of rows along axis; rank = the first place that attains it."""
+    xp, places = work.xp, rows.shape[axis]
+    rows.max(axis=axis, out=best)
+    won = work.scratch("won", rows.shape, bool)
+    xp.equal(rows, xp.expand_dims(best, axis), out=won)
+    # The first place has the largest weight.  Passes over bytes: a masked copy costs several times
+    # as much, and argmax along any axis but the last copies.
+    weights = xp.arange(places, 0, -1, dtype=rank.dtype)
+    weights = weights.reshape(-1, *[1] * (rows.ndim - axis - 1))
+    single = rank.itemsize == 1
+    weighed = won.view(np.uint8) if single else work.scratch("weighed", rows.shape, rank.dtype)
+    xp.multiply(won.view(np.uint8), weights, out=weighed)
+    weighed.max(axis=axis, out=rank)
+    xp.subtract(places, rank, out=rank)
+    xp.minimum(rank, places - 1, out=rank)  # not a number has no place
+
+
+def level_backward(dh: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
     """(F2) and (F3) with the gradients at the winners, then (F16).
 
     dh (B, M, O) -> df (B, N, C), dW (I, O), dgamma (O,), dbeta (O,)
@@ -200,14 +226,14 @@ def level_backward(dh, cache):
     g = work.array(f"{name} g", positive.shape, affine.At.dtype)
     S = work.array(f"{name} S", (len(g), x.z.shape[2], g.shape[2]), g.dtype)
 
-    def winners(clouds):
+    def winners(clouds: slice) -> None:
         work.xp.multiply(dh[clouds], positive[clouds], out=g[clouds])
         _scatter_winners(S[clouds], x.members[clouds], rank[clouds], g[clouds], work)
 
     return _through_points(x, affine, winners, S, g, name)
 
 
-def _started(x):
+def _started(x: Any) -> Workspace:
     """Return the Workspace of a Level whose backward begins.  Raises DataError if it is stale."""
     if x.work.generation(x.name) != x.generation:
         raise DataError(
@@ -218,7 +244,7 @@ def _started(x):
     return x.work
 
 
-def _scatter_winners(S, members, rank, g, work):
+def _scatter_winners(S: Any, members: Any, rank: Any, g: Any, work: Workspace) -> None:
     """S_no = sum of g_mo over the groups m whose winner of channel o is point n.  (F14)
 
     S (C, N, O), members (C, M, k), rank and g (C, M, O).  The order of the terms is fixed.
@@ -241,7 +267,9 @@ def _scatter_winners(S, members, rank, g, work):
         S[i] = np.bincount(at.ravel(), g[i].ravel(), points * width).reshape(points, width)
 
 
-def _through_points(x, affine, sums, S, g, name):
+def _through_points(
+    x: Any, affine: Affine, sums: Callable[[slice], None], S: Any, g: Any, name: str
+) -> tuple[Any, Any, Any, Any]:
     """Return df and the gradients of the parameters from sums at the points.  (F15), (F16)
 
     sums(clouds) fills S (B, N, O), the gradients summed over the readers of each point, and g
@@ -249,7 +277,7 @@ def _through_points(x, affine, sums, S, g, name):
     """
     xp, work = x.work.xp, x.work
 
-    def block(clouds):
+    def block(clouds: slice) -> Any:
         sums(clouds)
         products = xp.matmul(x.z[clouds], S[clouds]).sum(axis=0, dtype=np.float64)
         products[:3] -= xp.matmul(x.at[clouds].swapaxes(1, 2), g[clouds]).sum(
@@ -264,7 +292,7 @@ def _through_points(x, affine, sums, S, g, name):
     dW, dgamma, dbeta, K = gradients(products, x, affine, name)
     df = work.array(f"{name} df", (*S.shape[:2], inputs - 3), S.dtype)
 
-    def features(clouds):
+    def features(clouds: slice) -> None:
         here = df[clouds]
         xp.matmul(x.v[clouds].swapaxes(1, 2), K[3:].T, out=here)
         through = work.scratch("through", here.shape, here.dtype)
@@ -281,7 +309,9 @@ class ExpandCache(NamedTuple):
     name: str
 
 
-def expand_forward(x, W, gamma, beta, eps, widths, name):
+def expand_forward(
+    x: Any, W: Any, gamma: Any, beta: Any, eps: float, widths: Sequence[int], name: str
+) -> tuple[Activation, ExpandCache, BatchStats]:
     """y_mj = relu(c - A_p^T p_c(m) + (A^T z)_g(m,j)): the first of several layers.  (F11)
 
     x a Level; widths of this layer and the next ones without the pooled one.  -> the Activation y,
@@ -293,10 +323,12 @@ def expand_forward(x, W, gamma, beta, eps, widths, name):
     size = (clouds, sum(width + 1 for width in widths), members * count)
     tower = work.array(f"{name} tower {widths}", size, W.dtype, fill=1)
     of_rows = f"{name} rows"
-    y = Activation(tower, 0, shift, None, work, of_rows, work.next_generation(of_rows))
+    floor = advancing(-shift, size[2], work, f"{name} floor")
+    generation = work.next_generation(of_rows)
+    y = Activation(tower, 0, shift, None, work, of_rows, generation, floor)
     local = x.members.transpose(0, 2, 1).reshape(clouds, -1)  # (B, k M)
 
-    def write(clouds):
+    def write(clouds: slice) -> None:
         z = x.z[clouds, :-1]
         u = work.scratch("u", (len(z), len(affine.At), z.shape[2]), W.dtype)
         product(affine.At, z, u, work)
@@ -305,12 +337,13 @@ def expand_forward(x, W, gamma, beta, eps, widths, name):
         rows = _columns(u, local[clouds], y.of(clouds))
         each = rows.reshape(len(z), -1, members, count)
         each -= centre[:, :, None]
-        xp.maximum(rows, -shift[:, None], out=rows)
+        rows = divided(rows, floor)
+        xp.maximum(rows, floor, out=rows)
 
     return filled(y, write, name), ExpandCache(x, y, affine, name), stats
 
 
-def expand_backward(dy, cache):
+def expand_backward(dy: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
     """D = dY where y > 0, summed over the readers of each point and the members of each group.
 
     dy a gradient of the rows -> df (B, N, C), dW (I, O), dgamma (O,), dbeta (O,).  (F15), (F16)
@@ -320,8 +353,9 @@ def expand_backward(dy, cache):
     S = work.array(f"{name} S", (clouds, len(affine.c), x.z.shape[2]), affine.At.dtype)
     g = work.array(f"{name} g", (clouds, len(affine.c), count), S.dtype)
 
-    def rows(clouds):
-        D = masked(dy.of(clouds), y, clouds)
+    def rows(clouds: slice) -> None:
+        D = dy.of(clouds)
+        D *= y.positive(clouds)
         each = D.reshape(len(D), -1, members, count)
         each.sum(axis=2, out=g[clouds])
         _scatter_rows(S[clouds], x.members[clouds], D, work)
@@ -330,16 +364,7 @@ def expand_backward(dy, cache):
     return _through_points(x, affine, lambda clouds: None, S.swapaxes(1, 2), g.swapaxes(1, 2), name)
 
 
-def masked(d, y, clouds):
-    """Return d where y > 0, else 0, in place."""
-    z = y.of(clouds)
-    positive = y.work.scratch("positive", z.shape, bool)
-    y.work.xp.greater(z, -y.shift[:, None], out=positive)
-    d *= positive
-    return d
-
-
-def _scatter_rows(S, members, D, work):
+def _scatter_rows(S: Any, members: Any, D: Any, work: Workspace) -> None:
     """S_on = sum of D_o,mj over all places that read point n.    S (C, O, N), D (C, O, k M)"""
     xp, points = work.xp, S.shape[2]
     by_rank = members.transpose(0, 2, 1)  # (C, k, M): the order of the rows
@@ -364,7 +389,9 @@ class GroupPoolCache(NamedTuple):
     name: str
 
 
-def group_pool_forward(x, W, gamma, beta, eps, members, name):
+def group_pool_forward(
+    x: Any, W: Any, gamma: Any, beta: Any, eps: float, members: Any, name: str
+) -> tuple[Any, GroupPoolCache, BatchStats]:
     """(F5) with groups in place of clouds: the last layer of a level and the maximum of each group.
 
     x an Activation whose points are rows, member by member.  -> h (B, M, O), GroupPoolCache, stats
@@ -373,19 +400,19 @@ def group_pool_forward(x, W, gamma, beta, eps, members, name):
     affine, stats = affine_map(x, W, gamma, beta, eps, name)
     shape = (clouds, W.shape[1], points // members)
     h = work.array(f"{name} h", shape, W.dtype)
-    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members - 1))
+    rank = work.array(f"{name} rank", shape, np.min_scalar_type(members))
     positive = work.array(f"{name} positive", shape, bool)
 
-    def pool(clouds):
+    def pool(clouds: slice) -> None:
         z = x.of(clouds)
         for some in slices_of(shape[1], points, work):
             P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
             each = product(affine.At[some], z, P, work).reshape(*P.shape[:2], members, -1)
             best = h[clouds, some]
-            running_max(each.transpose(2, 0, 1, 3), best, rank[clouds, some], work)
+            first_maximum(each, 2, best, rank[clouds, some], work)
             best += affine.c[some, None]
             xp.greater(best, 0, out=positive[clouds, some])
-            xp.maximum(best, 0, out=best)
+            xp.maximum(best, work.zeros(best.shape[2], best.dtype), out=best)
 
     work.map(pool, x.blocks())
     return h.swapaxes(1, 2), GroupPoolCache(x, affine, positive, rank, name), stats
@@ -400,7 +427,7 @@ class GroupGradient(NamedTuple):
     g: Any  # (B, O, M)
     rank: Any  # (B, O, M)
 
-    def of(self, clouds):
+    def of(self, clouds: slice) -> Any:
         """Return dX (C, I, k M) of some clouds, in a buffer private to this thread."""
         work = self.x.work
         stack = self.x.with_ones(clouds)
@@ -410,19 +437,21 @@ class GroupGradient(NamedTuple):
         dx += product(self.At.T, self.winners(clouds), through, work)
         return dx
 
-    def winners(self, clouds):
+    def rows(self, clouds: slice) -> Any:
+        """Return the row that won each group and channel, (C, O, M) integers of k M."""
+        return self.rank[clouds].astype(np.intp) * self.g.shape[2] + np.arange(self.g.shape[2])
+
+    def winners(self, clouds: slice) -> Any:
         """Return D (C, O, k M): the gradient of each group at its winner, 0 elsewhere."""
-        work, g, rank = self.x.work, self.g[clouds], self.rank[clouds]
-        members = self.x.tower.shape[2] // g.shape[2]
-        D = work.scratch("D", (*g.shape[:2], members, g.shape[2]), g.dtype)
-        won = work.scratch("won", g.shape, bool)
-        for j in range(members):
-            work.xp.equal(rank, rank.dtype.type(j), out=won)
-            work.xp.multiply(g, won, out=D[:, :, j])
-        return D.reshape(*g.shape[:2], -1)
+        work, g = self.x.work, self.g[clouds]
+        D = work.scratch("D", (*g.shape[:2], self.x.tower.shape[2]), g.dtype)
+        D[...] = 0
+        xp = work.xp
+        xp.put_along_axis(D, self.rows(clouds), g, axis=2)
+        return D
 
 
-def group_pool_backward(dh, cache):
+def group_pool_backward(dh: Any, cache: Any) -> tuple[GroupGradient, Any, Any, Any]:
     """(F2) and (F3) with D the gradients at the winners.
 
     dh (B, M, O) -> GroupGradient dx, dW (I, O), dgamma (O,), dbeta (O,)
@@ -433,8 +462,18 @@ def group_pool_backward(dh, cache):
     work.xp.multiply(dh.swapaxes(1, 2), positive, out=g)
     winners = GroupGradient(x, None, affine.At, g, rank)
 
-    def block(clouds):
-        return inner_product(x.with_ones(clouds), winners.winners(clouds), work)
+    def block(clouds: slice) -> Any:
+        z, rows, here = x.with_ones(clouds), winners.rows(clouds), g[clouds]
+        products = work.xp.empty((z.shape[1], here.shape[1]), z.dtype)
+        step = max(2 * work.slice // (z.shape[1] * here[:, 0].size), 1)
+        for first in range(0, here.shape[1], step):
+            some = slice(first, first + step)
+            index = rows[:, some].reshape(len(z), -1)
+            at_winners = work.scratch("at winners", (*z.shape[:2], index.shape[1]), z.dtype)
+            _columns(z, index, at_winners)
+            at_winners = at_winners.reshape(*z.shape[:2], *rows[:, some].shape[1:])
+            products[:, some] = work.xp.einsum("cirm,crm->ir", at_winners, here[:, some])
+        return products
 
     inputs, width = affine.W.shape
     total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
@@ -444,7 +483,9 @@ def group_pool_backward(dh, cache):
     return winners._replace(K=K), dW, dgamma, dbeta
 
 
-def to_offsets(positions, centres, members, widths, work, name):
+def to_offsets(
+    positions: Any, centres: Any, members: Any, widths: Sequence[int], work: Workspace, name: str
+) -> Activation:
     """Return the Activation of the offsets (M18) of a level without features, member by member."""
     xp, (clouds, count, size) = work.xp, members.shape
     o = work.array(f"{name} offsets", (clouds, 3, size * count), positions.dtype)
@@ -452,14 +493,14 @@ def to_offsets(positions, centres, members, widths, work, name):
     return to_tower(o.swapaxes(1, 2), widths, work, name)
 
 
-def _offsets(axes, centres, members, out):
+def _offsets(axes: Any, centres: Any, members: Any, out: Any) -> None:
     """out (C, 3, k M) = (M18), member by member.    axes (C, 3, N), centres (C, M)"""
     _columns(axes, members.transpose(0, 2, 1).reshape(len(members), -1), out)
     at = module_of(axes).take_along_axis(axes, centres[:, None].astype(np.intp), axis=2)
     out.reshape(*axes.shape[:2], members.shape[2], -1)[...] -= at[:, :, None]
 
 
-def _columns(u, index, out):
+def _columns(u: Any, index: Any, out: Any) -> Any:
     """out (C, O, R) = u (C, O, N) at columns index (C, R).  Returns out."""
     xp = module_of(u)
     if xp is np:
@@ -468,6 +509,15 @@ def _columns(u, index, out):
     else:
         out[...] = xp.take_along_axis(u, index[:, None].astype(np.int64), axis=2)
     return out
+
+
+class Points(Activation):
+    """The input of one point-wise layer."""
+
+    def blocks(self) -> list[slice]:
+        """As Activation.blocks, for one layer."""
+        clouds, rows, points = self.tower.shape
+        return blocks_of(clouds, OF_ONE_LAYER * rows * points, self.work)
 
 
 class PointwiseCache(NamedTuple):
@@ -479,13 +529,23 @@ class PointwiseCache(NamedTuple):
     name: str
 
 
-def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=True):
+def pointwise_forward(
+    x: Any,
+    W: Any,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    work: Workspace,
+    name: str,
+    residual: bool = False,
+    inner: bool = True,
+) -> tuple[Any, PointwiseCache, BatchStats]:
     """(F1) of every point, as an array: y = relu(A^T z + c), plus x where residual.
 
     x (B, N, I) -> y (B, N, O), PointwiseCache and BatchStats.  inner: backward needs dx.
     """
     xp = work.xp
-    entry = to_tower(x, (), work, name, exact=not inner)
+    entry = to_tower(x, (), work, name, exact=not inner, kind=Points)
     affine, stats = affine_map(entry, W, gamma, beta, eps, name)
     clouds, points, _ = x.shape
     shape = (clouds, W.shape[1], points)
@@ -493,10 +553,10 @@ def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=
     positive = work.array(f"{name} positive", shape, bool)
     coefficients = xp.concatenate([affine.At, affine.c[:, None]], axis=1)
 
-    def write(clouds):
+    def write(clouds: slice) -> None:
         here = product(coefficients, entry.with_ones(clouds), y[clouds], work)
         xp.greater(here, 0, out=positive[clouds])
-        xp.maximum(here, 0, out=here)
+        xp.maximum(here, work.zeros(points, here.dtype), out=here)
         if residual:
             here += x[clouds].swapaxes(1, 2)
 
@@ -505,7 +565,7 @@ def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=
     return y.swapaxes(1, 2), cache, stats
 
 
-def pointwise_backward(dy, cache):
+def pointwise_backward(dy: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
     """D = dY where relu is positive, then (F2), (F3) and (F4), plus dY where residual.
 
     dy (B, N, O) -> dx (B, N, I), dW (I, O), dgamma (O,), dbeta (O,)
@@ -514,7 +574,7 @@ def pointwise_backward(dy, cache):
     work, (inputs, width), xp = _started(x), affine.W.shape, x.work.xp
     D = work.array(f"{name} D", positive.shape, affine.At.dtype)
 
-    def block(clouds):
+    def block(clouds: slice) -> Any:
         xp.multiply(dy[clouds].swapaxes(1, 2), positive[clouds], out=D[clouds])
         return inner_product(x.with_ones(clouds), D[clouds], work)
 
@@ -526,7 +586,7 @@ def pointwise_backward(dy, cache):
         return None, dW, dgamma, dbeta
     dx = work.array(f"{name} dx", (len(D), inputs, D.shape[2]), D.dtype)
 
-    def write(clouds):
+    def write(clouds: slice) -> None:
         here = product(K, x.with_ones(clouds), dx[clouds], work)
         through = work.scratch("through", here.shape, here.dtype)
         here += product(affine.At.T, D[clouds], through, work)
@@ -537,7 +597,9 @@ def pointwise_backward(dy, cache):
     return dx.swapaxes(1, 2), dW, dgamma, dbeta
 
 
-def level_eval(positions, f, centres, members, maps, work):
+def level_eval(
+    positions: Any, f: Any, centres: Any, members: Any, maps: list[tuple[Any, Any]], work: Workspace
+) -> Any:
     """Return what the groups of a level see, h (B, M, O), with tracked statistics.  (F9), (F13)
 
     positions (B, N, 3); f (B, N, C), or None; maps of eval_maps() for the layers of the rows.
@@ -557,29 +619,31 @@ def level_eval(positions, f, centres, members, maps, work):
     return h
 
 
-def _pool_points(z, centres, members, maps, h, work):
+def _pool_points(
+    z: Any, centres: Any, members: Any, maps: list[tuple[Any, Any]], h: Any, work: Workspace
+) -> None:
     """h (C, M, O) by (F13) for a level of a single layer."""
     xp, ((At, c),) = work.xp, maps
     clouds, _, points = z.shape
     u = work.scratch("u", (clouds, points, len(At)), z.dtype)
     xp.matmul(z.swapaxes(1, 2), At.T, out=u)
-    flat = members.transpose(2, 0, 1) + (points * xp.arange(clouds))[:, None]
-    for j, row in enumerate(_member_rows(u, flat, work)):
-        if j:
-            xp.maximum(h, row, out=h)
-        else:
-            h[...] = row
+    flat = members.transpose(2, 0, 1) + (points * xp.arange(clouds))[:, None]  # (k, C, M)
+    flat = flat.reshape(len(flat), -1)
+    for some in _portions(slice(0, clouds), members.shape[1], len(flat) * len(At), work):
+        _gathered(_flat(u), flat[:, some], work).max(axis=0, out=_flat(h)[some])
     at = xp.take_along_axis(z[:, :3], centres[:, None].astype(np.intp), axis=2)  # (C, 3, M)
     h -= at.swapaxes(1, 2) @ At[:, :3].T
     h += c
-    xp.maximum(h, 0, out=h)
+    xp.maximum(h, work.zeros(len(c), h.dtype), out=h)
 
 
-def _pool_rows(z, centres, members, maps, h, work):
+def _pool_rows(
+    z: Any, centres: Any, members: Any, maps: list[tuple[Any, Any]], h: Any, work: Workspace
+) -> None:
     """h (C, M, O) of a level of several layers, some centres at a time."""
     xp, (clouds, inputs, _), (count, size) = work.xp, z.shape, members.shape[1:]
     widest = max(inputs, *(len(A) for A, _ in maps))
-    step = min(max(work.slice // (size * widest), 1), count)
+    step = min(max(2 * work.slice // (size * widest), 1), count)
     first, rest = (None, maps) if inputs == 3 else (maps[0], maps[1:])
     u = z
     if first:
@@ -594,7 +658,7 @@ def _pool_rows(z, centres, members, maps, h, work):
             at = xp.take_along_axis(z[:, :3], near[:, None].astype(np.intp), axis=2)
             each = rows.reshape(clouds, len(At), size, -1)
             each -= (At[:, :3] @ at - c[:, None])[:, :, None]
-            xp.maximum(rows, 0, out=rows)
+            xp.maximum(rows, work.zeros(rows.shape[2], rows.dtype), out=rows)
         else:
             _offsets(z, near, here, rows)
         for number, (A, b) in enumerate(rest):
@@ -602,16 +666,28 @@ def _pool_rows(z, centres, members, maps, h, work):
             rows = product(A, rows, out, work)
             if number < len(rest) - 1:
                 rows += b[:, None]
-                xp.maximum(rows, 0, out=rows)
-        best = rows.reshape(clouds, len(A), size, -1).max(axis=2) + b[:, None]
+                xp.maximum(rows, work.zeros(rows.shape[2], rows.dtype), out=rows)
+        best = _maximum(rows.reshape(clouds, len(A), size, -1), xp) + b[:, None]
         h[:, some] = xp.maximum(best, 0, out=best).swapaxes(1, 2)
 
 
-def pointwise_eval(x, maps, residual, work):
+def _maximum(rows: Any, xp: Any) -> Any:
+    """Return the maximum of rows (C, O, k, G) over k, written over rows.
+
+    By halves, since a reduction runs over G numbers at a time, and there are few.
+    """
+    size = rows.shape[2]
+    while size % 2 == 0:
+        size //= 2
+        xp.maximum(rows[:, :, :size], rows[:, :, size : 2 * size], out=rows[:, :, :size])
+    return rows[:, :, :size].max(axis=2)
+
+
+def pointwise_eval(x: Any, maps: list[tuple[Any, Any]], residual: bool, work: Workspace) -> Any:
     """Return y (B, N, O) of x (B, N, I) under the one map of eval_maps(), plus x where residual."""
     xp, ((At, c),) = work.xp, maps
     z = xp.ascontiguousarray(x.swapaxes(1, 2))
     y = product(At, z, xp.empty((len(z), len(At), z.shape[2]), z.dtype), work)
     y += c[:, None]
-    xp.maximum(y, 0, out=y)
+    xp.maximum(y, work.zeros(y.shape[2], y.dtype), out=y)
     return (y + z if residual else y).swapaxes(1, 2)

@@ -61,6 +61,10 @@ class Workspace:
                 buffer[...] = fill
         return buffer
 
+    def zeros(self, count: int, dtype: Any) -> Any:
+        """Return (count,) zeros, not to be written: see advancing() in fused.py."""
+        return self.array(f"zeros {count} {np.dtype(dtype)}", (count,), dtype, fill=0)
+
     def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return a buffer private to this thread; a larger size or new dtype makes a new one."""
         buffer, size = self._own.__dict__.get(name), prod(shape)
