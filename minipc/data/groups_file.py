@@ -15,8 +15,8 @@ import numpy as np
 
 from minipc.backend import default_threads, ordered_map
 from minipc.errors import DataError, MinipcError
-from minipc.models.inputs import Indices
 from minipc.models.model import groups_of, net
+from minipc.nn.groups import check_centres, dtype_of
 from minipc.progress import quiet
 from minipc.storage import files, hdf5
 from minipc.storage.layout import write_arrays
@@ -36,6 +36,16 @@ TOGETHER = (
 )
 
 
+class Indices(NamedTuple):
+    """One array of groups, as prepare() of a model makes it of B clouds: (B, *shape)."""
+
+    name: str  # "level0.centres"
+    shape: tuple  # (M,) or (M, k)
+    dtype: str  # unsigned
+    below: int  # they are indices of so many points
+    rule: str  # how they are chosen; with the other fields and the points it fixes every index
+
+
 class Groups(NamedTuple):
     """Groups of clouds, and what they are groups of."""
 
@@ -43,6 +53,23 @@ class Groups(NamedTuple):
     clouds: int  # B
     indices: list  # Indices of each array
     arrays: tuple  # (B, *shape) each, as prepare() of the model returns them
+
+
+def indices_of(config: Any, number: int) -> list[Indices]:
+    """Return the Indices of each array of a model's groups, for clouds of so many points.
+
+    None for a model whose groups are not kept.  Raises DataError for fewer points than centres.
+    """
+    found, rule = [], "farthest points"
+    for i, (centres, scales) in enumerate(net(config).grouping(config)):
+        check_centres(centres, number)
+        found.append(Indices(f"level{i}.centres", (centres,), "uint32", number, rule))
+        for s, (members, radius) in enumerate(scales):
+            near = f"nearest in radius {radius!r}" if radius else "nearest"
+            shape, dtype = (centres, members), dtype_of(number).name
+            found.append(Indices(f"level{i}.scale{s}", shape, dtype, number, near))
+        number, rule = centres, "the first"  # of the order of the level below
+    return found
 
 
 def groups_path(near: str | PathLike, points_hash: str, indices: list[Indices]) -> str:
@@ -62,7 +89,9 @@ def make_groups(
 
     threads None: all processors.  Raises DataError for fewer points than centres.
     """
-    indices, count = net(config).grouping(config, points.shape[1]), len(points)
+    indices, count = indices_of(config, points.shape[1]), len(points)
+    if not indices:
+        return groups_of(config, points)
     arrays = tuple(np.empty((count, *each.shape), each.dtype) for each in indices)
 
     def fill(first: int) -> int:
@@ -71,7 +100,7 @@ def make_groups(
             array[rows] = part
         return min(first + TOGETHER, count)
 
-    firsts = range(0, count, TOGETHER) if arrays else ()
+    firsts = range(0, count, TOGETHER)
     for done in ordered_map(fill, firsts, threads or default_threads(np)):
         progress(done, count, "groups")
     return arrays
@@ -92,12 +121,12 @@ def kept_groups(
     Where it cannot be kept, say() tells why.  Raises DataError for fewer points than centres, and
     for a file in that place that is damaged or holds something else.
     """
-    indices = net(config).grouping(config, clouds.points.shape[1])
+    indices = indices_of(config, clouds.points.shape[1])
     if not indices:
-        return ()
+        return groups_of(config, clouds.points)
     path = groups_path(near, clouds.points_hash, indices)
     if os.path.lexists(path):
-        return _read_for(config, clouds, path)
+        return _read_for(config, clouds, indices, path)
     arrays = make_groups(config, clouds.points, threads, progress)
     try:
         write_groups(path, Groups(clouds.points_hash, len(clouds), indices, arrays))
@@ -164,9 +193,8 @@ def _indices(values: Any) -> Indices:
     return one._replace(shape=tuple(one.shape))
 
 
-def _read_for(config: Any, clouds: Clouds, path: str) -> tuple:
+def _read_for(config: Any, clouds: Clouds, indices: list[Indices], path: str) -> tuple:
     """Return the arrays of the file path.  Raises DataError unless they are the model's groups."""
-    indices = net(config).grouping(config, clouds.points.shape[1])
     try:
         *found, arrays = read_groups(path)
         if found != [clouds.points_hash, len(clouds), indices]:

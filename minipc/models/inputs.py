@@ -16,16 +16,6 @@ class Inputs(NamedTuple):
     groups: tuple = ()  # integer arrays (B, ...), as prepare() of the model returns them
 
 
-class Indices(NamedTuple):
-    """One array of groups, as prepare() of a model makes it of B clouds: (B, *shape)."""
-
-    name: str  # "level0.centres"
-    shape: tuple  # (M,) or (M, k)
-    dtype: str  # unsigned
-    below: int  # they are indices of so many points
-    rule: str  # how they are chosen; with the other fields and the points it fixes every index
-
-
 def check_groups(groups: tuple, clouds: int) -> None:
     """Raise DataError unless each array of groups has one row for each of so many clouds."""
     for group in groups:

@@ -3,7 +3,8 @@
     param_specs(config)            {dotted name: Spec} of the parameters
     initial_stats(config, dtype)   {name.mean, name.var} of a new model
     prepare(config, points)        the groups of stored clouds (B, N, 3), () where there are none
-    grouping(config, number)       Indices of each of these arrays, for clouds of so many points
+    grouping(config)               [[centres, [[members, radius], ...]], ...] of the levels whose
+                                   groups are kept in a file; else []
     forward_train(params, inputs, config, mask, engine, work)   logits, {layer: BatchStats}, tape
     evaluator(params, stats, config, engine)   logits_of(inputs), for a finished model
     forward_eval(params, stats, inputs, config, engine)   logits by an evaluator used once
@@ -12,7 +13,6 @@
     dropout_width(config)          width of the mask that forward_train takes
     sizes(text, classes)           the config of a name or of widths by hand
     title(config)                  what people call it
-    words(config)                  lines that say more of it, () where the title says all
     NAMED_SIZES                    the names
 
 Its ModelConfig is a frozen dataclass of JSON values.  It has the fields classes, dropout, eps and

@@ -17,7 +17,7 @@ import numpy as np
 
 from minipc.backend import module_of
 from minipc.errors import UsageError
-from minipc.models.inputs import Indices, inputs_of
+from minipc.models.inputs import inputs_of
 from minipc.nn import exact, ops
 from minipc.nn.engine import Tape, engine_of, eval_norm_relu
 from minipc.nn.params import Spec, batch_norm_spec, bias_spec, linear_spec
@@ -63,11 +63,6 @@ def title(config: ModelConfig) -> str:
     """Return what people call a model of these sizes."""
     parts = (config.shared, config.head) if config.head else (config.shared,)
     return "PointNet " + ":".join("-".join(map(str, widths)) for widths in parts)
-
-
-def words(config: ModelConfig) -> tuple[str, ...]:
-    """Return lines that say more than title(): none."""
-    return ()
 
 
 def sizes(text: str, classes: int) -> ModelConfig:
@@ -141,8 +136,8 @@ def prepare(config: ModelConfig, points: Any) -> tuple:
     return ()
 
 
-def grouping(config: ModelConfig, number: int) -> list[Indices]:
-    """Return the Indices of prepare(): none."""
+def grouping(config: ModelConfig) -> list:
+    """Return what groups depend on: there are none."""
     return []
 
 

@@ -26,12 +26,12 @@ import numpy as np
 
 from minipc.backend import module_of
 from minipc.errors import UsageError
-from minipc.models.inputs import Indices, inputs_of
+from minipc.models.inputs import inputs_of
 from minipc.models.pointnet import Count, Layer
 from minipc.nn import exact, local, ops
 from minipc.nn.engine import Tape, engine_of, eval_norm_relu
 from minipc.nn.fast.workspace import Workspace
-from minipc.nn.groups import Scale, check_centres, dtype_of, farthest_points, neighbours
+from minipc.nn.groups import Scale, farthest_points, neighbours
 from minipc.nn.levels import ENGINES, Near
 from minipc.nn.params import Spec, batch_norm_spec, bias_spec, linear_spec
 
@@ -294,38 +294,9 @@ def prepare(config: ModelConfig, points: Any) -> tuple[np.ndarray, ...]:
     return tuple(groups)
 
 
-def grouping(config: ModelConfig, number: int) -> list[Indices]:
-    """Return the Indices of each array of prepare(), for clouds of so many points.
-
-    They depend on the levels' centres, members and radii alone, not on any width.  Raises DataError
-    for fewer points than centres.
-    """
-    found, rule = [], "farthest points"
-    for i, level in enumerate(config.parsed):
-        check_centres(level.centres, number)
-        shape, dtype = (level.centres,), dtype_of(number).name
-        found.append(Indices(f"level{i}.centres", shape, "uint32", number, rule))
-        for s, (scale, _) in enumerate(level.scales):
-            near = f"nearest in radius {scale.radius!r}" if scale.radius else "nearest"
-            found.append(
-                Indices(f"level{i}.scale{s}", (*shape, scale.members), dtype, number, near)
-            )
-        number, rule = level.centres, "the first"
-    return found
-
-
-def words(config: ModelConfig) -> tuple[str, ...]:
-    """Return a line for each level."""
-    lines = []
-    for i, level in enumerate(config.parsed):
-        seen = [
-            f"{scale.members} nearest{f' within {scale.radius:g}' if scale.radius else ''} by "
-            f"layers of {'-'.join(map(str, widths))}"
-            for scale, widths in level.scales
-        ]
-        residual = f", then a residual layer of {level.width}" if level.residual else ""
-        lines.append(f"level {i}: {level.centres} centres, the {', the '.join(seen)}{residual}")
-    return tuple(lines)
+def grouping(config: ModelConfig) -> list:
+    """Return what groups depend on besides the points, as JSON has it: no width."""
+    return [[level.centres, [list(scale) for scale, _ in level.scales]] for level in config.parsed]
 
 
 def pooled_layers(config: ModelConfig) -> tuple[str, ...]:

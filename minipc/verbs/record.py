@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minipc.backend import blas_on_one_thread, default_threads, load
-from minipc.data.groups_file import kept_groups
+from minipc.data.groups_file import indices_of, kept_groups
 from minipc.models.file import model_id, on_module
 from minipc.models.model import net
 from minipc.progress import quiet
@@ -62,7 +62,7 @@ def record(
     what: dict[str, Any] = dict(views=views, seed=seed, logits=logits, force=force)
     settings: dict[str, Any] = dict(what, share=share, xp=xp, engine=engine)
     asked = _recording(data, splits, model, out, with_clouds, **settings)
-    if net(model.config).grouping(model.config, splits.train.points.shape[1]):
+    if net(model.config).grouping(model.config):
         asked.open()  # raises what it can before minutes of work
     making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
     groups = kept_groups(model.config, splits.train, data, **making)  # workers read what is kept
@@ -124,7 +124,7 @@ def _read(data: str, teacher: str) -> tuple[Splits, Model]:
     """Return the Splits in data and the Model in teacher.  Raises DataError unless they fit."""
     splits = read_data(data)
     model = read_model_for(splits.train, data, teacher)[1]
-    net(model.config).grouping(model.config, splits.train.points.shape[1])  # raises for few points
+    indices_of(model.config, splits.train.points.shape[1])  # raises for few points
     return splits, model
 
 

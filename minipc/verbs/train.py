@@ -18,7 +18,7 @@ import numpy as np
 from minipc.backend import blas_on_one_thread, default_threads
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import Splits
-from minipc.data.groups_file import kept_groups
+from minipc.data.groups_file import indices_of, kept_groups
 from minipc.distil import train as training
 from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
 from minipc.distil.train import best_epoch, drawn_views, recorded_views, split_rows
@@ -298,7 +298,7 @@ def prepare(
         views = recorded_views(reader, config.labels_only, *config.views)  # type: ignore[misc]
     learnt, held = split_rows(splits.train.labels, config.training)
     for split in splits:
-        net(config.model).grouping(config.model, split.points.shape[1])  # raises for few points
+        indices_of(config.model, split.points.shape[1])  # raises for few points
     if earlier:
         if reader is None:
             raise UsageError(

@@ -17,9 +17,8 @@ from conftest import STRETCH, write_three_classes, write_vessels
 
 from minipc.cli.main import main
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
-from minipc.data.groups_file import groups_path, kept_groups
+from minipc.data.groups_file import groups_path, indices_of, kept_groups
 from minipc.models.file import new_model, write_model
-from minipc.models.model import net
 from minipc.models.model import sizes as model_sizes
 from minipc.models.pointnet import ModelConfig, sizes
 from reference_tests.commands.test_cli import QUICK, snapshot
@@ -296,7 +295,7 @@ def spoil_groups(folder, clouds):
     def kept(model, clouds):
         config = model_sizes(model, 3)
         kept_groups(config, clouds, "clouds.h5")
-        indices = net(config).grouping(config, clouds.points.shape[1])
+        indices = indices_of(config, clouds.points.shape[1])
         return folder / groups_path("clouds.h5", clouds.points_hash, indices)
 
     damaged = kept(NEAR, clouds)

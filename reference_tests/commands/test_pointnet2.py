@@ -22,6 +22,7 @@ from minipc.data.clouds import Splits, read_clouds, write_clouds
 from minipc.data.groups_file import (
     Groups,
     groups_path,
+    indices_of,
     kept_groups,
     make_groups,
     read_groups,
@@ -109,7 +110,7 @@ def caches():
 
 def cache_of(clouds, config=CONFIG):
     """Return the path of the groups of Clouds here."""
-    indices = pointnet2.grouping(config, clouds.points.shape[1])
+    indices = indices_of(config, clouds.points.shape[1])
     return groups_path("clouds.h5", clouds.points_hash, indices)
 
 
@@ -213,13 +214,17 @@ def test_the_textbook_engine_computes_the_same_losses(place, ok):
 def test_info_tells_levels_and_groups_in_words(place, say, ok):
     code, out, _ = say("info", "teacher/model.h5")
     assert code == 0 and "PointNet++ 6,8/4:6+" in out
-    assert "level 0: 8 centres, the 4 nearest by layers of 6, then a residual layer of 6" in out
-    assert "level 1: 4 centres, the 3 nearest within 0.9 by layers of 7, the 4 nearest" in out
+    for line in (
+        "level0.centres: 8 centres, of 16 points, farthest points",
+        "level0.scale0: 8 groups of 4, of 16 points, nearest",
+        "level1.centres: 4 centres, of 8 points, the first",
+        "level1.scale1: 4 groups of 4, of 8 points, nearest in radius 1.5",
+    ):
+        assert f"  {line}\n" in out
     path = cache_of(read_clouds("clouds.h5").train)
     code, out, _ = say("info", path)
     assert code == 0 and "groups file of" in out and "neighbours in 96 clouds" in out
-    assert "level0.scale0: 8 x 4 of 16 points, nearest" in out
-    assert "level1.scale1: 4 x 4 of 8 points, nearest in radius 1.5" in out
+    assert "level1.scale1: 4 groups of 4, of 8 points, nearest in radius 1.5\n" in out
     assert ok("info", path)["clouds"] == 96
     assert ok("info", "teacher")["files"]["checkpoint.h5"]["epochs"] == 3
 
@@ -530,7 +535,7 @@ def test_a_forecast_makes_no_groups(place, ok, grouped):
 
 
 def test_a_file_is_written_and_read_without_another_copy_in_memory(tmp_path):
-    indices = pointnet2.grouping(sizes("512/32:4,4", 3), 1024)
+    indices = indices_of(sizes("512/32:4,4", 3), 1024)
     arrays = tuple(np.zeros((256, *each.shape), each.dtype) for each in indices)
     groups, path = Groups("0" * 64, 256, indices, arrays), tmp_path / "groups.h5"
     size = sum(array.nbytes for array in arrays)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from minipc.data.clouds import read_clouds
-from minipc.data.groups_file import Groups, make_groups, write_groups
-from minipc.models.model import net, sizes
+from minipc.data.groups_file import Groups, indices_of, make_groups, write_groups
+from minipc.models.model import sizes
 from reference_tests.faults import hostile
 
 SECONDS, MEMORY = 10, 300 << 20  # of CPU time for one file; bytes for all of them
@@ -33,7 +33,7 @@ def good(data, say, folder):
         "groups": "groups.h5",
     }
     clouds, config = read_clouds(data).train, sizes("8/4:6,4/0.9x3:7,6", 3)
-    of_clouds = clouds.points_hash, len(clouds), net(config).grouping(config, 16)
+    of_clouds = clouds.points_hash, len(clouds), indices_of(config, 16)
     write_groups("groups.h5", Groups(*of_clouds, make_groups(config, clouds.points)))
     return {kind: (folder / place).read_bytes() for kind, place in places.items()}
 

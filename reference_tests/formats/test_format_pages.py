@@ -17,7 +17,6 @@ from minipc.data import clouds, groups_file
 from minipc.data.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.models import checkpoint
 from minipc.models import file as model_file
-from minipc.models.inputs import Indices
 from minipc.models.pointnet import ModelConfig
 from minipc.nn.groups import dtype_of
 from minipc.record import embedded, plan, shard, store
@@ -288,9 +287,11 @@ def checkpoints_are_those_of_the_code(text):
 def groups_are_those_of_the_code(text):
     said = section(text, "Groups")
     assert {row[0] for row in table(text, "Groups")} == groups_file.META
-    hints = get_type_hints(Indices)
+    hints = get_type_hints(groups_file.Indices)
     rows = table(text, "Groups", 1)
-    assert [row[:2] for row in rows] == [[name, JSON[hints[name]]] for name in Indices._fields]
+    assert [row[:2] for row in rows] == [
+        [name, JSON[hints[name]]] for name in groups_file.Indices._fields
+    ]
     assert tuple(code(rows[2][2])) == groups_file.DTYPES and numbers(rows[2][2])[-1] == 65_536
     assert [dtype_of(number).name for number in (65_536, 65_537)] == ["uint16", "uint32"]
     path = GOLDEN / "groups-1.h5"

@@ -12,10 +12,10 @@ import pytest
 
 from minipc.data.augment import AugmentConfig, draw
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
-from minipc.data.groups_file import Groups, make_groups, read_groups, write_groups
+from minipc.data.groups_file import Groups, indices_of, make_groups, read_groups, write_groups
 from minipc.models.checkpoint import GROUPS, Checkpoint, read_checkpoint, write_checkpoint
 from minipc.models.file import Model, model_id, read_model, write_model
-from minipc.models.model import net, sizes
+from minipc.models.model import sizes
 from minipc.models.pointnet import ModelConfig, initial_stats, param_specs
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import compute_shard, record
@@ -112,7 +112,7 @@ def golden_checkpoint():
 def golden_groups():
     """Groups of two levels, one with balls, made of the golden training clouds."""
     clouds, config = golden_splits().train, sizes("3/2:4,2/0.75x3:4/1.5x2:4,4", 3)
-    indices = net(config).grouping(config, 4)
+    indices = indices_of(config, 4)
     return Groups(clouds.points_hash, len(clouds), indices, make_groups(config, clouds.points))
 
 

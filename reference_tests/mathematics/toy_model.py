@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from minipc.backend import module_of
-from minipc.models.inputs import Indices, inputs_of
+from minipc.models.inputs import inputs_of
 from minipc.models.pointnet import Count
 from minipc.nn import exact, ops
 from minipc.nn.engine import Tape, engine_of
@@ -69,13 +69,8 @@ def prepare(config, points):
     return (order.astype(np.uint16).reshape(len(points), slices, config.size),)
 
 
-def grouping(config, number):
-    slices = (number // config.size, config.size)
-    return [Indices("slices", slices, "uint16", number, "by x + y")]
-
-
-def words(config):
-    return (f"slices of {config.size} points",)
+def grouping(config):
+    return []
 
 
 def count(config, points):
