@@ -35,11 +35,11 @@ def evaluate(
     say: Callable[[str], None] = quiet,
     progress: Callable[[int, int, str], None] = quiet,
 ) -> dict[str, Any]:
-    """Evaluate the model in a file or run folder on the test split of data: values for JSON.
+    """Evaluate the model in a file or run folder on the test split of data; return values for JSON.
 
-    data None: the file that the model was trained on.  votes: also by voting over so many fixed
-    views; teacher: a model whose arg-max is compared.  say and progress as in progress.py.  Raises
-    DataError where model, data and teacher are not of one kind.
+    data None: the file that the model was trained on.  votes: if above 0, vote over that many fixed
+    views too; teacher: a model whose arg-max is compared.  say and progress as in progress.py.
+    Raises DataError if model, data and teacher do not fit together.
     """
     path = model_path(model)
     read = read_model(path)
@@ -53,21 +53,21 @@ def evaluate(
     groups, threads = kept_groups(read.config, test, data, **making), threads or default_threads(xp)
     on_device = on_module(read, xp)
     logits = predict(on_device, test.points, xp, threads, engine, groups)
-    found = metrics(test.labels, logits)
+    plain = metrics(test.labels, logits)
     size = net(read.config).count(read.config, test.points.shape[1])
     values = {
         "model": path,
         "data": data,
         "clouds": len(test),
-        **found._asdict(),
+        **plain._asdict(),
         "parameters": size.parameters,
         "macs_per_cloud": size.macs,
         "class_accuracy": {
-            name: float(found.confusion[i, i] / found.confusion[i].sum())
+            name: float(plain.confusion[i, i] / plain.confusion[i].sum())
             for i, name in enumerate(test.class_names)
-            if found.confusion[i].sum()
+            if plain.confusion[i].sum()
         },
-        "confusion": found.confusion.tolist(),
+        "confusion": plain.confusion.tolist(),
     }
     if votes:
         views = vote(on_device, test.points, votes, AugmentConfig(), xp, threads, engine, groups)
