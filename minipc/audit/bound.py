@@ -1,7 +1,7 @@
 """Where the raw loss is bounded below: theorem 2.1 of docs/math.md, over b and T, and in one row.
 
-The rows come from a record or are an example: the teacher is sure of the label, the earlier self is
-less sure, and they disagree on the other classes.
+The rows come from a record, or they are an example: the teacher is sure of the label, the earlier
+self is less sure, and they disagree on the other classes.
 """
 
 from typing import NamedTuple
@@ -33,8 +33,7 @@ def example_rows(classes: int, rows: int = 2000) -> Rows:
     v, u = 1.5 * rng.standard_normal((2, rows, classes))
     v[np.arange(rows), labels], u[np.arange(rows), labels] = 12, 8
     what = (
-        f"{rows} made-up rows of {classes} classes, teacher 12 and earlier self 8 at the "
-        "label, "
+        f"{rows} made-up rows of {classes} classes, teacher 12 and earlier self 8 at the label, "
         "N(0, 1.5) elsewhere"
     )
     return Rows(labels, v, u, what)
@@ -42,18 +41,17 @@ def example_rows(classes: int, rows: int = 2000) -> Rows:
 
 def unbounded_shares(rows: Rows, a: float, smoothing: float) -> dict[tuple[float, float], float]:
     """Return {(b, T): share of rows whose raw loss has no lower bound} for the grid B x T."""
-    shares = {}
+    shares: dict[tuple[float, float], float] = {}
     for temperature in T:
         safe = _safe(rows, LossConfig(a, 0.0, temperature, smoothing))
         shares |= {(b, temperature): float((safe < b).mean()) for b in B}
     return shares
 
 
-def _safe(rows, config):
+def _safe(rows: Rows, config: LossConfig) -> np.ndarray:
     y = smooth_labels(rows.labels, rows.v.shape[1], config.label_smoothing, np.float64)
-    return largest_safe_b(
-        y, *(softmax(z / config.temperature, axis=1) for z in (rows.v, rows.u)), config
-    )
+    p, r = (softmax(z / config.temperature, axis=1) for z in (rows.v, rows.u))
+    return largest_safe_b(y, p, r, config)
 
 
 class WorstRow(NamedTuple):
@@ -66,13 +64,9 @@ class WorstRow(NamedTuple):
     y: np.ndarray  # (K,)
     p: np.ndarray
     r: np.ndarray
-    margins: (
-        np.ndarray
-    )  # (K,), M_i of the raw loss, which falls along z_i -> -infinity where it is negative
-    soft_target: (
-        np.ndarray | None
-    )  # (K,), q / sum q: what s_T is pulled to by the soft terms; None where sum q is 0
-    target: np.ndarray | None  # (K,), at T = 1: what s is pulled to by the whole loss; else None
+    margins: np.ndarray  # (K,), M_i of the raw loss: if M_i < 0 the loss falls as z_i -> -infinity
+    soft_target: np.ndarray | None  # (K,), q / sum q: soft terms pull s_T to it; None if sum q = 0
+    target: np.ndarray | None  # (K,), at T = 1 the whole loss pulls s to it; None at another T
 
 
 def worst_row(rows: Rows, config: LossConfig) -> WorstRow:

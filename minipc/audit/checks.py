@@ -1,26 +1,27 @@
 """The audit: a line for each operation, loss term, earlier self, model, optimiser and the replay.
 
 A line passes if every gradient agrees with central differences, every Taylor rest falls as h^2, and
-every fact holds.  float64 decides; what float32 makes of the same gradients is shown beside it.
+every fact holds.  float64 decides; the error of the same gradients in float32 is shown beside it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 
 from minipc.audit import facts, problems, rules
+from minipc.audit.facts import Fact, FactMaker
+from minipc.audit.problems import Problem, ProblemMaker
 from minipc.errors import DataError, check_shape
 from minipc.nn.gradcheck import GradientReport, central_difference, taylor_rates
 from minipc.nn.losses import LossConfig
+from minipc.progress import quiet
 from minipc.streams import stream
 
-STEPS = (
-    1e-4,
-    1e-5,
-    1e-6,
-)  # of the central differences; the best counts: a wrong gradient is wrong at all
+# Steps of the central differences.  The best one counts: a wrong gradient is wrong at every step.
+STEPS = (1e-4, 1e-5, 1e-6)
 TOLERANCE = 1e-6  # of a relative error in float64
 TAYLOR = 1e-4  # first step of the Taylor rests
 RATE = 1.8  # least order of the Taylor rest; 2 is right, 1 is a wrong gradient
@@ -29,34 +30,31 @@ SEED = 0
 
 
 class Line(NamedTuple):
-    """What one line of the audit looks at."""
+    """What one line of the audit checks."""
 
     name: str
-    problems: Callable | None = None  # (rng, dtype) -> list of Problem
-    facts: tuple = ()  # of rng -> list of Fact
+    problems: ProblemMaker | None = None
+    facts: tuple[FactMaker, ...] = ()
 
 
 class Check(NamedTuple):
-    """What came out of one line."""
+    """The result of one line."""
 
     name: str
-    gradients: int  # along a direction, of one array in one case
-    largest: (
-        float | None
-    )  # relative error of a gradient in float64; None where nothing is differentiated
+    gradients: int  # number of gradients: each is of one array in one case, along one direction
+    largest: float | None  # relative error of a gradient in float64; None without gradients
     median: float | None
-    rate: (
-        float | None
-    )  # least order of a Taylor rest; None where every rest is rounding, or without gradients
+    # Least order of a Taylor rest; None without gradients, or where every rest is rounding.
+    rate: float | None
     float32: float | None  # largest relative error of the gradients computed in float32
     facts: int
-    deviation: float | None  # largest of a fact, relative; None without facts
+    deviation: float | None  # largest relative deviation of a fact; None without facts
     passed: bool
-    worst: str  # what failed, else what the largest error is of
+    worst: str  # what failed first; if nothing failed, what has the largest error
 
     @property
-    def error(self):
-        """The largest gradient error, or the largest deviation where nothing is differentiated."""
+    def error(self) -> float | None:
+        """The largest gradient error; without gradients, the largest deviation of a fact."""
         return self.deviation if self.largest is None else self.largest
 
 
@@ -124,7 +122,7 @@ LINES = (
 )
 
 
-def audit(progress=lambda done, total, text: None):
+def audit(progress: Callable[[int, int, str], None] = quiet) -> list[Check]:
     """Return the list of Checks of all LINES."""
     checks = []
     for number, line in enumerate(LINES):
@@ -134,14 +132,16 @@ def audit(progress=lambda done, total, text: None):
     return checks
 
 
-def first_failure():
+def first_failure() -> Check | None:
     """Return the Check of the first line that does not pass, or None."""
-    return next((found for found in map(check, LINES) if not found.passed), None)
+    return next((result for result in map(check, LINES) if not result.passed), None)
 
 
-def check(line, seed=SEED):
-    """Return the Check of a line.  Whatever the engine raises is a failure of the line."""
-    compared, held, failed = [], [], []
+def check(line: Line, seed: int = SEED) -> Check:
+    """Return the Check of a line.  An exception from the engine is a failure of the line."""
+    compared: list[Compared] = []
+    held: list[Fact] = []
+    failed: list[str] = []
     try:
         if line.problems:
             in_both = (
@@ -157,10 +157,8 @@ def check(line, seed=SEED):
         f"Taylor rate {one.rate:.2f} of {one.what}" for one in compared if not one.rate >= RATE
     ]
     failed += [fact.what for fact in held if not fact.error <= fact.allowed]
-    errors = [
-        one.error if one.error == one.error else np.inf for one in compared
-    ]  # NaN compares with nothing
-    deviations = [fact.error if fact.error == fact.error else np.inf for fact in held]
+    errors = [_nan_is_infinite(one.error) for one in compared]
+    deviations = [_nan_is_infinite(fact.error) for fact in held]
     rates = [one.rate for one in compared if one.rate < np.inf]
     named = [f"gradient of {one.what}" for one in compared] or [fact.what for fact in held] or [""]
     return Check(
@@ -177,29 +175,35 @@ def check(line, seed=SEED):
     )
 
 
+def _nan_is_infinite(error: float) -> float:
+    """Return error, or infinity for NaN: max() must find it, and NaN compares with nothing."""
+    return error if error == error else np.inf
+
+
 class Compared(NamedTuple):
     """One gradient along one direction."""
 
     what: str
     error: float  # at the best of STEPS
-    rate: float  # least order of the Taylor rest; infinite where it is rounding
+    rate: float  # least order of the Taylor rest; infinite where the rest is rounding
     float32: float  # error of the gradient computed in float32
 
 
-def _gradients(exact, single, rng, case):
+def _gradients(exact: Problem, single: Problem, rng: Generator, case: str) -> Iterator[Compared]:
     """Yield a Compared for each array and direction of a Problem and its twin in float32.
 
-    Raises DataError where a gradient is missing, or has not the shape and dtype of its array.
+    Raises DataError where a gradient is missing, or its shape or dtype is not that of its array.
     """
     gradients, rounded = exact.gradients(exact.inputs), single.gradients(single.inputs)
-    for problem, found in ((exact, gradients), (single, rounded)):
-        if found.keys() != problem.inputs.keys():
-            raise DataError(f"gradients of {sorted(found)} for inputs {sorted(problem.inputs)}")
+    for problem, grads in ((exact, gradients), (single, rounded)):
+        if grads.keys() != problem.inputs.keys():
+            raise DataError(f"gradients of {sorted(grads)} for inputs {sorted(problem.inputs)}")
         for name, value in problem.inputs.items():
-            check_shape(f"gradient of {name}{case}", found[name], value.shape)
-            if found[name].dtype != value.dtype:
+            grad = grads[name]
+            check_shape(f"gradient of {name}{case}", grad, value.shape)
+            if grad.dtype != value.dtype:
                 raise DataError(
-                    f"gradient of {name}{case}: expected {value.dtype}, got {found[name].dtype}"
+                    f"gradient of {name}{case}: expected {value.dtype}, got {grad.dtype}"
                 )
     largest = max(float(np.linalg.norm(g)) for g in gradients.values())
     for name, value in exact.inputs.items():
@@ -226,7 +230,7 @@ def _gradients(exact, single, rng, case):
             yield Compared(name + case, best.error, rate, best._replace(analytic=along32).error)
 
 
-def _direction(gradient, rng):
+def _direction(gradient: np.ndarray, rng: Generator) -> np.ndarray:
     """Return a random unit vector that is not nearly orthogonal to the gradient."""
     least = 0.1 * np.linalg.norm(gradient) / np.sqrt(gradient.size)
     for _ in range(20):
@@ -237,6 +241,6 @@ def _direction(gradient, rng):
     return direction
 
 
-def _in_one(problem, name, value):
-    """Return the value of a Problem with one array in place of its own."""
+def _in_one(problem: Problem, name: str, value: Any) -> float:
+    """Return the value of a Problem with one of its arrays replaced."""
     return problem.value(problem.inputs | {name: value})

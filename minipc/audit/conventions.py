@@ -1,7 +1,7 @@
 """Convert our a, b and T to the conventions of other libraries, and back.
 
-The libraries agree on the divergence and differ in what they divide it by, up to a factor of K or
-T^2, and in which term a letter names.  Ours is T^2 KL, summed over classes, mean over the batch.
+The libraries use the same divergence.  They divide it by different factors, up to K or T^2, and use
+the same letter for different terms.  Ours is T^2 KL, summed over classes, mean over the batch.
 """
 
 from collections.abc import Callable
@@ -16,12 +16,13 @@ class Convention(NamedTuple):
 
     used_by: str
     formula: str
-    factor: Callable  # (T, K) -> their KD term in units of ours
-    weights: Callable  # their one weight -> (labels, soft)
-    weight: Callable  # (labels, soft) of any scale -> their one weight, inf if no weight fits
+    factor: Callable[[float, int], float]  # (T, K) -> their KD term in units of ours
+    weights: Callable[[float], tuple[float, float]]  # their one weight -> (labels, soft)
+    # (labels, soft) of any scale -> their one weight, inf if no weight fits
+    weight: Callable[[float, float], float]
 
 
-def _share(labels, soft):
+def _share(labels: float, soft: float) -> float:
     return soft / (labels + soft)
 
 
@@ -34,8 +35,7 @@ CONVENTIONS = {
         _share,
     ),
     "torchdistill": Convention(
-        # With alpha = 0 some versions of it leave out T^2: no weight is sure to mean distillation
-        # alone.
+        # With alpha = 0 some versions leave out T^2: no weight surely means distillation alone.
         "torchdistill KDLoss: alpha > 0 is the weight of the labels",
         "alpha CE + (1 - alpha) T^2 KL, batchmean",
         lambda T, K: 1.0,
@@ -111,6 +111,6 @@ def check_name(name: str) -> None:
         raise UsageError(f"convention: expected {', '.join(CONVENTIONS)}, got {name!r}")
 
 
-def _named(name):
+def _named(name: str) -> Convention:
     check_name(name)
     return CONVENTIONS[name]

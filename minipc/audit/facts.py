@@ -1,14 +1,16 @@
-"""What no derivative shows: values against their definitions, computed here a second time.
+"""What gradient checks cannot show: values against their definitions, computed here a second time.
 
-A forward and a backward that are wrong together pass every gradient check.  So each function is
-asked for numbers whose definition fits in a line or two, in float64, and what is promised bit for
-bit is compared bit for bit.
+A forward and a backward that are wrong together pass every gradient check.  So numbers of each
+function are compared in float64 with their definition, which fits in a line or two.  What is
+promised bit for bit is compared bit for bit.
 """
 
+from collections.abc import Callable
 from math import fsum, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.random import Generator
 from scipy import special
 
 from minipc.audit import vectors
@@ -16,37 +18,41 @@ from minipc.audit.problems import apart, gains, off_zero, targets
 from minipc.nn import exact, losses, ops
 from minipc.nn.losses import LossConfig
 
-ROUNDING = 1e-12  # of the largest entry: what the order of a few thousand additions explains
+ROUNDING = 1e-12  # of the largest entry: a few thousand additions in another order cause less
 
 
 class Fact(NamedTuple):
     what: str
-    error: float  # largest deviation, relative to the largest entry of what the definition says
+    error: float  # largest deviation, relative to the largest entry of the expected array
     allowed: float  # 0: equal bit for bit
 
 
-def near(what, found, wanted, allowed=ROUNDING, size=None):
-    """Return the Fact that found is wanted, up to rounding of size (None: the largest entry)."""
-    found, wanted = np.asarray(found), np.asarray(wanted)
-    if found.shape != wanted.shape:
+FactMaker = Callable[[Generator], list[Fact]]
+
+
+def near(
+    what: str, value: Any, expected: Any, allowed: float = ROUNDING, size: float | None = None
+) -> Fact:
+    """Return the Fact that value is expected, up to rounding of size (None: the largest entry)."""
+    value, expected = np.asarray(value), np.asarray(expected)
+    if value.shape != expected.shape:
         return Fact(what, np.inf, allowed)
-    error = float(np.abs(found - wanted).max() / (size or np.abs(wanted).max() or 1.0))
+    error = float(np.abs(value - expected).max() / (size or np.abs(expected).max() or 1.0))
     return Fact(what, error if error == error else np.inf, allowed)
 
 
-def same(what, found, wanted):
-    """Return the Fact that every number of found equals its number in wanted."""
-    return Fact(
-        what, 0.0 if np.array_equal(found, wanted) else near(what, found, wanted).error or 1.0, 0.0
-    )
+def same(what: str, value: Any, expected: Any) -> Fact:
+    """Return the Fact that every number of value equals its number in expected."""
+    equal = np.array_equal(value, expected)
+    return Fact(what, 0.0 if equal else near(what, value, expected).error or 1.0, 0.0)
 
 
-def holds(what, condition):
-    """Return the Fact that something is true."""
+def holds(what: str, condition: Any) -> Fact:
+    """Return the Fact that condition is true."""
     return Fact(what, 0.0 if condition else np.inf, 0.0)
 
 
-def linear(rng):
+def linear(rng: Generator) -> list[Fact]:
     x, W = rng.standard_normal((2, 3, 4)), rng.standard_normal((4, 5))
     sums = [
         [[fsum(x[b, n, i] * W[i, o] for i in range(4)) for o in range(5)] for n in range(3)]
@@ -55,47 +61,37 @@ def linear(rng):
     return [near("sums of products", ops.linear_forward(x, W)[0], sums)]
 
 
-def exact_product(rng):
-    """The head in evaluation: sums of products, and each row the same bits alone."""
+def exact_product(rng: Generator) -> list[Fact]:
+    """The head in evaluation: sums of products; a row alone gives the same bits as in a batch."""
     x, W = rng.standard_normal((5, 40)), rng.standard_normal((40, 6))
     x[1] *= 1e3
     right = exact.factor(W)
-    found = exact.product(x, right)
+    y = exact.product(x, right)
     sums = [[fsum(x[b, i] * W[i, o] for i in range(40)) for o in range(6)] for b in range(5)]
     alone = np.concatenate([exact.product(row[None], right) for row in x])
-    return [near("sums of products", found, sums), same("each row as it is alone", found, alone)]
+    return [near("sums of products", y, sums), same("each row as it is alone", y, alone)]
 
 
-def bias(rng):
+def bias(rng: Generator) -> list[Fact]:
     x, b = rng.standard_normal((3, 4)), rng.standard_normal(4)
-    return [
-        same(
-            "one addition",
-            ops.bias_forward(x, b)[0],
-            [[x[n, o] + b[o] for o in range(4)] for n in range(3)],
-        )
-    ]
+    sums = [[x[n, o] + b[o] for o in range(4)] for n in range(3)]
+    return [same("one addition", ops.bias_forward(x, b)[0], sums)]
 
 
-def _moments(column):
-    """Return mean and variance (divisor rows) of some numbers, with exactly rounded sums."""
+def _moments(column: np.ndarray) -> tuple[float, float]:
+    """Return mean and variance (divisor rows) of a column, with exactly rounded sums."""
     mean = fsum(column) / len(column)
     return mean, fsum((value - mean) ** 2 for value in column) / len(column)
 
 
-def batch_norm(rng):
-    x, gamma, beta, momentum = (
-        rng.standard_normal((3, 4, 5)),
-        gains(rng, 5),
-        rng.standard_normal(5),
-        0.1,
-    )
+def batch_norm(rng: Generator) -> list[Fact]:
+    x, gamma, beta = rng.standard_normal((3, 4, 5)), gains(rng, 5), rng.standard_normal(5)
     x[..., 4] = 0.75  # a constant channel
     columns = x.reshape(12, 5).T
     mean, var = np.array([_moments(column) for column in columns]).T
     y, _, batch = ops.batch_norm_forward(x, gamma, beta, 1e-5)
     before = rng.standard_normal(5), 0.5 + rng.random(5)
-    tracked = ops.track(*before, batch, momentum)
+    tracked = ops.track(*before, batch, 0.1)
     return [
         near("normalised with divisor rows", y, gamma * (x - mean) / np.sqrt(var + 1e-5) + beta),
         near("mean", batch.mean, mean),
@@ -107,28 +103,19 @@ def batch_norm(rng):
     ]
 
 
-def batch_norm_eval(rng):
-    x, gamma, beta, mean = (
-        rng.standard_normal((3, 5)),
-        gains(rng, 5),
-        rng.standard_normal(5),
-        rng.standard_normal(5),
-    )
+def batch_norm_eval(rng: Generator) -> list[Fact]:
+    x, gamma = rng.standard_normal((3, 5)), gains(rng, 5)
+    beta, mean = rng.standard_normal(5), rng.standard_normal(5)
     var = 0.5 + rng.random(5)
-    wanted = [
+    expected = [
         [gamma[o] * (row[o] - mean[o]) / sqrt(var[o] + 1e-5) + beta[o] for o in range(5)]
         for row in x
     ]
-    return [
-        near(
-            "with tracked statistics",
-            ops.batch_norm_eval_forward(x, gamma, beta, mean, var, 1e-5)[0],
-            wanted,
-        )
-    ]
+    y, _ = ops.batch_norm_eval_forward(x, gamma, beta, mean, var, 1e-5)
+    return [near("with tracked statistics", y, expected)]
 
 
-def relu(rng):
+def relu(rng: Generator) -> list[Fact]:
     x, dy = off_zero(rng, (3, 5)), rng.standard_normal((3, 5))
     x[0, 0] = x[1, 2] = 0
     y, cache = ops.relu_forward(x)
@@ -138,63 +125,59 @@ def relu(rng):
     ]
 
 
-def point_max(rng):
+def point_max(rng: Generator) -> list[Fact]:
     x, dy = apart(rng, (2, 6, 3)), rng.standard_normal((2, 3))
     x[:, 3:] = x[:, :3]  # every maximum is a tie
     y, cache = ops.point_max_forward(x)
-    dx, wanted = ops.point_max_backward(dy, cache), np.zeros_like(x)
+    dx, expected = ops.point_max_backward(dy, cache), np.zeros_like(x)
     for b in range(2):
         for o in range(3):
-            wanted[b, list(x[b, :, o]).index(max(x[b, :, o])), o] = dy[b, o]
+            expected[b, list(x[b, :, o]).index(max(x[b, :, o])), o] = dy[b, o]
     return [
         same("the largest", y, [[max(x[b, :, o]) for o in range(3)] for b in range(2)]),
-        same("ties: the lowest index wins", dx, wanted),
+        same("ties: the lowest index wins", dx, expected),
     ]
 
 
-def dropout(rng):
+def dropout(rng: Generator) -> list[Fact]:
     x, mask = rng.standard_normal((4, 6)), (rng.random((4, 6)) < 0.7) / 0.7
-    return [
-        same(
-            "x mask",
-            ops.dropout_forward(x, mask)[0],
-            [[a * m for a, m in zip(*rows, strict=True)] for rows in zip(x, mask, strict=True)],
-        )
-    ]
+    expected = [[x[n, o] * mask[n, o] for o in range(6)] for n in range(4)]
+    return [same("x mask", ops.dropout_forward(x, mask)[0], expected)]
 
 
-def log_softmax(rng):
+def log_softmax(rng: Generator) -> list[Fact]:
     z = 3 * rng.standard_normal((4, 7))
     z[1] += 1000
     z[2] *= 300
-    return [
-        near(
-            "scipy.special.log_softmax, rows a thousand apart",
-            ops.log_softmax_forward(z)[0],
-            special.log_softmax(z, axis=1),
-        )
-    ]
+    what, expected = "scipy.special.log_softmax, rows a thousand apart", special.log_softmax(z, 1)
+    return [near(what, ops.log_softmax_forward(z)[0], expected)]
 
 
-def soft_cross_entropy(rng):
+def soft_cross_entropy(rng: Generator) -> list[Fact]:
     z, q = 2 * rng.standard_normal((4, 7)), rng.standard_normal((4, 7))
-    wanted = [
+    expected = [
         fsum(
             -weight * (value - special.logsumexp(row))
             for value, weight in zip(row, weights, strict=True)
         )
         for row, weights in zip(z, q, strict=True)
     ]
-    return [
-        near("- sum q log softmax, signed q", losses.soft_cross_entropy_forward(z, q)[0], wanted)
-    ]
+    value, _ = losses.soft_cross_entropy_forward(z, q)
+    return [near("- sum q log softmax, signed q", value, expected)]
 
 
-def _kl(p, s):
+def _kl(p: np.ndarray, s: np.ndarray) -> float:
     return fsum(a * (np.log(a) - np.log(b)) for a, b in zip(p, s, strict=True))
 
 
-def _by_definition(config, z, y, v, u, has_u):
+def _by_definition(
+    config: LossConfig,
+    z: np.ndarray,
+    y: np.ndarray,
+    v: np.ndarray,
+    u: np.ndarray,
+    has_u: np.ndarray,
+) -> losses.LossTerms:
     """Return the LossTerms that (L4) to (L9) define, row by row."""
     a, b, T = config.kd_weight, config.self_weight, config.temperature
     rows = []
@@ -224,17 +207,18 @@ def _by_definition(config, z, y, v, u, has_u):
     )
 
 
-def loss(configs):
-    """Return the maker of Facts of the loss: every number that it returns, by its definition."""
+def loss(configs: list[LossConfig]) -> FactMaker:
+    """Return the maker of Facts of the loss: every number it returns against its definition."""
 
-    def make(rng):
-        facts = []
+    def make(rng: Generator) -> list[Fact]:
+        facts: list[Fact] = []
         for config in configs:
             z, y, v, u, has_u = targets(rng, config)
-            wanted = _by_definition(config, z, y, v, u, has_u)
-            found, cache = losses.loss_forward(z, y, v, u, has_u, config)
+            expected = _by_definition(config, z, y, v, u, has_u)
+            terms, cache = losses.loss_forward(z, y, v, u, has_u, config)
             facts += [
-                near(name, *pair) for name, *pair in zip(found._fields, found, wanted, strict=True)
+                near(name, *pair)
+                for name, *pair in zip(terms._fields, terms, expected, strict=True)
             ]
             dz = losses.loss_backward(cache)
             facts.append(
@@ -245,18 +229,18 @@ def loss(configs):
     return make
 
 
-def labels(rng):
+def labels(rng: Generator) -> list[Fact]:
     y = losses.smooth_labels(np.array([2, 0]), 4, 0.2, np.float64)
     return [near("(1 - e) onehot + e / K", y, [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]])]
 
 
-def negative(rng):
-    """For u = z the self term has no gradient; r = p is distillation with the weight a - b."""
+def negative(rng: Generator) -> list[Fact]:
+    """With u = z the self term has no gradient; r = p gives distillation of weight a - b."""
     a, b, T = 0.7, 0.3, 2.5
     z, y, v, _, _ = targets(rng, LossConfig())
     p, s_1, s_T = (special.softmax(row, axis=1) for row in (v / T, z, z / T))
 
-    def gradient(b, u):
+    def gradient(b: float, u: np.ndarray) -> np.ndarray:
         return losses.loss_backward(
             losses.loss_forward(z, y, v, u, np.ones(len(z)), LossConfig(a, b, T, 0, "none"))[1]
         )
@@ -271,11 +255,11 @@ def negative(rng):
     ]
 
 
-def guard(rng):
-    """(L8): every class keeps delta a p; at b = 0 it is distillation, bit for bit."""
+def guard(rng: Generator) -> list[Fact]:
+    """(L8): every class keeps delta a p; b = 0 gives distillation, bit for bit."""
     config = LossConfig(0.9, 0.3, 2.5, 0.0, "clip")
     z, y, v, u, has_u = targets(rng, config)
-    u[2] = 4 * v[2][::-1]  # a confident earlier self of another opinion
+    u[2] = 4 * v[2][::-1]  # a confident earlier self that disagrees
     p, r = (special.softmax(row / 2.5, axis=1) for row in (v, u))
     ap, br = 0.9 * p, 0.3 * r
     q, kept = losses.guarded(ap, br), ap - br > 0.05 * ap
@@ -297,9 +281,9 @@ def guard(rng):
     ]
 
 
-def conformance(rng):
+def conformance(rng: Generator) -> list[Fact]:
     """Every number of the conformance vectors."""
-    worst = {}
+    worst: dict[str, Fact] = {}
     for case, name, deviation in vectors.check():
         worst.setdefault(name, Fact(f"{name} of {case!r}", deviation, vectors.TOLERANCE))
     return list(worst.values())

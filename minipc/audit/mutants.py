@@ -1,14 +1,15 @@
 """Mutants: one thing broken on purpose, so that the audit can be seen to catch it.
 
-Each replaces functions of one module for the time of one audit, and is the mistake that somebody
-has made or could make.  The code that it breaks does not know of it.
+A mutant is a mistake that somebody made or could make.  It replaces functions of one module while
+one audit runs; the code that it breaks does not know of mutants.
 """
 
 import copy
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from difflib import get_close_matches
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest import mock
 
 import numpy as np
@@ -21,17 +22,19 @@ from minipc.nn import losses, ops, optim
 from minipc.nn.fast import fused
 from minipc.record.reader import RecordReader
 
+Function = Callable[..., Any]
+
 
 class Mutant(NamedTuple):
     """What is broken, and how."""
 
     says: str  # the mistake, in a line
-    breaks: tuple  # of (owner, name, function of the right one that returns the wrong one)
+    breaks: tuple  # of (owner, name, wrong): wrong(right function) returns the broken function
 
 
 @contextmanager
-def broken(mutant):
-    """Put a mutant in place of what it breaks, and the right functions back at the end."""
+def broken(mutant: Mutant) -> Iterator[None]:
+    """Replace the functions that a mutant breaks; restore the right ones at the end."""
     with ExitStack() as stack:
         for owner, name, wrong in mutant.breaks:
             stack.enter_context(mock.patch.object(owner, name, wrong(getattr(owner, name))))
@@ -39,8 +42,8 @@ def broken(mutant):
         yield
 
 
-def find(name):
-    """Return the Mutant of this name.  Raises UsageError for another."""
+def find(name: str) -> Mutant:
+    """Return the Mutant of this name.  Raises UsageError for an unknown name."""
     if name not in MUTANTS:
         close = get_close_matches(name, MUTANTS, 1)
         meant = f"did you mean {close[0]}? " if close else ""
@@ -50,10 +53,10 @@ def find(name):
     return MUTANTS[name]
 
 
-def _with_config(right, change):
+def _with_config(right: Function, change: Function) -> Function:
     """Return a loss_forward that computes with a changed LossConfig, which need not be valid."""
 
-    def loss_forward(z, y, v, u, has_u, config):
+    def loss_forward(z: Any, y: Any, v: Any, u: Any, has_u: Any, config: Any) -> Any:
         changed = copy.copy(config)
         for name, value in change(config).items():
             object.__setattr__(changed, name, value)
@@ -62,24 +65,24 @@ def _with_config(right, change):
     return loss_forward
 
 
-def _softmax_minus_target(right):
+def _softmax_minus_target(right: Function) -> Function:
     return lambda dloss, cache: dloss[:, None] * (cache.s - cache.q)
 
 
-def _swapped_divergence(right):
+def _swapped_divergence(right: Function) -> Function:
     return lambda p, log_p, log_s, T: T**2 * (np.exp(log_s) * (log_s - log_p)).sum(axis=-1)
 
 
-def _gradient_with_temperature_squared(right):
-    def loss_backward(cache):
+def _gradient_with_temperature_squared(right: Function) -> Function:
+    def loss_backward(cache: Any) -> Any:
         config = cache.config
         return right(cache._replace(config=replace(config, temperature=config.temperature**2)))
 
     return loss_backward
 
 
-def _smoothing_over_the_wrong_classes(right):
-    def smooth_labels(labels, classes, smoothing, dtype):
+def _smoothing_over_the_wrong_classes(right: Function) -> Function:
+    def smooth_labels(labels: Any, classes: Any, smoothing: Any, dtype: Any) -> Any:
         y = np.full((len(labels), classes), smoothing / (classes - 1), dtype)
         y[np.arange(len(labels)), labels] = 1 - smoothing
         return y
@@ -87,24 +90,24 @@ def _smoothing_over_the_wrong_classes(right):
     return smooth_labels
 
 
-def _softmax_without_shift(right):
-    def log_softmax_forward(z):
+def _softmax_without_shift(right: Function) -> Function:
+    def log_softmax_forward(z: Any) -> Any:
         logp = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
         return logp, ops.LogSoftmaxCache(logp)
 
     return log_softmax_forward
 
 
-def _no_mean_term(right):
-    def batch_norm_backward(dy, cache):
+def _no_mean_term(right: Function) -> Function:
+    def batch_norm_backward(dy: Any, cache: Any) -> Any:
         dx, dgamma, dbeta = right(dy, cache)
         return dx + cache.gamma * cache.inv_std * dbeta / (dy.size // dy.shape[-1]), dgamma, dbeta
 
     return batch_norm_backward
 
 
-def _unbiased_normalisation(right):
-    def batch_norm_forward(x, gamma, beta, eps):
+def _unbiased_normalisation(right: Function) -> Function:
+    def batch_norm_forward(x: Any, gamma: Any, beta: Any, eps: Any) -> Any:
         rows = x.size // x.shape[-1]
         y, cache, stats = right(x, gamma, beta, eps)
         shrink = ((rows - 1) / rows) ** 0.5
@@ -114,16 +117,16 @@ def _unbiased_normalisation(right):
     return batch_norm_forward
 
 
-def _last_of_ties(right):
-    def point_max_forward(x):
+def _last_of_ties(right: Function) -> Function:
+    def point_max_forward(x: Any) -> Any:
         y, cache = right(x)
         return y, cache._replace(first=x.shape[1] - 1 - x[:, ::-1].argmax(axis=1))
 
     return point_max_forward
 
 
-def _winners_without_sign(right):
-    def pooled_forward(x, W, gamma, beta, eps, name):
+def _winners_without_sign(right: Function) -> Function:
+    def pooled_forward(x: Any, W: Any, gamma: Any, beta: Any, eps: Any, name: Any) -> Any:
         winners = right(x, W, np.abs(gamma), beta, eps, name)[1].winners.copy()
         h, cache, stats = right(x, W, gamma, beta, eps, name)
         return h, cache._replace(winners=winners), stats
@@ -131,8 +134,8 @@ def _winners_without_sign(right):
     return pooled_forward
 
 
-def _no_constant_row(right):
-    def gradients(products, x, affine, name):
+def _no_constant_row(right: Function) -> Function:
+    def gradients(products: Any, x: Any, affine: Any, name: Any) -> Any:
         *grads, K = right(products, x, affine, name)
         K[:, -1] = 0
         return *grads, K
@@ -140,8 +143,8 @@ def _no_constant_row(right):
     return gradients
 
 
-def _moments_of_a_sample(right):
-    def filled(y, write, name):
+def _moments_of_a_sample(right: Function) -> Function:
+    def filled(y: Any, write: Any, name: Any) -> Any:
         y = right(y, write, name)
         mean, rows = y.moments[-1], y.rows
         y.moments[:-1] = (y.moments[:-1] - np.outer(mean, mean)) * rows / (rows - 1) + np.outer(
@@ -152,31 +155,31 @@ def _moments_of_a_sample(right):
     return filled
 
 
-def _no_relu_backward(right):
-    def shared_backward(dy, cache):
+def _no_relu_backward(right: Function) -> Function:
+    def shared_backward(dy: Any, cache: Any) -> Any:
         return right(dy, cache._replace(y=cache.y._replace(shift=cache.y.shift + np.inf)))
 
     return shared_backward
 
 
-def _fused_multiply_add(right):
-    def apply(points, params):
+def _fused_multiply_add(right: Function) -> Function:
+    def apply(points: Any, params: Any) -> Any:
         scale, shift = (value[:, None, :].astype(np.float64) for value in params)
         return (points * scale + shift).astype(points.dtype)
 
     return apply
 
 
-def _live_parameters(right):
-    def epoch_ended(self, epoch, params):
+def _live_parameters(right: Function) -> Function:
+    def epoch_ended(self: Any, epoch: Any, params: Any) -> Any:
         if (epoch + 1) % self.every == 0:
             self.params = params
 
     return epoch_ended
 
 
-def _swapped_decay(right):
-    def stepped(self, rows, logits, params):
+def _swapped_decay(right: Function) -> Function:
+    def stepped(self: Any, rows: Any, logits: Any, params: Any) -> Any:
         self.decay = 1 - self.decay
         right(self, rows, logits, params)
         self.decay = 1 - self.decay
@@ -184,16 +187,16 @@ def _swapped_decay(right):
     return stepped
 
 
-def _clip_each(right):
-    def clip_by_norm(grads, largest):
+def _clip_each(right: Function) -> Function:
+    def clip_by_norm(grads: Any, largest: Any) -> Any:
         clipped = {name: right({name: g}, largest)[0][name] for name, g in grads.items()}
         return clipped, right(grads, largest)[1]
 
     return clip_by_norm
 
 
-def _other_eps(right, eps):
-    def forward(params, *arguments, **settings):
+def _other_eps(right: Function, eps: float) -> Function:
+    def forward(params: Any, *arguments: Any, **settings: Any) -> Any:
         place = next(i for i, one in enumerate(arguments) if isinstance(one, pointnet.ModelConfig))
         return right(
             params,
@@ -206,15 +209,22 @@ def _other_eps(right, eps):
     return forward
 
 
-def _without_mask(right):
-    def forward_train(params, points, config, mask=None, engine="fused", work=None):
+def _without_mask(right: Function) -> Function:
+    def forward_train(
+        params: Any,
+        points: Any,
+        config: Any,
+        mask: Any = None,
+        engine: str = "fused",
+        work: Any = None,
+    ) -> Any:
         return right(params, points, config, None, engine, work)
 
     return forward_train
 
 
-def _lost_where_gamma_is_zero(right):
-    def pooled_backward(dh, cache):
+def _lost_where_gamma_is_zero(right: Function) -> Function:
+    def pooled_backward(dh: Any, cache: Any) -> Any:
         dx, dW, dgamma, dbeta = right(dh, cache)
         dgamma[cache.affine.gamma == 0] = np.nan
         return dx, dW, dgamma, dbeta
@@ -222,8 +232,8 @@ def _lost_where_gamma_is_zero(right):
     return pooled_backward
 
 
-def _sums_go_on(right):
-    def sum_over_blocks(function, x, shape, name):
+def _sums_go_on(right: Function) -> Function:
+    def sum_over_blocks(function: Any, x: Any, shape: Any, name: Any) -> Any:
         before = x.work.array(f"{name} before", shape, np.float64, fill=0)
         before += right(function, x, shape, name)
         return before.copy()
@@ -231,24 +241,26 @@ def _sums_go_on(right):
     return sum_over_blocks
 
 
-def _one_scale(right):
-    def draw(*arguments):
+def _one_scale(right: Function) -> Function:
+    def draw(*arguments: Any) -> Any:
         scale, shift = right(*arguments)
         return augment.Params(np.repeat(scale[:, :1], 3, axis=1), shift)
 
     return draw
 
 
-def _other_view(right):
-    def view(self, view):
+def _other_view(right: Function) -> Function:
+    def view(self: Any, view: Any) -> Any:
         scale, shift, _ = right(self, (view + 1) % self.views)
         return scale, shift, right(self, view)[2]
 
     return view
 
 
-def _no_bias_correction(right):
-    def adamw_step(params, grads, state, lr, weight_decay, **betas):
+def _no_bias_correction(right: Function) -> Function:
+    def adamw_step(
+        params: Any, grads: Any, state: Any, lr: Any, weight_decay: Any, **betas: Any
+    ) -> Any:
         new, moved = right(params, grads, state._replace(step=10**6), lr, weight_decay, **betas)
         return new, moved._replace(step=state.step + 1)
 

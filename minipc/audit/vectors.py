@@ -1,12 +1,13 @@
 """Conformance vectors of the loss, every number to 30 digits, and the check of a loss.
 
-The numbers come from a script in reference_tests/ that uses nothing of minipc and computes with 50
-digits.  docs/conformance.md says how to claim conformance.
+A script in reference_tests/ computes the numbers with 50 digits, without any code of minipc.
+docs/conformance.md says how to claim conformance.
 """
 
 import json
+from collections.abc import Callable
 from importlib.resources import files
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special
@@ -42,7 +43,7 @@ class Case(NamedTuple):
     guarded_gradient: np.ndarray  # (K,)
 
 
-def cases():
+def cases() -> list[Case]:
     """Return the list of Cases of minipc/vectors/loss.json."""
     stored = json.loads(files("minipc").joinpath("vectors", "loss.json").read_text())
     return [
@@ -51,27 +52,30 @@ def cases():
     ]
 
 
-def _number(name, value):
+def _number(name: str, value: Any) -> Any:
     if name in ("name", "label"):
         return value
     return np.array(value, np.float64) if isinstance(value, list) else float(value)
 
 
-def deviation(found, wanted):
-    """Return the largest difference, relative to max(1, largest entry of wanted); else infinity."""
-    found, wanted = np.asarray(found, np.float64), np.asarray(wanted, np.float64)
-    if found.shape != wanted.shape or not np.isfinite(found).all():
+def deviation(value: Any, expected: Any) -> float:
+    """Return the largest difference, relative to max(1, largest entry of expected).
+
+    infinity for another shape or a value that is not finite.
+    """
+    value, expected = np.asarray(value, np.float64), np.asarray(expected, np.float64)
+    if value.shape != expected.shape or not np.isfinite(value).all():
         return float("inf")
-    return float(np.abs(found - wanted).max() / max(1.0, np.abs(wanted).max()))
+    return float(np.abs(value - expected).max() / max(1.0, np.abs(expected).max()))
 
 
-def ours(case):
-    """Return {name of a number: ours} of one Case."""
+def ours(case: Case) -> dict[str, Any]:
+    """Return {name: number} of what minipc computes for one Case."""
     z, y, v, u, one = (row[None] for row in (case.z, case.y, case.v, case.u, np.ones(())))
     raw = LossConfig(case.a, case.b, case.T, case.smoothing, "none")
     terms, cache = losses.loss_forward(z, y, v, u, one, raw)
     p, r = (np.exp(losses.log_softmax_forward(row / case.T)[0]) for row in (v, u))
-    found = {
+    numbers = {
         "y": losses.smooth_labels(np.array([case.label]), len(case.z), case.smoothing, np.float64)[
             0
         ],
@@ -83,31 +87,32 @@ def ours(case):
         "margins": losses.margins(y, p, r, np.array([[case.b]]), raw)[0],
         "guarded_weights": losses.guarded(case.a * p, case.b * r)[0],
     }
-    if case.b == 0 or case.b < case.a / 2:  # what the guard takes
+    if case.b == 0 or case.b < case.a / 2:  # the guard accepts these weights
         terms, cache = losses.loss_forward(
             z, y, v, u, one, LossConfig(case.a, case.b, case.T, case.smoothing, "clip")
         )
-        constants = (
-            case.T**2 * (case.a * special.entr(p) - case.b * special.entr(r)).sum()
-        )  # the vectors have (L8)
-        found |= {
+        # The vectors hold (L8), which differs from our loss by these constants.
+        constants = case.T**2 * (case.a * special.entr(p) - case.b * special.entr(r)).sum()
+        numbers |= {
             "guarded_loss": terms.total + constants,
             "guarded_gradient": losses.loss_backward(cache)[0],
         }
-    return found
+    return numbers
 
 
-def check(function=ours):
+def check(
+    function: Callable[[Case], dict[str, Any]] = ours,
+) -> list[tuple[str, str, float]]:
     """Return [(case name, number, deviation)] of all that function(case) returns, worst first.
 
     Raises UsageError for a number that no case has.
     """
-    found = []
+    rows = []
     for case in cases():
         for name, value in function(case).items():
             if name not in Case._fields:
                 raise UsageError(
                     f"vectors: expected some of {', '.join(Case._fields)}, got {name!r}"
                 )
-            found.append((case.name, name, deviation(value, getattr(case, name))))
-    return sorted(found, key=lambda row: -row[2])
+            rows.append((case.name, name, deviation(value, getattr(case, name))))
+    return sorted(rows, key=lambda row: -row[2])
