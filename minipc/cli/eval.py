@@ -47,5 +47,7 @@ def command(
             xp=load(backend, console.say),
             engine=engine,
             threads=threads,
+            say=console.say,
+            progress=console.progress,
         )
     result(values, as_json, of_eval)

@@ -9,7 +9,7 @@ import numpy as np
 from minipc.backend import BLOCK, ordered_map, padded_block, to_host
 from minipc.data.augment import apply, draw
 from minipc.errors import MinipcError
-from minipc.models.inputs import Inputs
+from minipc.models.inputs import Inputs, check_groups
 from minipc.models.model import net
 from minipc.nn.ops import log_softmax_forward
 
@@ -40,6 +40,7 @@ def predict(
     compute = net(model.config).evaluator(model.params, model.stats, model.config, engine)
     if groups is None:
         groups = net(model.config).prepare(model.config, points)
+    check_groups(groups, len(points))
 
     @np.errstate(over="ignore", invalid="ignore")  # the check below raises instead
     def block_logits(first: int) -> np.ndarray:
@@ -66,15 +67,18 @@ def vote(
     xp: Any,
     threads: int,
     engine: str = "fused",
+    groups: tuple | None = None,
 ) -> np.ndarray:
     """Return the log of the mean softmax (N, K) over views 0 .. votes - 1 of points (N, P, 3).
 
+    groups as in predict().
     The views are drawn as in a recording, from a fixed seed.  Voting makes a model look better:
     report the voted number beside the plain one, never instead of it.
     """
     from scipy.special import logsumexp  # imported late: slower than predicting one cloud
 
-    groups = net(model.config).prepare(model.config, points)  # of the clouds before augmentation
+    if groups is None:  # of the clouds before augmentation
+        groups = net(model.config).prepare(model.config, points)
     views = [
         predict(
             model,

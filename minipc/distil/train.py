@@ -23,7 +23,7 @@ from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint
 from minipc.models.file import Model, new_model
 from minipc.models.inputs import Inputs
-from minipc.models.model import net, track
+from minipc.models.model import groups_of, net, track
 from minipc.nn import optim
 from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
@@ -248,15 +248,18 @@ def train(
     work: Workspace | None = None,
     progress: Callable[[int, int, str], None] | None = None,
     resume: Checkpoint | None = None,
+    groups: tuple | None = None,
 ) -> Iterator[Epoch]:
     """Train a model: yield an Epoch after each of the config.epochs epochs.
 
     views: from drawn_views or recorded_views; self_target: needed if loss_config.self_weight > 0;
     work: a Workspace to share with the self target; progress(steps done, steps in all, text).
-    resume: the Checkpoint to continue from; train yields its Epoch first.  The caller may stop
-    after any epoch.  The test split is measured after every epoch and decides nothing.
+    groups: of the training and of the test clouds, as prepare() of the model returns them (None:
+    made here).  resume: the Checkpoint to continue from; train yields its Epoch first.  The caller
+    may stop after any epoch.  The test split is measured after every epoch and decides nothing.
     Nothing is checked before the first Epoch is requested: then UsageError for settings that cannot
-    run, DataError for a checkpoint of other sizes; later MinipcError if the loss is not finite.
+    run, DataError for a checkpoint of other sizes or groups of other clouds; later MinipcError if
+    the loss is not finite.
     """
     clouds = splits.train
     learnt, held = split_rows(clouds.labels, config)
@@ -264,7 +267,8 @@ def train(
         raise UsageError("self weight: a self target and a weight above 0 go together")
     threads = threads or default_threads(xp)
     groups, test_groups = (
-        net(model_config).prepare(model_config, split.points) for split in splits
+        groups_of(model_config, split.points, given)
+        for split, given in zip(splits, groups or (None, None), strict=True)
     )
     task = Task(
         xp.asarray(np.ascontiguousarray(clouds.points.swapaxes(1, 2))),

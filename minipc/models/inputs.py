@@ -16,6 +16,16 @@ class Inputs(NamedTuple):
     groups: tuple = ()  # integer arrays (B, ...), as prepare() of the model returns them
 
 
+def check_groups(groups: tuple, clouds: int) -> None:
+    """Raise DataError unless each array of groups has one row for each of so many clouds."""
+    for group in groups:
+        if len(group) != clouds:
+            raise DataError(
+                f"groups: are of {len(group)} clouds, but there are {clouds}; make them by "
+                "prepare() of the model, from these clouds"
+            )
+
+
 def points_of(x: Any) -> Any:
     """Return the points of Inputs, or x itself if it holds points alone."""
     return x.points if isinstance(x, Inputs) else x

@@ -3,6 +3,8 @@
     param_specs(config)            {dotted name: Spec} of the parameters
     initial_stats(config, dtype)   {name.mean, name.var} of a new model
     prepare(config, points)        the groups of stored clouds (B, N, 3), () where there are none
+    grouping(config)               [[centres, [[members, radius], ...]], ...] of the levels whose
+                                   groups are kept in a file; else []
     forward_train(params, inputs, config, mask, engine, work)   logits, {layer: BatchStats}, tape
     evaluator(params, stats, config, engine)   logits_of(inputs), for a finished model
     forward_eval(params, stats, inputs, config, engine)   logits by an evaluator used once
@@ -23,6 +25,7 @@ from typing import Any
 
 from minipc.errors import DataError, UsageError
 from minipc.models import pointnet, pointnet2
+from minipc.models.inputs import check_groups
 from minipc.nn import ops
 
 MODELS = {"pointnet": pointnet, "pointnet2": pointnet2}
@@ -31,6 +34,25 @@ MODELS = {"pointnet": pointnet, "pointnet2": pointnet2}
 def net(config: Any) -> ModuleType:
     """Return the module of a model with this config."""
     return MODELS[config.architecture]
+
+
+def groups_of(config: Any, points: Any, groups: tuple | None = None) -> tuple:
+    """Return the groups of stored clouds (B, N, 3): those given, or else made of the points.
+
+    Raises DataError for groups of another model, or of other clouds as far as the first one shows.
+    """
+    if groups is None:
+        return net(config).prepare(config, points)
+    check_groups(groups, len(points))
+    first = net(config).prepare(config, points[:1])
+    if len(first) != len(groups) or not all(
+        one.shape == group[:1].shape and (one == group[:1]).all()
+        for one, group in zip(first, groups, strict=True)
+    ):
+        raise DataError(
+            "groups: are of other clouds or of another model; make them by prepare() of this model"
+        )
+    return groups
 
 
 def track(stats: dict, batch: dict[str, ops.BatchStats], config: Any) -> dict[str, Any]:

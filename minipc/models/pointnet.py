@@ -136,6 +136,11 @@ def prepare(config: ModelConfig, points: Any) -> tuple:
     return ()
 
 
+def grouping(config: ModelConfig) -> list:
+    """Return what groups depend on: there are none."""
+    return []
+
+
 def pooled_layers(config: ModelConfig) -> tuple[str, ...]:
     """Return the names of the layers whose maximum over points is taken."""
     return (f"shared{len(config.shared) - 1}",)

@@ -294,6 +294,11 @@ def prepare(config: ModelConfig, points: Any) -> tuple[np.ndarray, ...]:
     return tuple(groups)
 
 
+def grouping(config: ModelConfig) -> list:
+    """Return what groups depend on besides the points, as JSON has it: no width."""
+    return [[level.centres, [list(scale) for scale, _ in level.scales]] for level in config.parsed]
+
+
 def pooled_layers(config: ModelConfig) -> tuple[str, ...]:
     """Return the names of the layers whose maximum over points is taken."""
     layers = _layers(config)

@@ -35,17 +35,22 @@ def farthest_points(points: np.ndarray, count: int) -> np.ndarray:
     """
     check_shape("points", points, (None, None, 3))
     clouds, number, _ = points.shape
-    if count > number:
-        raise DataError(
-            f"groups: the model needs {count} centres and a cloud has {number} points; take "
-            "clouds of more points, or a model with fewer centres"
-        )
+    check_centres(count, number)
     chosen = np.empty((clouds, count), np.intp)
     step = max(CHUNK // number, 1)
     for first in range(0, clouds, step):
         some = slice(first, first + step)
         _choose(np.ascontiguousarray(points[some].transpose(2, 0, 1)), chosen[some])
     return chosen
+
+
+def check_centres(count: int, number: int) -> None:
+    """Raise DataError for count centres in a cloud of fewer points."""
+    if count > number:
+        raise DataError(
+            f"groups: the model needs {count} centres and a cloud has {number} points; take "
+            "clouds of more points, or a model with fewer centres"
+        )
 
 
 def _choose(axes: np.ndarray, chosen: np.ndarray) -> None:
@@ -74,6 +79,11 @@ def _squared_distances(
             out += square
 
 
+def dtype_of(number: int) -> np.dtype:
+    """Return the dtype of members among this many points."""
+    return np.dtype(np.uint16 if number <= 1 << 16 else np.uint32)
+
+
 def neighbours(
     points: np.ndarray, centres: np.ndarray, scales: Iterable[Scale]
 ) -> list[np.ndarray]:
@@ -85,7 +95,7 @@ def neighbours(
     """
     scales = list(scales)
     (clouds, number, _), count = points.shape, centres.shape[1]
-    dtype = np.uint16 if number <= 1 << 16 else np.uint32
+    dtype = dtype_of(number)
     members = [np.empty((clouds, count, scale.members), dtype) for scale in scales]
     most = min(max(scale.members for scale in scales), number)
     rows = min(max(CHUNK // number, 1), count)  # centres at once

@@ -13,6 +13,7 @@ from minipc.backend import BLOCK
 from minipc.data.augment import ORDER, AugmentConfig
 from minipc.data.clouds import Clouds, Splits
 from minipc.errors import UsageError
+from minipc.models.inputs import check_groups
 from minipc.record.plan import MOST_ROWS, Plan
 from minipc.record.store import Store
 from minipc.settings import RecordConfig
@@ -46,7 +47,8 @@ class Recording:
         """Return the Store of this recording, after every check that needs no teacher.
 
         Changes nothing.  Raises UsageError for invalid views, seed or share; DataError if out
-        cannot be written, belongs to another recording, or is damaged.
+        cannot be written, belongs to another recording, or is damaged, and for groups of other
+        clouds.
         """
         if self.share is not None and not 0 <= self.share[0] < self.share[1]:
             number, count = self.share
@@ -54,6 +56,7 @@ class Recording:
                 f"shards: expected i/n with 0 <= i < n, e.g. 0/4, got {number}/{count}"
             )
         check_request(self.out, self.views, self.seed)
+        check_groups(self.groups, len(self.clouds))
         plan = Plan(
             clouds=len(self.clouds),
             classes=len(self.clouds.class_names),

@@ -13,6 +13,7 @@ import numpy as np
 
 from minipc.data.augment import ORDER, AugmentConfig, draw
 from minipc.errors import DataError
+from minipc.models.inputs import check_groups
 from minipc.progress import quiet
 from minipc.provenance import unlike
 from minipc.record.recorder import compute_shard, provenance_of
@@ -68,6 +69,7 @@ def verify(
     clouds, or uses an augmentation that this version cannot draw.
     """
     reader.check_belongs(clouds)
+    check_groups(groups, len(clouds))
     plan = reader.plan
     augment = from_dict(
         AugmentConfig,

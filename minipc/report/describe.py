@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from minipc.data.clouds import Splits, read_clouds
+from minipc.data.groups_file import Indices, indices_of, read_groups
 from minipc.errors import DataError
 from minipc.models.checkpoint import read_checkpoint
 from minipc.models.file import model_id, read_model
@@ -56,10 +57,12 @@ def _clouds(path: str) -> dict[str, Any]:
 
 def _model(path: str) -> dict[str, Any]:
     model = read_model(path)
+    points = model.trained.get("points")  # of its training clouds; absent before it was trained
     return {
         "model_id": model_id(model),
         "architecture": model.config.architecture,
         "title": net(model.config).title(model.config),
+        "groups": _described(indices_of(model.config, points)) if points else [],
         "config": asdict(model.config),
         "parameters": net(model.config).count(model.config, 1).parameters,
         **model.described,
@@ -103,12 +106,26 @@ def _checkpoint(path: str) -> dict[str, Any]:
     }
 
 
+def _groups(path: str) -> dict[str, Any]:
+    groups = read_groups(path)
+    return {
+        "points_hash": groups.points_hash,
+        "clouds": groups.clouds,
+        "arrays": _described(groups.indices),
+    }
+
+
+def _described(indices: list[Indices]) -> list[dict[str, Any]]:
+    return [each._asdict() for each in indices]
+
+
 OF_KIND = {
     "clouds": _clouds,
     "model": _model,
     "record": _record,
     "shard": _shard,
     "checkpoint": _checkpoint,
+    "groups": _groups,
 }
 
 

@@ -52,6 +52,7 @@ def _model(values: Values) -> list[str]:
         f"{values['title']}, {values['parameters']} parameters, {len(values['class_names'])} "
         f"classes, up axis {values['up_axis']}, normalisation {values['normalisation']}, identity "
         f"{_short(values['model_id'])}",
+        *map(_neighbours, values["groups"]),
         f"trained for {trained.get('epochs', 0)} of {trained.get('of_epochs', 0)} epochs on "
         f"{trained.get('data_file')}, training points {_short(trained.get('points_hash'))}"
         if trained
@@ -94,6 +95,21 @@ def _checkpoint(values: Values) -> list[str]:
     ]
 
 
+def _groups(values: Values) -> list[str]:
+    return [
+        f"neighbours in {values['clouds']} clouds, points {_short(values['points_hash'])}; a "
+        "cache, made again where it is removed",
+        *map(_neighbours, values["arrays"]),
+    ]
+
+
+def _neighbours(values: Values) -> str:
+    """Return a line for one array of groups."""
+    centres, *members = values["shape"]
+    what = f"{centres} groups of {members[0]}" if members else f"{centres} centres"
+    return f"  {values['name']}: {what}, of {values['below']} points, {values['rule']}"
+
+
 def _recording(values: Values) -> list[str]:
     lines = _plan(values)
     if values["finished_views"]:
@@ -131,6 +147,7 @@ _OF_KIND = {
     "record": _record,
     "shard": _shard,
     "checkpoint": _checkpoint,
+    "groups": _groups,
     "recording": _recording,
     "run": _run,
 }

@@ -27,7 +27,7 @@ import numpy as np
 
 from minipc.errors import DataError, MinipcError
 
-KINDS = ("clouds", "model", "record", "shard", "checkpoint")
+KINDS = ("clouds", "model", "record", "shard", "checkpoint", "groups")
 USER_BLOCK = 512  # bytes; the smallest that HDF5 allows
 CAP = 1 << 40  # bytes; larger files are not hashed unasked
 CHUNK = 1 << 20  # bytes hashed or zeroed at a time

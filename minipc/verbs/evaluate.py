@@ -9,13 +9,16 @@ import numpy as np
 from minipc.backend import default_threads
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import check_same_kind
+from minipc.data.groups_file import kept_groups
 from minipc.distil.evaluate import metrics, predict, vote
 from minipc.models.file import on_module, read_model
 from minipc.models.model import net
+from minipc.progress import quiet
 from minipc.runs.folder import model_path
 from minipc.verbs.find import find_data, read_model_for
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from types import ModuleType
     from typing import Any
 
@@ -29,12 +32,14 @@ def evaluate(
     xp: ModuleType = np,
     engine: str = "fused",
     threads: int | None = None,
+    say: Callable[[str], None] = quiet,
+    progress: Callable[[int, int, str], None] = quiet,
 ) -> dict[str, Any]:
     """Evaluate the model in a file or run folder on the test split of data; return values for JSON.
 
     data None: the file that the model was trained on.  votes: if above 0, vote over that many fixed
-    views too; teacher: a model whose arg-max is compared.  Raises DataError if model, data and
-    teacher do not fit together.
+    views too; teacher: a model whose arg-max is compared.  say and progress as in progress.py.
+    Raises DataError if model, data and teacher do not fit together.
     """
     path = model_path(model)
     read = read_model(path)
@@ -42,10 +47,12 @@ def evaluate(
     data, splits = find_data(
         data, trained.get("data_file"), path, points_hash=trained.get("points_hash")
     )
-    test, threads = splits.test, threads or default_threads(xp)
+    test = splits.test
     check_same_kind(test.described, read.described, data, path)
+    making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
+    groups, threads = kept_groups(read.config, test, data, **making), threads or default_threads(xp)
     on_device = on_module(read, xp)
-    logits = predict(on_device, test.points, xp, threads, engine)
+    logits = predict(on_device, test.points, xp, threads, engine, groups)
     plain = metrics(test.labels, logits)
     size = net(read.config).count(read.config, test.points.shape[1])
     values = {
@@ -63,13 +70,13 @@ def evaluate(
         "confusion": plain.confusion.tolist(),
     }
     if votes:
-        voted = metrics(
-            test.labels, vote(on_device, test.points, votes, AugmentConfig(), xp, threads, engine)
-        )
+        views = vote(on_device, test.points, votes, AugmentConfig(), xp, threads, engine, groups)
+        voted = metrics(test.labels, views)
         values["voted"] = {"votes": votes, **voted._asdict(), "confusion": voted.confusion.tolist()}
     if teacher is not None:
         teacher_path, its = read_model_for(test, data, teacher)
-        theirs = predict(on_module(its, xp), test.points, xp, threads, engine)
+        groups = kept_groups(its.config, test, data, **making)
+        theirs = predict(on_module(its, xp), test.points, xp, threads, engine, groups)
         values["teacher"] = teacher_path
         values["teacher_agreement"] = float((theirs.argmax(axis=1) == logits.argmax(axis=1)).mean())
     return values

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from minipc.backend import blas_on_one_thread, default_threads, load
+from minipc.data.groups_file import indices_of, kept_groups
 from minipc.models.file import model_id, on_module
 from minipc.models.model import net
 from minipc.progress import quiet
@@ -58,6 +60,12 @@ def record(
     """
     splits, model = _read(data, teacher)
     what: dict[str, Any] = dict(views=views, seed=seed, logits=logits, force=force)
+    settings: dict[str, Any] = dict(what, share=share, xp=xp, engine=engine)
+    asked = _recording(data, splits, model, out, with_clouds, **settings)
+    if net(model.config).grouping(model.config):
+        asked.open()  # raises what it can before minutes of work
+    making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
+    groups = kept_groups(model.config, splits.train, data, **making)  # workers read what is kept
     threads = threads or default_threads(xp)
     if workers > 1:
         devices = 0 if xp is np else xp.cuda.runtime.getDeviceCount()
@@ -71,9 +79,8 @@ def record(
             progress=partial(_look, out, views * -(-len(splits.train) // MOST_ROWS), progress),
         )
     with blas_on_one_thread(say):
-        running: dict[str, Any] = dict(share=share, xp=xp, threads=threads, engine=engine)
         done = recorder.record(
-            _recording(data, splits, model, out, with_clouds, **what, **running),
+            replace(asked, groups=groups, threads=threads),
             model_teacher(on_module(model, xp), engine),
             here if scheduler is None else _workers_of(scheduler, data, teacher),
             say,
@@ -107,7 +114,6 @@ def _recording(
         splits.train,
         model_id(model),
         out,
-        groups=net(model.config).prepare(model.config, splits.train.points),
         data_file=os.path.basename(data),
         with_clouds=splits if with_clouds else None,
         **settings,
@@ -117,7 +123,9 @@ def _recording(
 def _read(data: str, teacher: str) -> tuple[Splits, Model]:
     """Return the Splits in data and the Model in teacher.  Raises DataError if they do not fit."""
     splits = read_data(data)
-    return splits, read_model_for(splits.train, data, teacher)[1]
+    model = read_model_for(splits.train, data, teacher)[1]
+    indices_of(model.config, splits.train.points.shape[1])  # raises for few points
+    return splits, model
 
 
 def _record_share(
@@ -152,10 +160,10 @@ def _workers_of(scheduler: str, data: str, teacher: str) -> Callable[..., None]:
     return partial(on_scheduler, scheduler, read)
 
 
-def _clouds_and_model(data: str, teacher: str) -> tuple[Clouds, Model]:
-    """Return the training clouds and the teacher; a worker of a scheduler calls this."""
+def _clouds_and_model(data: str, teacher: str) -> tuple[Clouds, Model, tuple]:
+    """Return training clouds, teacher and groups; a worker of a scheduler calls this."""
     splits, model = _read(data, teacher)
-    return splits.train, model
+    return splits.train, model, kept_groups(model.config, splits.train, data, threads=1)
 
 
 def _warn(

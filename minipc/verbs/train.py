@@ -18,6 +18,7 @@ import numpy as np
 from minipc.backend import blas_on_one_thread, default_threads
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import Splits
+from minipc.data.groups_file import indices_of, kept_groups
 from minipc.distil import train as training
 from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
 from minipc.distil.train import best_epoch, drawn_views, recorded_views, split_rows
@@ -297,6 +298,8 @@ def prepare(
         reader.check_belongs(splits.train)
         views = recorded_views(reader, config.labels_only, *config.views)  # type: ignore[misc]
     learnt, held = split_rows(splits.train.labels, config.training)
+    for split in splits:
+        indices_of(config.model, split.points.shape[1])  # raises for few points
     if earlier:
         if reader is None:
             raise UsageError(
@@ -335,7 +338,9 @@ def _run(
 ) -> Run:
     """Train from the folder's checkpoint to the end, or to epoch stop_after; return the Run."""
     _announce(run, xp, say)
-    config, threads = run.config, threads or default_threads(xp)
+    config = run.config
+    making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
+    threads = threads or default_threads(xp)
     about = {
         "data_file": os.path.basename(run.data),
         "made_with": config.provenance,
@@ -353,6 +358,7 @@ def _run(
     last_epoch, begun = config.training.last_epoch(stop_after, done), time.perf_counter()
     if checkpoint and done < last_epoch:
         about |= _continued(run, xp, say)
+    groups = tuple(kept_groups(config.model, split, run.data, **making) for split in run.splits)
     work = Workspace(xp, threads)
     epochs = training.train(
         run.splits,
@@ -366,6 +372,7 @@ def _run(
         work=work,
         progress=progress,
         resume=checkpoint,
+        groups=groups,
     )
     last = write_epochs(folder, epochs, run.splits.test, last_epoch, done, about, detail)
     return Run(_values(run, folder, last.rows, time.perf_counter() - begun), last)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minipc.backend import blas_on_one_thread, default_threads
+from minipc.data.groups_file import kept_groups
 from minipc.errors import DataError
 from minipc.models.file import model_id, on_module, read_model
-from minipc.models.model import net
 from minipc.progress import quiet
 from minipc.record import verify as certificate
 from minipc.record.reader import RecordReader
@@ -20,6 +20,7 @@ from minipc.verbs.find import find_data
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
+    from typing import Any
 
     from minipc.record.verify import Verified
 
@@ -43,7 +44,7 @@ def verify(
     DataError if record, data and teacher do not belong together.
     """
     with RecordReader(record) as reader, blas_on_one_thread(say):
-        clouds = find_data(data, reader.meta["data_file"], record, reader=reader)[1].train
+        data, splits = find_data(data, reader.meta["data_file"], record, reader=reader)
         logits_of, groups = None, ()
         if teacher is not None:
             model = read_model(model_path(teacher))
@@ -54,10 +55,12 @@ def verify(
                     f"found {model_id(model)[:16]}; pass the model that was recorded"
                 )
             logits_of = model_teacher(on_module(model, xp), engine)
-            groups = net(model.config).prepare(model.config, clouds.points)
+            reader.check_belongs(splits.train)  # before groups of other clouds are made
+            making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
+            groups = kept_groups(model.config, splits.train, data, **making)
         return certificate.verify(
             reader,
-            clouds,
+            splits.train,
             logits_of,
             sample,
             groups=groups,

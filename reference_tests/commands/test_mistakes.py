@@ -17,12 +17,17 @@ from conftest import STRETCH, write_three_classes, write_vessels
 
 from minipc.cli.main import main
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
+from minipc.data.groups_file import groups_path, indices_of, kept_groups
 from minipc.models.file import new_model, write_model
+from minipc.models.model import sizes as model_sizes
 from minipc.models.pointnet import ModelConfig, sizes
 from reference_tests.commands.test_cli import QUICK, snapshot
 
 PAGE = Path(__file__).parents[2] / "docs" / "mistakes.md"
 WRITE = bool(os.environ.get("MINIPC_WRITE_MISTAKES"))
+
+# Models with neighbours: the groups that are kept for them are damaged, and of other clouds.
+NEAR, BALLS = "8/4:6,6", "8/1x4:6,6"
 
 # {section: [(exit code, the command after "minipc", what its message must name: the remedy)]}
 MISTAKES = {
@@ -114,6 +119,8 @@ MISTAKES = {
         (3, "info text.h5", "not a minipc file"),
         (3, "info flipped.h5", "damaged"),
         (3, "info taken", "none of ours"),
+        (3, f"train clouds.h5 --labels-only --model {NEAR} --out new -q", "it is made again"),
+        (3, f"train clouds.h5 --labels-only --model {BALLS} --out new -q", "it is made again"),
     ],
     "Files that do not belong together": [
         (3, "train other.h5 --record record.h5", "made from"),
@@ -179,6 +186,7 @@ MISTAKES = {
         (2, "train clouds.h5", "--record FILE"),
         (2, "train --labels-only", "name the data"),
         (2, "train clouds.h5 --labels-only --model huge", "16-16-32-64:32"),
+        (3, "train clouds.h5 --labels-only --model pointnet2", "fewer centres"),
         (
             2,
             "train clouds.h5 --labels-only --batch-size 1000",
@@ -264,6 +272,7 @@ def spoil(folder):
         "forty.h5",
         new_model(sizes("tiny", 40), {**splits.train.described, "class_names": ["a"] * 40}, 0),
     )
+    spoil_groups(folder, splits.train)
     whole = (folder / "clouds.h5").read_bytes()
     (folder / "cut.h5").write_bytes(whole[:-100])
     (folder / "flipped.h5").write_bytes(whole[:5000] + bytes([whole[5000] ^ 4]) + whole[5001:])
@@ -280,6 +289,20 @@ def spoil(folder):
     from_the_future(folder)
     spoil_trees(folder)
     spoil_hdf5(folder)
+
+
+def spoil_groups(folder, clouds):
+    def kept(model, clouds):
+        config = model_sizes(model, 3)
+        kept_groups(config, clouds, "clouds.h5")
+        indices = indices_of(config, clouds.points.shape[1])
+        return folder / groups_path("clouds.h5", clouds.points_hash, indices)
+
+    damaged = kept(NEAR, clouds)
+    content = bytearray(damaged.read_bytes())
+    content[-1] ^= 4
+    damaged.write_bytes(content)
+    kept(BALLS, read_clouds("other.h5").train).replace(kept(BALLS, clouds))
 
 
 def from_the_future(folder):
@@ -479,6 +502,7 @@ def escaped(message):
 THEIRS = {
     r"^(?:Invalid|Missing|No such) .*(\(see minipc .*\))": r"... \1",  # click
     r"(as HDF5|as TOML|plain array) \(.*\);": r"\1 (...);",
+    r"groups-[0-9a-f]{16}": "groups-...",
     # digests, sizes and counts that another machine may have otherwise
     r"\b[0-9a-f]{16}\.\.\.": "...",
     r"it has \d+ bytes, but \d+ were": "it has ... bytes, but ... were",

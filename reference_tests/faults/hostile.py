@@ -21,6 +21,7 @@ import h5py
 import numpy as np
 
 from minipc.data.clouds import read_clouds
+from minipc.data.groups_file import read_groups
 from minipc.data.readers.source import read_source
 from minipc.errors import MinipcError
 from minipc.models.checkpoint import read_checkpoint
@@ -29,7 +30,7 @@ from minipc.record.reader import RecordReader
 from minipc.storage import files
 from reference_tests.tools.memory import peak_of
 
-VERSIONS = {"record": 1, "clouds": 2, "model": 1, "checkpoint": 1}
+VERSIONS = {"record": 1, "clouds": 2, "model": 1, "checkpoint": 1, "groups": 1}
 
 
 def read_record(path):
@@ -75,6 +76,7 @@ OURS = {
     "clouds": lambda path: points_of(read_clouds(path)),
     "model": read_parameters,
     "checkpoint": read_state,
+    "groups": lambda path: list(read_groups(path).arrays),
 }
 OTHERS = {"data set": read_single, "part": read_folder}
 READERS = OURS | OTHERS

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 
 from minipc.errors import DataError
-from minipc.record import parts, store, writer
+from minipc.record import parts, store
 from minipc.record.shard import read_shard, shard_name
 from minipc.record.store import Store
-from minipc.storage import files
+from minipc.storage import files, layout
 from reference_tests.faults import power
 from reference_tests.formats.test_record_store import PLAN
 
@@ -51,7 +51,7 @@ def record(folder, mark=lambda *names: None):
 def on(journal):
     """Let the modules that write call the journal instead of os."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (files, parts, store, writer):
+        for module in (files, layout, parts, store):
             patch.setattr(module, "os", journal)
         yield
 

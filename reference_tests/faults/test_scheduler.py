@@ -274,7 +274,7 @@ def test_what_a_worker_says_arrives_in_one_line(read, kind, says, cluster, tmp_p
 def other_clouds(path):
     """What a worker reads that sees another file under the name of the data."""
     splits, model = read_clouds(path), read_model("teacher/model.h5")
-    return replace(splits.train, points=splits.train.points * np.float32(2)), model
+    return replace(splits.train, points=splits.train.points * np.float32(2)), model, ()
 
 
 def test_a_worker_that_sees_other_files_under_the_same_names_records_nothing(
@@ -294,7 +294,7 @@ def test_a_worker_that_sees_other_files_under_the_same_names_records_nothing(
 
 
 def _same_files(folder):
-    return read_clouds(f"{folder}/clouds.h5").train, read_model(f"{folder}/teacher/model.h5")
+    return read_clouds(f"{folder}/clouds.h5").train, read_model(f"{folder}/teacher/model.h5"), ()
 
 
 def sleep():

@@ -13,11 +13,12 @@ import h5py
 import numpy as np
 import pytest
 
-from minipc.data import clouds
+from minipc.data import clouds, groups_file
 from minipc.data.augment import ORDER, AugmentConfig, Params, apply, draw
 from minipc.models import checkpoint, pointnet2
 from minipc.models import file as model_file
 from minipc.models.pointnet import ModelConfig
+from minipc.nn.groups import dtype_of
 from minipc.record import embedded, plan, shard, store
 from minipc.record import fields as record_table
 from minipc.record.reader import RECORD_META, RecordReader
@@ -247,6 +248,7 @@ def versions_of_files_are_those_of_the_code(text):
         [clouds.KIND, str(clouds.VERSION)],
         [model_file.KIND, str(model_file.VERSION)],
         [checkpoint.KIND, str(checkpoint.VERSION)],
+        [groups_file.KIND, str(groups_file.VERSION)],
     ]
 
 
@@ -304,11 +306,36 @@ def checkpoints_are_those_of_the_code(text):
     assert {f"{prefix}.NAME" for prefix in prefixes} <= {*code(section(text, "Checkpoint"))}
 
 
+def groups_are_those_of_the_code(text):
+    said = section(text, "Groups")
+    assert {row[0] for row in table(text, "Groups")} == groups_file.META
+    hints = get_type_hints(groups_file.Indices)
+    rows = table(text, "Groups", 1)
+    assert [row[:2] for row in rows] == [
+        [name, JSON[hints[name]]] for name in groups_file.Indices._fields
+    ]
+    assert tuple(code(rows[2][2])) == groups_file.DTYPES and numbers(rows[2][2])[-1] == 65_536
+    assert [dtype_of(number).name for number in (65_536, 65_537)] == ["uint16", "uint32"]
+    path = GOLDEN / "groups-1.h5"
+    found = groups_file.read_groups(path)
+    assert {each.name for each in found.indices} >= {*code(rows[0][2])}
+    plain = {each.rule for each in found.indices if "radius" not in each.rule}
+    assert plain == {*code(rows[4][2])} - {"nearest in radius R"}
+    key = [found.points_hash, [[getattr(each, row[0]) for row in rows] for each in found.indices]]
+    (form,) = re.findall(r"`(\[points_hash, .*)`", said)
+    assert form == f"[points_hash, [[{', '.join(row[0] for row in rows)}], ...]]"
+    digest = files.hashlib.sha256(files.canonical_json(key)).hexdigest()
+    (digits,) = re.findall(r"first (\d+) digits", said)
+    name = groups_file.groups_path("clouds.h5", found.points_hash, found.indices)
+    assert name == f"groups-{digest[: int(digits)]}.h5"
+
+
 FILE_CHECKS = [
     versions_of_files_are_those_of_the_code,
     clouds_are_those_of_the_code,
     models_are_those_of_the_code,
     checkpoints_are_those_of_the_code,
+    groups_are_those_of_the_code,
 ]
 
 
@@ -410,6 +437,13 @@ def test_the_page_of_files_says_what_the_code_does(check):
         (FILES, checkpoints_are_those_of_the_code, "`|u1` (who", "`|b1` (who"),
         (FILES, checkpoints_are_those_of_the_code, "| `steps` |", "| `step` |"),
         (FILES, checkpoints_are_those_of_the_code, "`v.NAME`", "`u.NAME`"),
+        (FILES, versions_of_files_are_those_of_the_code, "| groups | 1 |", "| groups | 2 |"),
+        (FILES, groups_are_those_of_the_code, "| `points_hash` | of", "| `hash` | of"),
+        (FILES, groups_are_those_of_the_code, "| `below` | integer |", "| `below` | text |"),
+        (FILES, groups_are_those_of_the_code, "65536", "65535"),
+        (FILES, groups_are_those_of_the_code, "`farthest points`", "`farthest`"),
+        (FILES, groups_are_those_of_the_code, "first 16 digits", "first 32 digits"),
+        (FILES, groups_are_those_of_the_code, "[[name, shape, dtype,", "[[name, dtype, shape,"),
         (FILES, models_are_those_of_the_code, "| `eps` | number |", "| `epsilon` | number |"),
         (FILES, models_are_those_of_the_code, "| `mean` | true or false |", "| `mean` | number |"),
         (FILES, models_are_those_of_the_code, "`level0.residual`", "`level0.beside`"),

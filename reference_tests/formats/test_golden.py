@@ -13,10 +13,12 @@ import pytest
 
 from minipc.data.augment import AugmentConfig, draw
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
+from minipc.data.groups_file import Groups, indices_of, make_groups, read_groups, write_groups
 from minipc.distil.evaluate import predict
 from minipc.models import pointnet2
 from minipc.models.checkpoint import GROUPS, Checkpoint, read_checkpoint, write_checkpoint
 from minipc.models.file import Model, model_id, read_model, write_model
+from minipc.models.model import sizes
 from minipc.models.pointnet import ModelConfig, initial_stats, param_specs
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import compute_shard, record
@@ -126,12 +128,20 @@ def golden_checkpoint():
     )
 
 
+def golden_groups():
+    """Groups of two levels, one with balls, made of the golden training clouds."""
+    clouds, config = golden_splits().train, sizes("3/2:4,2/0.75x3:4/1.5x2:4,4", 3)
+    indices = indices_of(config, 4)
+    return Groups(clouds.points_hash, len(clouds), indices, make_groups(config, clouds.points))
+
+
 def write_all(folder):
     """Write the golden files of the current versions into an empty folder; used once a version."""
     write_clouds(str(folder / "clouds-2.h5"), golden_splits("golden points"))
     write_model(str(folder / "model-2.h5"), golden_model())
     write_model(str(folder / "model-2-pointnet2.h5"), golden_local_model())
     write_checkpoint(str(folder / "checkpoint-1.h5"), golden_checkpoint())
+    write_groups(str(folder / "groups-1.h5"), golden_groups())
     golden_record(str(folder / "record-1.h5"))
     golden_record(str(folder / "record-2.h5"), carry=True)
     golden_shard(folder)
@@ -145,6 +155,13 @@ def test_a_checkpoint_of_version_1_is_read():
         assert set(mine) == set(read)
         for name, value in mine.items():
             np.testing.assert_array_equal(read[name], value, strict=True)
+
+
+def test_groups_of_version_1_are_read_and_are_those_that_are_made_today():
+    wanted, found = golden_groups(), read_groups(str(GOLDEN / "groups-1.h5"))
+    assert found[:3] == wanted[:3]
+    for mine, read in zip(wanted.arrays, found.arrays, strict=True):
+        np.testing.assert_array_equal(read, mine, strict=True)
 
 
 @pytest.mark.parametrize("version, source", [(1, ""), (2, "golden points")])
@@ -259,13 +276,9 @@ def test_a_shard_of_version_1_counts_in_a_recording_that_continues_today(tmp_pat
 
 def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp_path):
     write_all(tmp_path)
-    for name, kind, version in (
-        ("clouds-2.h5", "clouds", 2),
-        ("model-2.h5", "model", 2),
-        ("model-2-pointnet2.h5", "model", 2),
-        ("shard-1.h5", "shard", 1),
-        ("checkpoint-1.h5", "checkpoint", 1),
-    ):
+    newest = [("clouds", 2), ("model", 2), ("shard", 1), ("checkpoint", 1), ("groups", 1)]
+    files = [(f"{kind}-{version}.h5", kind, version) for kind, version in newest]
+    for name, kind, version in (*files, ("model-2-pointnet2.h5", "model", 2)):
         with (
             hdf5.open_hdf5(str(tmp_path / name), kind, version) as new,
             hdf5.open_hdf5(str(GOLDEN / name), kind, version) as old,

@@ -20,8 +20,9 @@ from minipc.record.fields import record_fields
 from minipc.record.plan import Plan
 from minipc.record.reader import RecordReader
 from minipc.record.store import Store
-from minipc.record.writer import _Layout, write_rows
+from minipc.record.writer import write_rows
 from minipc.storage import files, hdf5
+from minipc.storage.layout import Layout
 from reference_tests.formats.test_files import killed_at
 
 PLAN = Plan(
@@ -617,7 +618,7 @@ def test_no_row_can_be_left_unwritten(out):
     st.lists(st.tuples(st.sampled_from("wr"), st.integers(0, 60), st.integers(0, 20)), max_size=12)
 )
 def test_the_layout_in_memory_is_a_file(operations):
-    layout, plain = _Layout(), io.BytesIO(bytes(100))
+    layout, plain = Layout(), io.BytesIO(bytes(100))
     for number, (what, at, length) in enumerate(operations):
         layout.seek(at)
         plain.seek(at)

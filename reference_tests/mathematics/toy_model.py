@@ -66,7 +66,11 @@ def prepare(config, points):
     slices = points.shape[1] // config.size
     along = points[:, :, 0] + points[:, :, 1]  # scaling by axis changes the order
     order = np.argsort(along, axis=1, kind="stable")[:, : slices * config.size]
-    return (order.reshape(len(points), slices, config.size),)
+    return (order.astype(np.uint16).reshape(len(points), slices, config.size),)
+
+
+def grouping(config):
+    return []
 
 
 def count(config, points):

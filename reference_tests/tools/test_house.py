@@ -23,11 +23,11 @@ PACKAGE = ROOT / "minipc"
 
 ORDER = """
 errors settings progress streams installed backend provenance
-storage.files storage.hdf5 storage.places
+storage.files storage.hdf5 storage.layout storage.places
 nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
 nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.local nn.engine
 nn.levels models.inputs models.pointnet models.pointnet2 models.model
-data.prepare data.clouds data.augment data.shapes
+data.prepare data.clouds data.groups_file data.augment data.shapes
 data.readers.packed data.readers.text_points data.readers.point_files data.readers.foreign_hdf5
 data.readers.modelnet data.readers.tree data.readers.source
 models.file models.checkpoint

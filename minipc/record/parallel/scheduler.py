@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING
 from minipc.backend import blas_on_one_thread, load, one_blas_thread
 from minipc.errors import BackendError, DataError, MinipcError
 from minipc.models.file import model_id, on_module
-from minipc.models.model import net
 from minipc.record.embedded import check_recorded
 from minipc.record.recorder import compute_shard, model_teacher, provenance_of
 from minipc.record.shard import commit_shard, shard_name
@@ -43,7 +42,7 @@ RETRIES = 2  # of a shard that failed; Dask itself counts workers that a shard k
 
 def on_scheduler(
     address: str,
-    read: Callable[[], tuple[Clouds, Model]],
+    read: Callable[[], tuple[Clouds, Model, tuple]],
     recording: Recording,
     store: Store,
     teacher: Callable[..., Any],
@@ -52,12 +51,12 @@ def on_scheduler(
 ) -> None:
     """Let the workers at address commit the missing shards of a Store into its parts.
 
-    read: picklable, takes no arguments, returns (Clouds, Model); one worker calls it and passes the
-    result to the others.  The other arguments are those of compute in recorder.record; workers
-    build the teacher from the Model.  Raises BackendError if distributed is missing, the scheduler
-    does not answer or no worker is left; DataError if a committed shard is not visible here; the
-    MinipcError that a worker raised; and MinipcError for any other failure there.  Every exception,
-    including Ctrl-C, cancels the remaining tasks; committed shards stay.
+    read: picklable, takes no arguments, returns (Clouds, Model, groups of these clouds); one worker
+    calls it and passes the result to the others.  The other arguments are those of compute in
+    recorder.record; workers build the teacher from the Model.  Raises BackendError if distributed
+    is missing, the scheduler does not answer or no worker is left; DataError if a committed shard
+    is not visible here; the MinipcError that a worker raised; and MinipcError for any other failure
+    there.  Every exception, including Ctrl-C, cancels the remaining tasks; committed shards stay.
     """
     with _client(address) as client:
         done: queue.SimpleQueue[Any]
@@ -102,17 +101,17 @@ def on_scheduler(
 
 
 def _read(
-    read: Callable[[], tuple[Clouds, Model]], plan: Plan
+    read: Callable[[], tuple[Clouds, Model, tuple]], plan: Plan
 ) -> tuple[Clouds, Model, tuple[Any, ...]]:
     """Return the clouds and the teacher of the plan, and the groups; runs on a worker."""
-    clouds, model = read()
+    clouds, model, groups = read()
     check_recorded(clouds, plan, "scheduler: the clouds that a worker reads")
     if model_id(model) != plan.teacher_id:
         raise DataError(
             f"scheduler: a worker reads teacher {model_id(model)[:16]} under its name, the plan "
             f"has {plan.teacher_id[:16]}; give workers the files of this process"
         )
-    return clouds, model, net(model.config).prepare(model.config, clouds.points)
+    return clouds, model, groups
 
 
 def _compute(
