@@ -19,7 +19,7 @@ class Setting(NamedTuple):
     kind: type  # int, float, str or bool
     default: Any
     option: str  # on the command line, with _ for -; the name if not given
-    group: str  # options of one group stand together
+    group: str  # its heading in --help
     help: str = ""  # in --help
     more: str = ""  # what docs/settings.md says beside it
     low: float = -inf  # smallest and ...
@@ -29,6 +29,7 @@ class Setting(NamedTuple):
     choices: tuple[str, ...] = ()  # all values, of text
     expected: str = ""  # the bounds for people; follows from choices
     unless_given: str = ""  # the default in words; the option is then None if it is not given
+    metavar: str = ""  # what --help shows for a number: its letter in the formula, or a word
 
     @property
     def values(self) -> str:
@@ -99,6 +100,7 @@ def take(given: dict[str, Any], *kinds: type) -> list[Any]:
 
 
 SEED: dict[str, Any] = {  # the key width of Philox4x64
+    "metavar": "S",
     "low": 0,
     "below": 2**64,
     "expected": "an integer from 0 to 2^64 - 1",
@@ -115,6 +117,7 @@ class LossConfig:
     kd_weight: float = setting(
         0.5,
         group="Loss",
+        metavar="A",
         help="a: share of distillation.",
         more="1 - a is the share of the labels.",
         low=0,
@@ -124,6 +127,7 @@ class LossConfig:
     self_weight: float = setting(
         0.0,
         group="Loss",
+        metavar="B",
         help="b: subtracted self-distillation.",
         more="With the guard it must be less than a / 2.",
         low=0,
@@ -132,6 +136,7 @@ class LossConfig:
     temperature: float = setting(
         1.0,
         group="Loss",
+        metavar="T",
         help="T of both divergences.",
         low=1,
         high=1e6,  # T^2 must stay far from what float32 holds
@@ -140,6 +145,7 @@ class LossConfig:
     label_smoothing: float = setting(
         0.0,
         group="Loss",
+        metavar="E",
         help="e of the label term.",
         more="y = (1 - e) onehot + e / K.",
         low=0,
@@ -181,6 +187,7 @@ class SelfConfig:
         1,
         option="self_every",
         group="Earlier self",
+        metavar="N",
         help="Epochs between snapshots.",
         low=1,
         expected="at least 1 epoch",
@@ -189,6 +196,7 @@ class SelfConfig:
         0.99,
         option="ema_decay",
         group="Earlier self",
+        metavar="M",
         help="m of the moving average, per step.",
         low=0,
         below=1,
@@ -206,6 +214,7 @@ class TrainConfig:
     val_fraction: float = setting(
         0.0,
         group="Epochs",
+        metavar="F",
         help="Share of the training clouds held out to choose best.h5 by.",
         more="Of each class.",
         low=0,
@@ -215,7 +224,8 @@ class TrainConfig:
     epochs: int = setting(
         60,
         group="Epochs",
-        more="Passes over the training clouds.",
+        metavar="N",
+        help="Passes over the training clouds.",
         low=1,
         expected="a positive integer",
         unless_given="60; 40 without arguments",
@@ -223,13 +233,16 @@ class TrainConfig:
     batch_size: int = setting(
         32,
         group="Steps",
-        more="Clouds in a step, at least 2; the last incomplete batch of an epoch is dropped.",
+        metavar="N",
+        help="Clouds in a step, at least 2.",
+        more="The last incomplete batch of an epoch is dropped.",
         low=1,
         expected="a positive integer",
     )
     lr: float = setting(
         3e-3,
         group="Steps",
+        metavar="RATE",
         help="Largest learning rate.",
         more="After the warm-up.",
         above=0,
@@ -239,23 +252,27 @@ class TrainConfig:
     weight_decay: float = setting(
         1e-2,
         group="Steps",
-        more="On the weights of linear layers alone.",
+        metavar="W",
+        help="On the weights of linear layers alone.",
         low=0,
         expected="a value >= 0",
     )
     warmup_steps: int = setting(
         200,
         group="Steps",
-        more="The learning rate rises linearly over them, then falls to zero as a cosine.",
+        metavar="N",
+        help="Steps over which the learning rate rises.",
+        more="It rises linearly, then falls to zero as a cosine.",
         low=0,
         expected="an integer >= 0",
     )
     optimiser: str = setting(
-        "adamw", group="Steps", more="sgd has momentum 0.9.", choices=("adamw", "sgd")
+        "adamw", group="Steps", help="sgd has momentum 0.9.", choices=("adamw", "sgd")
     )
     clip_norm: float = setting(
         0.0,
         group="Steps",
+        metavar="NORM",
         help="Largest gradient norm.",
         more="The joint 2-norm of all gradients.",
         low=0,
@@ -263,11 +280,11 @@ class TrainConfig:
         unless_given="no clipping",
     )
     seed: int = setting(
-        0, group="Steps", more="Of the first weights, the shuffles and dropout.", **SEED
+        0, group="Steps", help="Of the first weights, the shuffles and dropout.", **SEED
     )
     engine: str = setting(
         "fused",
-        group="Engine",
+        group="Machine",
         help="textbook: the same operation by operation, slower.",
         more="They round differently.",
         choices=("fused", "textbook"),
@@ -308,7 +325,8 @@ class RecordConfig:
 
     views: int = setting(
         10,
-        group="Views",
+        group="Recording",
+        metavar="N",
         help="Augmented views of each cloud.",
         low=1,
         high=100_000,  # as many as the names of shards have digits for

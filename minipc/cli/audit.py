@@ -1,10 +1,18 @@
 """minipc audit: checks of the mathematics, mutants, vectors, and a record's teacher."""
 
 from contextlib import nullcontext
+from typing import Any
 
 import click
 
-from minipc.cli.options import FILE, Verb, common_options, given_options, setting_options
+from minipc.cli.options import (
+    FILE,
+    Verb,
+    common_options,
+    given_options,
+    option,
+    setting_options,
+)
 from minipc.cli.show import Console, result
 from minipc.errors import CheckFailed, MinipcError
 from minipc.settings import LossConfig, option_names, take
@@ -14,40 +22,35 @@ OF_RECORD = ("data", *option_names(LossConfig), "self_record")
 
 @click.command("audit", cls=Verb, short_help="Check the mathematics, or a record's teacher.")
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option(
+@option(
     "--inject",
+    group="Checks",
     metavar="MUTANT",
     help="Break one thing on purpose, or all, one after another; see --list.",
 )
-@click.option("--list", "listed", is_flag=True, help="List the mutants.")
-@click.option(
+@option("--list", "listed", group="Checks", is_flag=True, help="List the mutants.")
+@option(
     "--vectors",
+    group="Checks",
     is_flag=True,
     help="Hold the loss against the conformance vectors, number by number.",
 )
-@click.option(
-    "--record",
-    metavar="FILE",
-    type=FILE,
-    help="What a record says of its teacher, and of safe weights.",
-)
+@option("--record", help="What a record says of its teacher, and of safe weights.")
+@option("--self-record")
 @setting_options(LossConfig, leave_out=("guard",), self_weight=0.2)
-@click.option(
-    "--self-record", metavar="FILE", type=FILE, help="An earlier student's record, for --record."
-)
 @common_options
 def command(
-    data,
-    inject,
-    listed,
-    vectors,
-    record,
-    self_record,
-    as_json,
-    quiet,
-    verbose,
-    **weights,
-):
+    data: str | None,
+    inject: str | None,
+    listed: bool,
+    vectors: bool,
+    record: str | None,
+    self_record: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **weights: Any,
+) -> None:
     """Hold every gradient against central differences, and every value against its definition.
 
     Ends with 0 if everything holds and with 4 if something does not.  With --inject a mutant is in
@@ -83,7 +86,7 @@ def command(
         raise CheckFailed(values["failed"])
 
 
-def _audit(name, console):
+def _audit(name: str | None, console: Console) -> dict[str, Any]:
     """Return the values of one audit, with the mutant of this name, or without one for None."""
     from minipc.audit import checks, mutants
 
@@ -91,7 +94,7 @@ def _audit(name, console):
     with mutants.broken(mutant) if mutant else nullcontext():
         results = checks.audit(console.progress)
     failed = [check for check in results if not check.passed]
-    values = {
+    values: dict[str, Any] = {
         "passed": not failed,
         "mutant": name,
         "mutant_says": mutant and mutant.says,
@@ -111,11 +114,11 @@ def _audit(name, console):
     return values
 
 
-def _all_mutants(console):
+def _all_mutants(console: Console) -> dict[str, Any]:
     """Return the values of all mutants; each stops at the first check that catches it."""
     from minipc.audit import checks, mutants
 
-    caught = {}
+    caught: dict[str, Any] = {}
     for number, (name, mutant) in enumerate(mutants.MUTANTS.items()):
         console.progress(number, len(mutants.MUTANTS), name)
         with mutants.broken(mutant):
@@ -127,30 +130,31 @@ def _all_mutants(console):
         }
     console.progress(1, 1, "")
     survived = [name for name, check in caught.items() if check is None]
-    values = {"passed": not survived, "mutants": caught}
+    values: dict[str, Any] = {"passed": not survived, "mutants": caught}
     if survived:
         values["failed"] = f"mutants survived: {', '.join(survived)}; please report it"
     return values
 
 
-def _mutants():
+def _mutants() -> dict[str, Any]:
     from minipc.audit.mutants import MUTANTS
 
     return {"mutants": {name: mutant.says for name, mutant in MUTANTS.items()}}
 
 
-def _vectors():
+def _vectors() -> dict[str, Any]:
     """Return how far our loss is from the conformance vectors."""
     from minipc.audit.vectors import TOLERANCE, check
 
-    found = check()
-    case, number, worst = found[0]
-    values = {
+    differences = check()
+    case, number, worst = differences[0]
+    values: dict[str, Any] = {
         "passed": worst <= TOLERANCE,
-        "cases": len({case for case, _, _ in found}),
-        "numbers": len(found),
+        "cases": len({case for case, _, _ in differences}),
+        "numbers": len(differences),
         "largest": {
-            name: max(error for _, other, error in found if other == name) for _, name, _ in found
+            name: max(error for _, other, error in differences if other == name)
+            for _, name, _ in differences
         },
         "worst": {"case": case, "number": number, "error": worst},
         "tolerance": TOLERANCE,
@@ -162,18 +166,20 @@ def _vectors():
     return values
 
 
-def _teacher(record, data, self_record, loss):
+def _teacher(
+    record: str, data: str | None, self_record: str | None, loss: LossConfig
+) -> dict[str, Any]:
     """Return what a record says about its teacher."""
     from minipc.audit.teacher import SAFE_B
     from minipc.verbs.audit import audit_record
 
-    found = audit_record(record, data, loss, self_record)
+    audited = audit_record(record, data, loss, self_record)
     return {
         "record": record,
         "kd_weight": loss.kd_weight,
         "self_weight": loss.self_weight,
         "temperature": loss.temperature,
         "label_smoothing": loss.label_smoothing,
-        **found._asdict(),
+        **audited._asdict(),
         "safe_b_edges": [*SAFE_B[:-1], None],  # the last interval has no end
     }

@@ -3,12 +3,12 @@
 import click
 
 from minipc.cli.info import command as info
-from minipc.cli.options import FILE, Verbs, common_options
+from minipc.cli.options import FILE, Verbs, common_options, option
 from minipc.cli.show import Console, result
 
 
 @click.group("data", cls=Verbs)
-def command():
+def command() -> None:
     """Make, pack and describe data sets."""
 
 
@@ -16,10 +16,10 @@ command.add_command(info)
 
 
 @command.command("make")
-@click.option("--out", "-o", type=FILE, required=True, help="File to write.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@option("--out", required=True)
+@option("--seed", metavar="S", type=int, default=0, help="Seed of the shapes.")
 @common_options
-def make(out, seed, as_json, quiet, verbose):
+def make(out: str, seed: int, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Write the built-in procedural shapes to one file."""
     from minipc.data.clouds import write_clouds
     from minipc.data.shapes import built_in_shapes
@@ -33,47 +33,49 @@ def make(out, seed, as_json, quiet, verbose):
 
 @command.command("pack")
 @click.argument("source", metavar="SRC", type=FILE)
-@click.option("--out", "-o", type=FILE, required=True, help="File to write.")
-@click.option(
-    "--num-points", type=int, default=1024, show_default=True, help="Points of each packed cloud."
-)
-@click.option(
+@option("--out", required=True)
+@option("--dry-run")
+@option("--num-points", default=1024)
+@option(
     "--up-axis",
-    type=click.Choice(["x", "y", "z", "unknown"]),
-    help="Stored and compared ever after.  [default: y for ModelNet40, else unknown]",
+    help="Of the clouds; stored in the file.",
+    unless_given="y for ModelNet40, else unknown",
 )
-@click.option(
+@option(
     "--normalisation",
+    group="Clouds",
     type=click.Choice(["unit_sphere", "none"]),
     default="unit_sphere",
-    show_default=True,
     help="What is done to each whole cloud.",
 )
-@click.option(
+@option(
     "--test-fraction",
+    group="Clouds",
+    metavar="F",
     type=float,
-    help="Share of each class, where SRC has no split.  [default: 0.2]",
+    help="Share of each class, where SRC has no split.",
+    unless_given="0.2",
 )
-@click.option(
+@option(
     "--val-split",
+    group="Clouds",
     type=click.Choice(["train", "leave-out"]),
     help="What becomes of a third split (val): joined to the training clouds, or not packed.",
 )
-@click.option("--dry-run", is_flag=True, help="Read and check everything, write nothing.")
 @common_options
 def pack(
-    source,
-    out,
-    num_points,
-    up_axis,
-    normalisation,
-    test_fraction,
-    val_split,
-    dry_run,
-    as_json,
-    quiet,
-    verbose,
-):
+    source: str,
+    out: str,
+    dry_run: bool,
+    num_points: int,
+    up_axis: str | None,
+    normalisation: str,
+    test_fraction: float | None,
+    val_split: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Pack SRC into one file: the HDF5 folder of ModelNet40, a tree of files, or one HDF5 file.
 
     A tree is class/file, class/train/file or train/class/file, a file one cloud: .npy, .npz, .xyz,

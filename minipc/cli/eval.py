@@ -2,28 +2,34 @@
 
 import click
 
-from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.options import FILE, Verb, option, shared_options
 from minipc.cli.show import Console, result
 
 
 @click.command("eval", cls=Verb, short_help="Accuracy of a model on the test split.")
 @click.argument("model", metavar="MODEL", type=FILE)
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option(
+@option(
     "--votes",
+    metavar="N",
     type=click.IntRange(0, 1000),
     default=0,
-    show_default=True,
     help="Also the mean softmax over so many fixed views; it flatters.",
 )
-@click.option(
-    "--teacher",
-    metavar="MODEL",
-    type=FILE,
-    help="Also how often the arg-max agrees with this model's.",
-)
+@option("--teacher", help="Also how often the arg-max agrees with this model's.")
 @shared_options
-def command(model, data, votes, teacher, backend, engine, threads, as_json, quiet, verbose):
+def command(
+    model: str,
+    data: str | None,
+    votes: int,
+    teacher: str | None,
+    backend: str,
+    engine: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Evaluate MODEL (a file, or a run folder) on the test split of DATA.
 
     Without DATA, the file it was trained on is looked for beside the model and here.

@@ -9,7 +9,7 @@ from minipc.cli.show import result
 @click.command("info", cls=Verb, short_help="What any of our files is, and whether it is intact.")
 @click.argument("file", metavar="FILE", type=FILE)
 @common_options
-def command(file, as_json, quiet, verbose):
+def command(file: str, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Say what FILE is, made from what and by what, after reading all of it.
 
     FILE: data, a model, a record, a shard or a checkpoint; a run folder; the folder of an

@@ -1,8 +1,17 @@
 """minipc loss: the formula in use, its weights in other libraries, and where it is bounded."""
 
+from typing import Any
+
 import click
 
-from minipc.cli.options import FILE, Verb, common_options, given_options, setting_options
+from minipc.cli.options import (
+    FILE,
+    Verb,
+    common_options,
+    given_options,
+    option,
+    setting_options,
+)
 from minipc.cli.show import result
 from minipc.errors import UsageError
 from minipc.settings import LossConfig, take
@@ -10,32 +19,35 @@ from minipc.settings import LossConfig, take
 
 @click.command("loss", cls=Verb, short_help="The formula in use, its conventions and its bound.")
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
+@option("--record", help="Take the rows of this record; DATA are its clouds.")
+@option("--self-record")
+@option(
+    "--classes",
+    metavar="K",
+    type=click.IntRange(2, 10**6),
+    help="K without --record.",
+    unless_given="40",
+)
 @setting_options(LossConfig)
-@click.option(
-    "--record", metavar="FILE", type=FILE, help="Take the rows of this record; DATA are its clouds."
-)
-@click.option(
-    "--self-record", metavar="FILE", type=FILE, help="An earlier student's record, for --record."
-)
-@click.option("--classes", type=click.IntRange(2, 10**6), help="K without --record.  [default: 40]")
-@click.option(
+@option(
     "--from",
     "theirs",
+    group="Loss",
     metavar="NAME=WEIGHT",
     help="Translate another library's weight, e.g. deit=0.5.",
 )
 @common_options
 def command(
-    data,
-    record,
-    self_record,
-    classes,
-    theirs,
-    as_json,
-    quiet,
-    verbose,
-    **weights,
-):
+    data: str | None,
+    record: str | None,
+    self_record: str | None,
+    classes: int | None,
+    theirs: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **weights: Any,
+) -> None:
     """Show the loss with its numbers filled in, and what they mean.
 
     The same weights in the conventions of other libraries; whether the loss is bounded below, with
@@ -96,7 +108,7 @@ def command(
     result(values, as_json, of_loss)
 
 
-def _named_weight(text):
+def _named_weight(text: str) -> tuple[str, float]:
     """Return the name and the weight of NAME=WEIGHT."""
     name, _, weight = text.partition("=")
     try:
@@ -105,18 +117,18 @@ def _named_weight(text):
         raise UsageError(f"from: expected NAME=WEIGHT, e.g. deit=0.5, got {text!r}") from None
 
 
-def _elsewhere(a, T, K):
+def _elsewhere(a: float, T: float, K: int) -> dict[str, Any]:
+    """Return {library: the same weight in its convention}."""
     from minipc.audit.conventions import CONVENTIONS, to_theirs
 
-    found = {}
+    conventions = {}
     for name, convention in CONVENTIONS.items():
         weight, times = to_theirs(name, a, T, K)
-        found[name] = {
+        finite = weight < float("inf")  # inf: no weight of theirs turns labels off
+        conventions[name] = {
             "used_by": convention.used_by,
             "formula": convention.formula,
-            "weight": weight
-            if weight < float("inf")
-            else None,  # inf: no weight of theirs turns labels off
-            "ours_is_times_theirs": times if weight < float("inf") else None,
+            "weight": weight if finite else None,
+            "ours_is_times_theirs": times if finite else None,
         }
-    return found
+    return conventions

@@ -8,6 +8,8 @@ import errno
 import importlib
 import os
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import click
 
@@ -22,21 +24,22 @@ VERBS = ("record", "verify", "train", "eval", "predict", "data", "info", "audit"
 class Lazy(click.Group):
     """A group whose verbs have one file each, imported when they are needed."""
 
-    def __init__(self, *arguments, **settings):
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
-        self.commands = dict.fromkeys(VERBS)  # names alone: click suggests one for a typing error
+        names: Any = dict.fromkeys(VERBS)
+        self.commands = names  # without the commands: click suggests a name for a typing error
 
-    def list_commands(self, context):
+    def list_commands(self, context: click.Context) -> list[str]:
         return list(VERBS)
 
-    def get_command(self, context, name):
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in VERBS:
             return None
         return importlib.import_module(f"minipc.cli.{name}").command
 
 
-def _versions(context, parameter, wanted):
-    if not wanted or context.resilient_parsing:
+def _versions(context: click.Context, parameter: click.Parameter, given: bool) -> None:
+    if not given or context.resilient_parsing:
         return
     from minipc.report.environment import versions
 
@@ -53,9 +56,9 @@ def _versions(context, parameter, wanted):
     is_eager=True,
     expose_value=False,
     callback=_versions,
-    help="Versions of minipc and of what it stands on.",
+    help="Versions of minipc and of the packages that it uses.",
 )
-def minipc():
+def minipc() -> None:
     """Offline distillation for point clouds: record a teacher once, train tiny students anywhere.
 
     In an empty folder, `minipc record` and then `minipc train` show the whole way on built-in
@@ -67,7 +70,7 @@ def minipc():
     """
 
 
-def main(arguments=None):
+def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; every expected failure ends as one line on stderr and its exit code."""
     try:
         code = minipc.main(arguments, prog_name="minipc", standalone_mode=False) or 0
@@ -96,7 +99,7 @@ def main(arguments=None):
     sys.exit(code)
 
 
-def _fail(message, code):
+def _fail(message: str, code: int) -> int:
     line = " ".join(message.split())
     click.echo(f"minipc: {line}", err=True)
     return code

@@ -2,30 +2,36 @@
 
 import click
 
-from minipc.cli.options import FILE, Verb, shared_options
+from minipc.cli.options import FILE, Verb, option, shared_options
 from minipc.cli.show import Console, result
 
 
 @click.command("predict", cls=Verb, short_help="The class of single clouds.")
 @click.argument("model", metavar="MODEL", type=FILE)
 @click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
-@click.option(
-    "--top", type=click.IntRange(1), default=1, show_default=True, help="Classes told of each file."
+@option(
+    "--top", metavar="N", type=click.IntRange(1), default=1, help="Classes shown for each file."
 )
-@click.option("--num-points", type=int, help="Points of each cloud.  [default: as in training]")
-@click.option(
-    "--up-axis",
-    type=click.Choice(["x", "y", "z", "unknown"]),
-    help="Of the files; compared with the model's.",
-)
+@option("--num-points", unless_given="as in training")
+@option("--up-axis")
 @shared_options
 def command(
-    model, files, top, num_points, up_axis, backend, engine, threads, as_json, quiet, verbose
-):
-    """Predict the class of each FILE (.npy, .npz, .xyz, .txt, .csv or .pts) with MODEL, a file or a
-    run folder.
+    model: str,
+    files: tuple[str, ...],
+    top: int,
+    num_points: int | None,
+    up_axis: str | None,
+    backend: str,
+    engine: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Predict the class of each FILE with MODEL (a file, or a run folder).
 
-    Each cloud is normalised and brought to its number of points as `minipc data pack` does it.
+    FILE: .npy, .npz, .xyz, .txt, .csv or .pts.  Each cloud is normalised and brought to its number
+    of points as `minipc data pack` does it.
     """
     from minipc.backend import load
     from minipc.report.lines import of_predict

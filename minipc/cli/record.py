@@ -1,8 +1,10 @@
 """minipc record: run the teacher over augmented views of each training cloud."""
 
+from typing import Any
+
 import click
 
-from minipc.cli.options import FILE, Verb, setting_options, shared_options
+from minipc.cli.options import FILE, Verb, option, setting_options, shared_options
 from minipc.cli.show import Console, result
 from minipc.settings import RecordConfig, chosen
 
@@ -12,7 +14,9 @@ class ShareOf(click.ParamType):
 
     name = "i/n"
 
-    def convert(self, value, parameter, context):
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
         try:
             number, count = (int(part) for part in value.split("/"))
         except ValueError:
@@ -29,55 +33,55 @@ class ShareOf(click.ParamType):
     short_help="Run a teacher once over augmented views.",
 )
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option(
-    "--teacher",
-    metavar="MODEL",
-    type=FILE,
-    help="The trained teacher: a model file or a run folder.",
-)
-@setting_options(RecordConfig, "Views")
-@click.option("--out", "-o", type=FILE, default="record.h5", show_default=True, help="The record.")
-@setting_options(RecordConfig, "Recording")
-@click.option("--dry-run", is_flag=True, help="Check and say what would be done; change nothing.")
-@click.option(
-    "--workers",
-    type=click.IntRange(1, 1000),
-    default=1,
-    show_default=True,
-    help="Processes, each with its share of the shards.",
-)
-@click.option(
-    "--shards",
-    "share",
-    type=ShareOf(),
-    help="Only every n-th shard from the i-th on; a later run finishes.",
-)
-@click.option(
-    "--scheduler", metavar="ADDRESS", help="A Dask scheduler whose workers compute the shards."
-)
-@click.option(
+@option("--teacher", help="The trained teacher: a model file or a run folder.")
+@option("--out", default="record.h5", help="The record.")
+@option("--dry-run")
+@setting_options(RecordConfig)
+@option(
     "--force",
+    group="Recording",
     is_flag=True,
     help="Record a teacher that is no better than chance, or depends on the block.",
 )
+@option(
+    "--workers",
+    group="Machine",
+    metavar="N",
+    type=click.IntRange(1, 1000),
+    default=1,
+    help="Processes, each with its share of the shards.",
+)
+@option(
+    "--shards",
+    "share",
+    group="Machine",
+    type=ShareOf(),
+    help="Only every n-th shard from the i-th on; a later run finishes.",
+)
+@option(
+    "--scheduler",
+    group="Machine",
+    metavar="ADDRESS",
+    help="A Dask scheduler whose workers compute the shards.",
+)
 @shared_options
 def command(
-    data,
-    teacher,
-    out,
-    dry_run,
-    workers,
-    share,
-    scheduler,
-    force,
-    backend,
-    engine,
-    threads,
-    as_json,
-    quiet,
-    verbose,
-    **given,
-):
+    data: str | None,
+    teacher: str | None,
+    out: str,
+    dry_run: bool,
+    force: bool,
+    workers: int,
+    share: tuple[int, int] | None,
+    scheduler: str | None,
+    backend: str,
+    engine: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **given: Any,
+) -> None:
     """Record a teacher's logits over augmented views of each training cloud.
 
     Without arguments, in an empty folder: makes built-in shapes (shapes.h5), trains a teacher on
@@ -110,11 +114,15 @@ def command(
     with Console(quiet, verbose) as console:
         xp = load(backend, console.say)
         if dry_run:
-            found = record.forecast(data, teacher, **what) if data else demo.forecast(**what)
-            return result(found._asdict(), as_json, lines.of_record_dry_run)
+            if data is None or teacher is None:
+                plan = demo.forecast(**what)
+            else:
+                plan = record.forecast(data, teacher, **what)
+            result(plan._asdict(), as_json, lines.of_record_dry_run)
+            return
         settings = dict(what, force=force, xp=xp, engine=engine, threads=threads)
         settings |= dict(say=console.say, progress=console.progress)
-        if data is None:
+        if data is None or teacher is None:
             done = demo.record(**settings)
         else:
             done = record.record(

@@ -3,8 +3,10 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from math import isfinite
+from typing import Any
 
 import click
 
@@ -16,34 +18,35 @@ SECONDS_BETWEEN_LINES = 5
 class Console:
     """Announcements and progress on stderr; silent if quiet."""
 
-    def __init__(self, quiet, verbose=False):
+    def __init__(self, quiet: bool, verbose: bool = False) -> None:
         self.quiet, self.verbose = quiet or sys.stderr is None, verbose  # None: closed by the shell
-        self.bar, self.text = None, None
+        self.bar: Any = None
+        self.text: str | None = None
         self.start = self.last = 0.0
 
-    def __enter__(self):
+    def __enter__(self) -> "Console":
         return self
 
-    def __exit__(self, *raised):
+    def __exit__(self, *raised: object) -> None:
         self.end()  # also after an error, because a bar hides the cursor
 
-    def say(self, line):
+    def say(self, line: str) -> None:
         """Print one line."""
         self.end()
         self._echo(line)
 
-    def _echo(self, line):
+    def _echo(self, line: str) -> None:
         """Print one line; a log on a full disk must not end a long training."""
         if not self.quiet:
             with suppress(OSError):
                 click.echo(line, err=True)
 
-    def detail(self, line):
+    def detail(self, line: str) -> None:
         """Print one line, only with --verbose."""
         if self.verbose:
             self.say(line)
 
-    def progress(self, done, total, text):
+    def progress(self, done: int, total: int, text: str) -> None:
         """Show done of total and the time left: a bar on a terminal, else a line now and then."""
         if self.quiet:
             return
@@ -66,21 +69,23 @@ class Console:
         if done >= total:
             self.end()
 
-    def end(self):
+    def end(self) -> None:
         """Close the bar; the next progress starts a new one."""
         if self.bar is not None:
             self.bar.__exit__(None, None, None)
         self.bar, self.text = None, None
 
 
-def duration(seconds):
+def duration(seconds: float) -> str:
     """Return seconds as text, in s, min or h."""
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def result(values, as_json, lines):
+def result(
+    values: dict[str, Any], as_json: bool, lines: Callable[[dict[str, Any]], list[str]]
+) -> None:
     """Print values, a dict, as one JSON object, or the text that lines(values) makes, on stdout.
 
     Raises MinipcError for a full disk.
@@ -96,7 +101,7 @@ def result(values, as_json, lines):
         ) from reason
 
 
-def _without_infinities(value):
+def _without_infinities(value: Any) -> Any:
     """Return value with None for each float that JSON cannot write: infinities and NaN."""
     if isinstance(value, dict):
         return {name: _without_infinities(each) for name, each in value.items()}

@@ -1,11 +1,12 @@
 """minipc train: a student from a record, or any model from labels."""
 
 import os
+from typing import Any
 
 import click
 from click.core import ParameterSource
 
-from minipc.cli.options import FILE, Verb, given_options, setting_options, shared_options
+from minipc.cli.options import FILE, Verb, given_options, option, setting_options, shared_options
 from minipc.cli.show import Console, result
 from minipc.settings import LossConfig, SelfConfig, TrainConfig, chosen, option_names, take
 
@@ -20,7 +21,9 @@ class Views(click.ParamType):
 
     name = "A:B"
 
-    def convert(self, value, parameter, context):
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
         try:
             first, stop = (
                 int(part) for part in (value if ":" in value else f"0:{value}").split(":")
@@ -38,53 +41,65 @@ class Views(click.ParamType):
     interrupted="finished epochs are kept; go on with: minipc train --resume --out FOLDER",
 )
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option("--record", metavar="FILE", type=FILE, help="The record to learn from.")
-@click.option(
-    "--views", type=Views(), help="Only views A .. B-1 of the record; B is 0:B.  [default: all]"
+@option("--record", help="The record to learn from.")
+@option(
+    "--views",
+    type=Views(),
+    help="Only views A .. B-1 of the record; B is 0:B.",
+    unless_given="all",
 )
-@click.option(
-    "--labels-only", is_flag=True, help="Labels alone; with --record on the views of the record."
-)
-@click.option(
+@option("--self-record", help="An earlier student's record, for --self-target record.")
+@option("--out", metavar="FOLDER", help="Run folder.", unless_given="run, run-2, ...")
+@option("--dry-run")
+@option(
     "--model",
+    group="Model",
+    metavar="NAME",
     default="tiny",
-    show_default=True,
     help="teacher, student, tiny, or widths: 16-16-32-64:32.",
+)
+@option(
+    "--labels-only",
+    group="Loss",
+    is_flag=True,
+    help="Labels alone; with --record on the views of the record.",
 )
 @setting_options(LossConfig)
 @setting_options(SelfConfig)
-@click.option(
-    "--self-record", metavar="FILE", type=FILE, help="An earlier student, for --self-target record."
-)
 @setting_options(TrainConfig, "Epochs")
-@click.option("--stop-after", type=int, metavar="E", help="Stop after epoch E; --resume goes on.")
-@click.option(
-    "--resume", is_flag=True, help="Go on with the run in --out, or with the last one here."
+@option(
+    "--stop-after",
+    group="Epochs",
+    metavar="N",
+    type=int,
+    help="Stop after epoch N; --resume goes on.",
+)
+@option(
+    "--resume",
+    group="Epochs",
+    is_flag=True,
+    help="Go on with the run in --out, or with the last one here.",
 )
 @setting_options(TrainConfig, "Steps")
-@click.option("--out", "-o", type=FILE, help="Run folder.  [default: run, run-2, ...]")
-@click.option(
-    "--dry-run", is_flag=True, help="Check everything, say what would be trained, write nothing."
-)
 @shared_options
 def command(
-    data,
-    record,
-    views,
-    labels_only,
-    model,
-    self_record,
-    stop_after,
-    resume,
-    out,
-    dry_run,
-    backend,
-    threads,
-    as_json,
-    quiet,
-    verbose,
-    **given,
-):
+    data: str | None,
+    record: str | None,
+    views: tuple[int, int] | None,
+    self_record: str | None,
+    out: str | None,
+    dry_run: bool,
+    model: str,
+    labels_only: bool,
+    stop_after: int | None,
+    resume: bool,
+    backend: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+    **given: Any,
+) -> None:
     """Train a model and write a run folder.
 
     Without arguments: takes record.h5 and the data file that it names, trains a tiny student on
@@ -110,7 +125,7 @@ def command(
         if resume:
             runs = _resumed(out, data, record, self_record, running)
         else:
-            files = dict(data=data, record=record, labels_only=labels_only)
+            files: dict[str, Any] = dict(data=data, record=record, labels_only=labels_only)
             files |= dict(self_record=self_record, views=views)
             runs = _new(model, given, files, dict(out=out, dry_run=dry_run), running)
     if dry_run:
@@ -120,25 +135,31 @@ def command(
     result(values, as_json, of_train)
 
 
-def _refuse_useless(given, labels_only, resume):
+def _refuse_useless(given: dict[str, Any], labels_only: bool, resume: bool) -> None:
     """Raise UsageError for an option on the command line that has no effect with the others."""
     for name, source in given_options().items():
         if source is not ParameterSource.COMMANDLINE:
             continue  # a variable or a key in a file may be set for other runs
-        option, kind = f"--{name.replace('_', '-')}", OF_ONE_TARGET.get(name)
+        flag, kind = f"--{name.replace('_', '-')}", OF_ONE_TARGET.get(name)
         if labels_only and name in OF_DISTILLATION:
-            raise click.UsageError(f"--labels-only has no use for {option}; leave one out")
+            raise click.UsageError(f"--labels-only has no use for {flag}; leave one out")
         if resume:
             continue  # resume() compares them with the run's own settings
         if given["self_weight"] == 0 and name in OF_SELF:
-            raise click.UsageError(f"{option} has no use without --self-weight, e.g. 0.2; add it")
+            raise click.UsageError(f"{flag} has no use without --self-weight, e.g. 0.2; add it")
         if kind not in (None, given["self_target"]):
             raise click.UsageError(
-                f"{option} goes with --self-target {kind}, not {given['self_target']}"
+                f"{flag} goes with --self-target {kind}, not {given['self_target']}"
             )
 
 
-def _new(model, given, files, place, running):
+def _new(
+    model: str,
+    given: dict[str, Any],
+    files: dict[str, Any],
+    place: dict[str, Any],
+    running: dict[str, Any],
+) -> list[Any]:
     """Return the Runs of new run folders: one, or two if no file is named."""
     from minipc.nn.losses import LABELS_ALONE
     from minipc.verbs import demo, train
@@ -155,12 +176,19 @@ def _new(model, given, files, place, running):
     (loss,) = take(weights, LossConfig)
     training, earlier = take(given, TrainConfig, SelfConfig)
     if bare:
-        return demo.train(model, loss, training, self_config=earlier, **place, **running)
+        # a dry run returns None
+        return demo.train(model, loss, training, self_config=earlier, **place, **running) or []
     what = files | place | running
     return [train.train(model, loss, training, self_config=earlier, **what)]
 
 
-def _resumed(out, data, record, self_record, running):
+def _resumed(
+    out: str | None,
+    data: str | None,
+    record: str | None,
+    self_record: str | None,
+    running: dict[str, Any],
+) -> list[Any]:
     """Return the Runs of a resumed run folder: its baseline, if it has one, and the run itself."""
     from minipc.runs.config import read_config
     from minipc.runs.folder import last_name
@@ -175,11 +203,13 @@ def _resumed(out, data, record, self_record, running):
     return [train.resume(out, **what)]
 
 
-def _given():
+def _given() -> dict[str | None, dict[str, Any]]:
     """Return {section of run.json: {setting: value}} of the options that were given."""
     params = click.get_current_context().params
     given = {name: params[name] for name in given_options()}
-    insisted = {section: chosen(given, kind) for section, kind in SECTIONS.items()}
+    insisted: dict[str | None, dict[str, Any]] = {
+        section: chosen(given, kind) for section, kind in SECTIONS.items()
+    }
     top = {"labels_only": "labels_only", "model": "name", "views": "views"}
     insisted[None] = {key: given[name] for name, key in top.items() if name in given}
     if "views" in insisted[None]:

@@ -1,8 +1,10 @@
 """minipc verify: the certificate of a record."""
 
+from typing import Any
+
 import click
 
-from minipc.cli.options import FILE, Verb, given_options, shared_options
+from minipc.cli.options import FILE, Verb, given_options, option, shared_options
 from minipc.cli.show import Console, result
 from minipc.errors import CheckFailed
 
@@ -12,7 +14,9 @@ class Sample(click.ParamType):
 
     name = "N|all"
 
-    def convert(self, value, parameter, context):
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
         if value is None or isinstance(value, int):
             return value
         if value == "all":
@@ -27,14 +31,21 @@ class Sample(click.ParamType):
 )
 @click.argument("record", metavar="RECORD", type=FILE)
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@click.option(
-    "--teacher", metavar="MODEL", type=FILE, help="Run this model again over a sample of the rows."
-)
-@click.option(
-    "--sample", type=Sample(), default="1024", show_default=True, help="Rows for --teacher, or all."
-)
+@option("--teacher", help="Run this model again over a sample of the rows.")
+@option("--sample", type=Sample(), default="1024", help="Rows for --teacher, or all.")
 @shared_options
-def command(record, data, teacher, sample, backend, engine, threads, as_json, quiet, verbose):
+def command(
+    record: str,
+    data: str | None,
+    teacher: str | None,
+    sample: int,
+    backend: str,
+    engine: str,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
     """Verify RECORD: its bytes, its data, every stored parameter, and with --teacher its logits.
 
     DATA are the clouds it was made from; without, they are taken from the record or looked for
@@ -47,7 +58,7 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
     if teacher is None and "sample" in given_options():
         raise click.UsageError("--sample has no use without --teacher; add it")
     with Console(quiet, verbose) as console:
-        found = verify(
+        verdict = verify(
             record,
             data,
             teacher,
@@ -58,6 +69,6 @@ def command(record, data, teacher, sample, backend, engine, threads, as_json, qu
             say=console.say,
             progress=console.progress,
         )
-    result({"record": record, **found._asdict()}, as_json, of_verify)
-    if not found.passed:
-        raise CheckFailed(f"{record}: {found.failed}")
+    result({"record": record, **verdict._asdict()}, as_json, of_verify)
+    if not verdict.passed:
+        raise CheckFailed(f"{record}: {verdict.failed}")

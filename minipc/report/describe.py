@@ -6,15 +6,16 @@ or removed, so a recording or a training can be inspected while it runs.
 
 import os
 from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 
-from minipc.data.clouds import read_clouds
+from minipc.data.clouds import Splits, read_clouds
 from minipc.errors import DataError
 from minipc.models.checkpoint import read_checkpoint
 from minipc.models.file import model_id, read_model
 from minipc.models.model import net
-from minipc.record.plan import read_plan
+from minipc.record.plan import Plan, read_plan
 from minipc.record.reader import RecordReader
 from minipc.record.shard import read_shard, shard_name
 from minipc.runs.folder import read_run, run_id_of
@@ -23,7 +24,7 @@ from minipc.storage import files
 IN_A_RUN = ("model.h5", "best.h5", "checkpoint.h5")
 
 
-def describe(path):
+def describe(path: str) -> dict[str, Any]:
     """Return the values of any file or folder that minipc wrote, a dict for JSON.
 
     Raises DataError for a path that is missing, damaged or not ours.
@@ -40,20 +41,20 @@ def describe(path):
         )
     kind = files.kind_of(path)
     if kind is None:
-        with files.guarded(
-            path, " or ".join(files.KINDS), 0
-        ):  # raises, with what the file is instead
+        # raises, with what the file is instead
+        with files.guarded(path, " or ".join(files.KINDS), 0):
             pass
+    assert kind is not None
     described = OF_KIND[kind](path)
     size = os.path.getsize(path)
     return {"file": str(path), "kind": kind, "bytes": size, **described, "intact": True}
 
 
-def _clouds(path):
+def _clouds(path: str) -> dict[str, Any]:
     return describe_splits(path, read_clouds(path))
 
 
-def _model(path):
+def _model(path: str) -> dict[str, Any]:
     model = read_model(path)
     return {
         "model_id": model_id(model),
@@ -66,7 +67,7 @@ def _model(path):
     }
 
 
-def _record(path):
+def _record(path: str) -> dict[str, Any]:
     with RecordReader(path) as reader:
         for view in range(reader.views):
             reader.view(view)  # raises for values that are not finite
@@ -80,19 +81,19 @@ def _record(path):
     }
 
 
-def _shard(path):
+def _shard(path: str) -> dict[str, Any]:
     plan = read_plan(os.path.join(os.path.dirname(path), "plan.json"))
     for view, first, stop in plan.shards():
         if shard_name(view, first) == os.path.basename(path):
             meta, _ = read_shard(path, plan, view, first, stop)
             return {**_of_plan(plan), **meta}
     raise DataError(
-        f"{path}: is no shard of the plan.json beside it; `minipc record` makes what is missing "
-        "again"
+        f"{path}: is no shard of the plan.json beside it; "
+        "`minipc record` makes what is missing again"
     )
 
 
-def _checkpoint(path):
+def _checkpoint(path: str) -> dict[str, Any]:
     checkpoint = read_checkpoint(path)
     return {
         "epochs": len(checkpoint.rows),
@@ -111,45 +112,42 @@ OF_KIND = {
 }
 
 
-def _recording(folder):
+def _recording(folder: str) -> dict[str, Any]:
     """Return the values of OUT.parts: the plan, and which of its shards exist and are intact."""
-    plan, out = (
-        read_plan(os.path.join(folder, "plan.json")),
-        folder.rstrip(os.sep).removesuffix(".parts"),
-    )
+    plan = read_plan(os.path.join(folder, "plan.json"))
+    out = folder.rstrip(os.sep).removesuffix(".parts")
     finished = 0  # views of the finished record, if this recording extends one
     if os.path.isfile(out):
         with RecordReader(out) as reader:
             finished = reader.views if reader.plan.same_identity(plan) else 0
-    wanted = {shard_name(*shard[:2]): shard for shard in plan.shards() if shard[0] >= finished}
+    expected = {shard_name(*shard[:2]): shard for shard in plan.shards() if shard[0] >= finished}
     # without hidden names: .NAME.tmp is being written
     names = {name for name in _listed(folder) if not name.startswith(".")} - {"plan.json"}
     bad = []
-    for name in sorted(names & set(wanted)):
+    for name in sorted(names & set(expected)):
         try:
-            read_shard(os.path.join(folder, name), plan, *wanted[name])
+            read_shard(os.path.join(folder, name), plan, *expected[name])
         except DataError as reason:
             bad.append(reason)
-    others, present = sorted(names - set(wanted)), len(names & set(wanted)) - len(bad)
+    others, present = sorted(names - set(expected)), len(names & set(expected)) - len(bad)
     if bad:
         raise DataError(
-            f"{bad[0]} ({len(bad)} shards are bad and {present} intact; `minipc record`, run "
-            "again, sets bad ones "
-            "aside and makes them again)"
+            f"{bad[0]} ({len(bad)} shards are bad and {present} intact; "
+            "`minipc record`, run again, sets bad ones aside and makes them again)"
         ) from bad[0]
     return {
         "file": str(folder),
         "kind": "recording",
         **_of_plan(plan),
         "finished_views": finished,
-        "shards": len(wanted),
+        "shards": len(expected),
         "present": present,
         "other_files": others,
         "intact": True,
     }
 
 
-def _listed(folder):
+def _listed(folder: str) -> list[str]:
     """Return the names in a folder."""
     try:
         return os.listdir(folder)
@@ -159,7 +157,7 @@ def _listed(folder):
         ) from reason
 
 
-def _run(folder):
+def _run(folder: str) -> dict[str, Any]:
     """Return the values of a run folder: of run.json and of each of our files in it."""
     path = os.path.join(folder, "run.json")
     settings = read_run(folder)
@@ -167,15 +165,15 @@ def _run(folder):
         isinstance(settings.get(name), dict) for name in ("training", "clouds", "provenance")
     ):
         raise DataError(
-            f"{path}: is not of a run of ours: it misses clouds, provenance or training; check the "
-            "name"
+            f"{path}: is not of a run of ours: it misses clouds, provenance or training; "
+            "check the name"
         )
     places = {name: os.path.join(folder, name) for name in IN_A_RUN}
     inside = {name: describe(place) for name, place in places.items() if os.path.lexists(place)}
     if "checkpoint.h5" in inside and inside["checkpoint.h5"]["run_id"] != run_id_of(settings):
         raise DataError(
-            f"{folder}: checkpoint.h5 belongs to another run than run.json beside it; restore "
-            "either"
+            f"{folder}: checkpoint.h5 belongs to another run than run.json beside it; "
+            "restore either"
         )
     done = inside.get("checkpoint.h5", {"epochs": 0, "last": None})
     return {
@@ -189,12 +187,12 @@ def _run(folder):
     }
 
 
-def _of_plan(plan):
+def _of_plan(plan: Plan) -> dict[str, Any]:
     """Return the JSON values of a plan."""
     return {**plan.to_dict(), "run_id": plan.recording_id, "bytes_per_view": plan.bytes_per_view}
 
 
-def describe_splits(path, splits):
+def describe_splits(path: str, splits: Splits) -> dict[str, Any]:
     """Return the values of a data file and its Splits."""
     train, test = splits
     classes = len(train.class_names)

@@ -9,6 +9,8 @@ import os
 import platform
 import re
 import tempfile
+from collections.abc import Callable
+from typing import Any
 
 from minipc import __version__
 from minipc.errors import BackendError, short
@@ -17,15 +19,15 @@ from minipc.installed import cupy_distributions, version_of
 STANDS_ON = ("NumPy", "SciPy", "h5py", "click")
 
 
-def versions():
+def versions() -> str:
     """Return one line of the installed versions; nothing is imported."""
-    found = {name: version_of(name) or "none" for name in STANDS_ON}
-    found["CuPy"] = " and ".join(cupy_distributions().values()) or "none"
-    told = ", ".join(f"{name} {number}" for name, number in found.items())
-    return f"minipc {__version__}, Python {platform.python_version()}, {told}"
+    numbers = {name: version_of(name) or "none" for name in STANDS_ON}
+    numbers["CuPy"] = " and ".join(cupy_distributions().values()) or "none"
+    packages = ", ".join(f"{name} {number}" for name, number in numbers.items())
+    return f"minipc {__version__}, Python {platform.python_version()}, {packages}"
 
 
-def examine():
+def examine() -> dict[str, Any]:
     """Return the values of this process and of the current folder, a dict for JSON.
 
     It makes and removes a temporary file.  report/lines.py prints the values for people.
@@ -65,23 +67,23 @@ def examine():
     }
 
 
-def _devices():
-    """Return the devices that CuPy computes on, with their memory, or why there is none."""
+def _devices() -> dict[str, Any]:
+    """Return the devices that CuPy computes on, with their memory, or the reason why not."""
     from minipc.backend import load
 
     try:
         runtime = load("cupy").cuda.runtime
     except BackendError as reason:
         return {"devices": [], "reason": _safe(str(reason), 300)}
-    found = [runtime.getDeviceProperties(device) for device in range(runtime.getDeviceCount())]
-    devices = [
-        {"name": device["name"].decode(), "bytes": device["totalGlobalMem"]} for device in found
+    devices = [runtime.getDeviceProperties(device) for device in range(runtime.getDeviceCount())]
+    named = [
+        {"name": device["name"].decode(), "bytes": device["totalGlobalMem"]} for device in devices
     ]
-    return {"devices": devices, "reason": None}
+    return {"devices": named, "reason": None}
 
 
-def _folder():
-    """Return "yes", or why the file system here does not keep locks or reserve space."""
+def _folder() -> dict[str, str]:
+    """Return {feature: "yes", or why the file system of this folder does not have it}."""
     try:
         with tempfile.NamedTemporaryFile(dir=".", prefix=".minipc-doctor-") as file:
             return {
@@ -94,7 +96,7 @@ def _folder():
         )
 
 
-def _works(function, *arguments):
+def _works(function: Callable[..., None], *arguments: Any) -> str:
     try:
         function(*arguments)
     except (OSError, AttributeError) as reason:  # AttributeError: not on this platform
@@ -102,7 +104,7 @@ def _works(function, *arguments):
     return "yes"
 
 
-def _lock_twice(file):
+def _lock_twice(file: Any) -> None:
     """Raise OSError unless a second descriptor of a locked file is refused the lock."""
     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     with open(file.name, "rb") as again:
@@ -113,6 +115,6 @@ def _lock_twice(file):
     raise OSError(errno.ENOLCK, "a lock was given twice")
 
 
-def _safe(text, most=60):
+def _safe(text: str, most: int = 60) -> str:
     """Return text for a bug report: one line, without paths, cut to most characters."""
     return short(" ".join(re.sub(r"\S*[/\\~]\S*", "(path)", text).split()), most)

@@ -7,16 +7,19 @@ read everything that a person can.
 import math
 import os
 import shlex
+from typing import Any
+
+Values = dict[str, Any]  # of one result
 
 # info
 
 
-def of_info(values):
+def of_info(values: Values) -> list[str]:
     """Return the lines for the values that describe.describe returns."""
     return [_first_line(values), *_OF_KIND[values["kind"]](values)]
 
 
-def _first_line(values):
+def _first_line(values: Values) -> str:
     path = values["file"]
     if values["kind"] == "run":
         return f"{path}: training run, {values['epochs']} of {values['of_epochs']} epochs done"
@@ -28,7 +31,7 @@ def _first_line(values):
     return f"{path}: {values['kind']} file of {values['bytes']:,} bytes, intact"
 
 
-def _clouds(values):
+def _clouds(values: Values) -> list[str]:
     width = max(map(len, values["class_names"]))
     per_class = zip(
         values["class_names"], values["train_per_class"], values["test_per_class"], strict=True
@@ -43,7 +46,7 @@ def _clouds(values):
     ]
 
 
-def _model(values):
+def _model(values: Values) -> list[str]:
     trained = values["trained"]
     return [
         f"{values['title']}, {values['parameters']} parameters, {len(values['class_names'])} "
@@ -57,7 +60,7 @@ def _model(values):
     ]
 
 
-def _record(values):
+def _record(values: Values) -> list[str]:
     carried = ", ".join(f"{n} {name}" for name, n in (values["carries"] or {}).items())
     return [
         *_plan(values),
@@ -67,14 +70,14 @@ def _record(values):
     ]
 
 
-def _shard(values):
+def _shard(values: Values) -> list[str]:
     last = values["first"] + values["rows"] - 1
     made_with = _made_with(values["provenance"])
     rows = f"rows {values['first']} to {last} of view {values['view']}, {made_with}"
     return [rows, *_plan(values)]
 
 
-def _plan(values):
+def _plan(values: Values) -> list[str]:
     return [
         f"{values['clouds']} clouds x {values['views']} views, {values['classes']} classes, logits "
         f"{values['logits']}, {values['bytes_per_view']} bytes a view of a cloud, seed "
@@ -84,14 +87,14 @@ def _plan(values):
     ]
 
 
-def _checkpoint(values):
+def _checkpoint(values: Values) -> list[str]:
     return [
         f"a run after {values['epochs']} epochs and {values['steps']} steps, run "
         f"{_short(values['run_id'])}"
     ]
 
 
-def _recording(values):
+def _recording(values: Values) -> list[str]:
     lines = _plan(values)
     if values["finished_views"]:
         record = values["file"].rstrip(os.sep).removesuffix(".parts")
@@ -101,7 +104,7 @@ def _recording(values):
     return [*lines, "next: the same `minipc record` command again continues it"]
 
 
-def _run(values):
+def _run(values: Values) -> list[str]:
     settings, folder = values["settings"], values["file"]
     record, source = settings.get("record"), "on labels alone"
     if isinstance(record, dict):
@@ -135,12 +138,12 @@ _OF_KIND = {
 # data
 
 
-def of_data_make(values):
+def of_data_make(values: Values) -> list[str]:
     first, *rest = _clouds(values)
     return [f"{values['file']}: {first}", *rest]
 
 
-def of_data_pack(values):
+def of_data_pack(values: Values) -> list[str]:
     total, moved = values["train"] + values["test"], values["normalised"]
     rest = f", the other {total - moved} were in it" if moved < total else ""
     twins = values["test_clouds_in_training"]
@@ -163,7 +166,7 @@ def of_data_pack(values):
 # record and verify
 
 
-def of_record(values):
+def of_record(values: Values) -> list[str]:
     return [
         _size_of_record(values),
         f"teacher accuracy on the recorded views {_percent(values['teacher_accuracy'])}; largest "
@@ -173,7 +176,7 @@ def of_record(values):
     ]
 
 
-def of_record_share(values):
+def of_record_share(values: Values) -> list[str]:
     return [
         f"{values['out']}: share {values['share']} is there, {values['shards_there']} of "
         f"{values['shards']} shards in all",
@@ -181,7 +184,7 @@ def of_record_share(values):
     ]
 
 
-def of_record_dry_run(values):
+def of_record_dry_run(values: Values) -> list[str]:
     """Return the lines of a dry run: few while data or teacher do not exist yet."""
     makes = f"would make: {', '.join(values['would_make']) or 'nothing'}"
     if values["run_id"] is None:
@@ -198,14 +201,14 @@ def of_record_dry_run(values):
     ]
 
 
-def _size_of_record(values):
+def _size_of_record(values: Values) -> str:
     return (
         f"{values['out']}: {values['clouds']} clouds x {values['views']} views, "
         f"{size(values['bytes'])}, run {_short(values['run_id'])}"
     )
 
 
-def _carried(values):
+def _carried(values: Values) -> list[str]:
     if values["clouds_as"] is None:
         return []
     how = {"int16": "int16, lossless", "float32": "float32, as int16 would lose bits"}
@@ -215,7 +218,7 @@ def _carried(values):
     ]
 
 
-def of_verify(values):
+def of_verify(values: Values) -> list[str]:
     rows, sampled = values["rows"], values["sampled"]
     lines = [
         f"{values['record']}: whole, and made from these clouds",
@@ -241,7 +244,7 @@ def of_verify(values):
 # train, eval and predict
 
 
-def of_train(values):
+def of_train(values: Values) -> list[str]:
     """Return a table of runs, the baseline first, and what to do next."""
     if "dry_run" in values:
         return ["dry run: everything fits, nothing was written"]
@@ -270,7 +273,7 @@ def of_train(values):
     return [*lines, f"next: minipc eval {out}"]
 
 
-def of_eval(values):
+def of_eval(values: Values) -> list[str]:
     width = max(map(len, values["class_accuracy"]))
     lines = [
         f"{values['model']} on {values['clouds']} test clouds of {values['data']}:",
@@ -292,14 +295,14 @@ def of_eval(values):
     ]
 
 
-def _accuracies(values):
+def _accuracies(values: Values) -> str:
     return (
         f"accuracy {_percent(values['accuracy'])}, mean class accuracy "
         f"{_percent(values['mean_class_accuracy'])}"
     )
 
 
-def of_predict(values):
+def of_predict(values: Values) -> list[str]:
     names = [_printable(one["file"]) for one in values["predictions"]]
     width = max(map(len, names))
     return [
@@ -312,7 +315,7 @@ def of_predict(values):
 # audit
 
 
-def of_audit(values):
+def of_audit(values: Values) -> list[str]:
     checks = values["checks"]
     hold = f"{sum(check['passed'] for check in checks)} of {len(checks)} checks hold"
     if values["mutant"]:
@@ -329,7 +332,7 @@ def of_audit(values):
     ]
 
 
-def _check(check):
+def _check(check: Values) -> str:
     return (
         f"{check['name']:26} {check['gradients'] or '-':>9}  {_or_dash(check['largest'], '8.1e')}  "
         f"{_or_dash(check['median'], '8.1e')}  {_or_dash(check['rate'], '6.2f')}  "
@@ -339,15 +342,15 @@ def _check(check):
     )
 
 
-def _or_dash(value, form):
+def _or_dash(value: float | None, form: str) -> str:
     return format(value, form) if value is not None else format("-", f">{form.partition('.')[0]}")
 
 
-def of_audit_list(values):
+def of_audit_list(values: Values) -> list[str]:
     return [f"{name:36} {says}" for name, says in values["mutants"].items()]
 
 
-def of_audit_inject_all(values):
+def of_audit_inject_all(values: Values) -> list[str]:
     caught = values["mutants"]
     count = sum(check is not None for check in caught.values())
     return [
@@ -360,7 +363,7 @@ def of_audit_inject_all(values):
     ]
 
 
-def of_audit_vectors(values):
+def of_audit_vectors(values: Values) -> list[str]:
     worst = values["worst"]
     return [
         *(f"{name:20} {error:8.1e}" for name, error in sorted(values["largest"].items())),
@@ -370,7 +373,7 @@ def of_audit_vectors(values):
     ]
 
 
-def of_audit_record(values):
+def of_audit_record(values: Values) -> list[str]:
     accuracy, a, b, T = (
         values[name] for name in ("accuracy", "kd_weight", "self_weight", "temperature")
     )
@@ -404,7 +407,7 @@ def of_audit_record(values):
     ]
 
 
-def _histogram(title, counts, edges):
+def _histogram(title: str, counts: list[int], edges: list[float | None]) -> list[str]:
     total, most = sum(counts), max(counts)
     lines = [f"  {title}"]
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
@@ -417,7 +420,7 @@ def _histogram(title, counts, edges):
 # loss
 
 
-def of_loss(values):
+def of_loss(values: Values) -> list[str]:
     from minipc.audit.conventions import KD_LIB  # imported late, as below: these modules are large
 
     lines = []
@@ -449,7 +452,7 @@ def of_loss(values):
     ]
 
 
-def _gradient(values):
+def _gradient(values: Values) -> list[str]:
     from minipc.nn.losses import GUARD_FLOOR
 
     a, b, T = values["a"], values["b"], values["T"]
@@ -467,7 +470,7 @@ def _gradient(values):
     ]
 
 
-def _convention(name, row):
+def _convention(name: str, row: Values) -> str:
     weight, times = "none", ""
     if row["weight"] is not None:
         weight = f"{row['weight']:.6g}"
@@ -475,7 +478,7 @@ def _convention(name, row):
     return f"  {name:13} {weight:9} {times:24} {row['formula']} ({row['used_by']})"
 
 
-def _bound(values):
+def _bound(values: Values) -> list[str]:
     """Return lines on the bound of the loss, and on the row that allows the smallest b."""
     from numpy import argsort
 
@@ -517,7 +520,7 @@ def _bound(values):
     return lines
 
 
-def _map(values):
+def _map(values: Values) -> list[str]:
     """Return the map of unbounded rows over b and T."""
     shares = {(each["b"], each["T"]): each["unbounded_share"] for each in values["map"]}
     bs, Ts = (list(dict.fromkeys(axis)) for axis in zip(*shares, strict=True))
@@ -532,7 +535,7 @@ def _map(values):
 # doctor
 
 
-def of_doctor(values):
+def of_doctor(values: Values) -> list[str]:
     cupy, folder, blas_variables = values["cupy"], values["folder"], values["blas_variables"]
     installed = " and ".join(f"{name} {number}" for name, number in cupy["distributions"].items())
     devices = ", ".join(
@@ -555,14 +558,14 @@ def of_doctor(values):
     ]
 
 
-def _settings(values):
+def _settings(values: Values) -> str:
     return ", ".join(f"{name}={value}" for name, value in values.items())
 
 
 # parts of lines
 
 
-def size(count):
+def size(count: float) -> str:
     """Return a number of bytes as text, in decimal units."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
@@ -571,19 +574,19 @@ def size(count):
     return f"{count:.4g} GB"
 
 
-def _percent(share):
+def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
 
 
-def _short(digest):
+def _short(digest: Any) -> str:
     return str(digest)[:16]
 
 
-def _made_with(provenance):
+def _made_with(provenance: Any) -> str:
     items = provenance.items() if isinstance(provenance, dict) else []
     return f"made with {', '.join(f'{name} {value}' for name, value in items) or 'unknown tools'}"
 
 
-def _printable(path):
+def _printable(path: str) -> str:
     """Return a path that can be printed; a file name need not be valid text."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

@@ -23,7 +23,7 @@ OPTIONS = [(verb, name) for verb in VERBS for name in options_of(VERBS[verb])]
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch, folder):
-    """No MINIPC_ variable of whoever runs the tests, and an empty folder."""
+    """Without the user's MINIPC_ variables, in an empty folder."""
     for name in [name for name in os.environ if name.startswith("MINIPC_")]:
         monkeypatch.delenv(name)
 
@@ -83,10 +83,12 @@ def test_a_flag_wins_over_the_variable_that_over_the_file_that_over_the_default(
                 with pytest.raises(click.MissingParameter):
                     parsed(verb, "--config", "c.toml", *words)
                 continue
-            found = parsed(verb, "--config", "c.toml", *words)[option.name]
+            value = parsed(verb, "--config", "c.toml", *words)[option.name]
         default = parsed(verb, *words)[option.name] if not typed and not option.required else None
-        wanted = flag[1] if typed else variable[1] if exported else written[1] if filed else default
-        assert found == wanted and type(found) is type(wanted), (typed, exported, filed)
+        expected = (
+            flag[1] if typed else variable[1] if exported else written[1] if filed else default
+        )
+        assert value == expected and type(value) is type(expected), (typed, exported, filed)
 
 
 def test_every_option_of_every_verb_has_its_variable():
@@ -97,6 +99,37 @@ def test_every_option_of_every_verb_has_its_variable():
             if isinstance(parameter, click.Option):
                 long = [word for word in parameter.opts if word.startswith("--")]
                 assert parameter.envvar == "MINIPC_" + long[0][2:].upper().replace("-", "_")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_shows_every_option_once_below_the_heading_of_its_group(verb, say):
+    headings, group_of = [], {}
+    for line in say(*verb.split("."), "--help")[1].splitlines():
+        if line.endswith(":") and not line.startswith(" "):
+            headings.append(line[:-1])
+        elif headings and line.startswith("  -"):
+            words = line[2:].split("  ")[0].split()  # "-o, --out FILE"
+            (name,) = (word[2:] for word in words if word.startswith("--"))
+            assert name not in group_of
+            group_of[name] = headings[-1]
+    assert group_of.pop("help") == headings[-1] == "Messages"
+    assert group_of == {name: option.group for name, option in options_of(VERBS[verb]).items()}
+    assert len(headings) == len(set(headings))
+
+
+def test_the_help_of_a_number_shows_its_letter_and_not_its_type(say):
+    for verb in VERBS:
+        out = say(*verb.split("."), "--help")[1]
+        assert not any(word in out for word in ("INTEGER", "FLOAT", "TEXT", "PATH")), verb
+
+
+def test_an_option_of_several_verbs_has_one_type_and_one_group():
+    of_name = {}
+    for verb, name in OPTIONS:
+        option = options_of(VERBS[verb])[name]
+        if name not in ("seed", "views"):  # other things in other verbs
+            of_name.setdefault(name, set()).add((repr(option.type), option.group, option.is_flag))
+    assert not [name for name, kinds in of_name.items() if len(kinds) > 1]
 
 
 def test_the_help_of_the_group_names_the_three_places(say):
@@ -207,10 +240,9 @@ CONFIGS = [
 @pytest.mark.parametrize("code, text, words, named", CONFIGS, ids=lambda value: str(value)[:20])
 def test_every_mistake_in_a_config_file_is_one_line(code, text, words, named, folder, say):
     (folder / "c.toml").write_text(text)
-    found, out, err = say(*words.split(), "--config", "c.toml")
-    assert (
-        (found, out) == (code, "") and named in err and err.count("\n") == 1 and len(err) < 600
-    ), err
+    exit_code, out, err = say(*words.split(), "--config", "c.toml")
+    assert (exit_code, out) == (code, ""), err
+    assert named in err and err.count("\n") == 1 and len(err) < 600, err
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """One table of settings: what follows from it, and that nothing out of its bounds gets through.
 
-docs/settings.md shows it.  After a change of minipc/settings.py write the page anew:
+docs/settings.md shows it, and the other options.  After a change of an option write the page anew:
 MINIPC_WRITE_SETTINGS=1 python -m pytest reference_tests/commands/test_settings.py
 """
 
@@ -40,10 +40,10 @@ OTHER = {("audit", "self_weight"): 0.2}  # a default of its own
 EACH = [(kind, each) for kind in KINDS for each in settings_of(kind).values()]
 HEAD = """# Settings
 
-Every setting that changes what is computed. Each is an option of the verbs named, a variable
-(`--kd-weight`: `MINIPC_KD_WEIGHT`), a key in a file of settings (`kd-weight`), and a field of a
-dataclass in `minipc/settings.py`, from which this page is made. The other options name files, or
-say how to run: `--help` shows them.
+Every option of every verb, with its variable and its key in a file of settings. The first tables
+hold the settings that change what is computed; each is a field of a dataclass in
+`minipc/settings.py`. The last table holds the other options: they name files, or say how to run.
+This page is made from the options themselves.
 """
 
 
@@ -158,26 +158,97 @@ def default_of(each, verbs):
     return "; ".join([f"{said}", *(f"{OTHER[verb, each.option]} for `{verb}`" for verb in others)])
 
 
+def three_places(name):
+    """Return the cells of an option, its variable and its key; --config is no key of a file."""
+    key = "" if name == "config" else f"`{name}`"
+    return [f"`--{name}`", f"`MINIPC_{name.replace('-', '_').upper()}`", key]
+
+
+def escaped(text):
+    return text.replace("<", r"\<").replace(">", r"\>").replace("|", r"\|")
+
+
+def as_typed(verb):
+    return f"`{verb.replace('.', ' ')}`"
+
+
+def other_options():
+    """Return {(name, default, values, meaning): verbs} of the options that are no settings."""
+    settings = {
+        (verb, each.option.replace("_", "-"))
+        for kind, verbs in KINDS.items()
+        for each in settings_of(kind).values()
+        for verb in verbs_of(each, verbs)
+    }
+    rows = {}
+    for verb, command in VERBS.items():
+        for name, option in options_of(command).items():
+            if (verb, name) not in settings:
+                meaning, _, words = option.help.partition("  [default: ")
+                row = (name, words.rstrip("]") or plain_default(option), values(option), meaning)
+                rows.setdefault(row, []).append(verb)
+    return rows
+
+
+def plain_default(option):
+    if option.required:
+        return "required"
+    default = option.to_info_dict()["default"]
+    return "off" if option.is_flag else "" if default is None else str(default)
+
+
+def values(option):
+    """Return the values of an option for people."""
+    if option.is_flag:
+        return "true or false"
+    if choices := getattr(option.type, "choices", ()):
+        return (" or " if len(choices) == 2 else ", ").join(choices)
+    low, high = (getattr(option.type, end, None) for end in ("min", "max"))
+    if low is not None:
+        return f"at least {low}" if high is None else f"{low} to {high}"
+    return f"`{option.metavar or option.type.name}`"
+
+
+def test_every_option_of_every_verb_is_on_the_page():
+    for verb, command in VERBS.items():
+        for name in options_of(command):
+            rows = [line for line in PAGE.read_text().splitlines() if f"| `--{name}` |" in line]
+            assert any(as_typed(verb) in row or "| every verb |" in row for row in rows), (
+                verb,
+                name,
+            )
+
+
 def page():
     lines = [HEAD]
     for kind, verbs in KINDS.items():
         lines += [
             f"## {kind.__name__}\n\n{' '.join(kind.__doc__.split())}\n",
-            "| option | verbs | default | values | meaning | field |",
-            "| --- | --- | --- | --- | --- | --- |",
+            "| option | variable | key | verbs | default | values | meaning | field |",
+            "| --- | --- | --- | --- | --- | --- | --- | --- |",
         ]
         for each in settings_of(kind).values():
             of = verbs_of(each, verbs)
             cells = [
-                f"`--{each.option.replace('_', '-')}`",
+                *three_places(each.option.replace("_", "-")),
                 ", ".join(f"`{verb}`" for verb in of),
                 default_of(each, of),
-                each.values.replace("<", r"\<").replace(">", r"\>"),
+                escaped(each.values),
                 f"{each.help} {each.more}".strip(),
                 f"`{each.name}`",
             ]
             lines.append(f"| {' | '.join(cells)} |")
         lines.append("")
+    lines += [
+        "## Other options\n",
+        "| option | variable | key | verbs | default | values | meaning |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for (name, default, allowed, meaning), verbs in sorted(other_options().items()):
+        of = "every verb" if len(verbs) == len(VERBS) else ", ".join(map(as_typed, verbs))
+        cells = [*three_places(name), of, default, escaped(allowed), escaped(meaning)]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines.append("")
     return "\n".join(lines)
 
 

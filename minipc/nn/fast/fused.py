@@ -102,14 +102,19 @@ def sum_over_blocks(
 
 
 def to_tower(
-    x: Any, widths: Sequence[int], work: Workspace, name: str = "points", exact: bool = True
+    x: Any,
+    widths: Sequence[int],
+    work: Workspace,
+    name: str = "points",
+    exact: bool = True,
+    kind: type[Activation] = Activation,
 ) -> Activation:
     """Return the Activation of x (B, N, I), shifted by its mean, in a tower with room for layers.
 
     widths: of the layers that follow, without the pooled one.  name: of the tower; a new
     forward with the same name makes every earlier tape of it unreadable.  exact: whether
     the moments are products in float64: this costs nothing for coordinates, three channels that no
-    batch norm has normalised.
+    batch norm has normalised.  kind: what is returned.
     """
     clouds, count, channels = x.shape
     rows = channels + 1 + sum(width + 1 for width in widths)
@@ -117,7 +122,7 @@ def to_tower(
     z = tower[:, :channels]  # the row below it keeps its ones
     z[...] = x.swapaxes(1, 2)
     shift = z.mean(axis=(0, 2))  # of the copy: the bits do not depend on the memory order of x
-    entry = Activation(tower, 0, shift, None, work, name, work.next_generation(name))
+    entry = kind(tower, 0, shift, None, work, name, work.next_generation(name))
 
     def write(clouds: slice) -> None:
         z = entry.of(clouds)

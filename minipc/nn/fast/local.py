@@ -35,6 +35,8 @@ from minipc.nn.fast.products import inner_product, product
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.local import readers
 
+OF_ONE_LAYER = 8  # a tower holds the work of several layers: so many times its rows fill a block
+
 
 class Level(NamedTuple):
     """The input of a level with features: points, and which of them its groups read."""
@@ -58,7 +60,7 @@ class Level(NamedTuple):
     def blocks(self):
         """Return the slices of clouds computed together; they depend only on the shape."""
         clouds, channels, points = self.z.shape
-        return blocks_of(clouds, 2 * channels * points, self.work)
+        return blocks_of(clouds, OF_ONE_LAYER * channels * points, self.work)
 
 
 def to_level(positions, f, centres, members, work, name):
@@ -449,11 +451,17 @@ def group_pool_backward(dh, cache):
     winners = GroupGradient(x, None, affine.At, g, rank)
 
     def block(clouds):
-        z, here = x.with_ones(clouds), g[clouds]
-        rows = winners.rows(clouds).reshape(len(here), -1)  # (C, O M)
-        at_winners = work.scratch("at winners", (*z.shape[:2], rows.shape[1]), z.dtype)
-        at_winners = _columns(z, rows, at_winners).reshape(*z.shape[:2], *here.shape[1:])
-        return work.xp.einsum("cirm,crm->ir", at_winners, here)
+        z, rows, here = x.with_ones(clouds), winners.rows(clouds), g[clouds]
+        products = work.xp.empty((z.shape[1], here.shape[1]), z.dtype)
+        step = max(2 * work.slice // (z.shape[1] * here[:, 0].size), 1)
+        for first in range(0, here.shape[1], step):
+            some = slice(first, first + step)
+            index = rows[:, some].reshape(len(z), -1)
+            at_winners = work.scratch("at winners", (*z.shape[:2], index.shape[1]), z.dtype)
+            _columns(z, index, at_winners)
+            at_winners = at_winners.reshape(*z.shape[:2], *rows[:, some].shape[1:])
+            products[:, some] = work.xp.einsum("cirm,crm->ir", at_winners, here[:, some])
+        return products
 
     inputs, width = affine.W.shape
     total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
@@ -489,8 +497,17 @@ def _columns(u, index, out):
     return out
 
 
+class Points(Activation):
+    """The input of one point-wise layer."""
+
+    def blocks(self):
+        """As Activation.blocks, for one layer."""
+        clouds, rows, points = self.tower.shape
+        return blocks_of(clouds, OF_ONE_LAYER * rows * points, self.work)
+
+
 class PointwiseCache(NamedTuple):
-    x: Activation
+    x: Points
     affine: Affine
     positive: Any  # (B, O, N)
     residual: bool
@@ -504,7 +521,7 @@ def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=
     x (B, N, I) -> y (B, N, O), PointwiseCache and BatchStats.  inner: backward needs dx.
     """
     xp = work.xp
-    entry = to_tower(x, (), work, name, exact=not inner)
+    entry = to_tower(x, (), work, name, exact=not inner, kind=Points)
     affine, stats = affine_map(entry, W, gamma, beta, eps, name)
     clouds, points, _ = x.shape
     shape = (clouds, W.shape[1], points)
