@@ -73,6 +73,7 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
     dtype = property(lambda self: self.host.dtype)
     ndim = property(lambda self: self.host.ndim)
     size = property(lambda self: self.host.size)
+    itemsize = property(lambda self: self.host.itemsize)
     nbytes = property(lambda self: self.host.nbytes)
     T = property(lambda self: FakeArray(self.host.T))
 
@@ -120,6 +121,9 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
     def reshape(self, *shape):
         return FakeArray(self.host.reshape(*shape))
 
+    def view(self, dtype):
+        return FakeArray(self.host.view(dtype))
+
     def astype(self, dtype, copy=True):
         return FakeArray(self.host.astype(dtype, copy=copy))
 
@@ -156,6 +160,13 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
     def argmax(self, axis=None):
         return FakeArray(self.host.argmax(axis=axis))
 
+    def argsort(self, axis=-1, kind=None):
+        assert kind in (None, "stable"), kind
+        return FakeArray(self.host.argsort(axis=axis, kind="stable"))
+
+    def cumsum(self, axis=None):
+        return FakeArray(self.host.cumsum(axis=axis))
+
     def any(self, axis=None, out=None, keepdims=False):
         return self._reduced(np.any, out, axis=axis, keepdims=keepdims)
 
@@ -186,7 +197,13 @@ def _computed(name):
 def _joined(name):
     """Return the module function of this name, which takes a sequence of arrays first."""
     function = getattr(np, name)
-    return lambda arrays, axis=0: FakeArray(function([unwrap(x) for x in arrays], axis=axis))
+
+    def on_device(arrays, axis=0, out=None):
+        host = None if out is None else out.host
+        result = function([unwrap(x) for x in arrays], axis=axis, out=host)
+        return FakeArray(result) if out is None else out
+
+    return on_device
 
 
 def _made(name):
@@ -196,14 +213,16 @@ def _made(name):
 
 
 COMPUTED = """
-    add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square abs sign
-    isfinite frexp ldexp rint
-    where sum mean max min argmax any all take take_along_axis broadcast_to
+    add subtract multiply divide divmod matmul maximum minimum greater equal exp log log1p
+    sqrt square abs sign isfinite frexp ldexp rint
+    where sum mean max min argmax any all take take_along_axis put_along_axis broadcast_to
+    bincount expand_dims
     zeros_like ones_like full_like empty_like ascontiguousarray
 """.split()
 MODULE_FUNCTIONS = (
     {name: _computed(name) for name in COMPUTED}
     | {name: _joined(name) for name in ("concatenate", "stack")}
+    | {"pad": lambda x, width: FakeArray(np.pad(unwrap(x), width))}
     | {name: _made(name) for name in ("arange", "zeros", "ones", "full", "empty")}
 )
 CONSTANTS = "float16 float32 float64 int8 int32 int64 uint8 bool_ newaxis inf nan pi".split()
