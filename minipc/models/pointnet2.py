@@ -17,9 +17,10 @@ in a ball of radius 0.2; several scales are separated by "/".
 """
 
 import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -29,9 +30,10 @@ from minipc.models.inputs import inputs_of
 from minipc.models.pointnet import Count, Layer
 from minipc.nn import exact, local, ops
 from minipc.nn.engine import Tape, engine_of, eval_norm_relu
+from minipc.nn.fast.workspace import Workspace
 from minipc.nn.groups import Scale, farthest_points, neighbours
 from minipc.nn.levels import ENGINES, Near
-from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec
+from minipc.nn.params import Spec, batch_norm_spec, bias_spec, linear_spec
 
 NAMED_SIZES = {  # name: (text by hand, dropout)
     "pointnet2": (
@@ -56,12 +58,12 @@ class Level(NamedTuple):
     residual: bool  # whether a residual point-wise layer follows
 
     @property
-    def width(self):
+    def width(self) -> int:
         """Channels of its result."""
         return sum(widths[-1] for _, widths in self.scales)
 
 
-def _level(text):
+def _level(text: str) -> Level:
     """Return the Level of "512/24:32+" or "512/0.1x16:32-64/0.2x32:64-128"."""
     centres, *scales = text.removesuffix("+").split("/")
     parsed = []
@@ -74,17 +76,17 @@ def _level(text):
     return Level(_whole(centres), tuple(parsed), text.endswith("+"))
 
 
-def _widths(text):
+def _widths(text: str) -> tuple[int, ...]:
     return tuple(_whole(width) for width in text.split("-"))
 
 
-def _whole(text):
+def _whole(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,5}", text):  # int() takes more: spaces, signs, "1_000"
         raise ValueError(text)
     return int(text)
 
 
-def _radius(text):
+def _radius(text: str) -> float:
     if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or float(text) == 0:
         raise ValueError(text)
     return float(text)
@@ -105,7 +107,7 @@ class ModelConfig:
     eps: float = 1e-5  # added to the variance, batch norm
     momentum: float = 0.1  # weight of a new batch in the running statistics
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         widths = (*self.entry, *self.last, *self.head)
         if not self.last or any(not isinstance(w, int) or w < 1 for w in widths):
             raise UsageError(
@@ -130,7 +132,7 @@ class ModelConfig:
             )
 
     @property
-    def parsed(self):
+    def parsed(self) -> list[Level]:
         """The Levels of the texts.  Raises UsageError."""
         try:
             return [_level(text) for text in self.levels]
@@ -141,12 +143,12 @@ class ModelConfig:
             ) from None
 
 
-def title(config):
+def title(config: ModelConfig) -> str:
     """Return what people call a model of these sizes."""
     return f"PointNet++ {_text(config)}"
 
 
-def _text(config):
+def _text(config: ModelConfig) -> str:
     """Return a config as sizes() reads it."""
     parts = ["-".join(map(str, config.entry))] if config.entry else []
     last = "-".join(map(str, config.last)) + ("+mean" if config.mean else "")
@@ -154,7 +156,7 @@ def _text(config):
     return ",".join([*parts, *config.levels, last + head])
 
 
-def sizes(text, classes):
+def sizes(text: str, classes: int) -> ModelConfig:
     """Return the ModelConfig of a name, of a name and a divisor of its hidden widths, such as
     pointnet2/8, or of a text by hand.  Raises UsageError for anything else.
     """
@@ -168,7 +170,7 @@ def sizes(text, classes):
     return _divided(config, int(divisor)) if slash else config
 
 
-def _by_hand(text, classes):
+def _by_hand(text: str, classes: int) -> ModelConfig:
     *parts, last = text.split(",")
     levels = tuple(part for part in parts if "/" in part)
     last, _, head = last.partition(":")
@@ -187,13 +189,13 @@ def _by_hand(text, classes):
     return ModelConfig(widths_of_entry, levels, widths, last.endswith("+mean"), heads, classes)
 
 
-def _divided(config, divisor):
+def _divided(config: ModelConfig, divisor: int) -> ModelConfig:
     """Return config with every hidden width divided, rounded down, at least 1."""
 
-    def divided(widths):
+    def divided(widths: Sequence[int]) -> tuple[int, ...]:
         return tuple(max(width // divisor, 1) for width in widths)
 
-    def level(text):
+    def level(text: str) -> str:
         return re.sub("(?<=[:-])[0-9]+", lambda width: str(max(int(width[0]) // divisor, 1)), text)
 
     return replace(
@@ -216,7 +218,7 @@ class Layers(NamedTuple):
     out: Layer
 
     @property
-    def normed(self):
+    def normed(self) -> list[Layer]:
         """Every Layer that batch norm follows, in the order of the forward."""
         of_levels = [
             layer
@@ -227,12 +229,12 @@ class Layers(NamedTuple):
         return [*self.entry, *of_levels, *self.last, *self.head]
 
 
-def _column(name, widths):
+def _column(name: str, widths: Sequence[int]) -> list[Layer]:
     """Return the Layers between widths, numbered."""
     return [Layer(f"{name}{i}", *pair) for i, pair in enumerate(pairwise(widths))]
 
 
-def _layers(config):
+def _layers(config: ModelConfig) -> Layers:
     entry = _column("entry", (3, *config.entry))
     channels, levels = (config.entry or (0,))[-1], []
     for i, level in enumerate(config.parsed):
@@ -251,15 +253,16 @@ def _layers(config):
     )
 
 
-def param_specs(config):
+def param_specs(config: ModelConfig) -> dict[str, Spec]:
     """Return {dotted name: Spec} of every parameter, in the order of the forward."""
-    layers, specs = _layers(config), {}
+    layers = _layers(config)
+    specs: dict[str, Spec] = {}
     for name, fan_in, fan_out in layers.normed:
         specs |= linear_spec(name, fan_in, fan_out) | batch_norm_spec(name, fan_out)
     return specs | linear_spec(*layers.out) | bias_spec(layers.out.name, layers.out.fan_out)
 
 
-def initial_stats(config, dtype=np.float32):
+def initial_stats(config: ModelConfig, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """Return the running statistics of a new model: {name.mean: zeros, name.var: ones}."""
     stats = {}
     for name, _, fan_out in _layers(config).normed:
@@ -268,12 +271,12 @@ def initial_stats(config, dtype=np.float32):
     return stats
 
 
-def count(config, points):
+def count(config: ModelConfig, points: Any) -> Count:
     """Return Count for clouds of this many points, each layer applied to every row."""
     layers = _layers(config)
     parameters = sum(int(np.prod(spec.shape)) for spec in param_specs(config).values())
 
-    def macs(rows, some):
+    def macs(rows: int, some: Iterable[Layer]) -> int:
         return rows * sum(layer.fan_in * layer.fan_out for layer in some)
 
     total = macs(points, layers.entry)
@@ -285,7 +288,7 @@ def count(config, points):
     return Count(parameters, total + macs(1, (*layers.head, layers.out)))
 
 
-def prepare(config, points):
+def prepare(config: ModelConfig, points: Any) -> tuple[np.ndarray, ...]:
     """Return the groups of stored clouds (B, N, 3) float32, on the host.
 
     For each level the centres (B, M), then the members (B, M, k) of each scale: indices of the
@@ -302,19 +305,19 @@ def prepare(config, points):
     return tuple(groups)
 
 
-def pooled_layers(config):
+def pooled_layers(config: ModelConfig) -> tuple[str, ...]:
     """Return the names of the layers whose maximum over points is taken."""
     layers = _layers(config)
     of_levels = [scale[-1].name for scales, _ in layers.levels for scale in scales]
     return (*of_levels, layers.last[-1].name)
 
 
-def dropout_width(config):
+def dropout_width(config: ModelConfig) -> int:
     """Return the width of what dropout is applied to: the input of the output layer."""
     return _layers(config).out.fan_in
 
 
-def _read(inputs, config):
+def _read(inputs: Any, config: ModelConfig) -> tuple[Any, list[tuple[Any, list]]]:
     """Return the points of inputs and for each level (centres, [members of each scale])."""
     levels = config.parsed
     points, groups = inputs_of(inputs, sum(1 + len(level.scales) for level in levels))
@@ -322,7 +325,14 @@ def _read(inputs, config):
     return points, [(next(arrays), [next(arrays) for _ in level.scales]) for level in levels]
 
 
-def forward_train(params, inputs, config, mask=None, engine="fused", work=None):
+def forward_train(
+    params: dict[str, Any],
+    inputs: Any,
+    config: ModelConfig,
+    mask: Any = None,
+    engine: Any = "fused",
+    work: Workspace | None = None,
+) -> tuple[Any, dict[str, Any], Tape]:
     """Return logits (B, K), {layer: BatchStats} and the tape, with batch statistics.
 
     inputs: Inputs with the groups of prepare(); the rest as in pointnet.forward_train.  The tape's
@@ -357,12 +367,14 @@ def forward_train(params, inputs, config, mask=None, engine="fused", work=None):
     return engine.output(tape, x, layers.out.name), tape.batch, tape
 
 
-def evaluator(params, stats, config, engine="fused"):
+def evaluator(
+    params: dict[str, Any], stats: dict[str, Any], config: ModelConfig, engine: Any = "fused"
+) -> Callable[[Any], Any]:
     """Return logits_of(inputs), as pointnet.evaluator does: the same bits in any batch."""
     engine = engine_of(engine, None, *params.values(), *stats.values(), engines=ENGINES)
     layers, eps = _layers(config), config.eps
 
-    def values(layer):
+    def values(layer: Layer) -> tuple:
         weights = [params[f"{layer.name}.{part}"] for part in ("W", "gamma", "beta")]
         return *weights, stats[f"{layer.name}.mean"], stats[f"{layer.name}.var"]
 
@@ -382,7 +394,7 @@ def evaluator(params, stats, config, engine="fused"):
     }
     b = params[f"{layers.out.name}.b"]
 
-    def logits_of(inputs):
+    def logits_of(inputs: Any) -> Any:
         positions, groups = _read(inputs, config)
         xp, x = module_of(positions, b), None
         for layer in entry:
@@ -409,6 +421,12 @@ def evaluator(params, stats, config, engine="fused"):
     return logits_of
 
 
-def forward_eval(params, stats, inputs, config, engine="fused"):
+def forward_eval(
+    params: dict[str, Any],
+    stats: dict[str, Any],
+    inputs: Any,
+    config: ModelConfig,
+    engine: Any = "fused",
+) -> Any:
     """Return the logits (B, K) of Inputs by an evaluator made for them alone."""
     return evaluator(params, stats, config, engine)(inputs)

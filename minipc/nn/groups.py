@@ -48,7 +48,7 @@ def farthest_points(points: np.ndarray, count: int) -> np.ndarray:
     return chosen
 
 
-def _choose(axes, chosen):
+def _choose(axes: np.ndarray, chosen: np.ndarray) -> None:
     """Fill chosen (C, count) for coordinates axes (3, C, N)."""
     clouds = np.arange(len(chosen))
     nearest = np.full(axes.shape[1:], np.inf, np.float32)  # squared distance to the chosen points
@@ -62,7 +62,9 @@ def _choose(axes, chosen):
         at = nearest.argmax(axis=1)  # the lowest index of equal ones
 
 
-def _squared_distances(axes, centre, out, square):
+def _squared_distances(
+    axes: np.ndarray, centre: np.ndarray, out: np.ndarray, square: np.ndarray
+) -> None:
     """out = (x^2 + y^2) + z^2 of the differences, each step rounded to float32."""
     for number in range(3):
         target = square if number else out
@@ -72,7 +74,9 @@ def _squared_distances(axes, centre, out, square):
             out += square
 
 
-def neighbours(points: np.ndarray, centres: np.ndarray, scales: Iterable[Scale]) -> list:
+def neighbours(
+    points: np.ndarray, centres: np.ndarray, scales: Iterable[Scale]
+) -> list[np.ndarray]:
     """Return the members (B, M, k) of the groups of each scale, as indices of points.  (G2)
 
     points (B, N, 3) float32, centres (B, M) indices of points.  Nearest first.  A ball holds the
@@ -105,7 +109,7 @@ def neighbours(points: np.ndarray, centres: np.ndarray, scales: Iterable[Scale])
     return members
 
 
-def _padded(keys, scale):
+def _padded(keys: np.ndarray, scale: Scale) -> np.ndarray:
     """Return the members (rows, k) of one scale from the sorted keys of the nearest points."""
     rank = np.arange(scale.members)
     absent = rank >= keys.shape[1]

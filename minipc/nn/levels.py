@@ -81,7 +81,7 @@ class TextbookLevels(Textbook):
         """Return pointwise(x) with tracked statistics; values: W, gamma, beta, mean, var."""
         W, *norm = values
 
-        def pointwise(x):
+        def pointwise(x: Any) -> Any:
             x = module_of(x).ascontiguousarray(x)
             y = eval_norm_relu(ops.linear_forward(x, W)[0], norm, eps)
             return y + x if residual else y
@@ -91,7 +91,7 @@ class TextbookLevels(Textbook):
     def eval_scale(self, layers: Sequence[Sequence], eps: float) -> Callable[[Near, Any, Any], Any]:
         """Return level(near, x, members), one scale of level(), with tracked statistics."""
 
-        def level(near, x, members):
+        def level(near: Near, x: Any, members: Any) -> Any:
             rows = local.offsets(near.positions, near.centres, members)
             if x is not None:
                 rows = self._joined([rows, local.gather_forward(x, members)[0]], "")
@@ -111,16 +111,18 @@ class FastLevels(TextbookLevels, Fast):
     ) -> Any:
         """As Textbook.pointwise."""
         names, values = tape.of(layer, "W", "gamma", "beta")
+        W, gamma, beta = values
         *result, tape.batch[layer] = fast_local.pointwise_forward(
-            x, *values, tape.eps, self.work, layer, residual, inner
+            x, W, gamma, beta, tape.eps, self.work, layer, residual, inner
         )
         return tape.push(result, fast_local.pointwise_backward, *names)
 
     def _scale(self, tape: Tape, near: Near, x: Any, members: Any, layers: Sequence) -> Any:
-        (first, *rest), widths = layers, [layer.fan_out for layer in layers[:-1]]
+        first, rest = layers[0], list(layers[1:])
+        widths = [layer.fan_out for layer in layers[:-1]]
         if x is None:
             rows = fast_local.to_offsets(*near, members, widths, self.work, first.name)
-            rest = layers
+            rest = list(layers)
         else:
             entry = fast_local.to_level(
                 near.positions, x, near.centres, members, self.work, first.name
@@ -173,7 +175,8 @@ def _pointwise_backward(d: Any, cache: tuple) -> tuple:
 def _level_backward(d: Any, cache: tuple) -> tuple:
     """Each scale reads its channels of d; the gradients of what they all read are added."""
     branches, widths, read = cache
-    dx, grads, first = None, {}, 0
+    grads: dict[str, Any] = {}
+    dx, first = None, 0
     for branch, width in zip(branches, widths, strict=True):
         of_parameters, part = backward(d[..., first : first + width], branch)
         first += width

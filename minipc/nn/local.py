@@ -85,6 +85,6 @@ def max_and_mean_backward(dy: Any, cache: Any) -> Any:
     return point_max_backward(dy[:, :width], cache) + dy[:, None, width:] / cache.points
 
 
-def _clouds(x):
+def _clouds(x: Any) -> Any:
     """Return the index (B, 1, 1) of each cloud."""
     return module_of(x).arange(len(x))[:, None, None]

@@ -83,9 +83,9 @@ def blocks_of(clouds: int, elements: int, work: Workspace) -> list[slice]:
 
 
 def sum_over_blocks(
-    function: Callable[[slice], Any], x: Activation, shape: tuple[int, ...], name: str
+    function: Callable[[slice], Any], x: Any, shape: tuple[int, ...], name: str
 ) -> Any:
-    """Return the sum of function(clouds) over all blocks, in their order, in float64."""
+    """Return the sum of function(clouds) over x.blocks(), in their order, in float64."""
     blocks, work = x.blocks(), x.work
     parts = work.array(f"{name} parts", (len(blocks), *shape), np.float64)
 

@@ -12,6 +12,7 @@ it is read, and q_n, the sum of the centres' positions over its readers:
     v~ = [c P - q ; c Z ; c]  (I + 1, N)    the sum of the rows x~_mj that read point n
 """
 
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +35,7 @@ from minipc.nn.fast.fused import (
 from minipc.nn.fast.products import inner_product, product
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.local import readers
+from minipc.nn.ops import BatchStats
 
 OF_ONE_LAYER = 8  # a tower holds the work of several layers: so many times its rows fill a block
 
@@ -53,17 +55,19 @@ class Level(NamedTuple):
     generation: int
 
     @property
-    def rows(self):
+    def rows(self) -> int:
         """B M k."""
         return self.members.size
 
-    def blocks(self):
+    def blocks(self) -> list[slice]:
         """Return the slices of clouds computed together; they depend only on the shape."""
         clouds, channels, points = self.z.shape
         return blocks_of(clouds, OF_ONE_LAYER * channels * points, self.work)
 
 
-def to_level(positions, f, centres, members, work, name):
+def to_level(
+    positions: Any, f: Any, centres: Any, members: Any, work: Workspace, name: str
+) -> Level:
     """Return the Level of positions (B, N, 3) and features f (B, N, C), with moments.  (F11), (F12)
 
     centres (B, M), members (B, M, k): indices of points.
@@ -89,7 +93,7 @@ def to_level(positions, f, centres, members, work, name):
     return level._replace(moments=moments)
 
 
-def _moments(x, clouds):
+def _moments(x: Any, clouds: slice) -> Any:
     """Write v~ of some clouds and return their sum of x~ x~^T.  (F12)
 
     Products of positions are float64, because those of an offset are small differences of them.
@@ -107,7 +111,7 @@ def _moments(x, clouds):
     return total
 
 
-def _reads(x, clouds):
+def _reads(x: Any, clouds: slice) -> tuple[Any, Any]:
     """Return c (C, N) and q (C, 3, N), float64, of some clouds.  (F11)"""
     xp, (count, members), points = x.work.xp, x.members.shape[1:], x.z.shape[2]
     if xp is not np:
@@ -135,7 +139,9 @@ class LevelCache(NamedTuple):
     name: str
 
 
-def level_forward(x, W, gamma, beta, eps, name):
+def level_forward(
+    x: Any, W: Any, gamma: Any, beta: Any, eps: float, name: str
+) -> tuple[Any, LevelCache, BatchStats]:
     """h_mo = relu(c_o - (A_p^T p_c(m))_o + max_j (A^T z)_(o, g(m,j))).  (F13)
 
     A level of a single layer: its rows are never made.  x a Level; W (I, O) -> h (B, M, O),
@@ -152,7 +158,7 @@ def level_forward(x, W, gamma, beta, eps, name):
 
     flat = x.flat.reshape(members, -1)  # (k, B M)
 
-    def pool(clouds):
+    def pool(clouds: slice) -> None:
         xp.matmul(x.z[clouds, :-1].swapaxes(1, 2), affine.At.T, out=u[clouds])
         points = u.reshape(-1, shape[2])
         for some in _portions(clouds, count, members * shape[2], work):
@@ -170,19 +176,19 @@ def level_forward(x, W, gamma, beta, eps, name):
     return h, LevelCache(x, affine, positive, rank, name), stats
 
 
-def _flat(x):
+def _flat(x: Any) -> Any:
     """Return x (B, M, O) as (B M, O), a view."""
     return x.reshape(-1, x.shape[2])
 
 
-def _portions(clouds, count, elements, work):
+def _portions(clouds: slice, count: int, elements: int, work: Workspace) -> list[slice]:
     """Return slices of the groups of some clouds, each with about 2 work.slice elements."""
     first, stop = clouds.start * count, clouds.stop * count
     step = max(2 * work.slice // elements, 1)
     return [slice(start, min(start + step, stop)) for start in range(first, stop, step)]
 
 
-def _gathered(points, index, work):
+def _gathered(points: Any, index: Any, work: Workspace) -> Any:
     """Return the rows of points (R, O) at index (k, G), (k, G, O), in a buffer of this thread."""
     rows = work.scratch("rows", (*index.shape, points.shape[1]), points.dtype)
     if work.xp is np:
@@ -192,7 +198,7 @@ def _gathered(points, index, work):
     return rows
 
 
-def first_maximum(rows, axis, best, rank, work):
+def first_maximum(rows: Any, axis: int, best: Any, rank: Any, work: Workspace) -> None:
     """best = the maximum of rows along axis; rank = the first place that attains it."""
     xp, places = work.xp, rows.shape[axis]
     rows.max(axis=axis, out=best)
@@ -210,7 +216,7 @@ def first_maximum(rows, axis, best, rank, work):
     xp.minimum(rank, places - 1, out=rank)  # not a number has no place
 
 
-def level_backward(dh, cache):
+def level_backward(dh: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
     """(F2) and (F3) with the gradients at the winners, then (F16).
 
     dh (B, M, O) -> df (B, N, C), dW (I, O), dgamma (O,), dbeta (O,)
@@ -220,14 +226,14 @@ def level_backward(dh, cache):
     g = work.array(f"{name} g", positive.shape, affine.At.dtype)
     S = work.array(f"{name} S", (len(g), x.z.shape[2], g.shape[2]), g.dtype)
 
-    def winners(clouds):
+    def winners(clouds: slice) -> None:
         work.xp.multiply(dh[clouds], positive[clouds], out=g[clouds])
         _scatter_winners(S[clouds], x.members[clouds], rank[clouds], g[clouds], work)
 
     return _through_points(x, affine, winners, S, g, name)
 
 
-def _started(x):
+def _started(x: Any) -> Workspace:
     """Return the Workspace of a Level whose backward begins.  Raises DataError if it is stale."""
     if x.work.generation(x.name) != x.generation:
         raise DataError(
@@ -238,7 +244,7 @@ def _started(x):
     return x.work
 
 
-def _scatter_winners(S, members, rank, g, work):
+def _scatter_winners(S: Any, members: Any, rank: Any, g: Any, work: Workspace) -> None:
     """S_no = sum of g_mo over the groups m whose winner of channel o is point n.  (F14)
 
     S (C, N, O), members (C, M, k), rank and g (C, M, O).  The order of the terms is fixed.
@@ -261,7 +267,9 @@ def _scatter_winners(S, members, rank, g, work):
         S[i] = np.bincount(at.ravel(), g[i].ravel(), points * width).reshape(points, width)
 
 
-def _through_points(x, affine, sums, S, g, name):
+def _through_points(
+    x: Any, affine: Affine, sums: Callable[[slice], None], S: Any, g: Any, name: str
+) -> tuple[Any, Any, Any, Any]:
     """Return df and the gradients of the parameters from sums at the points.  (F15), (F16)
 
     sums(clouds) fills S (B, N, O), the gradients summed over the readers of each point, and g
@@ -269,7 +277,7 @@ def _through_points(x, affine, sums, S, g, name):
     """
     xp, work = x.work.xp, x.work
 
-    def block(clouds):
+    def block(clouds: slice) -> Any:
         sums(clouds)
         products = xp.matmul(x.z[clouds], S[clouds]).sum(axis=0, dtype=np.float64)
         products[:3] -= xp.matmul(x.at[clouds].swapaxes(1, 2), g[clouds]).sum(
@@ -284,7 +292,7 @@ def _through_points(x, affine, sums, S, g, name):
     dW, dgamma, dbeta, K = gradients(products, x, affine, name)
     df = work.array(f"{name} df", (*S.shape[:2], inputs - 3), S.dtype)
 
-    def features(clouds):
+    def features(clouds: slice) -> None:
         here = df[clouds]
         xp.matmul(x.v[clouds].swapaxes(1, 2), K[3:].T, out=here)
         through = work.scratch("through", here.shape, here.dtype)
@@ -301,7 +309,9 @@ class ExpandCache(NamedTuple):
     name: str
 
 
-def expand_forward(x, W, gamma, beta, eps, widths, name):
+def expand_forward(
+    x: Any, W: Any, gamma: Any, beta: Any, eps: float, widths: Sequence[int], name: str
+) -> tuple[Activation, ExpandCache, BatchStats]:
     """y_mj = relu(c - A_p^T p_c(m) + (A^T z)_g(m,j)): the first of several layers.  (F11)
 
     x a Level; widths of this layer and the next ones without the pooled one.  -> the Activation y,
@@ -318,7 +328,7 @@ def expand_forward(x, W, gamma, beta, eps, widths, name):
     y = Activation(tower, 0, shift, None, work, of_rows, generation, floor)
     local = x.members.transpose(0, 2, 1).reshape(clouds, -1)  # (B, k M)
 
-    def write(clouds):
+    def write(clouds: slice) -> None:
         z = x.z[clouds, :-1]
         u = work.scratch("u", (len(z), len(affine.At), z.shape[2]), W.dtype)
         product(affine.At, z, u, work)
@@ -333,7 +343,7 @@ def expand_forward(x, W, gamma, beta, eps, widths, name):
     return filled(y, write, name), ExpandCache(x, y, affine, name), stats
 
 
-def expand_backward(dy, cache):
+def expand_backward(dy: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
     """D = dY where y > 0, summed over the readers of each point and the members of each group.
 
     dy a gradient of the rows -> df (B, N, C), dW (I, O), dgamma (O,), dbeta (O,).  (F15), (F16)
@@ -343,7 +353,7 @@ def expand_backward(dy, cache):
     S = work.array(f"{name} S", (clouds, len(affine.c), x.z.shape[2]), affine.At.dtype)
     g = work.array(f"{name} g", (clouds, len(affine.c), count), S.dtype)
 
-    def rows(clouds):
+    def rows(clouds: slice) -> None:
         D = dy.of(clouds)
         D *= y.positive(clouds)
         each = D.reshape(len(D), -1, members, count)
@@ -354,7 +364,7 @@ def expand_backward(dy, cache):
     return _through_points(x, affine, lambda clouds: None, S.swapaxes(1, 2), g.swapaxes(1, 2), name)
 
 
-def _scatter_rows(S, members, D, work):
+def _scatter_rows(S: Any, members: Any, D: Any, work: Workspace) -> None:
     """S_on = sum of D_o,mj over all places that read point n.    S (C, O, N), D (C, O, k M)"""
     xp, points = work.xp, S.shape[2]
     by_rank = members.transpose(0, 2, 1)  # (C, k, M): the order of the rows
@@ -379,7 +389,9 @@ class GroupPoolCache(NamedTuple):
     name: str
 
 
-def group_pool_forward(x, W, gamma, beta, eps, members, name):
+def group_pool_forward(
+    x: Any, W: Any, gamma: Any, beta: Any, eps: float, members: Any, name: str
+) -> tuple[Any, GroupPoolCache, BatchStats]:
     """(F5) with groups in place of clouds: the last layer of a level and the maximum of each group.
 
     x an Activation whose points are rows, member by member.  -> h (B, M, O), GroupPoolCache, stats
@@ -391,7 +403,7 @@ def group_pool_forward(x, W, gamma, beta, eps, members, name):
     rank = work.array(f"{name} rank", shape, np.min_scalar_type(members))
     positive = work.array(f"{name} positive", shape, bool)
 
-    def pool(clouds):
+    def pool(clouds: slice) -> None:
         z = x.of(clouds)
         for some in slices_of(shape[1], points, work):
             P = work.scratch("P", (len(z), some.stop - some.start, points), W.dtype)
@@ -415,7 +427,7 @@ class GroupGradient(NamedTuple):
     g: Any  # (B, O, M)
     rank: Any  # (B, O, M)
 
-    def of(self, clouds):
+    def of(self, clouds: slice) -> Any:
         """Return dX (C, I, k M) of some clouds, in a buffer private to this thread."""
         work = self.x.work
         stack = self.x.with_ones(clouds)
@@ -425,11 +437,11 @@ class GroupGradient(NamedTuple):
         dx += product(self.At.T, self.winners(clouds), through, work)
         return dx
 
-    def rows(self, clouds):
+    def rows(self, clouds: slice) -> Any:
         """Return the row that won each group and channel, (C, O, M) integers of k M."""
         return self.rank[clouds].astype(np.intp) * self.g.shape[2] + np.arange(self.g.shape[2])
 
-    def winners(self, clouds):
+    def winners(self, clouds: slice) -> Any:
         """Return D (C, O, k M): the gradient of each group at its winner, 0 elsewhere."""
         work, g = self.x.work, self.g[clouds]
         D = work.scratch("D", (*g.shape[:2], self.x.tower.shape[2]), g.dtype)
@@ -439,7 +451,7 @@ class GroupGradient(NamedTuple):
         return D
 
 
-def group_pool_backward(dh, cache):
+def group_pool_backward(dh: Any, cache: Any) -> tuple[GroupGradient, Any, Any, Any]:
     """(F2) and (F3) with D the gradients at the winners.
 
     dh (B, M, O) -> GroupGradient dx, dW (I, O), dgamma (O,), dbeta (O,)
@@ -450,7 +462,7 @@ def group_pool_backward(dh, cache):
     work.xp.multiply(dh.swapaxes(1, 2), positive, out=g)
     winners = GroupGradient(x, None, affine.At, g, rank)
 
-    def block(clouds):
+    def block(clouds: slice) -> Any:
         z, rows, here = x.with_ones(clouds), winners.rows(clouds), g[clouds]
         products = work.xp.empty((z.shape[1], here.shape[1]), z.dtype)
         step = max(2 * work.slice // (z.shape[1] * here[:, 0].size), 1)
@@ -471,7 +483,9 @@ def group_pool_backward(dh, cache):
     return winners._replace(K=K), dW, dgamma, dbeta
 
 
-def to_offsets(positions, centres, members, widths, work, name):
+def to_offsets(
+    positions: Any, centres: Any, members: Any, widths: Sequence[int], work: Workspace, name: str
+) -> Activation:
     """Return the Activation of the offsets (M18) of a level without features, member by member."""
     xp, (clouds, count, size) = work.xp, members.shape
     o = work.array(f"{name} offsets", (clouds, 3, size * count), positions.dtype)
@@ -479,14 +493,14 @@ def to_offsets(positions, centres, members, widths, work, name):
     return to_tower(o.swapaxes(1, 2), widths, work, name)
 
 
-def _offsets(axes, centres, members, out):
+def _offsets(axes: Any, centres: Any, members: Any, out: Any) -> None:
     """out (C, 3, k M) = (M18), member by member.    axes (C, 3, N), centres (C, M)"""
     _columns(axes, members.transpose(0, 2, 1).reshape(len(members), -1), out)
     at = module_of(axes).take_along_axis(axes, centres[:, None].astype(np.intp), axis=2)
     out.reshape(*axes.shape[:2], members.shape[2], -1)[...] -= at[:, :, None]
 
 
-def _columns(u, index, out):
+def _columns(u: Any, index: Any, out: Any) -> Any:
     """out (C, O, R) = u (C, O, N) at columns index (C, R).  Returns out."""
     xp = module_of(u)
     if xp is np:
@@ -500,14 +514,14 @@ def _columns(u, index, out):
 class Points(Activation):
     """The input of one point-wise layer."""
 
-    def blocks(self):
+    def blocks(self) -> list[slice]:
         """As Activation.blocks, for one layer."""
         clouds, rows, points = self.tower.shape
         return blocks_of(clouds, OF_ONE_LAYER * rows * points, self.work)
 
 
 class PointwiseCache(NamedTuple):
-    x: Points
+    x: Activation
     affine: Affine
     positive: Any  # (B, O, N)
     residual: bool
@@ -515,7 +529,17 @@ class PointwiseCache(NamedTuple):
     name: str
 
 
-def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=True):
+def pointwise_forward(
+    x: Any,
+    W: Any,
+    gamma: Any,
+    beta: Any,
+    eps: float,
+    work: Workspace,
+    name: str,
+    residual: bool = False,
+    inner: bool = True,
+) -> tuple[Any, PointwiseCache, BatchStats]:
     """(F1) of every point, as an array: y = relu(A^T z + c), plus x where residual.
 
     x (B, N, I) -> y (B, N, O), PointwiseCache and BatchStats.  inner: backward needs dx.
@@ -529,7 +553,7 @@ def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=
     positive = work.array(f"{name} positive", shape, bool)
     coefficients = xp.concatenate([affine.At, affine.c[:, None]], axis=1)
 
-    def write(clouds):
+    def write(clouds: slice) -> None:
         here = product(coefficients, entry.with_ones(clouds), y[clouds], work)
         xp.greater(here, 0, out=positive[clouds])
         xp.maximum(here, work.zeros(points, here.dtype), out=here)
@@ -541,7 +565,7 @@ def pointwise_forward(x, W, gamma, beta, eps, work, name, residual=False, inner=
     return y.swapaxes(1, 2), cache, stats
 
 
-def pointwise_backward(dy, cache):
+def pointwise_backward(dy: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
     """D = dY where relu is positive, then (F2), (F3) and (F4), plus dY where residual.
 
     dy (B, N, O) -> dx (B, N, I), dW (I, O), dgamma (O,), dbeta (O,)
@@ -550,7 +574,7 @@ def pointwise_backward(dy, cache):
     work, (inputs, width), xp = _started(x), affine.W.shape, x.work.xp
     D = work.array(f"{name} D", positive.shape, affine.At.dtype)
 
-    def block(clouds):
+    def block(clouds: slice) -> Any:
         xp.multiply(dy[clouds].swapaxes(1, 2), positive[clouds], out=D[clouds])
         return inner_product(x.with_ones(clouds), D[clouds], work)
 
@@ -562,7 +586,7 @@ def pointwise_backward(dy, cache):
         return None, dW, dgamma, dbeta
     dx = work.array(f"{name} dx", (len(D), inputs, D.shape[2]), D.dtype)
 
-    def write(clouds):
+    def write(clouds: slice) -> None:
         here = product(K, x.with_ones(clouds), dx[clouds], work)
         through = work.scratch("through", here.shape, here.dtype)
         here += product(affine.At.T, D[clouds], through, work)
@@ -573,7 +597,9 @@ def pointwise_backward(dy, cache):
     return dx.swapaxes(1, 2), dW, dgamma, dbeta
 
 
-def level_eval(positions, f, centres, members, maps, work):
+def level_eval(
+    positions: Any, f: Any, centres: Any, members: Any, maps: list[tuple[Any, Any]], work: Workspace
+) -> Any:
     """Return what the groups of a level see, h (B, M, O), with tracked statistics.  (F9), (F13)
 
     positions (B, N, 3); f (B, N, C), or None; maps of eval_maps() for the layers of the rows.
@@ -593,7 +619,9 @@ def level_eval(positions, f, centres, members, maps, work):
     return h
 
 
-def _pool_points(z, centres, members, maps, h, work):
+def _pool_points(
+    z: Any, centres: Any, members: Any, maps: list[tuple[Any, Any]], h: Any, work: Workspace
+) -> None:
     """h (C, M, O) by (F13) for a level of a single layer."""
     xp, ((At, c),) = work.xp, maps
     clouds, _, points = z.shape
@@ -609,7 +637,9 @@ def _pool_points(z, centres, members, maps, h, work):
     xp.maximum(h, work.zeros(len(c), h.dtype), out=h)
 
 
-def _pool_rows(z, centres, members, maps, h, work):
+def _pool_rows(
+    z: Any, centres: Any, members: Any, maps: list[tuple[Any, Any]], h: Any, work: Workspace
+) -> None:
     """h (C, M, O) of a level of several layers, some centres at a time."""
     xp, (clouds, inputs, _), (count, size) = work.xp, z.shape, members.shape[1:]
     widest = max(inputs, *(len(A) for A, _ in maps))
@@ -641,7 +671,7 @@ def _pool_rows(z, centres, members, maps, h, work):
         h[:, some] = xp.maximum(best, 0, out=best).swapaxes(1, 2)
 
 
-def _maximum(rows, xp):
+def _maximum(rows: Any, xp: Any) -> Any:
     """Return the maximum of rows (C, O, k, G) over k, written over rows.
 
     By halves, since a reduction runs over G numbers at a time, and there are few.
@@ -653,7 +683,7 @@ def _maximum(rows, xp):
     return rows[:, :, :size].max(axis=2)
 
 
-def pointwise_eval(x, maps, residual, work):
+def pointwise_eval(x: Any, maps: list[tuple[Any, Any]], residual: bool, work: Workspace) -> Any:
     """Return y (B, N, O) of x (B, N, I) under the one map of eval_maps(), plus x where residual."""
     xp, ((At, c),) = work.xp, maps
     z = xp.ascontiguousarray(x.swapaxes(1, 2))
