@@ -56,7 +56,7 @@ class Views(click.ParamType):
     group="Model",
     metavar="NAME",
     default="tiny",
-    help="teacher, student, tiny, or widths: 16-16-32-64:32.",
+    help="teacher, student, tiny, pointnet2/8, local-student, ..., or by hand: 16-16-32-64:32.",
 )
 @option(
     "--labels-only",

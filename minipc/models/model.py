@@ -21,7 +21,7 @@ tape of any model, and track() updates the statistics of any model.
 from types import ModuleType
 from typing import Any
 
-from minipc.errors import DataError
+from minipc.errors import DataError, UsageError
 from minipc.models import pointnet, pointnet2
 from minipc.nn import ops
 
@@ -54,10 +54,20 @@ def config_class(architecture: Any, where: Any) -> type[Any]:
 
 
 def sizes(text: str, classes: int) -> Any:
-    """Return the config of a named size of any model, or of widths by hand, "W-W-W:H-H".
+    """Return the config of a named size of any model, or of one by hand.
 
-    Raises UsageError for anything else.
+    By hand: "16-16-32-64:32" for a PointNet, "512/24:32,128/24:48,96:48" for a PointNet++ (the
+    docstrings of their modules).  Raises UsageError for anything else.
     """
-    name, by_hand = text.partition("/")[0], pointnet2 if "," in text else pointnet
-    named = [module for module in MODELS.values() if name in module.NAMED_SIZES]
-    return (*named, by_hand)[0].sizes(text, classes)
+    name = text.partition("/")[0]
+    for module in MODELS.values():
+        if name in module.NAMED_SIZES:
+            return module.sizes(text, classes)
+    if "," in text:
+        return pointnet2.sizes(text, classes)
+    if text[:1].isdigit():
+        return pointnet.sizes(text, classes)
+    names = ", ".join(name for module in MODELS.values() for name in module.NAMED_SIZES)
+    raise UsageError(
+        f"model: expected {names}, or one by hand such as 16-16-32-64:32, got {text!r}"
+    )
