@@ -409,7 +409,7 @@ def repeated(x):
 SMALL = (  # for differences: few rows, so that some draw lies off every kink
     "5/3:3,4",
     "3,5/3:4+,3/2:3,4+mean:3",
-    "5/3:3-4/0.9x4:3,3/2:3-3+,4:3",
+    "5/3:3-4/0.9x4:3,3/2:3-3/1.5x3:3+,4:3",
     "3,4/1:3,2/2:3-3,4",
 )
 
@@ -496,7 +496,9 @@ def test_both_engines_agree_on_clouds_of_one_point(text):
     assert_engines_agree(config, *problem(config, 7, 1))
 
 
-@pytest.mark.parametrize("text", ["300/300:3,2/270:4,5", "4,300/300:3-4,2/270:4,5"])
+@pytest.mark.parametrize(
+    "text", ["20/300:3,2/15:4,5", "4,20/300:3,2/15:4,5", "4,20/300:3-4,2/15:4,5"]
+)
 def test_both_engines_agree_where_a_rank_needs_more_than_a_byte(text):
     config = sizes(text, 3)
     assert_engines_agree(config, *problem(config, 2, 310))
@@ -515,13 +517,15 @@ def test_a_level_whose_rows_are_all_equal_agrees():
     assert worst({0: found[0][0]}, {0: found[1][0]}) <= 316**2 * 100 * EPSILON
 
 
-@pytest.mark.parametrize("block", [1, 2**10, 2**12, 2**25])
+@pytest.mark.parametrize("block", [1, 2**10, 2**25])
+@pytest.mark.parametrize("group", [None, 4])  # of rows of a product, as different BLAS want them
 @pytest.mark.parametrize("text", [TEXTS[2], TEXTS[4]])
-def test_no_division_into_blocks_changes_the_result_beyond_rounding(text, block):
+def test_no_division_into_blocks_changes_the_result_beyond_rounding(text, group, block):
     config = sizes(text, 5)
     params, inputs, dlogits = problem(config, 7, 24)
     work = Workspace()
     work.block = work.slice = block
+    work.group = group
     z, _, grads = run(config, params, inputs, dlogits, "fused", work)
     z_t, _, grads_t = run(config, params, inputs, dlogits, "textbook")
     # hundreds of roundings of the largest, a few layers deep
@@ -531,7 +535,7 @@ def test_no_division_into_blocks_changes_the_result_beyond_rounding(text, block)
 # float32
 
 
-def errors_in_float32(text, change, features=1.0, draws=5):
+def errors_in_float32(text, change, features=1.0, draws=3):
     """Return the median errors (logits, statistics, gradients) of the fast engine and the textbook.
 
     features: a factor of the weights of the features of level 0.
