@@ -79,7 +79,7 @@ frozen: $(VENV)/ready  ## what a redesign must not change, as digests: arrays, f
 torture: $(VENV)/ready  ## kill recorder and training a hundred times each, fill the disk, and compare byte for byte (ten minutes)
 	$(BIN)/python -m reference_tests.faults.torture
 
-figures: $(VENV)/ready  ## the figures of docs/negative_weights.md, with matplotlib
+figures: $(VENV)/ready  ## the figures of the pages, with matplotlib
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	$(BIN)/python -m reference_tests.tools.figures docs/figures
 

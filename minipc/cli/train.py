@@ -176,8 +176,8 @@ def _new(
     (loss,) = take(weights, LossConfig)
     training, earlier = take(given, TrainConfig, SelfConfig)
     if bare:
-        # a dry run returns None
-        return demo.train(model, loss, training, self_config=earlier, **place, **running) or []
+        what = {name: files[name] for name in ("self_record", "views")} | place | running
+        return demo.train(model, loss, training, self_config=earlier, **what) or []  # None: dry run
     what = files | place | running
     return [train.train(model, loss, training, self_config=earlier, **what)]
 

@@ -32,7 +32,7 @@ def predict(
     """Return the logits (N, K) float32, on the host, of points (N, P, 3) on the host.
 
     The model's arrays belong to module xp.  groups: what the model's prepare() returns for these
-    clouds, on the host; None makes them from points.  The logits of a cloud do not depend on the
+    clouds, on the host; None: computed from points.  The logits of a cloud do not depend on the
     other clouds or on threads: the model's evaluator() guarantees it, and every block is padded to
     32 clouds, because a device's library may choose its algorithm by their number.
     Raises MinipcError for logits that are not finite: a metric would hide them.
@@ -42,13 +42,13 @@ def predict(
         groups = net(model.config).prepare(model.config, points)
 
     @np.errstate(over="ignore", invalid="ignore")  # the check below raises instead
-    def logits_of(first):
+    def block_logits(first: int) -> np.ndarray:
         points_here, *groups_here = (
             xp.asarray(padded_block(array, first, BLOCK)) for array in (points, *groups)
         )
         return to_host(compute(Inputs(points_here, tuple(groups_here))))[: len(points) - first]
 
-    logits = np.concatenate(list(ordered_map(logits_of, range(0, len(points), BLOCK), threads)))
+    logits = np.concatenate(list(ordered_map(block_logits, range(0, len(points), BLOCK), threads)))
     if not np.isfinite(logits).all():
         raise MinipcError(
             "model: its logits are no longer finite; it has diverged (start a new run with a lower "
@@ -74,7 +74,7 @@ def vote(
     """
     from scipy.special import logsumexp  # imported late: slower than predicting one cloud
 
-    groups = net(model.config).prepare(model.config, points)  # of the stored clouds
+    groups = net(model.config).prepare(model.config, points)  # of the clouds before augmentation
     views = [
         predict(
             model,

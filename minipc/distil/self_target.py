@@ -16,7 +16,7 @@ from minipc.models.inputs import points_of
 
 
 class SelfTarget:
-    """What training calls on every target, in this order; each kind overrides what it needs."""
+    """The methods that training calls, in this order; each kind overrides those it needs."""
 
     def epoch_starts(self, epoch: int, xp: Any) -> None:
         """Prepare for an epoch, counted from 0, on module xp."""
@@ -26,13 +26,13 @@ class SelfTarget:
         raise NotImplementedError
 
     def stepped(self, rows: np.ndarray, logits: Any, params: dict) -> None:
-        """Take note of a step on the clouds in rows: its logits (B, K) and the new params."""
+        """Receive the logits (B, K) of a step on the clouds in rows, and the new params."""
 
     def epoch_ended(self, epoch: int, params: dict) -> None:
-        """Take note of the params after an epoch; copy them, the next step may overwrite them."""
+        """Receive the params after an epoch; copy them, the next step may overwrite them."""
 
     def state(self) -> dict[str, np.ndarray]:
-        """Return {name: array on the host}: all that a resumed run needs."""
+        """Return {name: array on the host}: everything that a resumed run needs."""
         return {}
 
     def load(self, state: dict[str, np.ndarray], xp: Any) -> None:

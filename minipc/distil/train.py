@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 def split_rows(labels: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows to learn from and the rows held out, of labels (N,) on the host.
 
-    Raises UsageError where a validation fraction holds out nothing, or less than a batch is left.
+    Raises UsageError if a validation fraction holds out nothing, or less than a batch is left.
     """
     held_out = stratified(labels, config.val_fraction, config.seed, "validation")
     learnt, held = np.flatnonzero(~held_out), np.flatnonzero(held_out)
@@ -58,7 +58,7 @@ def split_rows(labels: np.ndarray, config: TrainConfig) -> tuple[np.ndarray, np.
 def drawn_views(
     clouds: Clouds, seed: int, augment: AugmentConfig
 ) -> Callable[[int], tuple[Params, Any]]:
-    """Return views(epoch) -> (Params, None): that view of every cloud, drawn as in a recording."""
+    """Return views(epoch) -> (Params, None): view e of all clouds, drawn as in a recording."""
     return lambda epoch: (draw(seed, epoch, 0, len(clouds), augment), None)
 
 
@@ -67,7 +67,7 @@ def recorded_views(
 ) -> Callable[[int], tuple[Params, Any]]:
     """Return views(epoch) -> (Params, logits) of an open RecordReader: views first .. stop - 1.
 
-    With labels_only logits is None: a label-only student sees the same views, a fair comparison.
+    With labels_only, logits is None: the student sees the same views, for a fair comparison.
     Raises UsageError for views that were not recorded.
     """
     stop = reader.views if stop is None else stop
@@ -77,7 +77,7 @@ def recorded_views(
             f"{reader.path}"
         )
 
-    def views(epoch):
+    def views(epoch: int) -> tuple[Params, Any]:
         scale, shift, logits = reader.view(first + epoch % (stop - first))
         return Params(scale, shift), None if labels_only else logits
 
@@ -85,7 +85,7 @@ def recorded_views(
 
 
 class Epoch(NamedTuple):
-    """A training after an epoch, in arrays on the host that later epochs do not change.
+    """The state of a training after an epoch, in arrays on the host that no later epoch changes.
 
     Weights and moments are copies, because the fast engine and its optimiser write the next step
     into the same arrays.
@@ -96,7 +96,7 @@ class Epoch(NamedTuple):
     steps: int  # of the optimiser, so far
     moments: dict  # of the optimiser, {"m.name": array}
     self_target: dict  # what SelfTarget.state() returned
-    test_logits: np.ndarray  # (M, K) float32, of the M test clouds
+    test_logits: np.ndarray  # (M, K) float32, for the M test clouds
 
     def checkpoint(self, run_id: str) -> Checkpoint:
         """Return the Checkpoint from which the run with this identity can be resumed."""
@@ -123,7 +123,7 @@ class State(NamedTuple):
 
     params: dict
     stats: dict
-    optimiser: NamedTuple  # optim.AdamWState or SgdState
+    optimiser: Any  # optim.AdamWState or SgdState
 
 
 @dataclass(frozen=True)
@@ -159,10 +159,11 @@ class Task:
     ) -> tuple[State, dict[str, float], float]:
         """Return the State after one epoch, the mean of each number, and the last learning rate.
 
-        order: the rows to learn from, shuffled; augmentation, logits: of all N clouds, on the host
-        (logits None for labels alone).
+        order: the rows to learn from, shuffled; augmentation, logits: for all N clouds, on the host
+        (logits None: labels alone).
         """
-        xp, config, sums = self.xp, self.config, None
+        xp, config = self.xp, self.config
+        sums: dict[str, Any] = {}
         augmentation = Params(*(xp.asarray(value) for value in augmentation))
         logits = None if logits is None else xp.asarray(logits)
         steps = config.steps_per_epoch(len(order))
@@ -175,9 +176,7 @@ class Task:
             mask = _dropout_mask(self.model, config, epoch, step, xp)
             state, numbers = self.step(state, rows, augmentation, logits, mask, lr)
             sums = (
-                numbers
-                if sums is None
-                else {name: sums[name] + value for name, value in numbers.items()}
+                {name: sums[name] + value for name, value in numbers.items()} if sums else numbers
             )
             if progress:
                 progress(done + 1, config.epochs * steps, f"epoch {epoch + 1}/{config.epochs}")
@@ -316,8 +315,8 @@ def train(
         yield _after(rows, model, state, self_target, test_logits)
 
 
-def _how(clouds, config, loss_config, xp):
-    """Return what a model file says about its training, except for the epochs done."""
+def _how(clouds: Clouds, config: TrainConfig, loss_config: LossConfig, xp: Any) -> dict[str, Any]:
+    """Return what a model file stores about its training, except the number of epochs done."""
     return {
         "of_epochs": config.epochs,
         "training": asdict(config),
@@ -329,8 +328,14 @@ def _how(clouds, config, loss_config, xp):
     }
 
 
-def _after(rows, model, state, self_target, test_logits):
-    """Return the Epoch that ended in state; model holds what epochs do not change."""
+def _after(
+    rows: list[dict],
+    model: Model,
+    state: State,
+    self_target: SelfTarget | None,
+    test_logits: np.ndarray,
+) -> Epoch:
+    """Return the Epoch that ended in state; model holds everything that epochs do not change."""
     model = model._replace(
         params=_copied(state.params),
         stats=_copied(state.stats),
@@ -341,9 +346,9 @@ def _after(rows, model, state, self_target, test_logits):
     return Epoch(rows, model, state.optimiser.step, moments, target, test_logits)
 
 
-def _check_finite(state, means, epoch):
+def _check_finite(state: State, means: dict[str, float], epoch: int) -> None:
     """Raise MinipcError unless an epoch's losses and its last parameters and stats are finite."""
-    # the arrays too: each loss was computed before its step
+    # the arrays too, because the last loss was computed before the last step
     arrays = (*state.params.values(), *state.stats.values())
     finite = all(isfinite(value) for value in means.values()) and all(
         bool(module_of(value).isfinite(value).all()) for value in arrays
@@ -355,18 +360,22 @@ def _check_finite(state, means, epoch):
         )
 
 
-def _measured(split, labels, logits):
+def _measured(split: str, labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
     """Return the numbers of one split for a row of metrics."""
     values = metrics(labels, logits)._asdict()
     return {f"{split}_{name}": value for name, value in values.items() if name != "confusion"}
 
 
-def _copied(arrays):
+def _copied(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
     """Return copies of arrays, on the host."""
     return {name: to_host(value).copy() for name, value in arrays.items()}
 
 
-def _moments(optimiser):
+def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[int, ...]]:
+    return {name: value.shape for name, value in arrays.items()}
+
+
+def _moments(optimiser: Any) -> dict[str, Any]:
     """Return the arrays of an optimiser's state as {"moment.name": array}."""
     return {
         f"{moment}.{name}": value
@@ -376,16 +385,14 @@ def _moments(optimiser):
     }
 
 
-def _restored(checkpoint, fresh, xp):
+def _restored(checkpoint: Checkpoint, fresh: State, xp: Any) -> State:
     """Return the State of a Checkpoint on xp; a fresh State gives the expected names and shapes."""
-    for mine, found in (
+    for expected, stored in (
         (fresh.params, checkpoint.params),
         (fresh.stats, checkpoint.stats),
         (_moments(fresh.optimiser), checkpoint.optimiser),
     ):
-        if {name: value.shape for name, value in mine.items()} != {
-            n: value.shape for n, value in found.items()
-        }:
+        if _shapes(stored) != _shapes(expected):
             raise DataError(
                 "checkpoint: holds other layers or moments than this run has; train again"
             )
@@ -397,14 +404,15 @@ def _restored(checkpoint, fresh, xp):
         for moment in fresh.optimiser._fields
         if moment != "step"
     }
-    params, stats = (  # in the order of the model: files are written in it
-        {name: xp.asarray(found[name]).copy() for name in mine}
-        for mine, found in ((fresh.params, checkpoint.params), (fresh.stats, checkpoint.stats))
+    # in the order of the model, because files are written in this order
+    params, stats = (
+        {name: xp.asarray(stored[name]).copy() for name in expected}
+        for expected, stored in ((fresh.params, checkpoint.params), (fresh.stats, checkpoint.stats))
     )
     return State(params, stats, type(fresh.optimiser)(step=checkpoint.steps, **moments))
 
 
-def _dropout_mask(model_config, config, epoch, step, xp):
+def _dropout_mask(model_config: Any, config: TrainConfig, epoch: int, step: int, xp: Any) -> Any:
     """Return the mask of (M14) for one step, float32 on xp, or None without dropout."""
     rate = model_config.dropout
     if rate == 0:

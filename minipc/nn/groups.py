@@ -29,9 +29,9 @@ def farthest_points(points: np.ndarray, count: int) -> np.ndarray:
     """Return the indices (B, count) of points (B, N, 3) float32 that are far from each other.  (G1)
 
     The first is index 0; each next one is the point whose nearest chosen point is the farthest
-    (Eldar et al. 1997; Qi et al. 2017b start at a random one).  No point is chosen twice, though a
-    repeated one may be, so the first M' of M centres are the centres of M'.  Raises DataError for
-    more centres than points.
+    (Eldar et al. 1997, Qi et al. 2017b; others start at a random one).  No point is chosen twice,
+    though a repeated one may be, so the first M' of M centres are the centres of M'.  Raises
+    DataError for more centres than points.
     """
     check_shape("points", points, (None, None, 3))
     clouds, number, _ = points.shape

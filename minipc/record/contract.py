@@ -60,11 +60,8 @@ def answer(returned: Any, shape: tuple[int, int]) -> np.ndarray:
         )
     try:
         array = np.asarray(to_host(returned))
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as reason:  # PyTorch: gradients, a device, bfloat16
+    # PyTorch raises these for gradients, a device, bfloat16
+    except (RuntimeError, TypeError, ValueError) as reason:
         why = " ".join(str(reason).split()).rstrip(".")
         raise DataError(
             f"teacher: returned a {kind} that is no array of numbers ({why}); {REMEDY}"
@@ -79,8 +76,7 @@ def answer(returned: Any, shape: tuple[int, int]) -> np.ndarray:
     if array.shape != shape:
         raise DataError(
             f"teacher: expected logits of shape {shape}, a row for each cloud and a column for "
-            "each class name, got "
-            f"{array.shape}; {REMEDY}"
+            f"each class name, got {array.shape}; {REMEDY}"
         )
     with np.errstate(over="ignore"):  # overflow gives inf, which a later check refuses
         return array.astype(np.float32)  # always a copy: the teacher may reuse its output buffer
@@ -109,32 +105,30 @@ def check_repeats(
 
     rows = np.arange(len(block))
     first = logits(rows)
-    off = _difference(first, logits(rows))
-    if off:
+    gap = _difference(first, logits(rows))
+    if gap:
         raise DataError(
-            f"teacher: asked twice about the same clouds it gave logits that differ by {off:.2g}: "
-            "something in it is "
-            "random; switch dropout off (PyTorch: model.eval()), or draw from a generator that is "
-            "seeded in each call"
+            f"teacher: asked twice about the same clouds it gave logits that differ by {gap:.2g}: "
+            "something in it is random; switch dropout off (PyTorch: model.eval()), or draw from a "
+            "generator that is seeded in each call"
         )
-    off = _difference(first[:half], logits(beside)[:half]) if alone else 0.0
-    if off:
+    gap = _difference(first[:half], logits(beside)[:half]) if alone else 0.0
+    if gap:
         raise DataError(
-            f"teacher: the logits of a cloud differ by {off:.2g} with the clouds beside it: batch "
-            "statistics? use "
-            "running ones (PyTorch: model.eval()), or pass --force"
+            f"teacher: the logits of a cloud differ by {gap:.2g} with the clouds beside it: batch "
+            "statistics? use running ones (PyTorch: model.eval()), or pass --force"
         )
 
 
 @np.errstate(invalid="ignore")  # inf - inf: another check reports non-finite logits
 def _difference(one: np.ndarray, other: np.ndarray) -> float:
     """Return the largest difference beyond rounding, or 0."""
-    off = np.abs(one - other)
-    return float(np.where(off > REPEATS * np.abs(one).max(axis=1, keepdims=True), off, 0).max())
+    gap = np.abs(one - other)
+    return float(np.where(gap > REPEATS * np.abs(one).max(axis=1, keepdims=True), gap, 0).max())
 
 
 def check_no_probabilities(logits: np.ndarray) -> None:
-    """Raise DataError where every row of logits (R, K) is a probability distribution.
+    """Raise DataError if every row of logits (R, K) is a probability distribution.
 
     Log-probabilities are accepted: their softmax returns the probabilities.
     """
@@ -143,9 +137,8 @@ def check_no_probabilities(logits: np.ndarray) -> None:
     ).all():
         raise DataError(
             "teacher: returned probabilities (no number is negative, every row sums to one), and a "
-            "softmax of them is "
-            "nearly flat; return the logits before its softmax, or the logarithms of the "
-            "probabilities"
+            "softmax of them is nearly flat; return the logits before its softmax, or the "
+            "logarithms of the probabilities"
         )
 
 
@@ -156,9 +149,8 @@ class Trial(NamedTuple):
     clouds: int
     class_accuracy: float  # mean over the classes that occur
     needed: int | None  # right answers that pass the first test; None if even all right would fail
-    class_needed: (
-        float | None
-    )  # mean class accuracy that passes the second test; None if even 1 would fail
+    # mean class accuracy that passes the second test; None if even 1 would fail
+    class_needed: float | None
 
     @property
     def passed(self) -> bool:
@@ -188,9 +180,8 @@ def trial(labels: np.ndarray, logits: np.ndarray, share: float) -> Trial:
     from scipy.special import bdtrc  # imported here: slow, and only a trial needs it
 
     right, number = logits.argmax(axis=1) == labels, len(labels)
-    enough = np.flatnonzero(
-        bdtrc(np.arange(number), number, share) <= LEVEL
-    )  # P(more than k right)
+    p_more = bdtrc(np.arange(number), number, share)  # P(more than k right), k = 0, 1, ...
+    enough = np.flatnonzero(p_more <= LEVEL)
     _, of, per_class = np.unique(labels, return_inverse=True, return_counts=True)
     class_accuracy = (np.bincount(of, right) / per_class).mean()
     least = (1 + np.sqrt(-np.log(LEVEL) / 2 * (1 / per_class).sum())) / len(per_class)
@@ -218,6 +209,5 @@ def check_chance(trial: Trial, force: bool, say: Callable[[str], None]) -> None:
     raise DataError(
         f"teacher: {trial.correct} of {trial.clouds} training clouds right, mean class accuracy "
         f"{100 * trial.class_accuracy:.1f} %: no better than chance ({' or '.join(needed)} "
-        "needed); check that it was "
-        "trained on this data, or pass --force"
+        "needed); check that it was trained on this data, or pass --force"
     )

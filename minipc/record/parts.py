@@ -29,7 +29,7 @@ SHARD_OVERHEAD = 4096  # bytes in addition to the rows: HDF5 structure and a par
 
 
 def refuse_other(plan: Plan, other: Plan, place: str) -> None:
-    """Raise DataError, naming what differs, where place holds another recording than plan."""
+    """Raise DataError, naming what differs, if place holds another recording than plan."""
     if not plan.same_identity(other):
         raise DataError(
             f"{place}: holds another recording: {plan.differences(other)}; choose another "

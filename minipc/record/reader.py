@@ -35,7 +35,7 @@ RECORD_META = {"plan", "run_id", "data_file", "provenance", "max_kl_of_rounding"
 class RecordReader:
     """A verified record, open for reading.  Raises DataError if damaged or not a record of ours.
 
-    plan: its Plan; views: V; meta: keys RECORD_META, and "clouds" where it carries clouds; digest:
+    plan: its Plan; views: V; meta: keys RECORD_META, and "clouds" if it carries clouds; digest:
     of the whole file, hexadecimal.
     """
 
@@ -141,8 +141,8 @@ class RecordReader:
         if not same.same_identity(record.plan):
             raise DataError(
                 f"{self.path}: differs from {record.path} not in its teacher alone: "
-                f"{record.plan.differences(same)}; "
-                "record the earlier student with the same data, seed and --logits"
+                f"{record.plan.differences(same)}; record the earlier student with the same data, "
+                "seed and --logits"
             )
 
 

@@ -38,9 +38,9 @@ class Recording:
     share: tuple | None = None  # (i, n), 0 <= i < n: only shards i, i + n, i + 2n, ...
     force: bool = False  # accept a teacher near chance, or whose logits depend on the block
     xp: ModuleType = np  # numpy or cupy: the module of the points that the teacher receives
-    threads: int = 1  # that call the teacher at once
-    engine: str | None = None  # which engine of ours computes, for the provenance of the shards
-    groups: tuple = ()  # of all clouds, as prepare() of the teacher's model returns them
+    threads: int = 1  # that call the teacher concurrently
+    engine: str | None = None  # our engine, if the teacher is ours; for the provenance of shards
+    groups: tuple = ()  # for all clouds, from prepare() of the teacher's model
 
     def open(self) -> Store:
         """Return the Store of this recording, after every check that needs no teacher.
@@ -99,7 +99,7 @@ class Forecast(NamedTuple):
     shards_there: int | None = None  # that verify, including those of a finished record's views
     rows_left: int | None = None  # to compute
     bytes_needed: int | None = None  # for the missing shards, and the file made beside them
-    bytes_free: int | None = None  # None also if the system does not report it
+    bytes_free: int | None = None  # None too if the system does not report it
     damaged: tuple = ()  # a line for each file that would be renamed
 
 

@@ -29,7 +29,7 @@ def shard_name(view: int, first: int) -> str:
 def read_shard(
     path: str, plan: Plan, view: int, first: int, stop: int
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return (meta, {field name: array}) of one verified shard of a plan.  Raises DataError."""
+    """Return (meta, {field name: array}) of one shard, verified by its plan.  Raises DataError."""
     fields = shard_fields(plan.logits)
     with hdf5.open_hdf5(path, "shard", FORMAT, cap=1 << 31) as file:
         datasets = open_fields(file, fields, {**plan.sizes, "N": stop - first}, path)
@@ -59,12 +59,14 @@ def commit_shard(
 ) -> dict[str, Any]:
     """Write one shard durably into the folder parts; return its meta.
 
-    The shard holds rows first, first + 1, ... of a view.
-    scale, shift (R, 3) float32, logits (R, K) of the plan's dtype; provenance: versions, BLAS,
-    device, and max_kl, the largest KL of rounding the logits.  Calls prepare() before it writes.
-    If two recorders commit the same shard, the first one stays.  Raises UsageError for a shard that
-    is not in the plan, DataError for arrays of another shape or dtype, CheckFailed if another
-    recorder committed other rows with the same build, MinipcError as files.commit.
+    The shard holds rows first, first + 1, ... of a view: scale, shift (R, 3) float32, logits (R, K)
+    of the plan's dtype.  provenance: versions, BLAS, device, and max_kl, the largest KL of rounding
+    the logits.  Calls prepare() before it writes.  If two recorders commit the same shard, the
+    first one stays.
+
+    Raises UsageError for a shard that is not in the plan, DataError for arrays of another shape or
+    dtype, CheckFailed if another recorder committed other rows with the same build, MinipcError as
+    files.commit.
     """
     path = os.path.join(parts, shard_name(view, first))
     if not (0 <= view < plan.views and 0 <= first < plan.clouds) or first % plan.rows_per_shard:
@@ -90,18 +92,17 @@ def commit_shard(
             file.create_dataset(field.name, data=arrays[field.name], dtype=dtype)
 
     prepare()
-    there = _committed(path, plan, view, first, stop)
-    if there is None:
+    existing = _committed(path, plan, view, first, stop)
+    if existing is None:
         hdf5.write_hdf5(path, "shard", FORMAT, fill, swept=True)  # Store.begin has swept
         return meta
-    same = all(np.array_equal(there[1][name], array) for name, array in arrays.items())
-    if not same and there[0]["provenance"] == made_with:
+    same = all(np.array_equal(existing[1][name], array) for name, array in arrays.items())
+    if not same and existing[0]["provenance"] == made_with:
         raise CheckFailed(
             f"{path}: another recorder computed other rows with the same build: the teacher does "
-            "not repeat "
-            "itself; look for what is random in it"
+            "not repeat itself; look for what is random in it"
         )
-    return there[0]
+    return existing[0]
 
 
 def _committed(

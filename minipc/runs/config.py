@@ -1,4 +1,4 @@
-"""What a run is: the content of its run.json, from which it can be repeated and gone on with."""
+"""The content of run.json: everything needed to repeat or resume a run."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class RecordName:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that a run is: the content of its run.json.  Raises DataError for what is none."""
+    """Everything that defines a run, as run.json holds it.  Raises DataError for invalid values."""
 
-    provenance: dict  # versions and device that it began with
+    provenance: dict  # versions and device at the start
     data: str  # base name of its data file, a hint
     clouds: dict  # hashes and description of both splits: identity()
     record: RecordName | None
@@ -42,13 +42,13 @@ class RunConfig:
     views: tuple | None  # first, stop: of the record
     augment: dict  # ranges and order; plain JSON
     labels_only: bool
-    name: str  # of the model's size, as it was given
+    name: str  # of the model's size, as the user gave it
     architecture: str  # of the model, see models/model.py
     model: Any  # its config
     loss: LossConfig
     self_target: SelfConfig | None
     training: TrainConfig
-    baseline: str | None  # base name of a folder beside it: the same run on labels alone
+    baseline: str | None  # base name of the folder beside it with the same run on labels alone
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(RunConfig)
@@ -83,14 +83,14 @@ class RunConfig:
 def read_config(out: str) -> RunConfig:
     """Return the RunConfig of a run folder.  Raises DataError.
 
-    Runs of before there were several architectures are of the only one there was.
+    Old runs do not name their architecture, because there was only pointnet.
     """
     described = {"architecture": "pointnet", **read_run(out)}
     return files.from_dict(RunConfig, described, f"{out}: run.json")
 
 
 def identity(splits: Splits) -> dict[str, Any]:
-    """Return what a run must find again: hashes of all arrays, and Clouds.described."""
+    """Return what identifies the data of a run: hashes of all arrays, and Clouds.described."""
     hashes = {
         f"{name}_{part}": getattr(clouds, f"{part}_hash")
         for name, clouds in splits._asdict().items()

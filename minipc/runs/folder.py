@@ -1,7 +1,7 @@
 """A run on disk: run.json (everything needed to repeat it), checkpoint, metrics, models.
 
-The checkpoint is the truth of a run: it is committed first, and metrics and models follow from it,
-so that a kill between two files costs nothing.  A folder belongs to one run and one process.
+The checkpoint is committed first; metrics and models are made from it, so a kill between two files
+loses nothing.  A folder belongs to one run and one process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from minipc.models.checkpoint import Checkpoint
     from minipc.models.file import Model
 
-MOST_TEXT = 1 << 24  # bytes of run.json
+MOST_TEXT = 1 << 24  # largest size of run.json, in bytes
 
 
 def _numbered(base: str, suffixes: Iterable[str]) -> Iterator[tuple[str, bool]]:
@@ -48,17 +48,17 @@ def free_name(base: str, *suffixes: str) -> str:
 
 def last_name(base: str) -> str | None:
     """Return the last of base, base-2, base-3, ... that exists, or None."""
-    there = [name for name, _ in takewhile(lambda found: found[1], _numbered(base, ()))]
-    return there[-1] if there else None
+    names = [name for name, _ in takewhile(lambda each: each[1], _numbered(base, ()))]
+    return names[-1] if names else None
 
 
 def model_path(path: str) -> str:
-    """Return the model file of path, which is one or is a run folder."""
+    """Return the model file of path, which is a model file or a run folder."""
     return os.path.join(path, "model.h5") if os.path.isdir(path) else path
 
 
 def read_run(path: str) -> dict[str, Any]:
-    """Return what run.json of a run folder says.  Raises DataError."""
+    """Return the content of run.json in a run folder.  Raises DataError."""
     place = os.path.join(path, "run.json")
     return files.parse_json(files.read_bytes(place, MOST_TEXT), place)
 
@@ -74,8 +74,8 @@ class RunFolder:
     def __init__(self, path: str, described: dict[str, Any] | None = None) -> None:
         """Make the folder and commit run.json (described: JSON), or open an existing run.
 
-        Raises UsageError where path exists (or is at work in another process), DataError where it
-        cannot be made or is no run.
+        Raises UsageError if path exists, or if another process is training in it; DataError if it
+        cannot be made or is not a run.
         """
         self.path, self.new = path, described is not None
         made = False
@@ -93,7 +93,7 @@ class RunFolder:
                     "--out"
                 ) from reason
         elif not os.path.isdir(path):
-            read_run(path)  # says what is there instead
+            read_run(path)  # raises and says what is there instead
         self._lock, self._owner = self._take(), os.getpid()
         try:
             if self.new:
@@ -134,9 +134,8 @@ class RunFolder:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        if (
-            os.getpid() == self._owner
-        ):  # a process that was forked meanwhile would hold the lock until its own end
+        if os.getpid() == self._owner:
+            # unlock explicitly: a process forked meanwhile would keep the lock until it ends
             with suppress(OSError):
                 fcntl.flock(self._lock, fcntl.LOCK_UN)
         os.close(self._lock)
@@ -146,7 +145,7 @@ class RunFolder:
         return os.path.join(self.path, name)
 
     def checkpoint(self) -> Checkpoint | None:
-        """Return the Checkpoint to go on from, or None before the first.  Raises DataError."""
+        """Return the Checkpoint to resume from, or None before the first.  Raises DataError."""
         path = self.file("checkpoint.h5")
         if not os.path.lexists(path):
             if os.path.lexists(self.file("model.h5")):  # written after the first checkpoint
@@ -154,28 +153,28 @@ class RunFolder:
                     f"{path}: is gone, so the run cannot go on; restore it, or start another run"
                 )
             return None
-        found = read_checkpoint(path)
-        if found.run_id != self.run_id:
+        checkpoint = read_checkpoint(path)
+        if checkpoint.run_id != self.run_id:
             raise DataError(
                 f"{path}: belongs to another run than run.json beside it; restore either, or train "
                 "again"
             )
-        return found
+        return checkpoint
 
     def abandon(self) -> None:
-        """Remove a run that has not finished an epoch, as if nothing had been asked."""
+        """Remove a run that has not finished an epoch."""
         if sorted(os.listdir(self.path)) == ["run.json"]:
             with suppress(OSError):
                 os.unlink(self.file("run.json"))
                 os.rmdir(self.path)
 
     def epoch_ended(self, checkpoint: Checkpoint, model: Model, best: bool) -> None:
-        """Commit one epoch's Checkpoint and what follows from it; best: the best one so far."""
+        """Commit one epoch's Checkpoint, metrics and models; best: the best epoch so far."""
         write_checkpoint(self.file("checkpoint.h5"), checkpoint)
         self.follow(checkpoint.rows, model, best)
 
     def follow(self, rows: list[dict[str, Any]], model: Model, best: bool) -> None:
-        """Commit metrics, the last model and, if best, the best one; rows: of all epochs."""
+        """Commit metrics and the last model, if best also as the best one; rows: of all epochs."""
         files.commit(
             self.file("metrics.jsonl"), "".join(json.dumps(row) + "\n" for row in rows).encode()
         )
@@ -187,7 +186,7 @@ class RunFolder:
     def ended(
         self, class_names: Sequence[str], labels: np.ndarray, probabilities: np.ndarray
     ) -> None:
-        """Commit predictions.csv: one line a test cloud, of the last model.
+        """Commit predictions.csv: one line for each test cloud, by the last model.
 
         labels (N,) indices into class_names, probabilities (N, K).
         """

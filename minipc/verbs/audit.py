@@ -1,4 +1,4 @@
-"""What a record says of its teacher: for `minipc audit --record` and `minipc loss --record`."""
+"""What a record says about its teacher: `minipc audit --record` and `minipc loss --record`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def audit_record(
     """Return the audit.teacher.TeacherAudit of a record file under a LossConfig.
 
     data: a path, or None for the clouds in the record or the file that it names; self_record: the
-    record of an earlier student.  Raises DataError where they do not belong together.
+    record of an earlier student.  Raises DataError if they do not belong together.
     """
     with _opened(record, data, self_record) as (reader, labels, earlier):
         return audit_teacher(reader, labels, config, earlier)
@@ -36,7 +36,7 @@ def audit_record(
 def recorded_rows(record: str, data: str | None = None, self_record: str | None = None) -> Rows:
     """Return the audit.bound.Rows of the first view of a record; arguments as audit_record().
 
-    Raises DataError as it does, and where a single view leaves nothing for an earlier self.
+    Raises DataError as audit_record(), and if one view alone gives no earlier self.
     """
     with _opened(record, data, self_record) as (reader, labels, earlier):
         u = earlier_self(reader, earlier, 0)
@@ -52,7 +52,7 @@ def recorded_rows(record: str, data: str | None = None, self_record: str | None 
 def _opened(
     record: str, data: str | None, self_record: str | None
 ) -> Iterator[tuple[RecordReader, np.ndarray, RecordReader | None]]:
-    """Give an open record, the labels (N,) of its clouds, and the open second record or None."""
+    """Yield an open record, the labels (N,) of its clouds, and the open second record or None."""
     with RecordReader(record) as reader, ExitStack() as stack:
         clouds = find_data(data, reader.meta["data_file"], record, reader=reader)[1].train
         reader.check_belongs(clouds)

@@ -1,4 +1,4 @@
-"""The bare commands, for someone who has nothing: built-in shapes, a teacher, a student."""
+"""`minipc record` and `minipc train` without files: built-in shapes, a teacher, a student."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ if TYPE_CHECKING:
     from minipc.verbs.train import Run
 
 DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
-BASELINE = "-labels"  # ends the name of the label-only run beside a distilled one
-# Both chosen on other seeds of the shapes: a teacher that has something to teach (docs/results.md).
+BASELINE = "-labels"  # suffix of the label-only run beside a distilled one
+# Chosen on other seeds of the shapes, so that the teacher knows more (docs/results.md).
 TEACHER_TRAINING = TrainConfig(epochs=20, batch_size=16, lr=1e-3, warmup_steps=50)
 STUDENT_EPOCHS = 40
 
@@ -49,7 +49,7 @@ def record(
     progress: Callable[[int, int, str], None],
     **settings: Any,
 ) -> Recorded | Share:
-    """Make shapes.h5 and teacher/ where they are absent, then record: Recorded."""
+    """Make shapes.h5 and teacher/ if they are missing, then record; return Recorded."""
     _check_record(settings["out"], settings["views"], settings["seed"])  # before minutes of work
     if not os.path.exists(DATA):
         splits = built_in_shapes(0)
@@ -77,7 +77,7 @@ def record(
 
 
 def forecast(out: str, views: int, seed: int, **settings: Any) -> Forecast:
-    """Return the Forecast of record() with these arguments; no file is changed."""
+    """Return the Forecast of record() with these arguments; changes no file."""
     _check_record(out, views, seed)
     absent = [] if os.path.exists(DATA) else [DATA]
     if _unfinished(TEACHER) or not os.path.exists(model_path(TEACHER)):
@@ -88,16 +88,16 @@ def forecast(out: str, views: int, seed: int, **settings: Any) -> Forecast:
 
 
 def _check_record(out: str, views: int, seed: int) -> None:
-    """Raise UsageError or DataError for a recording that could not be, whatever its teacher."""
+    """Raise UsageError or DataError for a recording that no teacher could make."""
     check_request(out, views, seed)
     if os.path.lexists(out):
         RecordReader(out).close()
 
 
 def _unfinished(folder: str) -> bool:
-    """Return whether a run folder is there without the model of its last epoch.
+    """Return whether a run folder exists but lacks the model of its last epoch.
 
-    Raises DataError for somebody else's folder.
+    Raises DataError for a folder that is not a run.
     """
     with suppress(DataError):  # no model yet
         trained = read_model(model_path(folder)).trained
@@ -119,17 +119,19 @@ def train(
     *,
     out: str | None = None,
     self_config: SelfConfig | None = None,
+    self_record: str | None = None,
+    views: tuple[int, int] | None = None,
     dry_run: bool = False,
     xp: ModuleType = np,
     say: Callable[[str], None] = quiet,
     stop_after: int | None = None,
     **running: Any,
 ) -> list[Run] | None:
-    """Train model on labels alone and from record.h5: two Runs, the one on labels first.
+    """Train model on labels alone and from record.h5; return both Runs, the one on labels first.
 
-    out is the folder of the second (None: run, run-2, ...); the other is out-labels.  The folder
-    out names both from the first moment, so resume(out) goes on with both after any interruption.
-    The other arguments as in verbs.train; with dry_run: None.
+    out: folder of the second run (None: run, run-2, ...); the first is out-labels.  run.json in out
+    names both before training starts, so resume(out) continues both after any interruption.  Both
+    replay the same views.  The other arguments as in verbs.train; dry_run returns None.
     """
     if not os.path.exists(RECORD):
         raise DataError(
@@ -140,13 +142,14 @@ def train(
     out = out or free_name("run", BASELINE)
     for folder in (out, out + BASELINE):
         check_new_run(folder)
-    what: dict[str, Any] = dict(record=RECORD, self_config=self_config, out=out, xp=xp, say=say)
+    what: dict[str, Any] = dict(record=RECORD, views=views, out=out, xp=xp, say=say)
+    what |= dict(self_config=self_config, self_record=self_record)
     if dry_run:
         train_verb.train(model, loss, config, dry_run=True, **what)
         return None
     baseline = os.path.basename(out) + BASELINE
     train_verb.begin(model, loss, config, baseline=baseline, **what)
-    return resume(out, xp=xp, say=say, stop_after=stop_after, **running)
+    return resume(out, self_record=self_record, xp=xp, say=say, stop_after=stop_after, **running)
 
 
 def resume(
@@ -156,10 +159,10 @@ def resume(
     self_record: str | None = None,
     **files_and_running: Any,
 ) -> list[Run]:
-    """Go on with the run in folder out and with the one on labels alone that it names, or begin
-    that one: two Runs, the one on labels first.
+    """Resume the run in folder out and its label-only run; return both Runs, the latter first.
 
-    Arguments as of verbs.train.resume; what labels alone have no use for is not asked there.
+    Begins the label-only run if it does not exist yet.  Arguments as in verbs.train.resume; those
+    that concern distillation do not go to the label-only run.
     """
     config = read_config(out)
     if config.baseline is None:
@@ -167,13 +170,13 @@ def resume(
     baseline = os.path.join(os.path.dirname(out), config.baseline)
     if not os.path.lexists(os.path.join(baseline, "run.json")):
         with RunFolder(baseline, asdict(config.on_labels_alone())):
-            pass  # begun: it goes on below
-    of_both = {
+            pass  # it is resumed below
+    given_for_both = {
         section: settings
         for section, settings in (given or {}).items()
         if section not in ("loss", "self_target")
     }
     return [
-        train_verb.resume(baseline, given=of_both, **files_and_running),
+        train_verb.resume(baseline, given=given_for_both, **files_and_running),
         train_verb.resume(out, given=given, self_record=self_record, **files_and_running),
     ]

@@ -30,11 +30,11 @@ def evaluate(
     engine: str = "fused",
     threads: int | None = None,
 ) -> dict[str, Any]:
-    """Evaluate the model in a file or run folder on the test split of data: values for JSON.
+    """Evaluate the model in a file or run folder on the test split of data; return values for JSON.
 
-    data None: the file that the model was trained on.  votes: also by voting over so many fixed
-    views; teacher: a model whose arg-max is compared.  Raises DataError where model, data and
-    teacher are not of one kind.
+    data None: the file that the model was trained on.  votes: if above 0, vote over that many fixed
+    views too; teacher: a model whose arg-max is compared.  Raises DataError if model, data and
+    teacher do not fit together.
     """
     path = model_path(model)
     read = read_model(path)
@@ -46,21 +46,21 @@ def evaluate(
     check_same_kind(test.described, read.described, data, path)
     on_device = on_module(read, xp)
     logits = predict(on_device, test.points, xp, threads, engine)
-    found = metrics(test.labels, logits)
+    plain = metrics(test.labels, logits)
     size = net(read.config).count(read.config, test.points.shape[1])
     values = {
         "model": path,
         "data": data,
         "clouds": len(test),
-        **found._asdict(),
+        **plain._asdict(),
         "parameters": size.parameters,
         "macs_per_cloud": size.macs,
         "class_accuracy": {
-            name: float(found.confusion[i, i] / found.confusion[i].sum())
+            name: float(plain.confusion[i, i] / plain.confusion[i].sum())
             for i, name in enumerate(test.class_names)
-            if found.confusion[i].sum()
+            if plain.confusion[i].sum()
         },
-        "confusion": found.confusion.tolist(),
+        "confusion": plain.confusion.tolist(),
     }
     if votes:
         voted = metrics(

@@ -1,7 +1,7 @@
-"""Find and read the files of a verb: the path that is given, or the name that another file tells.
+"""Find and read the files of a verb, by the path given or by the name that another file stores.
 
-A file of ours names the files that it was made from by their base names; they lie beside it, one
-folder up (a model lies in a run folder) or in the current folder.
+A file of ours stores the base names of the files that it was made from.  We look for them beside
+it, one folder up (a model lies in a run folder) and in the current folder.
 """
 
 from __future__ import annotations
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
 
 
 def find_file(given: str | None, name: str | None, near: str, option: str) -> str:
-    """Return the path given, or the path of the file called name beside the file near, one folder
-    up, or here.
+    """Return the path given, or that of the file called name: beside near, one folder up, or here.
 
-    option names what the user can pass instead.  Raises DataError where it is in none of them.
+    option: what the user can pass instead.  Raises DataError if there is no such file.
     """
     if given is not None:
         return given
@@ -50,11 +49,10 @@ def find_data(
     reader: RecordReader | None = None,
     points_hash: str | None = None,
 ) -> tuple[str, Splits]:
-    """Return a path and its Splits: of data, or else of the clouds in a record, or else of a file
-    that is found.
+    """Return a path and its Splits: data, else the clouds in the record, else a file we look for.
 
-    reader: the open RecordReader, if there is one; name and near as in find_file.  A file that was
-    found and not given must have the training points of points_hash (None: the caller compares).
+    reader: the open RecordReader, if there is one; name and near as in find_file.  If data is not
+    given, the file must have the training points of points_hash (None: the caller compares).
     Raises DataError.
     """
     carried = reader.clouds() if data is None and reader else None
@@ -89,7 +87,7 @@ def read_data(path: str) -> Splits:
 
 
 def read_model_for(clouds: Clouds, data: str, model: str) -> tuple[str, Model]:
-    """Return the path and the Model of a file or run folder that fits Clouds read from data.
+    """Return the path and the Model of a file or run folder; it must fit Clouds read from data.
 
     Raises DataError unless class names, up axis and normalisation are the same.
     """

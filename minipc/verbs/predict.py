@@ -1,6 +1,6 @@
 """Classify single clouds in files, prepared as for training: what `minipc predict` does.
 
-It imports little: what a recording needs takes longer to import than one cloud to classify.
+It imports little: importing what a recording needs takes longer than classifying one cloud.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import ModuleType
     from typing import Any
 
-USUAL_POINTS = 1024  # of a cloud for a model that does not say
+USUAL_POINTS = 1024  # of a cloud, if the model file does not say
 
 
 def predict(
@@ -38,12 +38,11 @@ def predict(
     threads: int | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
-    """Predict the class of the cloud in each file with the model in a file or run folder: values
-    for JSON.
+    """Predict the class of the cloud in each file; return values for JSON.
 
-    Clouds are prepared as `data pack` does; num_points None: as many points as in training.  All
-    files are read before anything is computed.  Raises DataError for one that is no cloud, and
-    where up_axis (None: unsaid) is not the model's.
+    model: a file or run folder.  Clouds are prepared as by `data pack`; num_points None: as many
+    points as in training.  All files are read before anything is computed.  Raises DataError for a
+    file that is not a cloud, and if up_axis (None: unknown) is not the model's.
     """
     path = model_path(model)
     read = read_model(path)
@@ -51,8 +50,7 @@ def predict(
     if up_axis not in (None, described["up_axis"]):
         raise DataError(
             f"{path}: was trained with up axis {described['up_axis']}, but the files have "
-            f"{up_axis}; turn the clouds, "
-            "or use another model"
+            f"{up_axis}; turn the clouds, or use another model"
         )
     count = check_count(
         read.trained.get("points", USUAL_POINTS) if num_points is None else num_points
@@ -63,11 +61,11 @@ def predict(
     threads = threads or default_threads(xp)
     logits = evaluate.predict(on_module(read, xp), points, xp, threads, engine)
     log_p, _ = log_softmax_forward(logits.astype(np.float64))
-    found = []
+    predictions = []
     for file, p in zip(paths, np.exp(log_p), strict=True):
         best = [
             {"class": names[k], "probability": float(p[k])}
             for k in np.argsort(-p, kind="stable")[:top]
         ]
-        found.append({"file": file, **best[0], "top": best})
-    return {"model": path, "points": count, "predictions": found}
+        predictions.append({"file": file, **best[0], "top": best})
+    return {"model": path, "points": count, "predictions": predictions}

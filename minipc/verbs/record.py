@@ -52,9 +52,9 @@ def record(
     """Record the model in file or run folder teacher on the training clouds of file data.
 
     Returns Recorded, or Share.  share as in Recording; say and progress as in progress.py.
-    workers: processes that compute shares before this one does what they left and finishes; each
-    with its part of the threads, or with one device.  scheduler: address of a Dask scheduler whose
-    workers compute the shards.
+    workers: processes that compute the shares, each with its part of the threads or with one
+    device; then this process computes what is still missing and finishes.  scheduler: address of a
+    Dask scheduler whose workers compute the shards.
     """
     splits, model = _read(data, teacher)
     what: dict[str, Any] = dict(views=views, seed=seed, logits=logits, force=force)
@@ -93,7 +93,7 @@ def forecast(
     logits: str = "float16",
     with_clouds: bool = False,
 ) -> Forecast:
-    """Return the Forecast of record() with these arguments; no file is changed."""
+    """Return the Forecast of record() with these arguments; changes no file."""
     splits, model = _read(data, teacher)
     what: dict[str, Any] = dict(views=views, seed=seed, logits=logits)
     return recording.forecast(_recording(data, splits, model, out, with_clouds, **what))
@@ -115,7 +115,7 @@ def _recording(
 
 
 def _read(data: str, teacher: str) -> tuple[Splits, Model]:
-    """Return the Splits in data and the Model in teacher.  Raises DataError unless they fit."""
+    """Return the Splits in data and the Model in teacher.  Raises DataError if they do not fit."""
     splits = read_data(data)
     return splits, read_model_for(splits.train, data, teacher)[1]
 
@@ -129,9 +129,7 @@ def _record_share(
     number: int,
     count: int,
 ) -> None:
-    """Compute one share of a recording, in a process of its own; devices: CUDA devices to choose
-    from, or 0.
-    """
+    """Compute one share of a recording in its own process; devices: how many CUDA devices."""
     if devices:
         use_device(number, devices)
     xp = load("cupy" if devices else "numpy")
@@ -139,7 +137,7 @@ def _record_share(
 
 
 def _look(out: str, shards: int, progress: Callable[[int, int, str], None]) -> None:
-    """Report how many shards of the recording to out are there."""
+    """Report how many shards of the recording exist."""
     parts = f"{out}.parts"
     there = os.listdir(parts) if os.path.isdir(parts) else []
     done = sum(name.startswith("view-") and name.endswith(".h5") for name in there)
@@ -147,7 +145,7 @@ def _look(out: str, shards: int, progress: Callable[[int, int, str], None]) -> N
 
 
 def _workers_of(scheduler: str, data: str, teacher: str) -> Callable[..., None]:
-    """Return what recorder.record takes for compute: the workers of a Dask scheduler."""
+    """Return the `compute` argument of recorder.record that uses the workers of a scheduler."""
     from minipc.record.parallel.scheduler import on_scheduler
 
     read = partial(_clouds_and_model, os.path.abspath(data), os.path.abspath(teacher))
@@ -155,7 +153,7 @@ def _workers_of(scheduler: str, data: str, teacher: str) -> Callable[..., None]:
 
 
 def _clouds_and_model(data: str, teacher: str) -> tuple[Clouds, Model]:
-    """Return what a worker of a scheduler computes with."""
+    """Return the training clouds and the teacher; a worker of a scheduler calls this."""
     splits, model = _read(data, teacher)
     return splits.train, model
 
@@ -168,7 +166,7 @@ def _warn(
     seed: int,
     say: Callable[[str], None],
 ) -> None:
-    """Say what speaks against a teacher: an unfinished training, or views that it learnt from."""
+    """Warn about a teacher whose training is unfinished, or that learnt from these views."""
     if trained.get("epochs", 0) < trained.get("of_epochs", 0):
         say(f"{teacher}: only {trained['epochs']} of its {trained['of_epochs']} epochs are done")
     if trained.get("views_seed") == seed and trained.get("points_hash") == clouds.points_hash:

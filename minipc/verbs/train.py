@@ -1,8 +1,8 @@
 """Train a model from files into a run folder: what `minipc train` does.
 
-A new run and a resumed one take the same way: settings become a RunConfig, and training starts
-from what that says.  distil/train.py does the mathematics and knows no files; here each of its
-epochs is written before the next one begins.
+New and resumed runs follow the same path: settings become a RunConfig, and training starts from
+it.  distil/train.py does the mathematics and touches no files; this module writes each epoch before
+the next one begins.
 """
 
 from __future__ import annotations
@@ -74,16 +74,16 @@ def train(
 ) -> Run | None:
     """Train model (a name or widths) on files into the new run folder out; return its Run.
 
-    loss, config and self_config are a LossConfig, a TrainConfig and a SelfConfig (None: the
-    default).  With record, a path, epoch e replays view e mod V of it (without its logits if
-    labels_only), and data may be None: the record holds or names its clouds.  Without, labels
-    alone.  views: (first, stop) of the record; self_record: path of the second record of the self
-    target "record".  out None: run, run-2, ...  say(line), progress(done, total, text) and
-    detail(line), once an epoch, report; stop_after: the epoch to stop after.  With dry_run
-    everything is checked and said, nothing is written, and None is returned.
+    self_config None: the default.  With record, a path, epoch e replays view e mod V of it (without
+    its logits if labels_only), and data may be None: the record holds or names its clouds.  Without
+    record, training is on labels alone.  views: (first, stop) of the record; self_record: path of
+    the second record, for the self target "record".  out None: run, run-2, ...  Reports go to
+    say(line), progress(done, total, text) and, once an epoch, detail(line).  stop_after: the epoch
+    to stop after.  With dry_run everything is checked and reported, nothing is written, and None is
+    returned.
 
-    Raises UsageError for settings that cannot run and where out exists, DataError for files that do
-    not belong together, MinipcError where the loss stops being finite.  A run that fails before its
+    Raises UsageError for settings that cannot run and if out exists, DataError for files that do
+    not belong together, MinipcError if the loss is no longer finite.  A run that fails before its
     first epoch leaves no folder.
     """
     config.last_epoch(stop_after)
@@ -124,9 +124,9 @@ def begin(
     say: Callable[[str], None] = quiet,
     **choices: Any,
 ) -> None:
-    """Make the folder of a new run, for resume() to go on with; nothing is trained yet.
+    """Make the folder of a new run, which resume() then trains.
 
-    choices: the others that say what train() trains, and baseline as in RunConfig.  Raises as
+    choices: the arguments of train() from data to views, and baseline as in RunConfig.  Raises as
     train() does.
     """
     new = _new_run(out, model, loss, config, xp=xp, **choices)
@@ -148,12 +148,12 @@ def resume(
     detail: Callable[[str], None] = quiet,
     stop_after: int | None = None,
 ) -> Run:
-    """Go on with the run in folder out and return its Run; all settings come from its run.json.
+    """Resume the run in folder out and return its Run; all settings come from its run.json.
 
-    data, record and self_record say where its files lie now, None: beside the folder or here.
-    given: {section or None: {setting: value}} that the caller insists on.  The others as in
-    train().  Raises UsageError where one of these is not the run's own, DataError for files that
-    are not the ones it began with.
+    data, record and self_record: where its files lie now, None: beside the folder or here.  given:
+    {section or None: {setting: value}} that the caller requires.  The others as in train().  Raises
+    UsageError if a given setting differs from the run's own, DataError for files that are not the
+    ones it began with.
     """
     with blas_on_one_thread(say), RunFolder(out) as folder, ExitStack() as stack:
         config, place = read_config(out), folder.file("run.json")
@@ -180,8 +180,8 @@ def resume(
         reader = reader_of(record, config.record, "--record")
         earlier = reader_of(self_record, config.self_record, "--self-record")
         data, splits = find_data(data, config.data, place, reader=reader)
-        found = identity(splits)
-        other = sorted(name for name in found if found[name] != config.clouds.get(name))
+        clouds = identity(splits)
+        other = sorted(name for name in clouds if clouds[name] != config.clouds.get(name))
         if other:
             names = ", ".join(name.replace("_", " ") for name in other)
             raise DataError(
@@ -207,7 +207,7 @@ def _new_run(
     baseline: str | None = None,
     xp: ModuleType,
 ) -> Iterator[Prepared]:
-    """Give the Prepared of a new run, its files open; arguments as in train() and RunConfig."""
+    """Yield the Prepared of a new run, its files open; arguments as in train() and RunConfig."""
     self_config = self_config or SelfConfig()
     _check_choices(data, record, loss, labels_only, self_config, self_record, views)
     with ExitStack() as stack:
@@ -286,8 +286,9 @@ def prepare(
     reader: RecordReader | None,
     earlier: RecordReader | None,
 ) -> Prepared:
-    """Return the Prepared of a RunConfig and its open files.  Raises UsageError and DataError for
-    what cannot be trained.
+    """Return the Prepared of a RunConfig and its open files.
+
+    Raises UsageError or DataError if it cannot be trained.
     """
     if reader is None:
         augment = files.from_dict(AugmentConfig, config.augment, f"{out}: run.json")
@@ -306,7 +307,7 @@ def prepare(
 
 
 def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None:
-    """Say what will be trained, and by which loss."""
+    """Report the model, the data and the loss of the training."""
     config = run.config
     size = net(config.model).count(config.model, run.splits.train.points.shape[1])
     epochs = config.training.epochs
@@ -332,7 +333,7 @@ def _run(
     detail: Callable[[str], None],
     stop_after: int | None,
 ) -> Run:
-    """Train to the end, or to the epoch stop_after, from where the folder's checkpoint is: Run."""
+    """Train from the folder's checkpoint to the end, or to epoch stop_after; return the Run."""
     _announce(run, xp, say)
     config, threads = run.config, threads or default_threads(xp)
     about = {
@@ -381,9 +382,9 @@ def write_epochs(
 ) -> training.Epoch:
     """Write each Epoch into a RunFolder before the next one begins, up to last_epoch; return it.
 
-    epochs: as distil.train.train yields them; test: the Clouds of its test split; done: the epochs
-    that the folder's checkpoint holds, whose last one comes first; about: what the models tell
-    besides.
+    epochs: from distil.train.train; test: the Clouds of the test split; done: how many epochs the
+    folder's checkpoint holds (epochs then starts with the last of these); about: more keys for
+    `trained` of each model file.
     """
     for epoch in epochs:
         number, model = len(epoch.rows), epoch.model
@@ -392,7 +393,7 @@ def write_epochs(
         if number > done:
             folder.epoch_ended(epoch.checkpoint(folder.run_id), model, best)
             detail(", ".join(f"{name} {value:.4g}" for name, value in epoch.rows[-1].items()))
-        else:  # a kill may have come between the checkpoint and what follows from it
+        else:  # a kill may have come between the checkpoint and the other files
             folder.follow(epoch.rows, model, best)
         if number == last_epoch:
             break
@@ -402,7 +403,7 @@ def write_epochs(
 
 
 def _continued(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> dict[str, Any]:
-    """Say whether bits may differ where a run goes on, and return what its models tell of it."""
+    """Report if bits may differ in a resumed run; return what its model files say about it."""
     now = provenance(xp)
     why = unlike(run.config.provenance, now)
     if not why:
@@ -412,7 +413,7 @@ def _continued(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> dic
 
 
 def _self_target(run: Prepared, work: Workspace) -> SelfTarget | None:
-    """Return the self target of a run, or None; it computes in the Workspace of the run."""
+    """Return the self target of a run, or None; it uses the Workspace of the run."""
     chosen, model = run.config.self_target, run.config.model
     if chosen is None:
         return None
@@ -474,16 +475,16 @@ def _named(reader: RecordReader | None) -> RecordName | None:
 
 
 def _insist(described: dict[str, Any], given: dict[str | None, dict[str, Any]], out: str) -> None:
-    """Raise UsageError where a setting that the caller gave is not the run's own."""
+    """Raise UsageError if a given setting differs from the run's own."""
     names = {"name": "model"} | {key: each.label for key, each in settings_of(SelfConfig).items()}
     for section, settings in given.items():
-        there = described if section is None else described[section]
-        if there is None:  # options that the run has no use for
+        own = described if section is None else described[section]
+        if own is None:  # this run does not use these options
             continue
         for name, value in settings.items():
-            if there.get(name) != value:
+            if own.get(name) != value:
                 raise UsageError(
-                    f"{out}: {names.get(name, name).replace('_', ' ')} is {there.get(name)} there "
+                    f"{out}: {names.get(name, name).replace('_', ' ')} is {own.get(name)} there "
                     f"and {value} here; a "
                     "run goes on with its own settings: leave the option out, or start another run"
                 )

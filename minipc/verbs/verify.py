@@ -36,11 +36,11 @@ def verify(
     say: Callable[[str], None] = quiet,
     progress: Callable[[int, int, str], None] = quiet,
 ) -> Verified:
-    """Return the record.verify.Verified of a record file, its data and a teacher, or None for none.
+    """Return the record.verify.Verified of a record file, its data and its teacher.
 
-    data None: the clouds in the record, or the file that it names.  sample: rows over which the
-    teacher runs again, None for all.  Raises DataError where record, data and teacher do not belong
-    together.
+    data None: the clouds in the record, or the file that it names.  teacher None: no logits are
+    computed again; else sample is the number of rows to compute again, None for all.  Raises
+    DataError if record, data and teacher do not belong together.
     """
     with RecordReader(record) as reader, blas_on_one_thread(say):
         clouds = find_data(data, reader.meta["data_file"], record, reader=reader)[1].train

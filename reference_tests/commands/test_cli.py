@@ -91,6 +91,33 @@ def test_bare_train_goes_on_after_an_interruption_and_starts_anew_without_resume
             assert one.read_bytes() == two.read_bytes()
 
 
+def test_bare_train_obeys_views_and_self_record(folder, say, small_shapes):
+    assert say("record", "--views", 3, "--quiet")[0] == 0
+    code, _, err = say("train", "--views", "0:4")
+    assert (code, err.count("\n")) == (2, 1) and "0 <= A < B <= 3" in err
+    code, _, err = say("train", "--self-record", "record.h5", "--self-weight", 0.1)
+    assert (code, err.count("\n")) == (2, 1) and "--self-target record" in err
+    assert not list(folder.glob("run*"))
+
+    assert say("train", "--views", "1:3", "--epochs", 2, "--quiet")[0] == 0
+    words = ("train", "--record", "record.h5", "--views", "1:3", "--epochs", 2, "--quiet")
+    assert say(*words, "--out", "one")[0] == 0
+    assert say(*words, "--out", "one-labels", "--labels-only")[0] == 0
+    for suffix in ("", "-labels"):
+        paths = (folder / f"{name}{suffix}/predictions.csv" for name in ("run", "one"))
+        assert len({path.read_bytes() for path in paths}) == 1
+
+    (folder / "other").mkdir()
+    words = ("record", "shapes.h5", "--teacher", "run", "--views", 3, "--force")
+    assert say(*words, "--out", "other/earlier.h5", "--quiet")[0] == 0
+    words = ("--self-weight", 0.1, "--self-target", "record", "--self-record", "other/earlier.h5")
+    code, _, err = say("train", *words, "--epochs", 1, "--dry-run")
+    assert code == 0 and "self target: record" in err, err
+    code, _, err = say("train", *words, "--epochs", 1, "--out", "both")
+    assert code == 0 and "self target: record" in err, err
+    assert json.loads((folder / "both/run.json").read_text())["self_record"]["file"] == "earlier.h5"
+
+
 @pytest.mark.parametrize(
     "wrong, code",
     [

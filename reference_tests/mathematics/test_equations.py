@@ -14,7 +14,8 @@ import pytest
 
 from minipc import errors
 from minipc.data.augment import AugmentConfig, apply, draw
-from minipc.models.pointnet import NAMED_SIZES, count, sizes
+from minipc.models import model, pointnet2
+from minipc.models.pointnet import NAMED_SIZES
 from minipc.nn.losses import (
     GUARD_FLOOR,
     LossConfig,
@@ -376,6 +377,75 @@ def test_the_page_of_the_fast_engine_counts_its_operations():
         assert [f"{name} {'-'.join(map(str, shared))}", *row] in sum(tables(FAST), [])
 
 
+class Operations:
+    """Multiply-adds for one cloud of a model with levels, counted by the rules of the page."""
+
+    def __init__(self, config, points):
+        self.textbook = self.forward = self.backward = self.evaluation = 0
+        inner = False  # whether what a layer reads has a gradient
+        for shape in weights_of(config, "entry"):
+            self.every_row(points, shape, inner)
+            inner = True
+        for number, level in enumerate(config.parsed):
+            for of_scale, (scale, _) in enumerate(level.scales):
+                first, *rest = weights_of(config, f"level{number}.scale{of_scale}.")
+                rows = level.centres * scale.members
+                if inner:
+                    self.before_the_gather(points, level.centres, rows, first)
+                else:
+                    self.every_row(rows, first, inner=False)
+                for place, shape in enumerate(rest, 1):
+                    pooled = place == len(rest)
+                    self.every_row(rows, shape, winners=level.centres if pooled else rows)
+            points, inner = level.centres, True
+            for shape in weights_of(config, f"level{number}.residual"):
+                self.every_row(points, shape)
+        *shared, last = weights_of(config, "last")
+        for shape in shared:
+            self.every_row(points, shape)
+        self.every_row(points, last, winners=points if config.mean else None)
+
+    def every_row(self, rows, shape, inner=True, winners=0):
+        """Section 6.  winners: rows of X^T D, 0: all; None: the pool of a cloud, (F6) and (F7)."""
+        i, o = shape
+        self.textbook += rows * i * o
+        self.evaluation += rows * i * o
+        self.forward += rows * (i * (i + 1) + i * o)
+        if winners is None:
+            self.backward += rows * i * (i + 1)
+        else:
+            self.backward += (winners or rows) * (i + 1) * o + inner * rows * i * (i + 1 + o)
+
+    def before_the_gather(self, points, centres, rows, shape):
+        i, o = shape
+        c = i - 3
+        self.textbook += rows * i * o
+        self.evaluation += points * i * o + centres * 3 * o
+        self.forward += points * ((i + 1) * (c + 1) + 18 + i * o) + centres * (9 + 3 * o)
+        self.backward += points * ((i + 1) * o + c * (i + 1 + o)) + centres * 3 * o
+
+
+def weights_of(config, prefix):
+    """Return the shapes (I, O) of the layers whose names begin so."""
+    return [
+        spec.shape
+        for name, spec in pointnet2.param_specs(config).items()
+        if name.startswith(prefix) and name.endswith(".W")
+    ]
+
+
+def test_the_page_of_the_fast_engine_counts_the_operations_of_levels():
+    rows = []
+    for name in ("pointnet2/8", "pointnet2", "local-student", "local-teacher"):
+        config = pointnet2.sizes(name, K)
+        found = Operations(config, 1024)
+        head = sum(i * o for prefix in ("head", "out") for i, o in weights_of(config, prefix))
+        assert found.textbook + head == pointnet2.count(config, 1024).macs
+        counts = found.textbook, 2 * found.textbook, found.forward, found.backward, found.evaluation
+        rows.append([name, *(f"{round(count / 1000):,}" for count in counts)])
+    assert table(FAST, "9. Neighbourhoods") == rows
+
+
 def test_the_second_moment_about_the_shift_is_below_the_variance_given():
     rng = np.random.default_rng(0)
     x, W = rng.standard_normal((2, 50, 8)) + 3, rng.standard_normal((8, 6))
@@ -453,8 +523,9 @@ def test_the_page_of_conventions_lists_every_stream():
 
 
 def test_the_page_of_conventions_states_the_sizes_of_the_models():
-    rows = []
-    for name in NAMED_SIZES:
-        size = count(sizes(name, K), 1024)
+    rows, divided = [], ("pointnet2/8", "pointnet2-msg/8")
+    for name in (*NAMED_SIZES, *pointnet2.NAMED_SIZES, *divided):
+        config = model.sizes(name, K)
+        size = model.net(config).count(config, 1024)
         rows.append([name, f"{size.parameters:,}", f"{size.macs:,}"])
     assert table(CONVENTIONS, "Training and evaluation", 1) == rows

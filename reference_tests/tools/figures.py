@@ -1,4 +1,4 @@
-"""The figures of docs/negative_weights.md, from our own loss: needs matplotlib (extra `docs`).
+"""The figures of the pages, from our own loss and our own groups: needs matplotlib (extra `docs`).
 
     python -m reference_tests.tools.figures docs/figures
 
@@ -7,16 +7,20 @@ The numbers come from functions of their own, which a test asks.
 
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from minipc.audit.bound import example_rows, unbounded_shares
+from minipc.data.shapes import make_shapes
 from minipc.distil.self_target import Ema, SecondRecord, Snapshot
+from minipc.models.pointnet2 import prepare, sizes
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward
 from minipc.nn.ops import linear_backward, linear_forward
 
 STEPS, EVERY, RATE = 4000, 20, 0.5  # of the toy; snapshots every 20 steps
 A, B, T = 0.9, 0.2, 2.5
+TURN, TILT = 25, 55  # of the view on the cloud, degrees
 
 
 def walk():
@@ -97,6 +101,70 @@ def toy():
     return distances
 
 
+class Shown(NamedTuple):
+    """One level of the figure of groups: what its groups read, and one of them."""
+
+    points: np.ndarray  # (N, 3), of which the level reads
+    centres: np.ndarray  # (M,) indices of points
+    group: np.ndarray  # (k,) indices of points
+
+
+def groups(family="aeroplane", levels=(64, 16), members=12, number=7):
+    """Return Shown of each level for a built-in cloud of 512 points, and group `number` of each.
+
+    The first M' of M centres are the centres of M', so that group has one centre on all levels.
+    """
+    made = make_shapes(0, 1, 0, 512)
+    points = made.train_points[made.class_names.index(family)]
+    text = ",".join(f"{count}/{members}:8" for count in levels)
+    arrays = iter(prepare(sizes(f"{text},8:8", 2), points[None]))
+    shown = []
+    for centres, of_members in zip(arrays, arrays, strict=True):
+        shown.append(Shown(points, centres[0], of_members[0, number]))
+        points = points[centres[0]]
+    return shown
+
+
+def _draw_groups(pyplot, folder):
+    """One panel a level: the cloud, what the level reads, its centres, one group."""
+    turn, tilt = np.deg2rad(TURN), np.deg2rad(TILT)
+    across = np.array([np.cos(turn), np.sin(turn), 0])
+    up = np.array([-np.sin(tilt) * np.sin(turn), np.sin(tilt) * np.cos(turn), np.cos(tilt)])
+    drawing, panels = pyplot.subplots(1, 2, figsize=(7.6, 3.3), layout="constrained")
+    levels = groups()
+    cloud, first = levels[0].points, levels[0].points[levels[0].centres]
+    for number, (panel, level) in enumerate(zip(panels, levels, strict=True), 1):
+
+        def show(points, label, style, panel=panel, **marks):
+            panel.plot(points @ across, points @ up, style, label=label, **marks)
+
+        members, centre = level.points[level.group], level.points[level.group[0]]
+        for member in members:
+            show(np.stack([centre, member]), None, "-", color="tab:red", linewidth=0.9)
+        show(cloud, "the cloud: points of level 1", ".", color="0.78", markersize=3)
+        show(first, "centres of level 1: points of level 2", "o", color="tab:blue", markersize=4)
+        if number == 2:
+            at = level.points[level.centres]
+            show(at, "centres of level 2", "s", color="tab:orange", markersize=5.5)
+        ring = dict(
+            markersize=5 + 2 * number, markerfacecolor="none", color="tab:red", markeredgewidth=1
+        )
+        show(members, "one group: its members", "o", **ring)
+        show(centre[None], "its centre, the same on both levels", "*", color="black", markersize=9)
+        groups_of, of = f"{len(level.centres)} groups of {len(members)} from the", len(level.points)
+        panel.set_title(
+            f"level {number}: {groups_of} {of} {'points' if number == 1 else 'centres of level 1'}",
+            fontsize=9,
+        )
+        panel.set_aspect("equal")
+        panel.set_axis_off()
+    drawing.legend(
+        *panels[1].get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False
+    )
+    drawing.savefig(Path(folder, "groups.svg"), metadata={"Date": None})
+    pyplot.close(drawing)
+
+
 def draw(folder):
     """Write the figures into a folder."""
     import matplotlib
@@ -152,6 +220,7 @@ def draw(folder):
         ],
         yscale="log",
     )
+    _draw_groups(pyplot, folder)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What the pages on gradients and negative weights show is what the code computes."""
+"""What the figures and the tables beside them show is what the code computes."""
 
 import re
 from pathlib import Path
@@ -63,8 +63,20 @@ def test_each_earlier_self_changes_what_the_page_says():
 
 
 def test_every_figure_is_there_and_shown():
-    shown = set(re.findall(r"\(figures/(\w+\.svg)\)", PAGE))
-    assert shown == {path.name for path in (DOCS / "figures").iterdir()} and len(shown) == 3
+    pages = "".join(path.read_text() for path in DOCS.glob("*.md"))
+    shown = set(re.findall(r"\(figures/(\w+\.svg)\)", pages))
+    assert shown == {path.name for path in (DOCS / "figures").iterdir()} and len(shown) == 4
+
+
+def test_the_group_that_is_shown_has_one_centre_on_both_levels_and_sees_more_on_the_second():
+    first, second = figures.groups()
+    np.testing.assert_array_equal(second.points, first.points[first.centres])
+    at = [level.points[level.group[0]] for level in (first, second)]  # the nearest: the centre
+    np.testing.assert_array_equal(*at)
+    reach = [
+        np.linalg.norm(level.points[level.group] - at[0], axis=1).max() for level in (first, second)
+    ]
+    assert reach[1] > 1.5 * reach[0]  # the second level sees a larger part of the cloud
 
 
 def test_the_figures_can_be_drawn_again(tmp_path):

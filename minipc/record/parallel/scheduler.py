@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 PATIENCE = 30  # seconds in which a scheduler answers and has a worker
 LATE = 90  # seconds by which a shared folder may show a file later than it was made
-RETRIES = 2  # of a shard that failed; Dask itself counts the workers that a shard has killed
+RETRIES = 2  # of a shard that failed; Dask itself counts workers that a shard killed
 
 
 def on_scheduler(
@@ -104,14 +104,13 @@ def on_scheduler(
 def _read(
     read: Callable[[], tuple[Clouds, Model]], plan: Plan
 ) -> tuple[Clouds, Model, tuple[Any, ...]]:
-    """Runs on a worker: return the clouds and the teacher of the plan, and the groups."""
+    """Return the clouds and the teacher of the plan, and the groups; runs on a worker."""
     clouds, model = read()
     check_recorded(clouds, plan, "scheduler: the clouds that a worker reads")
     if model_id(model) != plan.teacher_id:
         raise DataError(
             f"scheduler: a worker reads teacher {model_id(model)[:16]} under its name, the plan "
-            "has "
-            f"{plan.teacher_id[:16]}; give workers the files of this process"
+            f"has {plan.teacher_id[:16]}; give workers the files of this process"
         )
     return clouds, model, net(model.config).prepare(model.config, clouds.points)
 
@@ -127,14 +126,13 @@ def _compute(
     first: int,
     stop: int,
 ) -> str:
-    """Runs on a worker: compute and commit one shard; return its digest."""
+    """Compute and commit one shard; return its digest; runs on a worker."""
     from distributed import get_worker
 
     if get_worker().state.nthreads > 1 and not one_blas_thread():
         raise BackendError(
             "scheduler: a worker has several threads and BLAS more than one for each, so bits "
-            "would not repeat; start "
-            "workers with --nthreads 1"
+            "would not repeat; start workers with --nthreads 1"
         )
     clouds, model, groups = read
     xp = load(backend)
@@ -143,7 +141,8 @@ def _compute(
         *arrays, kl = compute_shard(
             clouds, teacher, plan, augment, view, first, stop, xp, 1, groups=groups
         )
-        commit_shard(parts, plan, view, first, *arrays, {**provenance_of(xp, engine), "max_kl": kl})  # type: ignore[call-arg, arg-type]
+        made_with = {**provenance_of(xp, engine), "max_kl": kl}
+        commit_shard(parts, plan, view, first, *arrays, made_with)  # type: ignore[call-arg, arg-type]
     return files.digest_of(os.path.join(parts, shard_name(view, first)))
 
 
@@ -156,9 +155,8 @@ def _client(address: str) -> Iterator[Any]:
         raise BackendError(
             f"scheduler: Dask is not installed ({reason}); pip install minipc[dask]"
         ) from reason
-    logging.getLogger("distributed.client").setLevel(
-        logging.CRITICAL
-    )  # our own one-line error is enough
+    # our own one-line error is enough
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     answer: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
     def connect() -> None:
@@ -167,9 +165,8 @@ def _client(address: str) -> Iterator[Any]:
         except Exception as reason:
             answer.put(reason)
 
-    threading.Thread(
-        target=connect, daemon=True
-    ).start()  # a server of another protocol may block it without end
+    # in a thread, because a server of another protocol may block it forever
+    threading.Thread(target=connect, daemon=True).start()
     try:
         client = answer.get(timeout=PATIENCE + 5)
     except queue.Empty:
@@ -214,6 +211,5 @@ def _seen(path: str, digest: str) -> None:
     if not digest.startswith(actual):
         raise DataError(
             f"{path}: a worker committed {digest[:16]}, found {actual}; start workers on a folder "
-            "that they share with "
-            "this process, under the same name, and run the same command again"
+            "that they share with this process, under the same name, and run the same command again"
         )
