@@ -215,14 +215,15 @@ def _made(name):
 COMPUTED = """
     add subtract multiply divide divmod matmul maximum minimum greater equal exp log log1p
     sqrt square abs sign isfinite frexp ldexp rint
-    where sum mean max min argmax any all take take_along_axis put_along_axis broadcast_to
-    bincount expand_dims
+    where sum mean max min argmax any all take take_along_axis broadcast_to
+    bincount expand_dims einsum
     zeros_like ones_like full_like empty_like ascontiguousarray
 """.split()
 MODULE_FUNCTIONS = (
     {name: _computed(name) for name in COMPUTED}
     | {name: _joined(name) for name in ("concatenate", "stack")}
     | {"pad": lambda x, width: FakeArray(np.pad(unwrap(x), width))}
+    | {"put_along_axis": lambda *args, axis: np.put_along_axis(*map(unwrap, args), axis=axis)}
     | {name: _made(name) for name in ("arange", "zeros", "ones", "full", "empty")}
 )
 CONSTANTS = "float16 float32 float64 int8 int32 int64 uint8 bool_ newaxis inf nan pi".split()
