@@ -69,17 +69,27 @@ def _level(text: str) -> Level:
     parsed = []
     for scale in scales:
         near, widths = scale.split(":")
-        radius, _, members = near.rpartition("x")
-        parsed.append((Scale(int(members), float(radius or 0)), _widths(widths)))
-    level = Level(int(centres), tuple(parsed), text.endswith("+"))
-    sizes = [level.centres, *(n for scale, widths in parsed for n in (scale.members, *widths))]
-    if not parsed or min(sizes) < 1 or any(scale.radius < 0 for scale, _ in parsed):
+        radius, x, members = near.rpartition("x")
+        parsed.append((Scale(_whole(members), _radius(radius) if x else 0.0), _widths(widths)))
+    if not parsed:
         raise ValueError(text)
-    return level
+    return Level(_whole(centres), tuple(parsed), text.endswith("+"))
 
 
 def _widths(text: str) -> tuple[int, ...]:
-    return tuple(int(width) for width in text.split("-"))
+    return tuple(_whole(width) for width in text.split("-"))
+
+
+def _whole(text: str) -> int:
+    if not re.fullmatch("[1-9][0-9]{0,5}", text):  # int() takes more: spaces, signs, "1_000"
+        raise ValueError(text)
+    return int(text)
+
+
+def _radius(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,6}(\.[0-9]{1,6})?", text) or float(text) == 0:
+        raise ValueError(text)
+    return float(text)
 
 
 @dataclass(frozen=True)
@@ -150,14 +160,14 @@ def sizes(text: str, classes: int) -> ModelConfig:
     """Return the ModelConfig of a name, of a name and a divisor of its hidden widths, such as
     pointnet2/8, or of a text by hand.  Raises UsageError for anything else.
     """
-    name, _, divisor = text.partition("/")
+    name, slash, divisor = text.partition("/")
     if name not in NAMED_SIZES:
         return _by_hand(text, classes)
     by_hand, dropout = NAMED_SIZES[name]
-    if divisor and not re.fullmatch("[1-9][0-9]?", divisor):
+    if slash and not re.fullmatch("[1-9][0-9]?", divisor):
         raise UsageError(f"model: expected {name}/2 to {name}/99, got {text!r}")
     config = replace(_by_hand(by_hand, classes), dropout=dropout)
-    return _divided(config, int(divisor)) if divisor else config
+    return _divided(config, int(divisor)) if slash else config
 
 
 def _by_hand(text: str, classes: int) -> ModelConfig:
@@ -165,9 +175,10 @@ def _by_hand(text: str, classes: int) -> ModelConfig:
     levels = tuple(part for part in parts if "/" in part)
     last, _, head = last.partition(":")
     try:
-        if parts[len(parts) - len(levels) :] != list(levels):
+        entry = parts[: len(parts) - len(levels)]
+        if len(entry) > 1 or (*entry, *levels) != tuple(parts):
             raise ValueError(text)
-        entry = [width for part in parts[: -len(levels)] for width in _widths(part)]
+        widths_of_entry = _widths(entry[0]) if entry else ()
         widths = _widths(last.removesuffix("+mean"))
         heads = _widths(head) if head else ()
     except ValueError:
@@ -175,7 +186,7 @@ def _by_hand(text: str, classes: int) -> ModelConfig:
             f"model: expected {', '.join(NAMED_SIZES)}, one of them with a divisor such as "
             f"pointnet2/8, or a text such as {NAMED_SIZES['local-student'][0]}, got {text!r}"
         ) from None
-    return ModelConfig(tuple(entry), levels, widths, last.endswith("+mean"), heads, classes)
+    return ModelConfig(widths_of_entry, levels, widths, last.endswith("+mean"), heads, classes)
 
 
 def _divided(config: ModelConfig, divisor: int) -> ModelConfig:

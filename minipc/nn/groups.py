@@ -90,8 +90,8 @@ def neighbours(
     """Return the members (B, M, k) of the groups of each scale, as indices of points.  (G2)
 
     points (B, N, 3) float32, centres (B, M) indices of points.  Nearest first.  A ball holds the
-    points closer than its radius, at most k.  Where there are fewer, the nearest is repeated; the
-    centre itself is always one of them.
+    points closer than its radius, at most k.  Where there are fewer, the nearest is repeated: the
+    centre itself, or the lowest index of the points that lie where it lies.
     """
     scales = list(scales)
     (clouds, number, _), count = points.shape, centres.shape[1]
@@ -125,6 +125,6 @@ def _padded(keys: np.ndarray, scale: Scale) -> np.ndarray:
     absent = rank >= keys.shape[1]
     keys = keys[:, np.minimum(rank, keys.shape[1] - 1)]
     if scale.radius:
-        squared = (keys >> 32).astype(np.uint32).view(np.float32)
-        absent = absent | (squared >= np.float32(scale.radius) ** 2)
+        squared, radius = (keys >> 32).astype(np.uint32).view(np.float32), np.float32(scale.radius)
+        absent = absent | (squared >= radius * radius)  # ** calls powf, which may round otherwise
     return np.where(absent, keys[:, :1], keys) & 0xFFFFFFFF

@@ -182,5 +182,8 @@ def _level_backward(d: Any, cache: tuple) -> tuple:
         first += width
         grads |= of_parameters
         if read:
-            dx = part if dx is None else dx + part
+            if dx is None:
+                dx = part  # an array of this scale alone
+            else:
+                dx += part
     return dx, *(grads[name] for branch in branches for name in branch.names)

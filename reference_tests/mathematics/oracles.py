@@ -5,6 +5,7 @@ lists on the host; results are nested lists (or floats).  For tiny sizes only.
 """
 
 from math import exp, log, sqrt
+from struct import pack, unpack
 
 
 def linear(x, W):
@@ -67,7 +68,9 @@ def relu(x):
 
 
 def point_max(x):
-    """y_bo = the largest of x_bno over n."""
+    """y_bo = the largest of x_bno over n, of clouds or of groups of clouds."""
+    if hasattr(x[0][0][0], "__len__"):
+        return [point_max(groups) for groups in x]
     return [[max(float(point[o]) for point in cloud) for o in range(len(cloud[0]))] for cloud in x]
 
 
@@ -203,3 +206,84 @@ def sgd(params, grads_of_steps, lr, weight_decay, decayed, momentum=0.9):
                 velocity[name][i] = momentum * velocity[name][i] + grads[name][i] + decay * theta
                 values[i] = theta - lr * velocity[name][i]
     return params
+
+
+def rounded(value):
+    """Return the float32 nearest to a float: with it, one operation is that of float32."""
+    return unpack("<f", pack("<f", value))[0]
+
+
+def squared_distance(p, q):
+    """(x^2 + y^2) + z^2 of the differences, each step rounded to float32."""
+    x, y, z = (rounded(float(a) - float(b)) for a, b in zip(p, q, strict=True))
+    return rounded(rounded(rounded(x * x) + rounded(y * y)) + rounded(z * z))
+
+
+def farthest_points(cloud, count):
+    """Point 0, then again and again the point whose nearest chosen one is the farthest."""
+    chosen = [0]
+    while len(chosen) < count:
+        best, found = -1.0, None
+        for n in range(len(cloud)):
+            near = min(squared_distance(cloud[n], cloud[c]) for c in chosen)
+            if n not in chosen and near > best:  # of equal ones the first
+                best, found = near, n
+        chosen.append(found)
+    return chosen
+
+
+def group(cloud, centre, members, radius=0.0):
+    """The nearest points of one centre, by distance and then index, filled up with the nearest."""
+    order = sorted(range(len(cloud)), key=lambda n: (squared_distance(cloud[n], cloud[centre]), n))
+    if radius:
+        limit = rounded(rounded(radius) * rounded(radius))
+        order = [n for n in order if squared_distance(cloud[n], cloud[centre]) < limit] or order[:1]
+    order = order[:members]
+    return order + [order[0]] * (members - len(order))
+
+
+def offsets(positions, centres, members):
+    """o_mj = p_g(m,j) - p_c(m) of each cloud."""
+    return [
+        [
+            [[float(a) - float(b) for a, b in zip(p[n], p[c], strict=True)] for n in group]
+            for c, group in zip(cloud_centres, cloud_members, strict=True)
+        ]
+        for p, cloud_centres, cloud_members in zip(positions, centres, members, strict=True)
+    ]
+
+
+def gather(f, members):
+    """y_mj = f_g(m,j) of each cloud."""
+    return [
+        [[[float(value) for value in cloud[n]] for n in group] for group in groups]
+        for cloud, groups in zip(f, members, strict=True)
+    ]
+
+
+def readers(members, points):
+    """The places m k + j that read each point, ascending, filled with M k to the most of all."""
+    found = [
+        [
+            [
+                m * len(group) + j
+                for m, group in enumerate(groups)
+                for j, n in enumerate(group)
+                if n == point
+            ]
+            for point in range(points)
+        ]
+        for groups in members
+    ]
+    most = max(len(places) for cloud in found for places in cloud)
+    fill = len(members[0]) * len(members[0][0])
+    return [[places + [fill] * (most - len(places)) for places in cloud] for cloud in found]
+
+
+def max_and_mean(x):
+    """y_b = the largest of each channel, then the mean of each channel."""
+    means = [
+        [sum(float(point[o]) for point in cloud) / len(cloud) for o in range(len(cloud[0]))]
+        for cloud in x
+    ]
+    return [largest + mean for largest, mean in zip(point_max(x), means, strict=True)]

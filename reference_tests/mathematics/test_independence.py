@@ -12,16 +12,26 @@ from minipc.data.clouds import Clouds
 from minipc.distil.evaluate import predict, vote
 from minipc.errors import DataError
 from minipc.models.file import new_model
-from minipc.models.pointnet import evaluator, forward_eval, sizes
+from minipc.models.inputs import Inputs
+from minipc.models.model import net, sizes
+from minipc.models.pointnet import forward_eval
 from minipc.nn import exact
 from minipc.nn.engine import ENGINES
 from minipc.nn.fast import workspace
 from minipc.record.reader import RecordReader
 from minipc.record.recorder import model_teacher, record
 from minipc.record.recording import Recording
+from reference_tests.tools.fake_device import map_arrays
 
 MODELS = {"tiny": 40, "student": 40, "teacher": 40, "5-7-130:33-9": 3, "6:": 2}  # sizes: classes
 POINTS = (1, 7, 64, 257)  # of a cloud
+NEIGHBOURHOODS = {  # size: classes, points of a cloud
+    "1/3:5,6": (3, 1),
+    "5,7/4:9+,5/3:8+,12+mean:7": (3, 7),
+    "32/0.5x8:6-9/1.5x16:8-12,8/5:24-9,12-33:10": (40, 64),
+    "16,64/24:32+,32/24:48+,16/16:48+,96+mean:48": (40, 257),
+    "128/0.5x32:8-8-32,32/1.0x16:16-32,32-64:32": (40, 200),  # centres some at a time
+}
 
 
 def trained(text, classes):
@@ -42,8 +52,33 @@ def trained(text, classes):
     return model._replace(params=params, stats=stats)
 
 
+def some_inputs(model, clouds, points):
+    """Return Inputs with the groups of the model."""
+    x = some_points(clouds, points)
+    return Inputs(x, net(model.config).prepare(model.config, x))
+
+
+def at(inputs, places):
+    """Return the Inputs of some clouds."""
+    return map_arrays(lambda array: array[places], inputs)
+
+
 def some_points(clouds, points):
     return np.random.default_rng(points).standard_normal((clouds, points, 3)).astype(np.float32)
+
+
+def assert_alone(model, inputs, engine):
+    """Raise unless each cloud's logits are the same bits alone and at every place among many."""
+    logits_of = net(model.config).evaluator(model.params, model.stats, model.config, engine)
+    number = len(inputs.points)
+    alone = np.concatenate([logits_of(at(inputs, slice(i, i + 1))) for i in range(number)])
+    assert len({row.tobytes() for row in alone}) > number / 2  # else equal bits would prove nothing
+    for count in (2, 3, 5, 31, 32, 33, 64, 100):
+        np.testing.assert_array_equal(logits_of(at(inputs, slice(count))), alone[:count])
+    for places in (np.arange(number)[::-1], np.random.default_rng(2).permutation(number)):
+        np.testing.assert_array_equal(logits_of(at(inputs, places)), alone[places])
+    points = np.ascontiguousarray(inputs.points.swapaxes(1, 2)).swapaxes(1, 2)
+    np.testing.assert_array_equal(logits_of(inputs._replace(points=points)), alone)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -52,26 +87,26 @@ def some_points(clouds, points):
 def test_a_clouds_logits_are_the_same_bits_alone_and_at_every_place_among_1_to_100(
     text, points, engine
 ):
-    model, x = trained(text, MODELS[text]), some_points(100, points)
-    logits_of = evaluator(model.params, model.stats, model.config, engine)
-    alone = np.concatenate([logits_of(cloud[None]) for cloud in x])
-    assert len({row.tobytes() for row in alone}) > 50  # else equal bits would prove nothing
-    for count in (2, 3, 5, 31, 32, 33, 64, 100):
-        np.testing.assert_array_equal(logits_of(x[:count]), alone[:count])
-    for places in (np.arange(100)[::-1], np.random.default_rng(2).permutation(100)):
-        np.testing.assert_array_equal(logits_of(x[places]), alone[places])
-    in_another_order_of_memory = np.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
-    np.testing.assert_array_equal(logits_of(in_another_order_of_memory), alone)
+    model = trained(text, MODELS[text])
+    assert_alone(model, some_inputs(model, 100, points), engine)
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("text", NEIGHBOURHOODS)
+def test_with_neighbourhoods_a_clouds_logits_are_the_same_bits_in_any_company(text, engine):
+    """A division of a cloud's centres must not depend on its company, nor that of the clouds."""
+    classes, points = NEIGHBOURHOODS[text]
+    model = trained(text, classes)
+    assert_alone(model, some_inputs(model, 100 if points < 100 else 33, points), engine)
 
 
 def test_products_in_fours_leave_each_cloud_alone_too(monkeypatch):
     """As the kernels that multiply small matrices without copying would; here any kernel."""
     monkeypatch.setattr(workspace, "SMALL_MATRIX_KERNELS", (blas_kernel(),))
     assert workspace.Workspace().group == 4
-    for text in ("tiny", "teacher"):
-        test_a_clouds_logits_are_the_same_bits_alone_and_at_every_place_among_1_to_100(
-            text, 64, "fused"
-        )
+    for text in ("tiny", "teacher", "32/0.5x8:6-9/1.5x16:8-12,8/5:24-9,12-33:10"):
+        model = trained(text, 40)
+        assert_alone(model, some_inputs(model, 100, 64), "fused")
 
 
 @pytest.mark.parametrize("engine", ENGINES)

@@ -11,12 +11,13 @@ from scipy import special
 
 from minipc.audit.problems import KINK
 from minipc.errors import BackendError, DataError
-from minipc.nn import gradcheck, losses, ops
+from minipc.nn import gradcheck, local, losses, ops
 from minipc.nn.losses import LossConfig
 from reference_tests.mathematics import oracles
 from reference_tests.tools.fake_device import assert_agrees, leaves, map_arrays, moved, on_host
 
 EPS = 1e-5
+MODULES = (ops, losses, local)
 
 
 class Entry(NamedTuple):
@@ -46,6 +47,17 @@ def _clear_winners(rng):
     return {"x": ranks / 3 + 0.1 * rng.standard_normal((3, 1, 4))}
 
 
+def _groups_with_clear_winners(rng):
+    return {"x": np.stack([_clear_winners(rng)["x"] for _ in range(2)])}
+
+
+def _grouped(rng):
+    """6 points, 5 groups of 3 members: one group is of one point, and one point is not read."""
+    members = rng.integers(0, 5, (2, 5, 3)).astype(np.uint16)
+    members[0, 1] = 4
+    return {"f": rng.standard_normal((2, 6, 4)), "members": members}
+
+
 def _with_mask(rng):
     mask = (rng.random((5, 4)) >= 0.3) / 0.7
     return {"x": rng.standard_normal((5, 4)), "mask": mask}
@@ -66,9 +78,7 @@ def _loss_inputs(rng):
 
 def _simple(op, draw, names, variables, oracle, *constants):
     """An entry of an operation whose forward takes `names`, then constants."""
-    module = (
-        losses if hasattr(losses, f"{op}_forward") and not hasattr(ops, f"{op}_forward") else ops
-    )
+    module = next(module for module in MODULES if hasattr(module, f"{op}_forward"))
     forward, backward = getattr(module, f"{op}_forward"), getattr(module, f"{op}_backward")
 
     def as_tuple(dy, cache):
@@ -134,6 +144,11 @@ TABLE = (
         ),
         "relu": _simple("relu", _away_from_zero, "x", ("x",), oracles.relu),
         "point_max": _simple("point_max", _clear_winners, "x", ("x",), oracles.point_max),
+        "point_max of groups": _simple(
+            "point_max", _groups_with_clear_winners, "x", ("x",), oracles.point_max
+        ),
+        "max_and_mean": _simple("max_and_mean", _clear_winners, "x", ("x",), oracles.max_and_mean),
+        "gather": _simple("gather", _grouped, ("f", "members"), ("f",), oracles.gather),
         "dropout": _simple("dropout", _with_mask, ("x", "mask"), ("x",), oracles.dropout),
         "log_softmax": _simple(
             "log_softmax", _normal(("z", (4, 5))), "z", ("z",), oracles.log_softmax
@@ -170,19 +185,22 @@ def _cotangent(rng, y):
 
 
 def _as_dtype(arrays, dtype):
-    return {name: value.astype(dtype) for name, value in arrays.items()}
+    return {
+        name: value.astype(dtype) if value.dtype == np.float64 else value
+        for name, value in arrays.items()
+    }
 
 
 def test_every_forward_has_an_entry_and_a_backward():
     forwards = {
         name.removesuffix("_forward")
-        for module in (ops, losses)
-        for name in vars(module)
-        if name.endswith("_forward")
+        for module in MODULES
+        for name, function in vars(module).items()
+        if name.endswith("_forward") and function.__module__ == module.__name__
     }
     assert forwards == {entry.op for entry in TABLE.values()}
     for op in forwards:
-        assert hasattr(ops, f"{op}_backward") or hasattr(losses, f"{op}_backward"), op
+        assert any(hasattr(module, f"{op}_backward") for module in MODULES), op
 
 
 @every_entry

@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 
 from minipc.audit.problems import multiplied_out
+from minipc.models import pointnet2
+from minipc.models.inputs import Inputs
+from minipc.models.model import sizes as any_sizes
 from minipc.models.model import track
 from minipc.models.pointnet import (
     ModelConfig,
@@ -37,6 +40,8 @@ except ImportError:
         "torch is not installed: no parity tests (MINIPC_REQUIRE_TORCH=1 makes this a failure)",
         allow_module_level=True,
     )
+else:
+    from reference_tests.tools import torch_local
 
 MODELS = {
     "tiny": sizes("tiny", 40),
@@ -239,3 +244,129 @@ def test_ten_training_steps_are_torchs(config, kind, engine):
         assert_close(value, leaf[name], name)
     for name, value in stats.items():
         assert_close(value, tstats[name], name)
+
+
+# PointNet++, on the same groups
+
+NEIGHBOURS = {
+    "SSG": "32/0.9x8:8-8-16,8/1.5x6:12-12-24,16-32:16",
+    "MSG": "32/0.5x4:6-8/0.9x8:6-6-10,8/1.0x5:8-12/2.0x8:8-8-12,16-24:16-8",
+    "single layers": "8,32/6:12+,16/6:16+,8/4:16+,24+mean:12",
+    "levels of both kinds": "6,32/6:8-10/0.9x9:6,8/4:12,16+mean",
+}
+every_neighbourhood = pytest.mark.parametrize("text", NEIGHBOURS.values(), ids=NEIGHBOURS.keys())
+
+
+def draw_neighbours(config, B=6, N=48):
+    """Return params with norms of their own, stats, Inputs, mask, labels, v, u, has_u."""
+    rng = np.random.default_rng(2)
+    params = initialise(pointnet2.param_specs(config), rng, np.float64)
+    for name, value in params.items():
+        if not name.endswith(".W"):
+            value += 0.3 * rng.standard_normal(value.shape)
+    for name in pointnet2.pooled_layers(config):
+        params[f"{name}.beta"] -= 1  # as in draw()
+    stats = map_arrays(
+        lambda x: x + rng.random(x.shape), pointnet2.initial_stats(config, np.float64)
+    )
+    x = rng.standard_normal((B, N, 3)).astype(np.float32)
+    x[:, -5:] = x[:, :5]  # repeated points, as a small cloud has them
+    inputs = Inputs(1.1 * x.astype(np.float64), pointnet2.prepare(config, x))
+    mask = (rng.random((B, pointnet2.dropout_width(config))) >= 0.3) / 0.7
+    v, u = 3 * rng.standard_normal((2, B, config.classes))
+    has_u = (rng.random(B) > 0.3).astype(np.float64)
+    return params, stats, inputs, mask, rng.integers(0, config.classes, B), v, u, has_u
+
+
+def torch_pointnet2(config, params, stats, inputs, mask):
+    """Return the model in torch with these weights, and its parameters by our names."""
+    groups = [torch.as_tensor(group.astype(np.int64)) for group in inputs.groups]
+    model = torch_local.PointNet2(config, groups).double()
+    model.dropout.forward = lambda x: x * as_torch(mask)
+    leaf = {"out.W": model.out.weight, "out.b": model.out.bias}
+    for name, layer in model.layers().items():
+        norm = layer["norm"]
+        leaf |= {f"{name}.W": layer["linear"].weight}
+        leaf |= {f"{name}.gamma": norm.weight, f"{name}.beta": norm.bias}
+        norm.running_mean.copy_(as_torch(stats[f"{name}.mean"]))
+        norm.running_var.copy_(as_torch(stats[f"{name}.var"]))
+    assert leaf.keys() == params.keys()
+    with torch.no_grad():
+        for name, value in params.items():
+            leaf[name].copy_(as_torch(ours(name, value)))
+    return model, leaf
+
+
+def ours(name, value):
+    """Return a weight as torch has it, outputs first, or the other way."""
+    return value.T if name.endswith(".W") else value
+
+
+def assert_same_statistics(stats, model):
+    for name, layer in model.layers().items():
+        assert_close(stats[f"{name}.mean"], layer["norm"].running_mean, name)
+        assert_close(stats[f"{name}.var"], layer["norm"].running_var, name)
+
+
+@every_neighbourhood
+def test_pointnet2_forward_loss_gradients_and_statistics_are_torchs(text, engine):
+    config = any_sizes(text, 5)
+    params, stats, inputs, mask, labels, v, u, has_u = draw_neighbours(config)
+    c = LossConfig(kd_weight=0.6, self_weight=0.4, temperature=4.0, guard="none")
+    z, batch, tape = pointnet2.forward_train(params, inputs, config, mask, engine)
+    y = smooth_labels(labels, config.classes, c.label_smoothing, np.float64)
+    terms, cache = loss_forward(z, y, v, u, has_u, c)
+    grads, _ = backward(loss_backward(cache), tape)
+
+    model, leaf = torch_pointnet2(config, params, stats, inputs, mask)
+    tz = model(as_torch(inputs.points))
+    total, *_ = torch_loss(tz, *map(as_torch, (labels, v, u, has_u)), c)
+    total.backward()
+
+    assert_close(z, tz, "logits")
+    assert float(terms.total) == pytest.approx(total.item(), rel=CLOSE)
+    norms = {name: np.abs(grad).max() for name, grad in grads.items()}
+    assert min(norms.values()) > 1e-6 * max(norms.values()), norms  # none is zero, all are compared
+    for name, grad in grads.items():
+        assert_close(ours(name, grad), leaf[name].grad, name)
+    assert_same_statistics(track(stats, batch, config), model)
+
+
+@every_neighbourhood
+def test_pointnet2_evaluation_is_torchs(text, engine):
+    config = any_sizes(text, 5)
+    params, _, inputs, mask, *_ = draw_neighbours(config)
+    _, batch, _ = pointnet2.forward_train(params, inputs, config)
+    stats = {}
+    for name, layer in batch.items():
+        stats |= {f"{name}.mean": 0.9 * layer.mean, f"{name}.var": 1.1 * layer.var}
+    model, _ = torch_pointnet2(config, params, stats, inputs, np.ones_like(mask))
+    want = model.eval()(as_torch(inputs.points))
+    assert want.std(dim=0).min() > 0.01  # the clouds are told apart
+    assert_close(pointnet2.evaluator(params, stats, config, engine)(inputs), want)
+
+
+@every_neighbourhood
+def test_ten_steps_of_pointnet2_are_torchs(text, engine):
+    """Loss by loss, then parameters and statistics: errors of a step would add up."""
+    config = any_sizes(text, 5)
+    params, stats, inputs, mask, labels, v, u, has_u = draw_neighbours(config)
+    c = LossConfig(kd_weight=0.6, self_weight=0.4, temperature=4.0, guard="none")
+    y = smooth_labels(labels, config.classes, c.label_smoothing, np.float64)
+    model, leaf = torch_pointnet2(config, params, stats, inputs, mask)
+    targets, points = [as_torch(x) for x in (labels, v, u, has_u)], as_torch(inputs.points)
+    state, theirs = optim.adamw_start(params), torch_optimiser("adamw", leaf, 0.005, 0.05)
+    for _ in range(10):
+        z, batch, tape = pointnet2.forward_train(params, inputs, config, mask, engine)
+        terms, cache = loss_forward(z, y, v, u, has_u, c)
+        grads, _ = backward(loss_backward(cache), tape)
+        params, state = optim.adamw_step(params, grads, state, 0.005, 0.05)
+        stats = track(stats, batch, config)
+        theirs.zero_grad()
+        total, *_ = torch_loss(model(points), *targets, c)
+        total.backward()
+        theirs.step()
+        assert float(terms.total) == pytest.approx(total.item(), rel=CLOSE)
+    for name, value in params.items():
+        assert_close(ours(name, value), leaf[name], name)
+    assert_same_statistics(stats, model)

@@ -73,8 +73,8 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
     dtype = property(lambda self: self.host.dtype)
     ndim = property(lambda self: self.host.ndim)
     size = property(lambda self: self.host.size)
-    nbytes = property(lambda self: self.host.nbytes)
     itemsize = property(lambda self: self.host.itemsize)
+    nbytes = property(lambda self: self.host.nbytes)
     T = property(lambda self: FakeArray(self.host.T))
 
     def __len__(self):
@@ -121,6 +121,9 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
     def reshape(self, *shape):
         return FakeArray(self.host.reshape(*shape))
 
+    def view(self, dtype):
+        return FakeArray(self.host.view(dtype))
+
     def astype(self, dtype, copy=True):
         return FakeArray(self.host.astype(dtype, copy=copy))
 
@@ -132,9 +135,6 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def ravel(self):
         return FakeArray(self.host.ravel())
-
-    def view(self, dtype):
-        return FakeArray(self.host.view(dtype))
 
     def copy(self):
         return FakeArray(self.host.copy())
@@ -159,6 +159,13 @@ class FakeArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def argmax(self, axis=None):
         return FakeArray(self.host.argmax(axis=axis))
+
+    def argsort(self, axis=-1, kind=None):
+        assert kind in (None, "stable"), kind
+        return FakeArray(self.host.argsort(axis=axis, kind="stable"))
+
+    def cumsum(self, axis=None):
+        return FakeArray(self.host.cumsum(axis=axis))
 
     def any(self, axis=None, out=None, keepdims=False):
         return self._reduced(np.any, out, axis=axis, keepdims=keepdims)
@@ -192,11 +199,9 @@ def _joined(name):
     function = getattr(np, name)
 
     def on_device(arrays, axis=0, out=None):
-        host = [unwrap(x) for x in arrays]
-        if out is None:
-            return FakeArray(function(host, axis=axis))
-        function(host, axis=axis, out=out.host)
-        return out
+        host = None if out is None else out.host
+        result = function([unwrap(x) for x in arrays], axis=axis, out=host)
+        return FakeArray(result) if out is None else out
 
     return on_device
 
@@ -212,16 +217,16 @@ def _put_along_axis(array, index, values, axis):
 
 
 COMPUTED = """
-    add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square abs sign
-    equal isfinite frexp ldexp rint
-    where sum mean max min argmax any all take take_along_axis
-    broadcast_to expand_dims einsum
+    add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square
+    abs sign equal isfinite frexp ldexp rint where sum mean max min argmax any all take
+    take_along_axis broadcast_to expand_dims einsum divmod bincount
     zeros_like ones_like full_like empty_like ascontiguousarray
 """.split()
 MODULE_FUNCTIONS = (
     {name: _computed(name) for name in COMPUTED}
     | {name: _joined(name) for name in ("concatenate", "stack")}
     | {"put_along_axis": _put_along_axis}
+    | {"pad": lambda x, width: FakeArray(np.pad(unwrap(x), width))}
     | {name: _made(name) for name in ("arange", "zeros", "ones", "full", "empty")}
 )
 CONSTANTS = "float16 float32 float64 int8 int32 int64 uint8 bool_ newaxis inf nan pi".split()
