@@ -294,7 +294,7 @@ def prepare(config: ModelConfig, points: Any) -> tuple[np.ndarray, ...]:
     For each level the centres (B, M), then the members (B, M, k) of each scale: indices of the
     points of the level below.  Raises DataError for a cloud of fewer points than centres.
     """
-    levels = config.parsed
+    levels, points = config.parsed, np.asarray(points, np.float32)
     order = farthest_points(points, levels[0].centres)  # of which the next levels take the first
     clouds, groups = np.arange(len(points))[:, None], []
     for number, level in enumerate(levels):
