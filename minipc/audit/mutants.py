@@ -144,8 +144,8 @@ def _no_constant_row(right: Function) -> Function:
     return gradients
 
 
-def _moments_of_a_sample(right):
-    def filled(y, write, name, exact=False):
+def _moments_of_a_sample(right: Function) -> Function:
+    def filled(y: Any, write: Any, name: Any, exact: bool = False) -> Any:
         y = right(y, write, name, exact)
         *means, _ = mean = y.moments[-1]
         squares = np.outer(means, mean)
@@ -155,8 +155,8 @@ def _moments_of_a_sample(right):
     return filled
 
 
-def _no_relu_backward(right):
-    def shared_backward(dy, cache):
+def _no_relu_backward(right: Function) -> Function:
+    def shared_backward(dy: Any, cache: Any) -> Any:
         return right(dy, cache._replace(y=cache.y._replace(floor=cache.y.floor - np.inf)))
 
     return shared_backward
@@ -267,15 +267,15 @@ def _no_bias_correction(right: Function) -> Function:
     return adamw_step
 
 
-def _regrouped(right):
-    def _read(inputs, config):
+def _regrouped(right: Function) -> Function:
+    def _read(inputs: Any, config: Any) -> Any:
         return right(inputs._replace(groups=pointnet2.prepare(config, inputs.points)), config)
 
     return _read
 
 
-def _assigned(right):
-    def gather_backward(dy, cache):
+def _assigned(right: Function) -> Function:
+    def gather_backward(dy: Any, cache: Any) -> Any:
         df = np.zeros_like(right(dy, cache))
         df[np.arange(len(df))[:, None, None], cache.members] = dy
         return df
@@ -283,22 +283,22 @@ def _assigned(right):
     return gather_backward
 
 
-def _where_the_members_are(right):
+def _where_the_members_are(right: Function) -> Function:
     return lambda positions, centres, members: positions[
         np.arange(len(members))[:, None, None], members
     ]
 
 
-def _winner_of_the_next_group(right):
-    def level_forward(x, W, gamma, beta, eps, name):
+def _winner_of_the_next_group(right: Function) -> Function:
+    def level_forward(x: Any, W: Any, gamma: Any, beta: Any, eps: Any, name: Any) -> Any:
         h, cache, stats = right(x, W, gamma, beta, eps, name)
         return h, cache._replace(rank=np.roll(cache.rank, 1, axis=1)), stats
 
     return level_forward
 
 
-def _each_point_once(right):
-    def to_level(positions, f, centres, members, work, name):
+def _each_point_once(right: Function) -> Function:
+    def to_level(positions: Any, f: Any, centres: Any, members: Any, work: Any, name: Any) -> Any:
         x = right(positions, f, centres, members, work, name)
         z = x.z.astype(np.float64)
         return x._replace(moments=(z @ z.swapaxes(1, 2)).mean(axis=0) / z.shape[2])

@@ -5,7 +5,7 @@ points are repeated inside the function, which is differentiable in the points b
 problem looks up the engine's functions when it is made, so a mutant in place then is audited.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +17,7 @@ from minipc.models import pointnet
 from minipc.models.inputs import Inputs
 from minipc.models.model import net, sizes
 from minipc.nn import local, losses, ops
-from minipc.nn.engine import Tape, backward
+from minipc.nn.engine import Operation, Tape, backward
 from minipc.nn.fast import fused
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LABELS_ALONE, LossConfig
@@ -51,10 +51,8 @@ def operation(
     pair: (forward, backward) of ops.py; backward returns the gradients of inputs, in their order.
     """
     forward, backward = pair
-    inputs, constants = (
-        cast(inputs, dtype),
-        tuple(cast(dict(enumerate(constants)), dtype).values()),
-    )
+    inputs = cast(inputs, dtype)
+    constants = tuple(cast(dict(enumerate(constants)), dtype).values())
     dy = rng.standard_normal(forward(*inputs.values(), *constants)[0].shape).astype(dtype)
 
     def value(arrays: Arrays) -> float:
@@ -67,7 +65,8 @@ def operation(
     return Problem(inputs, value, gradients)
 
 
-def cast(arrays, dtype):
+def cast(arrays: dict[Any, Any], dtype: DTypeLike) -> dict[Any, Any]:
+    """Return arrays with those of float64 in dtype."""
     return {
         name: value.astype(dtype) if getattr(value, "dtype", None) == np.float64 else value
         for name, value in arrays.items()
@@ -237,10 +236,10 @@ class Step(NamedTuple):
     has_u: Any  # (B,), one row has no target
     loss: LossConfig
     engine: str
-    points: Any = None  # (B, N, 3) of a model that has no gradient of them
+    points: Any = None  # (B, N, 3) if the model has no gradient of them
 
-    def forward(self, arrays):
-        """arrays: parameters, and "points" where they vary -> logits, tape."""
+    def forward(self, arrays: Arrays) -> tuple[Any, Any]:
+        """arrays: parameters, and "points" if they vary -> logits, tape."""
         params = {name: value for name, value in arrays.items() if name != "points"}
         inputs = Inputs(arrays.get("points", self.points), self.groups)
         z, _, tape = net(self.model).forward_train(
@@ -295,15 +294,16 @@ def step(
     return cast(arrays, dtype), Step(model, groups, mask, y, v, u, has_u, config, engine)
 
 
-def distance_to_kinks(arrays, step):
-    """Return the distance to the nearest kink: of a ReLU from zero, of a pool's two largest."""
+def distance_to_kinks(arrays: Arrays, step: Step) -> float:
+    """Return the least distance of a ReLU's input from zero, or of the two largest in a pool."""
     _, tape = step._replace(engine="textbook").forward(arrays)
     return nearest_kink(tape, arrays)
 
 
-def nearest_kink(tape, arrays):
-    """Return the distance to the nearest kink in a tape of the textbook."""
-    nearest, y = np.inf, None
+def nearest_kink(tape: Tape, arrays: Arrays) -> float:
+    """Return the distance to the nearest kink in a tape of the textbook engine."""
+    nearest: float = np.inf
+    y: Any = None
     for op_backward, cache, names in _operations(tape):
         if op_backward is ops.batch_norm_backward:
             y = (cache.gamma * cache.xhat + arrays[names[1]])[..., cache.gamma != 0]
@@ -313,25 +313,25 @@ def nearest_kink(tape, arrays):
                 continue
             two = np.sort(np.maximum(y, 0), axis=-2)[..., -2:, :]
             gap = two[..., 1, :] - two[..., 0, :]
-            gap = gap[two[..., 1, :] > 0]  # zero in all points: no winner to change
+            gap = gap[two[..., 1, :] > 0]  # zero in all points: no maximum to change
             nearest = min(nearest, gap.min(initial=np.inf))
     return nearest
 
 
-def _operations(tape):
+def _operations(tape: Tape) -> Iterator[Operation]:
     """Yield the Operations of a tape in the order of the forward, those of its branches first."""
     for operation in tape:
-        # of a level or a point-wise layer: (tape or tapes, ...)
+        # The cache of a level or a point-wise layer is (tapes or a tape, ...).
         branches = operation.cache[0] if type(operation.cache) is tuple else []
         for branch in [branches] if isinstance(branches, Tape) else branches:
             yield from _operations(branch)
         yield operation
 
 
-def small_step(engine, config):
+def small_step(engine: str, config: LossConfig) -> ProblemMaker:
     """Return the maker of one training step of a small PointNet, away from every kink."""
 
-    def make(rng, dtype):
+    def make(rng: Generator, dtype: DTypeLike) -> list[Problem]:
         return [of_step(*away_from_kinks(engine, config, rng), dtype)]
 
     return make
@@ -343,8 +343,8 @@ def away_from_kinks(engine: str, config: LossConfig, rng: Generator) -> tuple[Ar
     return smooth_step(lambda: step(model, config, engine, rng, np.float64))
 
 
-def smooth_step(draw):
-    """Return the first (arrays, Step) of draw() that is no nearer than KINK to a kink."""
+def smooth_step(draw: Callable[[], tuple[Arrays, Step]]) -> tuple[Arrays, Step]:
+    """Return the first (arrays, Step) of draw() that is farther than KINK from every kink."""
     for _ in range(200):
         arrays, fixed = draw()
         if distance_to_kinks(arrays, fixed) > KINK:
@@ -413,14 +413,17 @@ def whole_step(size: str, engine: str, config: LossConfig) -> ProblemMaker:
     return make
 
 
-def of_step(arrays, fixed, dtype):
+def of_step(arrays: Arrays, fixed: Step, dtype: DTypeLike) -> Problem:
+    """Return the Problem of a Step in its arrays, all in dtype."""
     fixed = in_dtype(fixed, dtype)
     return Problem(cast(arrays, dtype), fixed.value, fixed.gradients)
 
 
 def in_dtype(fixed: Step, dtype: DTypeLike) -> Step:
     """Return a Step with its arrays in dtype."""
-    names = ("mask", "y", "v", "u", "has_u", *(["points"] if fixed.points is not None else []))
+    names = ["mask", "y", "v", "u", "has_u"]
+    if fixed.points is not None:
+        names.append("points")
     return fixed._replace(**{name: getattr(fixed, name).astype(dtype) for name in names})
 
 
@@ -450,8 +453,7 @@ def fused_layers(rng: Generator, dtype: DTypeLike) -> list[Problem]:
         dx, *of_below = fused.shared_backward(dy, below)
         return dict(zip(arrays, (fused.input_gradient(dx), *of_below, *of_above), strict=True))
 
-    return [
-        Problem(
-            cast(arrays, dtype), lambda arrays: float((forward(arrays)[0] * dh).sum()), gradients
-        )
-    ]
+    def value(arrays: Arrays) -> float:
+        return float((forward(arrays)[0] * dh).sum())
+
+    return [Problem(cast(arrays, dtype), value, gradients)]
