@@ -90,6 +90,7 @@ def test_the_audit_calls_every_public_function_of_the_mathematics():
     assert {name for (_, name), spy in spies.items() if not spy.called} <= {
         "count",
         "formula",
+        "grouping",
         "sizes",
         "check_engine",
         "prepare",
