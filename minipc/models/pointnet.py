@@ -29,6 +29,19 @@ NAMED_SIZES = {  # name: (shared widths, head widths, dropout)
 }
 
 
+def check_constants(config: Any) -> None:
+    """Raise UsageError for classes, dropout, eps or momentum that a model cannot have."""
+    if not isinstance(config.classes, int) or config.classes < 2:
+        raise UsageError(f"model: expected at least 2 classes, got {config.classes!r}")
+    if not 0 <= config.dropout < 1:
+        raise UsageError(f"model: expected 0 <= dropout < 1, got {config.dropout!r}")
+    if not (config.eps > 0 and 0 < config.momentum <= 1):
+        raise UsageError(
+            f"model: expected eps > 0 and 0 < momentum <= 1, got {config.eps!r}, "
+            f"{config.momentum!r}"
+        )
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """Sizes of one PointNet and the constants of its batch norm."""
@@ -48,15 +61,7 @@ class ModelConfig:
                 f"model: expected positive widths, at least one shared, got {self.shared}, "
                 f"{self.head}"
             )
-        if not isinstance(self.classes, int) or self.classes < 2:
-            raise UsageError(f"model: expected at least 2 classes, got {self.classes!r}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"model: expected 0 <= dropout < 1, got {self.dropout!r}")
-        if not (self.eps > 0 and 0 < self.momentum <= 1):
-            raise UsageError(
-                f"model: expected eps > 0 and 0 < momentum <= 1, got {self.eps!r}, "
-                f"{self.momentum!r}"
-            )
+        check_constants(self)
 
 
 def title(config: ModelConfig) -> str:

@@ -27,7 +27,7 @@ import numpy as np
 from minipc.backend import module_of
 from minipc.errors import UsageError
 from minipc.models.inputs import inputs_of
-from minipc.models.pointnet import Count, Layer
+from minipc.models.pointnet import Count, Layer, check_constants
 from minipc.nn import exact, local, ops
 from minipc.nn.engine import Tape, engine_of, eval_norm_relu
 from minipc.nn.fast.workspace import Workspace
@@ -121,15 +121,7 @@ class ModelConfig:
             raise UsageError(f"model: expected fewer centres level by level, got {centres}")
         if not isinstance(self.mean, bool):
             raise UsageError(f"model: expected mean true or false, got {self.mean!r}")
-        if not isinstance(self.classes, int) or self.classes < 2:
-            raise UsageError(f"model: expected at least 2 classes, got {self.classes!r}")
-        if not 0 <= self.dropout < 1:
-            raise UsageError(f"model: expected 0 <= dropout < 1, got {self.dropout!r}")
-        if not (self.eps > 0 and 0 < self.momentum <= 1):
-            raise UsageError(
-                f"model: expected eps > 0 and 0 < momentum <= 1, got {self.eps!r}, "
-                f"{self.momentum!r}"
-            )
+        check_constants(self)
 
     @property
     def parsed(self) -> list[Level]:

@@ -271,6 +271,20 @@ def _scatter_winners(S: Any, members: Any, rank: Any, g: Any, work: Workspace) -
         S[i] = np.bincount(at.ravel(), g[i].ravel(), points * width).reshape(points, width)
 
 
+def _of_parameters(
+    block: Callable[[slice], Any], x: Any, affine: Affine, name: str
+) -> tuple[Any, Any, Any, Any]:
+    """Return dW, dgamma, dbeta by (F2) and (F3), and [-Q, k] of (F4).
+
+    block(clouds) returns their part of X~^T D, (I + 1, O).
+    """
+    inputs, width = affine.W.shape
+    total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
+    products = x.work.array(f"{name} products", total.shape, affine.W.dtype)
+    products[...] = total
+    return gradients(products, x, affine, name)
+
+
 def _through_points(
     x: Any, affine: Affine, sums: Callable[[slice], None], S: Any, g: Any, name: str
 ) -> tuple[Any, Any, Any, Any]:
@@ -289,12 +303,8 @@ def _through_points(
         )
         return products
 
-    inputs, width = affine.W.shape
-    total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
-    products = work.array(f"{name} products", total.shape, S.dtype)
-    products[...] = total
-    dW, dgamma, dbeta, K = gradients(products, x, affine, name)
-    df = work.array(f"{name} df", (*S.shape[:2], inputs - 3), S.dtype)
+    dW, dgamma, dbeta, K = _of_parameters(block, x, affine, name)
+    df = work.array(f"{name} df", (*S.shape[:2], len(K) - 3), S.dtype)
 
     def features(clouds: slice) -> None:
         here = df[clouds]
@@ -479,11 +489,7 @@ def group_pool_backward(dh: Any, cache: Any) -> tuple[GroupGradient, Any, Any, A
             products[:, some] = work.xp.einsum("cirm,crm->ir", at_winners, here[:, some])
         return products
 
-    inputs, width = affine.W.shape
-    total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
-    products = work.array(f"{name} products", total.shape, g.dtype)
-    products[...] = total
-    dW, dgamma, dbeta, K = gradients(products, x, affine, name)
+    dW, dgamma, dbeta, K = _of_parameters(block, x, affine, name)
     return winners._replace(K=K), dW, dgamma, dbeta
 
 
@@ -575,17 +581,14 @@ def pointwise_backward(dy: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
     dy (B, N, O) -> dx (B, N, I), dW (I, O), dgamma (O,), dbeta (O,)
     """
     x, affine, positive, residual, inner, name = cache
-    work, (inputs, width), xp = _started(x), affine.W.shape, x.work.xp
+    work, inputs, xp = _started(x), len(affine.W), x.work.xp
     D = work.array(f"{name} D", positive.shape, affine.At.dtype)
 
     def block(clouds: slice) -> Any:
         xp.multiply(dy[clouds].swapaxes(1, 2), positive[clouds], out=D[clouds])
         return inner_product(x.with_ones(clouds), D[clouds], work)
 
-    total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
-    products = work.array(f"{name} products", total.shape, D.dtype)
-    products[...] = total
-    dW, dgamma, dbeta, K = gradients(products, x, affine, name)
+    dW, dgamma, dbeta, K = _of_parameters(block, x, affine, name)
     if not inner:
         return None, dW, dgamma, dbeta
     dx = work.array(f"{name} dx", (len(D), inputs, D.shape[2]), D.dtype)
