@@ -177,7 +177,11 @@ def programs(folder):
     yield start
     for process in reversed(started):  # workers while their scheduler is there to hear of it
         process.terminate()
-        process.wait()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # Dask's may miss a signal while it starts its workers
+            process.kill()
+            process.wait()
 
 
 @pytest.fixture

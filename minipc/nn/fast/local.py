@@ -638,10 +638,20 @@ def _pool_points(
     flat = flat.reshape(len(flat), -1)
     for some in _portions(slice(0, clouds), members.shape[1], len(flat) * len(At), work):
         _gathered(_flat(u), flat[:, some], work).max(axis=0, out=_flat(h)[some])
-    at = xp.take_along_axis(z[:, :3], centres[:, None].astype(np.intp), axis=2)  # (C, 3, M)
-    h -= at.swapaxes(1, 2) @ At[:, :3].T
+    h -= _positions(z, centres).swapaxes(1, 2) @ At[:, :3].T
     h += c
     xp.maximum(h, work.zeros(len(c), h.dtype), out=h)
+
+
+def _positions(z: Any, centres: Any) -> Any:
+    """Return the positions (C, 3, M) of centres (C, M) in z (C, I, N), contiguous.
+
+    The memory order of an indexed array can depend on the number of clouds, and the bits of a
+    product depend on the memory order of its factors.
+    """
+    xp = module_of(z, centres)
+    at = xp.take_along_axis(z[:, :3], centres[:, None].astype(np.intp), axis=2)
+    return xp.ascontiguousarray(at)
 
 
 def _pool_rows(
@@ -662,7 +672,7 @@ def _pool_rows(
         rows = work.scratch("rows", (clouds, u.shape[1], size * here.shape[1]), z.dtype)
         if first:
             _columns(u, here.transpose(0, 2, 1).reshape(clouds, -1), rows)
-            at = xp.take_along_axis(z[:, :3], near[:, None].astype(np.intp), axis=2)
+            at = _positions(z, near)
             each = rows.reshape(clouds, len(At), size, -1)
             each -= (At[:, :3] @ at - c[:, None])[:, :, None]
             xp.maximum(rows, work.zeros(rows.shape[2], rows.dtype), out=rows)

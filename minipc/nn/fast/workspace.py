@@ -56,9 +56,10 @@ class Workspace:
         """Return the buffer of this name; a new shape or dtype makes and fills a new one."""
         buffer = self._arrays.get(name)
         if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
-            buffer = self._arrays[name] = self.xp.empty(shape, dtype)
+            buffer = self.xp.empty(shape, dtype)
             if fill is not None:
                 buffer[...] = fill
+            self._arrays[name] = buffer  # filled before another thread can find it
         return buffer
 
     def zeros(self, count: int, dtype: Any) -> Any:
