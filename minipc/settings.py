@@ -221,6 +221,16 @@ class TrainConfig:
         below=1,
         expected="0 <= f < 1",
     )
+    labels_per_class: int = setting(
+        0,
+        group="Epochs",
+        metavar="N",
+        help="Labels kept of each class, at random; the others are forgotten.",
+        more="0 keeps all. Clouds held out for validation keep theirs.",
+        low=0,
+        expected="an integer >= 0",
+        unless_given="all",
+    )
     epochs: int = setting(
         60,
         group="Epochs",

@@ -18,7 +18,7 @@ T = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 
 
 class Rows(NamedTuple):
-    """Rows of a loss: labels (N,), logits v of the teacher and u of the self (N, K), and a name."""
+    """Rows of a loss: labels (N,), -1 for none; logits v of teacher, u of self (N, K); a name."""
 
     labels: np.ndarray
     v: np.ndarray
@@ -58,7 +58,7 @@ class WorstRow(NamedTuple):
     """The row with the smallest safe b, and its margins and targets."""
 
     row: int
-    label: int
+    label: int  # -1 for none
     safe_b: float
     unbounded: float  # share of all rows at the config's b
     y: np.ndarray  # (K,)

@@ -230,8 +230,9 @@ def loss(configs: list[LossConfig]) -> FactMaker:
 
 
 def labels(rng: Generator) -> list[Fact]:
-    y = losses.smooth_labels(np.array([2, 0]), 4, 0.2, np.float64)
-    return [near("(1 - e) onehot + e / K", y, [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05]])]
+    y = losses.smooth_labels(np.array([2, 0, -1]), 4, 0.2, np.float64)
+    want = [[0.05, 0.05, 0.85, 0.05], [0.85, 0.05, 0.05, 0.05], [0, 0, 0, 0]]
+    return [near("(1 - e) onehot + e / K, and 0 without a label", y, want)]
 
 
 def negative(rng: Generator) -> list[Fact]:

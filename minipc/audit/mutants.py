@@ -91,6 +91,14 @@ def _smoothing_over_the_wrong_classes(right: Function) -> Function:
     return smooth_labels
 
 
+def _smoothing_without_a_label(right: Function) -> Function:
+    def smooth_labels(labels: Any, classes: Any, smoothing: Any, dtype: Any) -> Any:
+        y = right(labels, classes, smoothing, dtype)
+        return np.where(labels[:, None] < 0, dtype(smoothing / classes), y)
+
+    return smooth_labels
+
+
 def _softmax_without_shift(right: Function) -> Function:
     def log_softmax_forward(z: Any) -> Any:
         logp = z - np.log(np.exp(z).sum(axis=-1, keepdims=True))
@@ -359,6 +367,10 @@ MUTANTS = {
     "smoothing-over-wrong-classes": Mutant(
         "label smoothing by e / (K - 1) over the wrong classes",
         ((losses, "smooth_labels", _smoothing_over_the_wrong_classes),),
+    ),
+    "smoothing-without-a-label": Mutant(
+        "a row without a label is smoothed too: y = e / K instead of 0",
+        ((losses, "smooth_labels", _smoothing_without_a_label),),
     ),
     "softmax-without-shift": Mutant(
         "log-softmax without subtracting the row's maximum",

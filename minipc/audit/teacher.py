@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from scipy.special import softmax
 
+from minipc.data.clouds import UNLABELLED
 from minipc.nn.losses import LossConfig, guarded, margins, smooth_labels
 
 if TYPE_CHECKING:
@@ -25,7 +26,8 @@ class TeacherAudit(NamedTuple):
     clouds: int
     views: int
     classes: int
-    accuracy: list  # of each view
+    labelled: int  # clouds with a label
+    accuracy: list | None  # of each view, on these; None if there are none
     agreement: float  # mean share of a cloud's views that predict its most frequent class
     unanimous: float  # share of clouds whose views all predict one class
     confidence: float  # mean largest probability, at T = 1
@@ -53,12 +55,13 @@ def audit_teacher(
     config: LossConfig,
     earlier: RecordReader | None = None,
 ) -> TeacherAudit:
-    """Return the TeacherAudit of an open record whose clouds have labels (N,), under a LossConfig.
+    """Return the TeacherAudit of an open record whose clouds have labels (N,), -1 for none.
 
     earlier: an open record of an earlier student on the same views.  Without it, u are the
     teacher's logits of the cloud's next view: as if the earlier self were as good as the teacher.
     """
     clouds, classes = len(labels), reader.plan.classes
+    known = labels != UNLABELLED
     T, b = config.temperature, config.self_weight
     y = smooth_labels(labels, classes, config.label_smoothing, np.float64)
     predicted = np.zeros((clouds, classes), np.int32)  # how many views predict a class
@@ -70,7 +73,7 @@ def audit_teacher(
         p = softmax(v / T, axis=1)
         chosen = v.argmax(axis=1)
         predicted[np.arange(clouds), chosen] += 1
-        accuracy.append(float((chosen == labels).mean()))
+        accuracy.append(float((chosen == labels)[known].mean()) if known.any() else None)
         confidence.append(softmax(v, axis=1).max(axis=1).mean())
         entropy.append(_entropy(softmax(v, axis=1)))
         entropy_at_T.append(_entropy(p))
@@ -89,7 +92,8 @@ def audit_teacher(
         clouds,
         reader.views,
         classes,
-        accuracy,
+        int(known.sum()),
+        accuracy if known.any() else None,
         float(predicted.max(axis=1).mean() / reader.views),
         float((predicted.max(axis=1) == reader.views).mean()),
         float(np.mean(confidence)),

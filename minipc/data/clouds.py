@@ -1,4 +1,4 @@
-"""Labelled point clouds in memory and in a file of ours.
+"""Point clouds with labels, or with some, in memory and in a file of ours.
 
 The file stores class names in label order, up axis and normalisation, because no error would show
 a mistake in them.  Records and models repeat them, and every loader compares.  The content of the
@@ -18,6 +18,7 @@ import numpy as np
 from minipc import __version__
 from minipc.data.prepare import NORMALISATIONS, float_points, normalised, prepare
 from minipc.errors import DataError, UsageError, check_shape, short
+from minipc.settings import TrainConfig
 from minipc.storage import files, hdf5
 from minipc.storage.places import check_new_file
 from minipc.streams import stream
@@ -25,6 +26,7 @@ from minipc.streams import stream
 KIND, VERSION = "clouds", 2
 META = {"class_names", "up_axis", "normalisation"}  # of version 1; version 2 adds source
 MOST_POINTS = 10_000_000  # of one cloud
+UNLABELLED = -1  # the label of a cloud without one
 UP_AXES = ("x", "y", "z", "unknown")
 
 
@@ -33,7 +35,7 @@ class Clouds:
     """One split of a data set.  Raises DataError for what a network cannot learn from."""
 
     points: np.ndarray  # (N, P, 3) float32, finite
-    labels: np.ndarray  # (N,) int64, index into class_names
+    labels: np.ndarray  # (N,) int64, index into class_names, or UNLABELLED
     class_names: tuple  # K distinct names
     up_axis: str  # "x", "y", "z" or "unknown"
     normalisation: str  # "unit_sphere" or "none"
@@ -97,9 +99,10 @@ class Clouds:
     ) -> Self:
         """Return Clouds of arrays of any real dtype: points (N, P, 3), or N arrays (P_i, 3).
 
-        labels (N,) or (N, 1) are whole numbers, indices into class_names.  normalise moves each
-        cloud to the unit sphere.  num_points samples or repeats the points of each cloud as
-        fit_points does; without it, all clouds must have the same number.  Raises DataError.
+        labels (N,) or (N, 1) are whole numbers, indices into class_names, or UNLABELLED (-1) where
+        a cloud has none.  normalise moves each cloud to the unit sphere.  num_points samples or
+        repeats the points of each cloud as fit_points does; without it, all clouds must have the
+        same number.  Raises DataError.
         """
         if isinstance(class_names, (str, bytes, Set, Mapping)):
             raise DataError(
@@ -136,7 +139,12 @@ class Clouds:
                 except DataError as reason:
                     raise DataError(f"cloud {i}: {reason}") from reason
         return cls(
-            fitted, whole_labels(labels), composed(class_names), up_axis, normalisation, source
+            fitted,
+            whole_labels(labels, least=UNLABELLED),
+            composed(class_names),
+            up_axis,
+            normalisation,
+            source,
         )
 
     def __len__(self) -> int:
@@ -151,6 +159,11 @@ class Clouds:
     def labels_hash(self) -> str:
         """SHA-256 of the labels, as hexadecimal digits."""
         return files.sha256_arrays(self.labels)
+
+    @cached_property
+    def labelled(self) -> int:
+        """How many clouds have a label."""
+        return int((self.labels != UNLABELLED).sum())
 
     @property
     def described(self) -> dict[str, Any]:
@@ -182,8 +195,11 @@ def check_count(num_points: int) -> int:
 
 
 def check_labels(labels: np.ndarray, names: Sequence[str]) -> None:
-    """Raise DataError unless labels (N,) integer, N >= 1, are indices into names."""
-    low, high = int(labels.min()), int(labels.max())
+    """Raise DataError unless labels (N,) integer are indices into names, or UNLABELLED."""
+    known = labels[labels != UNLABELLED]
+    if not len(known):
+        return
+    low, high = int(known.min()), int(known.max())
     if (low, high) == (1, len(names)):
         raise DataError(
             f"clouds: the labels count from 1 to {high}, expected from 0 to {high - 1} ({high} "
@@ -214,8 +230,12 @@ def composed(names: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def whole_labels(labels: Any, name: str = "labels") -> np.ndarray:
-    """Return labels (N,) or (N, 1), whole numbers, as (N,) int64.  Raises DataError naming them."""
+def whole_labels(labels: Any, name: str = "labels", least: int = 0) -> np.ndarray:
+    """Return labels (N,) or (N, 1), whole numbers from least, as (N,) int64.
+
+    least is 0 for files of other programs, where -1 may mean anything.  Raises DataError naming the
+    labels.
+    """
     try:
         values = np.asarray(labels)
     except ValueError as reason:
@@ -233,9 +253,10 @@ def whole_labels(labels: Any, name: str = "labels") -> np.ndarray:
         )
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
-    if (whole < 0).any():
+    if (whole < least).any():
         raise DataError(
-            f"{name}: expected whole numbers from 0, got {whole.min()}; number the classes from 0"
+            f"{name}: expected whole numbers from {least}, got {whole.min()}; number the classes "
+            "from 0"
         )
     if not (whole == values).all():
         raise DataError(
@@ -271,14 +292,42 @@ def stratified(labels: np.ndarray, fraction: float, seed: int, purpose: str) -> 
     """Return a mask (N,) bool that selects round(fraction n) random clouds of the n of each class.
 
     If fraction > 0, a class of two clouds or more has at least one selected and at least one left.
-    labels (N,) integer; the random stream is (seed, purpose, class).
+    labels (N,) integer; the random stream is (seed, purpose, class).  A cloud without a label is
+    never selected.
     """
     taken = np.zeros(len(labels), bool)
-    for label in np.unique(labels) if fraction else ():
+    for label in np.unique(labels[labels != UNLABELLED]) if fraction else ():
         rows = np.flatnonzero(labels == label)
         count = min(max(round(fraction * len(rows)), 1), len(rows) - 1)
         taken[stream(seed, purpose, int(label)).permutation(rows)[:count]] = True
     return taken
+
+
+def kept_labels(clouds: Clouds, rows: np.ndarray, config: TrainConfig, needed: bool) -> np.ndarray:
+    """Return the labels (N,) that a training on the clouds in rows (R,) sees.
+
+    With config.labels_per_class, these are so many random ones of each class among the rows, by the
+    streams (config.seed, "labels", class); all others become UNLABELLED.  needed: whether labels
+    alone teach.  Raises UsageError where a class has fewer, and where they are needed and there are
+    none.
+    """
+    kept, number = clouds.labels, config.labels_per_class
+    if number:
+        kept = np.full(len(clouds), UNLABELLED, np.int64)
+    for label, name in enumerate(clouds.class_names if number else ()):
+        of_class = rows[clouds.labels[rows] == label]
+        if len(of_class) < number:
+            raise UsageError(
+                f"labels per class: {number} is more than the {len(of_class)} labelled training "
+                f"clouds of class {name}; lower it"
+            )
+        kept[stream(config.seed, "labels", label).permutation(of_class)[:number]] = label
+    if needed and (kept[rows] == UNLABELLED).all():
+        raise UsageError(
+            f"labels only: none of the {len(rows)} training clouds has a label; learn from a "
+            "record (--record FILE --kd-weight 1), or pack labelled clouds"
+        )
+    return kept
 
 
 def repeated(splits: Splits) -> int:

@@ -8,7 +8,8 @@ import numpy as np
 
 from minipc.backend import BLOCK, ordered_map, padded_block, to_host
 from minipc.data.augment import apply, draw
-from minipc.errors import MinipcError
+from minipc.data.clouds import UNLABELLED
+from minipc.errors import DataError, MinipcError
 from minipc.models.inputs import Inputs, check_groups
 from minipc.models.model import net
 from minipc.nn.ops import log_softmax_forward
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from minipc.models.file import Model
 
 ECE_BINS = 15
+NOT_IN_A_ROW = ("labelled", "confusion")  # of Metrics
 VOTE_SEED = 0  # every model votes over the same views, so that voted numbers are comparable
 
 
@@ -95,7 +97,8 @@ def vote(
 
 
 class Metrics(NamedTuple):
-    accuracy: float  # share of all clouds
+    labelled: int  # clouds with a label: all numbers are of these alone
+    accuracy: float  # share of them
     mean_class_accuracy: float  # mean over the classes that occur
     nll: float  # mean of -log softmax at the label, nats
     ece: float  # expected calibration error, 15 bins of equal width
@@ -103,11 +106,16 @@ class Metrics(NamedTuple):
 
 
 def metrics(labels: np.ndarray, logits: np.ndarray) -> Metrics:
-    """Return the Metrics of labels (N,) integer and finite logits (N, K).
+    """Return the Metrics of labels (N,) integer, -1 for none, and finite logits (N, K).
 
+    Raises DataError where no cloud has a label: there is nothing to measure.
     Class accuracies come from the confusion matrix; their average over batches, a common mistake,
     is wrong by more than a point.  ECE: Guo et al. 2017, equation 3, bins open on the left.
     """
+    known = labels != UNLABELLED
+    if not known.any():
+        raise DataError(f"labels: none of {len(labels)} clouds has one; label some to measure")
+    labels, logits = labels[known], logits[known]
     count, classes = logits.shape
     predicted = logits.argmax(axis=1)
     confusion = np.bincount(labels * classes + predicted, minlength=classes**2).reshape(
@@ -122,9 +130,18 @@ def metrics(labels: np.ndarray, logits: np.ndarray) -> Metrics:
     # for each bin: its number of clouds x (accuracy - confidence)
     gap = np.bincount(bins, (predicted == labels) - confidence)
     return Metrics(
+        labelled=count,
         accuracy=float(np.diag(confusion).sum() / count),
         mean_class_accuracy=float(recall.mean()),
         nll=float(-log_p[np.arange(count), labels].mean()),
         ece=float(np.abs(gap).sum() / count),
         confusion=confusion,
     )
+
+
+def measured(split: str, labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """Return the numbers of one split for a row of metrics: none for a split without labels."""
+    if (labels == UNLABELLED).all():
+        return {}
+    values = metrics(labels, logits)._asdict().items()
+    return {f"{split}_{name}": value for name, value in values if name not in NOT_IN_A_ROW}

@@ -17,8 +17,8 @@ import numpy as np
 
 from minipc.backend import default_threads, module_of, to_host, tree_to
 from minipc.data.augment import Params, apply, draw
-from minipc.data.clouds import stratified
-from minipc.distil.evaluate import metrics, predict
+from minipc.data.clouds import kept_labels, stratified
+from minipc.distil.evaluate import measured, predict
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint
 from minipc.models.file import Model, new_model
@@ -132,7 +132,7 @@ class Task:
 
     # (N, 3, P): the order of axes in which augmentation and the fast engine read memory
     points: Any
-    labels: Any  # (N,)
+    labels: Any  # (N,), -1 for none
     groups: tuple  # of all N clouds, as prepare() of the model returns them
     model: Any  # the config of a model, see models/model.py
     loss: LossConfig
@@ -256,13 +256,14 @@ def train(
     work: a Workspace to share with the self target; progress(steps done, steps in all, text).
     groups: of the training and of the test clouds, as prepare() of the model returns them (None:
     made here).  resume: the Checkpoint to continue from; train yields its Epoch first.  The caller
-    may stop after any epoch.  The test split is measured after every epoch and decides nothing.
-    Nothing is checked before the first Epoch is requested: then UsageError for settings that cannot
-    run, DataError for a checkpoint of other sizes or groups of other clouds; later MinipcError if
-    the loss is not finite.
+    may stop after any epoch.  The labelled test clouds are measured after every epoch and decide
+    nothing.  Nothing is checked before the first Epoch is requested: then UsageError for settings
+    that cannot run, DataError for a checkpoint of other sizes or groups of other clouds; later
+    MinipcError if the loss is not finite.
     """
     clouds = splits.train
     learnt, held = split_rows(clouds.labels, config)
+    labels = kept_labels(clouds, learnt, config, needed=loss_config.kd_weight == 0)
     if (loss_config.self_weight > 0) != (self_target is not None):
         raise UsageError("self weight: a self target and a weight above 0 go together")
     threads = threads or default_threads(xp)
@@ -272,7 +273,7 @@ def train(
     )
     task = Task(
         xp.asarray(np.ascontiguousarray(clouds.points.swapaxes(1, 2))),
-        xp.asarray(clouds.labels),
+        xp.asarray(labels),
         tuple(xp.asarray(group) for group in groups),
         model_config,
         loss_config,
@@ -302,7 +303,7 @@ def train(
         test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
         row = {"epoch": epoch + 1, "lr": lr, **means}
         if len(held):
-            row |= _measured(
+            row |= measured(
                 "val",
                 clouds.labels[held],
                 predict(
@@ -314,7 +315,7 @@ def train(
                     tuple(group[held] for group in groups),
                 ),
             )
-        row |= _measured("test", splits.test.labels, test_logits)
+        row |= measured("test", splits.test.labels, test_logits)
         rows = [*rows, {**row, "train_seconds": seconds}]
         yield _after(rows, model, state, self_target, test_logits)
 
@@ -362,12 +363,6 @@ def _check_finite(state: State, means: dict[str, float], epoch: int) -> None:
             f"training: the loss is no longer finite in epoch {epoch + 1} ({means['total']}); "
             "start a new run with a lower --lr, or with the guard if it was off"
         )
-
-
-def _measured(split: str, labels: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """Return the numbers of one split for a row of metrics."""
-    values = metrics(labels, logits)._asdict()
-    return {f"{split}_{name}": value for name, value in values.items() if name != "confusion"}
 
 
 def _copied(arrays: dict[str, Any]) -> dict[str, np.ndarray]:

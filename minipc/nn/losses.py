@@ -47,14 +47,14 @@ def soft_cross_entropy_backward(dloss: Any, cache: SoftCrossEntropyCache) -> Any
 
 
 def smooth_labels(labels: Any, classes: int, smoothing: float, dtype: Any) -> Any:
-    """y = (1 - e) onehot + e / K.  (L3)    labels (B,) integer -> y (B, K) of dtype
+    """y = (1 - e) onehot + e / K, and 0 without a label.  (L3)    labels (B,) -> y (B, K) of dtype
 
-    PyTorch's convention (PointMLP divides by K - 1).  Labels must lie in 0 .. K - 1.  Readers of
-    data check this, because a device wraps a wrong label silently.
+    PyTorch's convention (PointMLP divides by K - 1).  Labels are integers in 0 .. K - 1, or -1 for
+    none: a row y = 0 has value and gradient 0 in (L1).  Readers of data check the range.
     """
     xp = module_of(labels)
     onehot = labels[:, None] == xp.arange(classes)[None, :]
-    return (onehot * (1 - smoothing) + smoothing / classes).astype(dtype)
+    return (onehot * (1 - smoothing) + (labels[:, None] >= 0) * (smoothing / classes)).astype(dtype)
 
 
 def _log_softmax_at(logits: Any, temperature: float) -> tuple[Any, Any]:

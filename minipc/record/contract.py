@@ -168,13 +168,13 @@ class Trial(NamedTuple):
 
 
 def trial(labels: np.ndarray, logits: np.ndarray, share: float) -> Trial:
-    """Return the Trial of logits (R, K) for clouds with labels (R,).
+    """Return the Trial of logits (R, K) for labelled clouds, R >= 1, with labels (R,).
 
-    share: the fraction of all clouds in the largest class.  A teacher that ignores its input is
-    right on each cloud with probability at most share, so a binomial tail bounds the number of
-    right answers; the bound is exact for a teacher that always names the largest class.  The mean
-    class accuracy A over C classes with n_k clouds each is a mean of independent answers with
-    weights 1 / (C n_k), and its expectation is at most 1 / C.  Hoeffding's inequality gives
+    share: the fraction of all labelled clouds in the largest class.  A teacher that ignores its
+    input is right on each cloud with probability at most share, so a binomial tail bounds the
+    number of right answers; the bound is exact for a teacher that always names the largest class.
+    The mean class accuracy A over C classes with n_k clouds each is a mean of independent answers
+    with weights 1 / (C n_k), and its expectation is at most 1 / C.  Hoeffding's inequality gives
     P(A >= 1 / C + d) <= exp(-2 (C d)^2 / sum_k 1 / n_k).
     """
     from scipy.special import bdtrc  # imported here: slow, and only a trial needs it

@@ -17,6 +17,7 @@ import numpy as np
 
 from minipc.backend import ordered_map, padded_block
 from minipc.data.augment import Params, apply, draw
+from minipc.data.clouds import UNLABELLED
 from minipc.errors import CheckFailed, DataError, MinipcError
 from minipc.models.model import net
 from minipc.progress import quiet
@@ -58,7 +59,8 @@ class Recorded(NamedTuple):
     classes: int
     bytes: int  # of the finished file
     bytes_per_view: int  # of one cloud: its parameters and its logits
-    teacher_accuracy: float  # on the recorded views
+    labelled: int  # clouds with a label
+    teacher_accuracy: float | None  # on the recorded views of these; None if there are none
     clouds_per_second: float  # of this call's shards; 0 if none were missing
     resumed_shards: int  # shards that existed before, also as views of a finished record
     max_kl_of_rounding: float  # largest KL(softmax(v) || softmax(v as stored)), T = 1
@@ -228,6 +230,7 @@ def _recorded(recording: Recording, clouds_bytes: int, rate: float, present: int
             plan.classes,
             os.path.getsize(recording.out),
             plan.bytes_per_view,
+            recording.clouds.labelled,
             _recorded_accuracy(reader, recording.clouds.labels),
             rate,
             present,
@@ -305,7 +308,10 @@ def _try_teacher(
 ) -> float:
     """Return rows a second on random training clouds under view 0.  Raises DataError as record."""
     clouds, xp = recording.clouds, recording.xp
-    chosen = np.sort(stream(plan.seed, "trial").permutation(len(clouds))[:TRIAL])
+    order = stream(plan.seed, "trial").permutation(len(clouds))
+    # labelled clouds first, because these alone tell a teacher from a guess
+    order = order[np.argsort(clouds.labels[order] == UNLABELLED, kind="stable")]
+    chosen = np.sort(order[:TRIAL])
     some = replace(clouds, points=clouds.points[chosen], labels=clouds.labels[chosen])
     groups = tuple(group[chosen] for group in recording.groups)
     few, *near = (padded_block(array, 0, plan.block) for array in (some.points, *groups))
@@ -326,14 +332,24 @@ def _try_teacher(
     )[2]
     rate = len(some) / (time.perf_counter() - start)
     check_no_probabilities(logits)
-    largest = np.bincount(clouds.labels).max() / len(clouds)
-    check_chance(trial(some.labels, logits, largest), recording.force, say)
+    if clouds.labelled:
+        known = some.labels != UNLABELLED
+        largest = np.bincount(clouds.labels[clouds.labels != UNLABELLED]).max() / clouds.labelled
+        check_chance(trial(some.labels[known], logits[known], largest), recording.force, say)
+    else:
+        say("teacher: no training cloud is labelled, so nothing can tell it from a guess")
     return rate
 
 
-def _recorded_accuracy(reader: RecordReader, labels: np.ndarray) -> float:
-    """Return the share of recorded rows whose largest logit is the label."""
+def _recorded_accuracy(reader: RecordReader, labels: np.ndarray) -> float | None:
+    """Return the share of recorded rows of labelled clouds whose largest logit is the label.
+
+    None where no cloud is labelled.
+    """
+    labelled = int((labels != UNLABELLED).sum())
+    if not labelled:
+        return None
     right = sum(
         int((reader.view(view)[2].argmax(axis=1) == labels).sum()) for view in range(reader.views)
     )
-    return right / (reader.views * len(labels))
+    return right / (reader.views * labelled)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from minipc.data.clouds import Splits, read_clouds
+from minipc.data.clouds import UNLABELLED, Splits, read_clouds
 from minipc.data.groups_file import Indices, indices_of, read_groups
 from minipc.errors import DataError
 from minipc.models.checkpoint import read_checkpoint
@@ -214,13 +214,15 @@ def describe_splits(path: str, splits: Splits) -> dict[str, Any]:
     train, test = splits
     classes = len(train.class_names)
     counts = {
-        name: np.bincount(clouds.labels, minlength=classes)
+        name: np.bincount(clouds.labels[clouds.labels != UNLABELLED], minlength=classes)
         for name, clouds in splits._asdict().items()
     }
     return {
         "file": str(path),
         "train": len(train),
         "test": len(test),
+        "train_labelled": train.labelled,
+        "test_labelled": test.labelled,
         "points": train.points.shape[1],
         "classes": classes,
         "class_names": list(train.class_names),

@@ -39,11 +39,23 @@ def _clouds(values: Values) -> list[str]:
     return [
         f"{values['train']} training and {values['test']} test clouds of {values['points']} "
         f"points, {values['classes']} classes",
+        *_few_labels(values),
         f"made from {values['source'] or 'an unknown source'}",
         f"up axis {values['up_axis']}, normalisation {values['normalisation']}, training points "
         f"{_short(values['points_hash'])}",
         *(f"  {name:{width}}  {train:5d} train  {test:5d} test" for name, train, test in per_class),
     ]
+
+
+def _few_labels(values: Values) -> list[str]:
+    """Return a line on the labels of a data file where some clouds have none."""
+    counts = {name: (values[f"{name}_labelled"], values[name]) for name in ("train", "test")}
+    if all(labelled == clouds for labelled, clouds in counts.values()):
+        return []
+    told = " and ".join(
+        f"{labelled} of {clouds} {name}" for name, (labelled, clouds) in counts.items()
+    )
+    return [f"labelled: {told} clouds"]
 
 
 def _model(values: Values) -> list[str]:
@@ -186,7 +198,7 @@ def of_data_pack(values: Values) -> list[str]:
 def of_record(values: Values) -> list[str]:
     return [
         _size_of_record(values),
-        f"teacher accuracy on the recorded views {_percent(values['teacher_accuracy'])}; largest "
+        f"teacher accuracy on the recorded views {_told(values, 'teacher_accuracy')}; largest "
         f"KL by rounding logits {values['max_kl_of_rounding']:.1e}",
         *_carried(values),
         f"next: minipc train --record {shlex.quote(values['out'])}",
@@ -270,18 +282,28 @@ def of_train(values: Values) -> list[str]:
         f"{'parameters':>11} {'MACs':>8}  run"
     ]
     for run in [values["baseline"], values] if "baseline" in values else [values]:
+        told = [
+            f"{'-':>{width}}" if run[name] is None else f"{100 * run[name]:{width - 1}.2f}%"
+            for name, width in (
+                ("test_accuracy", 9),
+                ("test_mean_class_accuracy", 11),
+                ("best_test_accuracy", 12),
+            )
+        ]
         lines.append(
-            f"{'labels' if run['labels_only'] else 'record':12} "
-            f"{100 * run['test_accuracy']:8.2f}% {100 * run['test_mean_class_accuracy']:10.2f}% "
-            f"{100 * run['best_test_accuracy']:11.2f}% {run['parameters']:11,d} "
+            f"{'labels' if run['labels_only'] else 'record':12} {' '.join(told)} "
+            f"{run['parameters']:11,d} "
             f"{run['macs_per_cloud'] / 1e6:7.2f}M  {run['out']}{os.sep}"
         )
+    if values["test_accuracy"] is None:
+        lines.append("no accuracy: no test cloud is labelled")
     if "chosen" in values:
         chosen = values["chosen"]
+        there = chosen["test_accuracy"]
+        tested = "" if there is None else f"; there the test accuracy is {100 * there:.2f}%"
         lines.append(
             f"epoch {chosen['epoch']} is best on the validation clouds "
-            f"({100 * chosen['val_accuracy']:.2f}%); there the test accuracy is "
-            f"{100 * chosen['test_accuracy']:.2f}%: {chosen['model']}"
+            f"({100 * chosen['val_accuracy']:.2f}%){tested}: {chosen['model']}"
         )
     out = shlex.quote(values["out"])
     if values["epochs_done"] < values["epochs"]:
@@ -291,14 +313,19 @@ def of_train(values: Values) -> list[str]:
 
 
 def of_eval(values: Values) -> list[str]:
-    width = max(map(len, values["class_accuracy"]))
-    lines = [
-        f"{values['model']} on {values['clouds']} test clouds of {values['data']}:",
-        _accuracies(values),
-        f"negative log-likelihood {values['nll']:.4f} nats, calibration error (15 bins) "
-        f"{_percent(values['ece'])}",
-    ]
-    if "voted" in values:
+    width = max(map(len, values["class_accuracy"]), default=0)
+    few = values["labelled"] < values["clouds"]
+    known = f", {values['labelled'] or 'none'} of them labelled" * few
+    lines = [f"{values['model']} on {values['clouds']} test clouds of {values['data']}{known}:"]
+    if values["labelled"]:
+        lines += [
+            _accuracies(values),
+            f"negative log-likelihood {values['nll']:.4f} nats, calibration error (15 bins) "
+            f"{_percent(values['ece'])}",
+        ]
+    else:
+        lines.append("no accuracy: no test cloud is labelled")
+    if "voted" in values and values["labelled"]:
         voted = values["voted"]
         lines.append(f"voting over {voted['votes']} views: {_accuracies(voted)}")
     if "teacher" in values:
@@ -394,12 +421,22 @@ def of_audit_record(values: Values) -> list[str]:
     accuracy, a, b, T = (
         values[name] for name in ("accuracy", "kd_weight", "self_weight", "temperature")
     )
-    mean, edges = sum(accuracy) / len(accuracy), values["safe_b_edges"]
+    edges, right = (
+        values["safe_b_edges"],
+        "no cloud is labelled: nobody knows how often it is right",
+    )
+    if accuracy is not None:
+        few = f" of the {values['labelled']} labelled clouds" * (
+            values["labelled"] < values["clouds"]
+        )
+        right = (
+            f"teacher right in {_percent(sum(accuracy) / len(accuracy))} of the rows{few}, by view "
+            f"{100 * min(accuracy):.2f} to {_percent(max(accuracy))}"
+        )
     lines = [
         f"{values['record']}: {values['clouds']} clouds, {values['views']} views, "
         f"{values['classes']} classes",
-        f"teacher right in {_percent(mean)} of the rows, by view {100 * min(accuracy):.2f} to "
-        f"{_percent(max(accuracy))}",
+        right,
         f"all views of a cloud name one class in {_percent(values['unanimous'])} of the clouds; "
         f"{_percent(values['agreement'])} of a cloud's views name its most frequent one",
         f"confidence {values['confidence']:.3f}, entropy {values['entropy']:.3f} nats (T = {T:g}: "
@@ -508,6 +545,7 @@ def _bound(values: Values) -> list[str]:
         verdict = f"NOT bounded below: in {share} some M_i < 0"
     else:
         verdict = "bounded below in all of these rows"
+    label = f"label {worst['label']}" if worst["label"] >= 0 else "no label"
     columns = {
         "class": range(len(worst["y"])),
         "y": worst["y"],
@@ -522,7 +560,7 @@ def _bound(values: Values) -> list[str]:
         pulls = "the soft terms of the loss in use pull s_T"
     lines = [
         f"Rows: {values['rows']}.",
-        f"{verdict}. Row {worst['row']} (label {worst['label']}) bears b up to "
+        f"{verdict}. Row {worst['row']} ({label}) bears b up to "
         f"{values['largest_safe_b']:.3g}; its least margins:",
         "  " + "  ".join(f"{name:>11}" for name in columns),
         *(
@@ -593,6 +631,14 @@ def size(count: float) -> str:
 
 def _percent(share: float) -> str:
     return f"{100 * share:.2f} %"
+
+
+def _told(values: Values, name: str) -> str:
+    """Return an accuracy over the training clouds in percent, and on how many where not on all."""
+    if values[name] is None:
+        return "unknown, as no cloud is labelled"
+    few = f" (of {values['labelled']} labelled clouds)" * (values["labelled"] < values["clouds"])
+    return _percent(values[name]) + few
 
 
 def _short(digest: Any) -> str:

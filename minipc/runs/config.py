@@ -83,9 +83,11 @@ class RunConfig:
 def read_config(out: str) -> RunConfig:
     """Return the RunConfig of a run folder.  Raises DataError.
 
-    Old runs do not name their architecture, because there was only pointnet.
+    Old runs do not name their architecture, because there was only pointnet, and kept all labels.
     """
     described = {"architecture": "pointnet", **read_run(out)}
+    if isinstance(described.get("training"), dict):
+        described["training"] = {"labels_per_class": 0, **described["training"]}
     return files.from_dict(RunConfig, described, f"{out}: run.json")
 
 

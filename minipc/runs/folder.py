@@ -188,17 +188,18 @@ class RunFolder:
     ) -> None:
         """Commit predictions.csv: one line for each test cloud, by the last model.
 
-        labels (N,) indices into class_names, probabilities (N, K).
+        labels (N,) indices into class_names, or -1 for none: the fields label and right are then
+        empty.  probabilities (N, K).
         """
         lines: list[list[Any]] = [["cloud", "label", "predicted", "right", "probability"]]
         for cloud, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
-            best = int(row.argmax())
+            best, known = int(row.argmax()), label >= 0
             lines.append(
                 [
                     cloud,
-                    class_names[label],
+                    class_names[label] if known else "",
                     class_names[best],
-                    int(best == label),
+                    int(best == label) if known else "",
                     f"{row[best]:.6f}",
                 ]
             )

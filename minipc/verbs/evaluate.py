@@ -10,7 +10,7 @@ from minipc.backend import default_threads
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import check_same_kind
 from minipc.data.groups_file import kept_groups
-from minipc.distil.evaluate import metrics, predict, vote
+from minipc.distil.evaluate import Metrics, metrics, predict, vote
 from minipc.models.file import on_module, read_model
 from minipc.models.model import net
 from minipc.progress import quiet
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import ModuleType
     from typing import Any
+
+    from minipc.data.clouds import Clouds
 
 
 def evaluate(
@@ -39,7 +41,8 @@ def evaluate(
 
     data None: the file that the model was trained on.  votes: if above 0, vote over that many fixed
     views too; teacher: a model whose arg-max is compared.  say and progress as in progress.py.
-    Raises DataError if model, data and teacher do not fit together.
+    Accuracies, likelihood and calibration are those of the labelled test clouds, None if there are
+    none.  Raises DataError if model, data and teacher do not fit together.
     """
     path = model_path(model)
     read = read_model(path)
@@ -53,26 +56,24 @@ def evaluate(
     groups, threads = kept_groups(read.config, test, data, **making), threads or default_threads(xp)
     on_device = on_module(read, xp)
     logits = predict(on_device, test.points, xp, threads, engine, groups)
-    plain = metrics(test.labels, logits)
+    plain = _measured(test, logits)
     size = net(read.config).count(read.config, test.points.shape[1])
     values = {
         "model": path,
         "data": data,
         "clouds": len(test),
-        **plain._asdict(),
+        **plain,
         "parameters": size.parameters,
         "macs_per_cloud": size.macs,
         "class_accuracy": {
-            name: float(plain.confusion[i, i] / plain.confusion[i].sum())
-            for i, name in enumerate(test.class_names)
-            if plain.confusion[i].sum()
+            name: row[i] / sum(row)
+            for i, (name, row) in enumerate(zip(test.class_names, plain["confusion"], strict=True))
+            if sum(row)
         },
-        "confusion": plain.confusion.tolist(),
     }
     if votes:
         views = vote(on_device, test.points, votes, AugmentConfig(), xp, threads, engine, groups)
-        voted = metrics(test.labels, views)
-        values["voted"] = {"votes": votes, **voted._asdict(), "confusion": voted.confusion.tolist()}
+        values["voted"] = {"votes": votes, **_measured(test, views)}
     if teacher is not None:
         teacher_path, its = read_model_for(test, data, teacher)
         groups = kept_groups(its.config, test, data, **making)
@@ -80,3 +81,13 @@ def evaluate(
         values["teacher"] = teacher_path
         values["teacher_agreement"] = float((theirs.argmax(axis=1) == logits.argmax(axis=1)).mean())
     return values
+
+
+def _measured(test: Clouds, logits: np.ndarray) -> dict[str, Any]:
+    """Return the Metrics of logits (N, K) for JSON; None and counts of 0 where none is labelled."""
+    if test.labelled:
+        values = metrics(test.labels, logits)
+        return {**values._asdict(), "confusion": values.confusion.tolist()}
+    classes = len(test.class_names)
+    none = dict.fromkeys(Metrics._fields)
+    return {**none, "labelled": 0, "confusion": [[0] * classes for _ in range(classes)]}

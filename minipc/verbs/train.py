@@ -17,7 +17,7 @@ import numpy as np
 
 from minipc.backend import blas_on_one_thread, default_threads
 from minipc.data.augment import AugmentConfig
-from minipc.data.clouds import Splits
+from minipc.data.clouds import UNLABELLED, Splits, kept_labels
 from minipc.data.groups_file import indices_of, kept_groups
 from minipc.distil import train as training
 from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
@@ -276,6 +276,7 @@ class Prepared(NamedTuple):
     earlier: RecordReader | None  # of the self target "record"
     views: Any  # views(epoch), as distil.train.train takes it
     learnt: int  # clouds to learn from
+    labelled: int  # those of them whose label is used
     held: int  # clouds held out
 
 
@@ -298,6 +299,9 @@ def prepare(
         reader.check_belongs(splits.train)
         views = recorded_views(reader, config.labels_only, *config.views)  # type: ignore[misc]
     learnt, held = split_rows(splits.train.labels, config.training)
+    needed = config.loss.kd_weight == 0
+    labels = kept_labels(splits.train, learnt, config.training, needed)
+    labelled = int((labels[learnt] != UNLABELLED).sum())
     for split in splits:
         indices_of(config.model, split.points.shape[1])  # raises for few points
     if earlier:
@@ -306,7 +310,14 @@ def prepare(
                 "self record: it goes with the record that it was made beside; add --record FILE"
             )
         earlier.check_beside(reader)
-    return Prepared(out, config, data, splits, reader, earlier, views, len(learnt), len(held))
+    return Prepared(
+        out, config, data, splits, reader, earlier, views, len(learnt), labelled, len(held)
+    )
+
+
+def _labelled(number: int, clouds: int) -> str:
+    """Return how many of some clouds are labelled, for people: nothing if all are."""
+    return "" if number == clouds else f"{number or 'none'} of them labelled"
 
 
 def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None:
@@ -314,14 +325,24 @@ def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None
     config = run.config
     size = net(config.model).count(config.model, run.splits.train.points.shape[1])
     epochs = config.training.epochs
+    labelled = _labelled(run.labelled, run.learnt)
+    if config.loss.kd_weight == 1:
+        labelled = "no label is read"
     say(
         f"{run.out}: {config.name}, {size.parameters} parameters, {size.macs / 1e6:.2f} M "
         "multiply-adds a cloud, "
         f"{epochs} epoch{'s' * (epochs > 1)} of {run.learnt} "
-        f"clouds{f', {run.held} held out' * bool(run.held)}, "
+        f"clouds{f' ({labelled})' * bool(labelled)}{f', {run.held} held out' * bool(run.held)}, "
         f"backend {xp.__name__}"
     )
     say(formula(config.loss))
+    test = run.splits.test
+    if test.labelled < len(test):
+        say(
+            f"accuracy is told on {test.labelled} labelled of {len(test)} test clouds"
+            if test.labelled
+            else f"no accuracy: none of the {len(test)} test clouds is labelled"
+        )
     if config.self_target:
         say(f"self target: {config.self_target.kind}")
 
@@ -454,12 +475,19 @@ def _values(
         "seed": config.training.seed,
         "record": run.reader and run.reader.path,
         "labels_only": config.labels_only,
+        "test_accuracy": None,  # and no more without labelled test clouds
+        "test_mean_class_accuracy": None,
         **{
             name: value
             for name, value in last.items()
             if name.startswith(("test_", "val_", "teacher_"))
         },
-        "best_test_accuracy": max(row["test_accuracy"] for row in rows),
+        "train_clouds": run.learnt,
+        "train_labelled": run.labelled,
+        "test_labelled": run.splits.test.labelled,
+        "best_test_accuracy": max(row["test_accuracy"] for row in rows)
+        if "test_accuracy" in last
+        else None,
         "raised": last["raised"],
         "unbounded": last["unbounded"],
         "seconds": round(seconds, 1),
@@ -470,7 +498,7 @@ def _values(
         values["chosen"] = {
             "epoch": best + 1,
             "val_accuracy": chosen["val_accuracy"],
-            "test_accuracy": chosen["test_accuracy"],
+            "test_accuracy": chosen.get("test_accuracy"),
             "model": folder.file("best.h5"),
         }
     return values

@@ -8,6 +8,7 @@ import os
 import re
 import shlex
 from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -16,7 +17,7 @@ import pytest
 from conftest import STRETCH, write_three_classes, write_vessels
 
 from minipc.cli.main import main
-from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
+from minipc.data.clouds import UNLABELLED, Clouds, Splits, read_clouds, write_clouds
 from minipc.data.groups_file import groups_path, indices_of, kept_groups
 from minipc.models.file import new_model, write_model
 from minipc.models.model import sizes as model_sizes
@@ -75,6 +76,9 @@ MISTAKES = {
         (3, "data pack from-one.h5 -o new.h5", "subtract 1"),
         (3, "data pack one-hot.h5 -o new.h5", "one whole number each"),
         (3, "data pack two-lists.h5 -o new.h5", "class names differ"),
+        (3, "data pack minus-one.h5 -o new.h5", "from 0, got -1"),
+        (3, "data pack unlabeled -o new.h5", "rename it to unlabelled"),
+        (3, "data pack blind-test -o new.h5", "measure nothing"),
         (2, "data pack three.h5 -o new.h5", "--val-split"),
         (2, "data pack vessels -o new.h5 --val-split train", "no third split"),
         (2, "data pack vessels -o clouds.h5", "exists already"),
@@ -192,6 +196,9 @@ MISTAKES = {
             "train clouds.h5 --labels-only --batch-size 1000",
             "1000 is more than the 96 training clouds",
         ),
+        (2, "train clouds.h5 --labels-only --labels-per-class 33", "of class flat; lower it"),
+        (2, "train clouds.h5 --labels-only --labels-per-class -1", "labels per class"),
+        (2, "train no-labels.h5 --labels-only", "--kd-weight 1"),
         (2, "train clouds.h5 --labels-only --val-fraction 0.9", "32 is more than the"),
         (2, "train clouds.h5 --labels-only --val-fraction 1", "val fraction"),
         (2, "train clouds.h5 --labels-only --epochs 0", "epochs"),
@@ -267,6 +274,8 @@ def spoil(folder):
     rewritten("other.h5", points=lambda points: points[:, ::-1].copy())
     rewritten("renamed.h5", names=("long", "flat", "round"))
     rewritten("turned.h5", up_axis="y")
+    none = np.full(len(splits.train), UNLABELLED, np.int64)
+    write_clouds("no-labels.h5", splits._replace(train=replace(splits.train, labels=none)))
     write_model("untrained.h5", new_model(ModelConfig((8,), (), 3), splits.train.described, 0))
     write_model(
         "forty.h5",
@@ -356,6 +365,9 @@ def spoil_trees(folder):
     np.save(tree(folder, "bad-far") / "mug" / "bad.npy", far.astype(np.float32))
     np.save(tree(folder, "far") / "mug" / "far.npy", far)
     tree(folder, "two-forms", ["caf\u00e9", "cafe\u0301"])
+    tree(folder, "unlabeled", (*STRETCH, "unlabeled"))
+    for split in ("train", "test"):
+        tree(folder / "blind-test", split, (*STRETCH, "unlabelled"))
     (tree(folder, "beside") / "README.txt").write_text("about these clouds\n")
     np.save(
         tree(folder, "bad-pickle") / "mug" / "bad.npy",
@@ -379,6 +391,7 @@ def spoil_hdf5(folder):
     write("no-points.h5", vertices=points, labels=labels)
     write("wrong-label.h5", points=points, labels=labels + 1, class_names=["mug", "vase"])
     write("no-class.h5", points=points, labels=2 * labels)
+    write("minus-one.h5", points=points, labels=labels - 1)
     write("half-label.h5", points=points, labels=labels + 0.5)
     write("two-names.h5", points=points, labels=labels, class_names=["mug", "mug"])
     write("from-one.h5", data=points, label=labels[:, None] + 1)

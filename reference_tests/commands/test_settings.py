@@ -62,6 +62,7 @@ EDGES = {  # of each setting that is a number: values that pass, values that do 
     (SelfConfig, "every"): ([1, 1000], [0]),
     (SelfConfig, "decay"): ([0, 1 - 1e-9], [-1e-9, 1]),
     (TrainConfig, "val_fraction"): ([0, 1 - 1e-9], [-1e-9, 1]),
+    (TrainConfig, "labels_per_class"): ([0, 10**6], [-1]),
     (TrainConfig, "epochs"): ([1, 10**6], [0]),
     (TrainConfig, "batch_size"): ([2, 1024], [0, 1]),
     (TrainConfig, "lr"): ([1e-300, 100], [0.0, -1e-9]),

@@ -98,7 +98,7 @@ def test_the_hash_tells_one_changed_bit_and_another_shape():
         ),
         ({"labels": np.zeros(6, np.int64)}, r"labels: expected shape \(7\), got \(6,\)"),
         ({"labels": np.full(7, 3)}, r"labels from 0 to 2 \(3 class names\), got 3 to 3"),
-        ({"labels": np.full(7, -1)}, "got -1 to -1"),
+        ({"labels": np.full(7, -2)}, "got -2 to -2"),
         ({"class_names": ("bed", "bowl", "bed")}, r"\['bed'\] more than once; rename them"),
         (
             {"class_names": ("bed",), "labels": np.zeros(7, np.int64)},

@@ -114,6 +114,7 @@ CAUGHT_BY = {  # the line of the audit that is there for a mutant
     "self-term-everywhere": "loss: labels",
     "guard-without-floor": "loss: guard",
     "smoothing-over-wrong-classes": "loss: labels",
+    "smoothing-without-a-label": "loss: labels",
     "softmax-without-shift": "log-softmax",
     "unbiased-normalisation": "batch norm, training",
     "biased-tracking": "batch norm, training",

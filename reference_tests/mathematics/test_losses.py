@@ -132,6 +132,25 @@ def test_labels_are_smoothed_over_all_classes(xp):
     assert_agrees(np, plain, np.array([[0, 1, 0]], np.float32))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_a_row_without_a_label_has_neither_value_nor_gradient_and_counts_in_the_mean(xp, smoothing):
+    """The other rows have the gradient that they have alone, times 2 / 4: B stays the divisor."""
+    rng, on = np.random.default_rng(0), xp.asarray
+    z, c = rng.standard_normal((4, 5)), LossConfig(0, 0, 1, smoothing)
+
+    def both(rows, labels):
+        y = smooth_labels(on(np.array(labels)), 5, smoothing, np.float64)
+        terms, cache = loss_forward(on(z[rows]), y, None, None, None, c)
+        dz = loss_backward(cache)
+        return float(terms.labels), xp.asnumpy(dz) if xp is not np else dz
+
+    value, dz = both([0, 1, 2, 3], [-1, 3, -1, 0])
+    alone, of_two = both([1, 3], [3, 0])
+    assert (dz[[0, 2]] == 0).all()
+    assert value == pytest.approx(alone / 2, rel=1e-15)  # a sum of two and a division
+    np.testing.assert_array_equal(dz[[1, 3]], of_two / 2)  # powers of two divide exactly
+
+
 # the whole loss
 
 

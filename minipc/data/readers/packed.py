@@ -11,7 +11,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from minipc.data.clouds import Clouds, Splits, check_count, check_labels, composed, stratified
+from minipc.data.clouds import (
+    UNLABELLED,
+    Clouds,
+    Splits,
+    check_count,
+    check_labels,
+    composed,
+    stratified,
+)
 from minipc.data.prepare import float_points, normalised, prepare
 from minipc.errors import DataError, UsageError, short
 
@@ -58,7 +66,7 @@ class Request(NamedTuple):
 
 class Cloud(NamedTuple):
     points: np.ndarray  # (n, 3) of a real dtype, as stored
-    label: int  # index into the class names
+    label: int  # index into the class names, or UNLABELLED
     split: str | None  # train, test or a third one; None if the source has no split
     where: str  # for messages: the file, and which cloud in it
 
@@ -186,7 +194,7 @@ def _checked_names(path: str, labels: np.ndarray, names: Sequence[str]) -> tuple
         check_labels(labels, checked)
     except DataError as reason:
         raise DataError(f"{path}: {reason}") from reason
-    if labels.min() == 1:
+    if min(set(labels.tolist()) - {UNLABELLED}, default=0) == 1:
         raise DataError(
             f"{path}: labels begin at 1, expected 0; subtract 1 if they count from 1, or add "
             f"clouds of class {checked[0]}"
@@ -197,13 +205,16 @@ def _checked_names(path: str, labels: np.ndarray, names: Sequence[str]) -> tuple
 def _check_split(
     path: str, labels: np.ndarray, test: np.ndarray, names: Sequence[str], has_split: bool
 ) -> None:
-    """Raise DataError unless there are test clouds and each class has training clouds."""
+    """Raise DataError unless there are test clouds and each class has training clouds.
+
+    A class may have none where some training clouds are unlabelled: they may be of that class.
+    """
     if not has_split and not test.any():
         raise DataError(
             f"{path}: a test split needs a class of at least 2 clouds; add clouds, or a split"
         )
     for label, name in enumerate(names):
-        if not (~test & (labels == label)).any():
+        if not (~test & ((labels == label) | (labels == UNLABELLED))).any():
             raise DataError(
                 f"{path}: class {name} has no training cloud; add one, or remove the class and "
                 "number the labels anew"

@@ -1,19 +1,21 @@
 """Read a folder of class folders, one cloud in each file, in the order of the names.
 
 Layouts: class/file; class/train/file with class/test/file; train/class/file with test/class/file.
-A folder val beside train and test is a third split.  Class names are folder names, sorted.  We
-ignore hidden names; everything else must be a file that read_points accepts.
+A folder val beside train and test is a third split.  A folder unlabelled, beside the classes,
+beside train and test, or in train, holds training clouds without a label.  Class names are folder
+names, sorted.  We ignore hidden names; everything else must be a file that read_points accepts.
 """
 
 import os
 from collections.abc import Sequence
 
-from minipc.data.clouds import Splits, composed, made_from
+from minipc.data.clouds import UNLABELLED, Splits, composed, made_from
 from minipc.data.readers.packed import VALIDATION, Cloud, Listing, Request
 from minipc.data.readers.point_files import read_points
 from minipc.errors import DataError
 
 SPLITS = (*Splits._fields, *VALIDATION)
+NO_CLASS = "unlabelled"  # the folder of clouds without a label
 TREE = (
     "expected class/file, class/train/file and class/test/file, or train/class/file and "
     "test/class/file"
@@ -23,7 +25,7 @@ TREE = (
 def scan(folder: str, request: Request) -> Listing:
     """Return the Listing of a folder of class folders.  Raises DataError and UsageError."""
     names, groups = _groups(folder)
-    kinds = {split is None for _, split, _ in groups}
+    kinds = {split is None for i, split, _ in groups if i != UNLABELLED}
     if len(kinds) != 1:
         what = "some classes have train and test folders, some not" if kinds else "is empty"
         raise DataError(f"{folder}: {what}; {TREE}")
@@ -39,7 +41,7 @@ def scan(folder: str, request: Request) -> Listing:
     _check_names(folder, names)
     training = {i for _, i, split in entries if split in (None, "train")}
     for i, name in enumerate(names):
-        if i not in training:
+        if not training & {i, UNLABELLED}:
             raise DataError(
                 f"{folder}: class {name} has no training cloud; add one or remove the class"
             )
@@ -59,6 +61,11 @@ def scan(folder: str, request: Request) -> Listing:
 def _groups(folder: str) -> tuple[list[str], list[tuple[int, str | None, str]]]:
     """Return the class names and a list of (label, split or None, folder of its files)."""
     entries, both = _folders(folder), set(Splits._fields)
+    groups: list[tuple[int, str | None, str]] = []
+    apart: list[tuple[int, str | None, str]] = []  # without a label
+    if NO_CLASS in entries:
+        entries.remove(NO_CLASS)
+        apart.append((UNLABELLED, "train", os.path.join(folder, NO_CLASS)))
     # a folder train alone may be a class: a railway train
     if set(entries) & both and set(entries) <= set(SPLITS):
         if not both <= set(entries):
@@ -66,15 +73,23 @@ def _groups(folder: str) -> tuple[list[str], list[tuple[int, str | None, str]]]:
                 f"{folder}: holds {', '.join(entries)}, expected train and test; name both so; "
                 f"{TREE}"
             )
-        names = sorted(
-            {name for split in entries for name in _folders(os.path.join(folder, split))}
-        )
-        return names, [
+        inside = {split: _folders(os.path.join(folder, split)) for split in entries}
+        names = sorted({name for names in inside.values() for name in names} - {NO_CLASS})
+        for split in entries:
+            place = os.path.join(folder, split, NO_CLASS)
+            if NO_CLASS in inside[split] and split != "train":
+                raise DataError(
+                    f"{place}: clouds without a label measure nothing; move them to "
+                    f"{os.path.join(folder, NO_CLASS)} to train on them, or remove them"
+                )
+            if NO_CLASS in inside[split]:
+                apart.append((UNLABELLED, split, place))
+        groups = [
             (i, split, os.path.join(folder, split, name))
             for i, name in enumerate(names)
             for split in SPLITS
         ]
-    groups: list[tuple[int, str | None, str]] = []
+        return names, groups + apart
     for i, name in enumerate(entries):
         place = os.path.join(folder, name)
         inside = _entries(place)
@@ -85,15 +100,20 @@ def _groups(folder: str) -> tuple[list[str], list[tuple[int, str | None, str]]]:
             other = next(entry for entry in inside if entry not in SPLITS)
             raise DataError(f"{folder}: class {name} holds train or test and also {other}; {TREE}")
         groups += [(i, split, os.path.join(place, split)) for split in SPLITS]
-    return entries, groups
+    return entries, groups + apart
 
 
 def _check_names(folder: str, names: Sequence[str]) -> None:
-    """Raise DataError for class names that cannot be printed, and for one name in two forms."""
+    """Raise DataError for names that cannot be printed, mean no class, or are one in two forms."""
     for name in names:
         if not name.isprintable():
             raise DataError(
                 f"{folder}: class folder {name!r}: expected a printable name; rename it"
+            )
+        if name.casefold().replace("ll", "l") == "unlabeled":
+            raise DataError(
+                f"{folder}: class folder {name}: rename it to {NO_CLASS} if its clouds have no "
+                "label, else to something else"
             )
     try:
         composed(names)
