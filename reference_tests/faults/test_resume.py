@@ -146,6 +146,50 @@ def test_stopped_after_two_and_resumed_equals_four_epochs(splits, tmp_path, targ
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("average", ["ema", "last"])
+def test_averaged_weights_stopped_after_every_epoch_equal_four_epochs(splits, tmp_path, average):
+    settings = dict(average=average, average_decay=0.9, average_epochs=2, val_fraction=0.2)
+    whole = run(splits, tmp_path / "whole", **settings)
+    for stop in range(1, EPOCHS + 1):
+        resumed = run(splits, tmp_path / "parts", stop_after=stop, **settings)
+    assert without_times(resumed.rows) == without_times(whole.rows)
+    assert {row["weights"] for row in whole.rows} == {average}
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_averaged_weights_are_kept_apart_from_the_live_ones_in_a_checkpoint(splits, tmp_path):
+    run(splits, tmp_path / "live")
+    averaged = run(splits, tmp_path / "averaged", average="last", average_epochs=3)
+    live, other = (
+        read_checkpoint(str(tmp_path / name / "checkpoint.h5")) for name in ("live", "averaged")
+    )
+    for name, value in live.params.items():  # training itself knows nothing of the average
+        np.testing.assert_array_equal(other.params[name], value)
+    for name, value in live.stats.items():
+        np.testing.assert_array_equal(other.stats[name], value)
+        np.testing.assert_array_equal(other.average[f"stats.{name}"], averaged.model.stats[name])
+    assert live.average == {} and "weights" not in live.rows[0]
+    assert any((averaged.model.params[name] != live.params[name]).any() for name in live.params)
+
+
+def test_a_checkpoint_whose_average_is_gone_or_of_another_kind_is_refused(splits, tmp_path):
+    run(splits, tmp_path / "run", average="ema", stop_after=1)
+    with RunFolder(str(tmp_path / "run")) as folder:
+        checkpoint = folder.checkpoint()
+    config = dict(epochs=EPOCHS, batch_size=16)
+    for average, kind in [({}, "ema"), (checkpoint.average, "last"), (checkpoint.average, "none")]:
+        epochs = train(
+            splits,
+            MODEL,
+            LossConfig(0.9, 0.0),
+            TrainConfig(**config, average=kind),
+            views_of(splits),
+            resume=checkpoint._replace(average=average),
+        )
+        with pytest.raises(DataError, match="averaged weights"):
+            next(epochs)
+
+
 def test_stopped_after_every_epoch_equals_four_epochs(splits, tmp_path):
     run(splits, tmp_path / "whole", "history")
     for stop in range(1, EPOCHS + 1):
