@@ -15,13 +15,21 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minipc.backend import default_threads, module_of, to_host, tree_to
+from minipc.backend import default_threads, module_of, tree_to
 from minipc.data.augment import Params, apply, draw
 from minipc.data.clouds import check_same_kind, stratified
 from minipc.distil.averaging import averaging
 from minipc.distil.evaluate import metrics, predict
+from minipc.distil.state import (
+    State,
+    copied,
+    moments_of,
+    restored,
+    restored_average,
+    stored_average,
+)
 from minipc.distil.statistics import estimate
-from minipc.errors import DataError, MinipcError, UsageError
+from minipc.errors import MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint
 from minipc.models.file import Model, check_same_sizes, new_model
 from minipc.models.inputs import Inputs
@@ -123,14 +131,6 @@ def best_epoch(rows: list[dict]) -> int | None:
     if not rows or "val_accuracy" not in rows[0]:
         return None
     return max(range(len(rows)), key=lambda epoch: rows[epoch]["val_accuracy"])
-
-
-class State(NamedTuple):
-    """What every step changes."""
-
-    params: dict
-    stats: dict
-    optimiser: Any  # optim.AdamWState or SgdState
 
 
 @dataclass(frozen=True)
@@ -325,10 +325,10 @@ def train(
     model = model._replace(trained=_how(clouds, config, loss_config, xp))
     state, rows = task.start(model), []
     if resume is not None:
-        state, rows = _restored(resume, state, xp), resume.rows
+        state, rows = restored(resume, state, xp), resume.rows
         if self_target:
             self_target.load(resume.self_target, xp)
-        measured = _measured_model(model, state, task, resume.average)
+        measured = restored_average(model, state, task.average, resume.average, xp)
         test_logits = predict(measured, splits.test.points, xp, threads, config.engine, test_groups)
         yield _after(rows, measured, state, task, test_logits)
     for epoch in range(len(rows), config.epochs):
@@ -365,30 +365,6 @@ def train(
         yield _after(rows, measured, state, task, test_logits)
 
 
-def _measured_model(model: Model, state: State, task: Task, stored: dict[str, Any]) -> Model:
-    """Return the model that a resumed run had measured; loads the average that it had stored.
-
-    Raises DataError unless stored, Checkpoint.average, belongs to this run.
-    """
-    if bool(stored) != bool(task.average):
-        raise DataError("checkpoint: averaged weights are missing or in excess; train again")
-    if not task.average:
-        return model._replace(params=state.params, stats=state.stats)
-    weights, stats = (
-        {
-            name.removeprefix(prefix): value
-            for name, value in stored.items()
-            if name.startswith(prefix)
-        }
-        for prefix in ("weights.", "stats.")
-    )
-    if _shapes(stats) != _shapes(state.stats):
-        raise DataError("checkpoint: the average's statistics have other sizes; train again")
-    task.average.load(weights, state.params, task.xp)
-    stats = {name: stats[name] for name in state.stats}  # in the order of the model
-    return model._replace(params=task.average.params(), stats=tree_to(task.xp, stats))
-
-
 def _how(clouds: Clouds, config: TrainConfig, loss_config: LossConfig, xp: Any) -> dict[str, Any]:
     """Return what a model file stores about its training, except the number of epochs done."""
     return {
@@ -411,17 +387,14 @@ def _after(
 ) -> Epoch:
     """Return the Epoch that ended in state; measured: the model of test_logits."""
     model = measured._replace(
-        params=_copied(measured.params),
-        stats=_copied(measured.stats),
+        params=copied(measured.params),
+        stats=copied(measured.stats),
         trained={"epochs": len(rows), **measured.trained},
     )
-    params, stats, average = model.params, model.stats, {}
-    if task.average:
-        params, stats = _copied(state.params), _copied(state.stats)
-        average = {f"weights.{name}": value for name, value in task.average.state().items()}
-        average |= {f"stats.{name}": value for name, value in model.stats.items()}
+    params, stats = copied(state.params), copied(state.stats)
+    average = stored_average(task.average, model.stats)
     target = task.self_target.state() if task.self_target else {}
-    moments = _copied(_moments(state.optimiser))
+    moments = copied(moments_of(state.optimiser))
     steps = state.optimiser.step
     return Epoch(rows, model, params, stats, steps, moments, target, average, test_logits)
 
@@ -444,52 +417,6 @@ def _measured(split: str, labels: np.ndarray, logits: np.ndarray) -> dict[str, f
     """Return the numbers of one split for a row of metrics."""
     values = metrics(labels, logits)._asdict()
     return {f"{split}_{name}": value for name, value in values.items() if name != "confusion"}
-
-
-def _copied(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return copies of arrays, on the host."""
-    return {name: to_host(value).copy() for name, value in arrays.items()}
-
-
-def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: value.shape for name, value in arrays.items()}
-
-
-def _moments(optimiser: Any) -> dict[str, Any]:
-    """Return the arrays of an optimiser's state as {"moment.name": array}."""
-    return {
-        f"{moment}.{name}": value
-        for moment, arrays in optimiser._asdict().items()
-        if moment != "step"
-        for name, value in arrays.items()
-    }
-
-
-def _restored(checkpoint: Checkpoint, fresh: State, xp: Any) -> State:
-    """Return the State of a Checkpoint on xp; a fresh State gives the expected names and shapes."""
-    for expected, stored in (
-        (fresh.params, checkpoint.params),
-        (fresh.stats, checkpoint.stats),
-        (_moments(fresh.optimiser), checkpoint.optimiser),
-    ):
-        if _shapes(stored) != _shapes(expected):
-            raise DataError(
-                "checkpoint: holds other layers or moments than this run has; train again"
-            )
-    moments = {
-        moment: {
-            name: xp.asarray(checkpoint.optimiser[f"{moment}.{name}"]).copy()
-            for name in fresh.params
-        }
-        for moment in fresh.optimiser._fields
-        if moment != "step"
-    }
-    # in the order of the model, because files are written in this order
-    params, stats = (
-        {name: xp.asarray(stored[name]).copy() for name in expected}
-        for expected, stored in ((fresh.params, checkpoint.params), (fresh.stats, checkpoint.stats))
-    )
-    return State(params, stats, type(fresh.optimiser)(step=checkpoint.steps, **moments))
 
 
 def _dropout_mask(model_config: Any, config: TrainConfig, epoch: int, step: int, xp: Any) -> Any:
