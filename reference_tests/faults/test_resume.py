@@ -204,6 +204,15 @@ def test_a_run_resumes_on_the_device(splits, tmp_path, fake_cupy):
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("average", ["ema", "last"])
+def test_averaged_weights_resume_on_the_device(splits, tmp_path, fake_cupy, average):
+    settings = dict(average=average, average_epochs=2, epochs=2, xp=fake_cupy)
+    run(splits, tmp_path / "whole", **settings)
+    run(splits, tmp_path / "parts", stop_after=1, **settings)
+    run(splits, tmp_path / "parts", **settings)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_a_kill_between_the_files_of_an_epoch_costs_nothing(splits, tmp_path):
     """The checkpoint is committed first; whatever else is stale or missing follows from it."""
     run(splits, tmp_path / "whole", val_fraction=0.2)
