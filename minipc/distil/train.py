@@ -340,7 +340,7 @@ def train(
         seconds = round(time.perf_counter() - begun, 3)
 
         measured = model._replace(params=state.params, stats=state.stats)
-        row = {"epoch": epoch + 1, "lr": lr, **means}
+        row: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, **means}
         if task.average:
             averaged = task.average.params()
             stats = task.statistics(averaged, order, augmentation)
