@@ -292,6 +292,34 @@ class TrainConfig:
     seed: int = setting(
         0, group="Steps", help="Of the first weights, the shuffles and dropout.", **SEED
     )
+    average: str = setting(
+        "none",
+        group="Averaging",
+        help="Which weights are measured and kept as the model.",
+        more="none: the live ones; ema: their moving average over steps; last: their mean at the "
+        "ends of the last epochs. Training goes on from the live ones.",
+        choices=("none", "ema", "last"),
+    )
+    average_decay: float = setting(
+        0.999,
+        group="Averaging",
+        metavar="M",
+        help="m of ema, per step.",
+        more="The bias of its start is divided out.",
+        low=0,
+        below=1,
+        expected="0 <= m < 1",
+    )
+    average_epochs: int = setting(
+        10,
+        group="Averaging",
+        metavar="N",
+        help="Epochs of last.",
+        more="Each is a copy of the weights in the checkpoint.",
+        low=1,
+        high=1000,
+        expected="1 to 1000 epochs",
+    )
     engine: str = setting(
         "fused",
         group="Machine",

@@ -14,6 +14,7 @@ SECTIONS = {"training": TrainConfig, "loss": LossConfig, "self_target": SelfConf
 OF_SELF = {*option_names(SelfConfig), "self_record"}
 OF_DISTILLATION = {*option_names(LossConfig), *OF_SELF} - {"label_smoothing"}
 OF_ONE_TARGET = {"self_every": "snapshot", "ema_decay": "ema"}
+OF_ONE_AVERAGE = {"average_decay": "ema", "average_epochs": "last"}
 
 
 class Views(click.ParamType):
@@ -49,6 +50,13 @@ class Views(click.ParamType):
     unless_given="all",
 )
 @option("--self-record", help="An earlier student's record, for --self-target record.")
+@option(
+    "--init",
+    metavar="MODEL",
+    type=FILE,
+    help="Begin from the weights of this model or run.",
+    unless_given="drawn from the seed",
+)
 @option("--out", metavar="FOLDER", help="Run folder.", unless_given="run, run-2, ...")
 @option("--dry-run")
 @option(
@@ -81,12 +89,14 @@ class Views(click.ParamType):
     help="Go on with the run in --out, or with the last one here.",
 )
 @setting_options(TrainConfig, "Steps")
+@setting_options(TrainConfig, "Averaging")
 @shared_options
 def command(
     data: str | None,
     record: str | None,
     views: tuple[int, int] | None,
     self_record: str | None,
+    init: str | None,
     out: str | None,
     dry_run: bool,
     model: str,
@@ -126,7 +136,7 @@ def command(
             runs = _resumed(out, data, record, self_record, running)
         else:
             files: dict[str, Any] = dict(data=data, record=record, labels_only=labels_only)
-            files |= dict(self_record=self_record, views=views)
+            files |= dict(self_record=self_record, views=views, init=init)
             runs = _new(model, given, files, dict(out=out, dry_run=dry_run), running)
     if dry_run:
         result({"dry_run": True}, as_json, of_train)
@@ -143,6 +153,11 @@ def _refuse_useless(given: dict[str, Any], labels_only: bool, resume: bool) -> N
         flag, kind = f"--{name.replace('_', '-')}", OF_ONE_TARGET.get(name)
         if labels_only and name in OF_DISTILLATION:
             raise click.UsageError(f"--labels-only has no use for {flag}; leave one out")
+        if resume and name == "init":
+            raise click.UsageError(
+                "--resume has no use for --init: the run goes on from its own weights; leave one "
+                "out"
+            )
         if resume:
             continue  # resume() compares them with the run's own settings
         if given["self_weight"] == 0 and name in OF_SELF:
@@ -151,6 +166,9 @@ def _refuse_useless(given: dict[str, Any], labels_only: bool, resume: bool) -> N
             raise click.UsageError(
                 f"{flag} goes with --self-target {kind}, not {given['self_target']}"
             )
+        kind = OF_ONE_AVERAGE.get(name)
+        if kind not in (None, given["average"]):
+            raise click.UsageError(f"{flag} goes with --average {kind}, not {given['average']}")
 
 
 def _new(
@@ -175,6 +193,8 @@ def _new(
         weights = {name: given[name] for name in given.keys() - OF_DISTILLATION} | LABELS_ALONE
     (loss,) = take(weights, LossConfig)
     training, earlier = take(given, TrainConfig, SelfConfig)
+    if bare and files["init"]:
+        raise click.UsageError("--init needs DATA or --record FILE; name one")
     if bare:
         what = {name: files[name] for name in ("self_record", "views")} | place | running
         return demo.train(model, loss, training, self_config=earlier, **what) or []  # None: dry run

@@ -15,13 +15,23 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minipc.backend import default_threads, module_of, to_host, tree_to
+from minipc.backend import default_threads, module_of, tree_to
 from minipc.data.augment import Params, apply, draw
-from minipc.data.clouds import kept_labels, stratified
+from minipc.data.clouds import check_same_kind, kept_labels, stratified
+from minipc.distil.averaging import averaging
 from minipc.distil.evaluate import measured, predict
-from minipc.errors import DataError, MinipcError, UsageError
+from minipc.distil.state import (
+    State,
+    copied,
+    moments_of,
+    restored,
+    restored_average,
+    stored_average,
+)
+from minipc.distil.statistics import estimate
+from minipc.errors import MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint
-from minipc.models.file import Model, new_model
+from minipc.models.file import Model, check_same_sizes, new_model
 from minipc.models.inputs import Inputs
 from minipc.models.model import groups_of, net, track
 from minipc.nn import optim
@@ -37,6 +47,7 @@ if TYPE_CHECKING:
 
     from minipc.data.augment import AugmentConfig
     from minipc.data.clouds import Clouds, Splits
+    from minipc.distil.averaging import EmaWeights, LastWeights
     from minipc.distil.self_target import SelfTarget
 
 
@@ -92,10 +103,13 @@ class Epoch(NamedTuple):
     """
 
     rows: list  # one dict of numbers for each epoch so far, as in metrics.jsonl
-    model: Model
+    model: Model  # what was measured: its weights are the average, if the run keeps one
+    params: dict  # the live weights and statistics, from which training goes on
+    stats: dict
     steps: int  # of the optimiser, so far
     moments: dict  # of the optimiser, {"m.name": array}
     self_target: dict  # what SelfTarget.state() returned
+    average: dict  # {"weights.*": state of the average, "stats.*": its statistics}, or empty
     test_logits: np.ndarray  # (M, K) float32, for the M test clouds
 
     def checkpoint(self, run_id: str) -> Checkpoint:
@@ -104,10 +118,11 @@ class Epoch(NamedTuple):
             run_id,
             self.rows,
             self.steps,
-            self.model.params,
-            self.model.stats,
+            self.params,
+            self.stats,
             self.moments,
             self.self_target,
+            self.average,
         )
 
 
@@ -116,14 +131,6 @@ def best_epoch(rows: list[dict]) -> int | None:
     if not rows or "val_accuracy" not in rows[0]:
         return None
     return max(range(len(rows)), key=lambda epoch: rows[epoch]["val_accuracy"])
-
-
-class State(NamedTuple):
-    """What every step changes."""
-
-    params: dict
-    stats: dict
-    optimiser: Any  # optim.AdamWState or SgdState
 
 
 @dataclass(frozen=True)
@@ -138,6 +145,7 @@ class Task:
     loss: LossConfig
     config: TrainConfig
     self_target: SelfTarget | None
+    average: EmaWeights | LastWeights | None
     work: Workspace
     xp: Any
 
@@ -182,6 +190,8 @@ class Task:
                 progress(done + 1, config.epochs * steps, f"epoch {epoch + 1}/{config.epochs}")
         if self.self_target:
             self.self_target.epoch_ended(epoch, state.params)
+        if self.average:
+            self.average.epoch_ended(state.params)
         return state, {name: float(total) / steps for name, total in sums.items()}, lr
 
     def step(
@@ -198,9 +208,8 @@ class Task:
         config, target = self.config, self.self_target
         on_device = self.xp.asarray(rows)
 
-        points = self.points[on_device].swapaxes(1, 2)
-        x = apply(points, Params(*(value[on_device] for value in augmentation)))
-        inputs = Inputs(x, tuple(group[on_device] for group in self.groups))
+        inputs = self.inputs(on_device, augmentation)
+        x = inputs.points
         y = smooth_labels(
             self.labels[on_device], self.model.classes, self.loss.label_smoothing, x.dtype
         )
@@ -226,6 +235,8 @@ class Task:
         stats = track(stats, batch, self.model)
         if target:
             target.stepped(rows, z, params)
+        if self.average:
+            self.average.stepped(params, optimiser.step)
 
         numbers = terms._asdict()
         if v is not None:
@@ -233,6 +244,26 @@ class Task:
                 dtype=z.dtype
             )
         return State(params, stats, optimiser), numbers
+
+    def inputs(self, rows: Any, augmentation: Params) -> Inputs:
+        """Return the augmented clouds in rows (B,), all on xp."""
+        points = self.points[rows].swapaxes(1, 2)
+        x = apply(points, Params(*(value[rows] for value in augmentation)))
+        return Inputs(x, tuple(group[rows] for group in self.groups))
+
+    @np.errstate(over="ignore", invalid="ignore")  # predict() refuses what is not finite
+    def statistics(
+        self, params: dict[str, Any], order: np.ndarray, augmentation: Params
+    ) -> dict[str, Any]:
+        """Return the statistics of params over the batches and the view of one epoch."""
+        xp, size = self.xp, self.config.batch_size
+        augmentation = Params(*(xp.asarray(value) for value in augmentation))
+        # the shuffled batches of training: clouds stored class by class would be normalised so
+        batches = (
+            self.inputs(xp.asarray(order[step * size : (step + 1) * size]), augmentation)
+            for step in range(self.config.steps_per_epoch(len(order)))
+        )
+        return estimate(params, self.model, batches, self.config.engine, self.work)
 
 
 def train(
@@ -249,16 +280,21 @@ def train(
     progress: Callable[[int, int, str], None] | None = None,
     resume: Checkpoint | None = None,
     groups: tuple | None = None,
+    init: Model | None = None,
 ) -> Iterator[Epoch]:
     """Train a model: yield an Epoch after each of the config.epochs epochs.
 
     views: from drawn_views or recorded_views; self_target: needed if loss_config.self_weight > 0;
     work: a Workspace to share with the self target; progress(steps done, steps in all, text).
     groups: of the training and of the test clouds, as prepare() of the model returns them (None:
-    made here).  resume: the Checkpoint to continue from; train yields its Epoch first.  The caller
+    made here).  init: a Model of the same sizes and the same kind of data to begin from, instead of
+    weights drawn from the seed.  resume: the Checkpoint to continue from, whatever init is; train
+    yields its Epoch first.  With config.average, an epoch's model and numbers after it are those of
+    the averaged weights, with statistics estimated again on the batches of that epoch.  The caller
     may stop after any epoch.  The labelled test clouds are measured after every epoch and decide
-    nothing.  Nothing is checked before the first Epoch is requested: then UsageError for settings
-    that cannot run, DataError for a checkpoint of other sizes or groups of other clouds; later
+    nothing.
+    Nothing is checked before the first Epoch is requested: then UsageError for settings that cannot
+    run, DataError for a checkpoint or init of other sizes or groups of other clouds; later
     MinipcError if the loss is not finite.
     """
     clouds = splits.train
@@ -279,35 +315,46 @@ def train(
         loss_config,
         config,
         self_target,
+        averaging(config),
         work or Workspace(xp, threads),
         xp,
     )
     model = new_model(model_config, clouds.described, config.seed)
+    if init is not None:
+        check_same_kind(clouds.described, init.described, "the training clouds", "init")
+        check_same_sizes(init, model_config, "init")
+        model = model._replace(params=init.params, stats=init.stats)
     model = model._replace(trained=_how(clouds, config, loss_config, xp))
     state, rows = task.start(model), []
     if resume is not None:
-        state, rows = _restored(resume, state, xp), resume.rows
+        state, rows = restored(resume, state, xp), resume.rows
         if self_target:
             self_target.load(resume.self_target, xp)
-        live = model._replace(params=state.params, stats=state.stats)
-        test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
-        yield _after(rows, model, state, self_target, test_logits)
+        current = restored_average(model, state, task.average, resume.average, xp)
+        test_logits = predict(current, splits.test.points, xp, threads, config.engine, test_groups)
+        yield _after(rows, current, state, task, test_logits)
     for epoch in range(len(rows), config.epochs):
         begun = time.perf_counter()
         order = learnt[stream(config.seed, "shuffle", epoch).permutation(len(learnt))]
-        state, means, lr = task.epoch(state, epoch, order, *views(epoch), progress)
+        augmentation, recorded = views(epoch)
+        state, means, lr = task.epoch(state, epoch, order, augmentation, recorded, progress)
         _check_finite(state, means, epoch)
         seconds = round(time.perf_counter() - begun, 3)
 
-        live = model._replace(params=state.params, stats=state.stats)
-        test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
-        row = {"epoch": epoch + 1, "lr": lr, **means}
+        current = model._replace(params=state.params, stats=state.stats)
+        row: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, **means}
+        if task.average:
+            averaged = task.average.params()
+            stats = task.statistics(averaged, order, augmentation)
+            current = model._replace(params=averaged, stats=stats)
+            row["weights"] = config.average  # of all that follows
+        test_logits = predict(current, splits.test.points, xp, threads, config.engine, test_groups)
         if len(held):
             row |= measured(
                 "val",
                 clouds.labels[held],
                 predict(
-                    live,
+                    current,
                     clouds.points[held],
                     xp,
                     threads,
@@ -317,7 +364,7 @@ def train(
             )
         row |= measured("test", splits.test.labels, test_logits)
         rows = [*rows, {**row, "train_seconds": seconds}]
-        yield _after(rows, model, state, self_target, test_logits)
+        yield _after(rows, current, state, task, test_logits)
 
 
 def _how(clouds: Clouds, config: TrainConfig, loss_config: LossConfig, xp: Any) -> dict[str, Any]:
@@ -335,20 +382,23 @@ def _how(clouds: Clouds, config: TrainConfig, loss_config: LossConfig, xp: Any) 
 
 def _after(
     rows: list[dict],
-    model: Model,
+    current: Model,
     state: State,
-    self_target: SelfTarget | None,
+    task: Task,
     test_logits: np.ndarray,
 ) -> Epoch:
-    """Return the Epoch that ended in state; model holds everything that epochs do not change."""
-    model = model._replace(
-        params=_copied(state.params),
-        stats=_copied(state.stats),
-        trained={"epochs": len(rows), **model.trained},
+    """Return the Epoch that ended in state; current: the model of test_logits."""
+    model = current._replace(
+        params=copied(current.params),
+        stats=copied(current.stats),
+        trained={"epochs": len(rows), **current.trained},
     )
-    target = self_target.state() if self_target else {}
-    moments = _copied(_moments(state.optimiser))
-    return Epoch(rows, model, state.optimiser.step, moments, target, test_logits)
+    params, stats = copied(state.params), copied(state.stats)
+    average = stored_average(task.average, model.stats)
+    target = task.self_target.state() if task.self_target else {}
+    moments = copied(moments_of(state.optimiser))
+    steps = state.optimiser.step
+    return Epoch(rows, model, params, stats, steps, moments, target, average, test_logits)
 
 
 def _check_finite(state: State, means: dict[str, float], epoch: int) -> None:
@@ -363,52 +413,6 @@ def _check_finite(state: State, means: dict[str, float], epoch: int) -> None:
             f"training: the loss is no longer finite in epoch {epoch + 1} ({means['total']}); "
             "start a new run with a lower --lr, or with the guard if it was off"
         )
-
-
-def _copied(arrays: dict[str, Any]) -> dict[str, np.ndarray]:
-    """Return copies of arrays, on the host."""
-    return {name: to_host(value).copy() for name, value in arrays.items()}
-
-
-def _shapes(arrays: dict[str, Any]) -> dict[str, tuple[int, ...]]:
-    return {name: value.shape for name, value in arrays.items()}
-
-
-def _moments(optimiser: Any) -> dict[str, Any]:
-    """Return the arrays of an optimiser's state as {"moment.name": array}."""
-    return {
-        f"{moment}.{name}": value
-        for moment, arrays in optimiser._asdict().items()
-        if moment != "step"
-        for name, value in arrays.items()
-    }
-
-
-def _restored(checkpoint: Checkpoint, fresh: State, xp: Any) -> State:
-    """Return the State of a Checkpoint on xp; a fresh State gives the expected names and shapes."""
-    for expected, stored in (
-        (fresh.params, checkpoint.params),
-        (fresh.stats, checkpoint.stats),
-        (_moments(fresh.optimiser), checkpoint.optimiser),
-    ):
-        if _shapes(stored) != _shapes(expected):
-            raise DataError(
-                "checkpoint: holds other layers or moments than this run has; train again"
-            )
-    moments = {
-        moment: {
-            name: xp.asarray(checkpoint.optimiser[f"{moment}.{name}"]).copy()
-            for name in fresh.params
-        }
-        for moment in fresh.optimiser._fields
-        if moment != "step"
-    }
-    # in the order of the model, because files are written in this order
-    params, stats = (
-        {name: xp.asarray(stored[name]).copy() for name in expected}
-        for expected, stored in ((fresh.params, checkpoint.params), (fresh.stats, checkpoint.stats))
-    )
-    return State(params, stats, type(fresh.optimiser)(step=checkpoint.steps, **moments))
 
 
 def _dropout_mask(model_config: Any, config: TrainConfig, epoch: int, step: int, xp: Any) -> Any:

@@ -15,7 +15,9 @@ from minipc.storage import files, hdf5
 
 KIND, VERSION = "checkpoint", 1
 GROUPS = ("params", "stats", "optimiser", "self_target")
-DTYPES = ("<f4", "<f2", "|u1")  # weights and moments; float16 history; which clouds were visited
+AVERAGE = "average"  # a group of runs that average weights alone: the others' files have none
+# weights and moments; float16 history; which clouds were visited; a moving average of weights
+DTYPES = ("<f4", "<f2", "|u1", "<f8")
 
 
 class Checkpoint(NamedTuple):
@@ -28,11 +30,14 @@ class Checkpoint(NamedTuple):
     stats: dict
     optimiser: dict  # {"m.name": array, ...}: moments or velocity
     self_target: dict  # what SelfTarget.state() returned
+    average: dict = {}  # averaged weights: what Epoch.average holds, empty without them
 
 
 def write_checkpoint(path: str | PathLike, checkpoint: Checkpoint) -> None:
     """Commit checkpoint to path, atomically.  Raises the errors of files.commit."""
     arrays = {group: getattr(checkpoint, group) for group in GROUPS}
+    if checkpoint.average:
+        arrays[AVERAGE] = checkpoint.average
     layout = {
         group: {
             name: [value.dtype.newbyteorder("<").str, list(value.shape)]
@@ -63,10 +68,11 @@ def write_checkpoint(path: str | PathLike, checkpoint: Checkpoint) -> None:
 def read_checkpoint(path: str | PathLike) -> Checkpoint:
     """Return the Checkpoint in path.  Raises DataError for a missing, damaged or foreign file."""
     with hdf5.open_hdf5(path, KIND, VERSION) as file:
-        hdf5.check_members(file, {"meta", *GROUPS}, path)
+        groups = (*GROUPS, AVERAGE) if AVERAGE in file else GROUPS
+        hdf5.check_members(file, {"meta", *groups}, path)
         meta = hdf5.read_meta(file, path)
         files.check_keys(meta, {"run_id", "columns", "rows", "steps", "arrays"}, path)
-        files.check_keys(meta["arrays"], GROUPS, path)
+        files.check_keys(meta["arrays"], groups, path)
         columns, rows = meta["columns"], meta["rows"]
         if not (
             type(meta["steps"]) is int

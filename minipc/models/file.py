@@ -48,6 +48,23 @@ def model_id(model: Model) -> str:
     return files.sha256_arrays(np.frombuffer(files.canonical_json(config), np.uint8), *arrays)
 
 
+def check_same_sizes(model: Model, config: Any, where: str | PathLike) -> None:
+    """Raise DataError unless a run with this config can begin from model, read from where.
+
+    Dropout and momentum may differ, because they belong to training.
+    """
+    found, expected = (
+        {"architecture": each.architecture, **asdict(each), "dropout": None, "momentum": None}
+        for each in (model.config, config)
+    )
+    for name, value in expected.items():
+        if found.get(name) != value:
+            raise DataError(
+                f"{where}: its {name} is {found.get(name)}, but the model to train has {value}; "
+                "begin from a model of the same sizes, or choose its --model"
+            )
+
+
 def on_module(model: Model, xp: Any) -> Model:
     """Return model with its arrays moved to module xp."""
     return model._replace(params=tree_to(xp, model.params), stats=tree_to(xp, model.stats))

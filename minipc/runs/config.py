@@ -9,7 +9,7 @@ from minipc.errors import DataError
 from minipc.models.model import config_class
 from minipc.nn.losses import LABELS_ALONE
 from minipc.runs.folder import read_run
-from minipc.settings import LossConfig, SelfConfig, TrainConfig
+from minipc.settings import LossConfig, SelfConfig, TrainConfig, settings_of
 from minipc.storage import files
 
 if TYPE_CHECKING:
@@ -27,6 +27,20 @@ class RecordName:
         if not (isinstance(self.file, str) and isinstance(self.run_id, str)):
             raise DataError(
                 f"record: expected a file name and a run_id, found {self.file!r}, {self.run_id!r}"
+            )
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """The model that a run began from; its weights lie in init.h5 of the run folder."""
+
+    file: str  # path as given, a hint
+    model_id: str
+
+    def __post_init__(self) -> None:
+        if not (isinstance(self.file, str) and isinstance(self.model_id, str)):
+            raise DataError(
+                f"init: expected a file name and a model_id, found {self.file!r}, {self.model_id!r}"
             )
 
 
@@ -49,6 +63,7 @@ class RunConfig:
     self_target: SelfConfig | None
     training: TrainConfig
     baseline: str | None  # base name of the folder beside it with the same run on labels alone
+    init: Beginning | None  # None: from weights drawn from the seed
 
     def __post_init__(self) -> None:
         kinds = get_type_hints(RunConfig)
@@ -60,6 +75,7 @@ class RunConfig:
             "loss": LossConfig,
             "self_target": SelfConfig,
             "training": TrainConfig,
+            "init": Beginning,
         }.items():
             if isinstance(getattr(self, name), dict):
                 object.__setattr__(self, name, files.from_dict(kind, getattr(self, name), name))
@@ -83,11 +99,17 @@ class RunConfig:
 def read_config(out: str) -> RunConfig:
     """Return the RunConfig of a run folder.  Raises DataError.
 
-    Old runs do not name their architecture, because there was only pointnet, and kept all labels.
+    Old runs do not name their architecture, because there was only pointnet, nor what began or
+    averaged their weights, because nothing did; and they kept all labels.
     """
-    described = {"architecture": "pointnet", **read_run(out)}
+    described = {"architecture": "pointnet", "init": None, **read_run(out)}
     if isinstance(described.get("training"), dict):
-        described["training"] = {"labels_per_class": 0, **described["training"]}
+        none = {"average": "none", "labels_per_class": 0} | {
+            name: each.default
+            for name, each in settings_of(TrainConfig).items()
+            if name in ("average_decay", "average_epochs")
+        }
+        described["training"] = none | described["training"]
     return files.from_dict(RunConfig, described, f"{out}: run.json")
 
 

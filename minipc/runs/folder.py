@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING
 
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import read_checkpoint, write_checkpoint
-from minipc.models.file import write_model
+from minipc.models.file import model_id as identity_of
+from minipc.models.file import read_model, write_model
 from minipc.storage import files
 from minipc.storage.places import check_new_run
 
@@ -161,10 +162,26 @@ class RunFolder:
             )
         return checkpoint
 
+    def begin_from(self, model: Model) -> None:
+        """Commit the model that the run begins from: it resumes without the file it came from."""
+        write_model(self.file("init.h5"), model)
+
+    def beginning(self, model_id: str) -> Model:
+        """Return the model that begin_from() wrote.  Raises DataError unless it has this id."""
+        path = self.file("init.h5")
+        model = read_model(path)
+        if identity_of(model) != model_id:
+            raise DataError(
+                f"{path}: is not the model that run.json names; restore it, or start another run"
+            )
+        return model
+
     def abandon(self) -> None:
         """Remove a run that has not finished an epoch."""
-        if sorted(os.listdir(self.path)) == ["run.json"]:
+        if set(os.listdir(self.path)) <= {"run.json", "init.h5"}:
             with suppress(OSError):
+                with suppress(FileNotFoundError):
+                    os.unlink(self.file("init.h5"))
                 os.unlink(self.file("run.json"))
                 os.rmdir(self.path)
 

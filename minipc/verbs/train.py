@@ -23,6 +23,7 @@ from minipc.distil import train as training
 from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
 from minipc.distil.train import best_epoch, drawn_views, recorded_views, split_rows
 from minipc.errors import DataError, MinipcError, UsageError
+from minipc.models.file import check_same_sizes, model_id
 from minipc.models.model import net, sizes
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import formula
@@ -30,12 +31,12 @@ from minipc.nn.ops import log_softmax_forward
 from minipc.progress import quiet
 from minipc.provenance import provenance, unlike
 from minipc.record.reader import RecordReader
-from minipc.runs.config import RecordName, RunConfig, identity, read_config
+from minipc.runs.config import Beginning, RecordName, RunConfig, identity, read_config
 from minipc.runs.folder import RunFolder, free_name
 from minipc.settings import SelfConfig, settings_of
 from minipc.storage import files
 from minipc.storage.places import check_new_run
-from minipc.verbs.find import find_data, find_file
+from minipc.verbs.find import find_data, find_file, read_model_for
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
     from minipc.data.clouds import Clouds
     from minipc.distil.self_target import SelfTarget
+    from minipc.models.file import Model
     from minipc.settings import LossConfig, TrainConfig
 
 
@@ -64,6 +66,7 @@ def train(
     self_config: SelfConfig | None = None,
     self_record: str | None = None,
     views: tuple[int, int] | None = None,
+    init: str | None = None,
     out: str | None = None,
     dry_run: bool = False,
     xp: ModuleType = np,
@@ -78,10 +81,11 @@ def train(
     self_config None: the default.  With record, a path, epoch e replays view e mod V of it (without
     its logits if labels_only), and data may be None: the record holds or names its clouds.  Without
     record, training is on labels alone.  views: (first, stop) of the record; self_record: path of
-    the second record, for the self target "record".  out None: run, run-2, ...  Reports go to
-    say(line), progress(done, total, text) and, once an epoch, detail(line).  stop_after: the epoch
-    to stop after.  With dry_run everything is checked and reported, nothing is written, and None is
-    returned.
+    the second record, for the self target "record".  init: a model file or a run folder with the
+    weights and statistics to begin from; the run folder keeps a copy.  out None: run, run-2, ...
+    Reports go to say(line), progress(done, total, text) and, once an epoch, detail(line).
+    stop_after: the epoch to stop after.  With dry_run everything is checked and reported, nothing
+    is written, and None is returned.
 
     Raises UsageError for settings that cannot run and if out exists, DataError for files that do
     not belong together, MinipcError if the loss is no longer finite.  A run that fails before its
@@ -100,6 +104,7 @@ def train(
         self_config=self_config,
         self_record=self_record,
         views=views,
+        init=init,
         xp=xp,
     )
     with blas_on_one_thread(say), new as run:
@@ -109,6 +114,8 @@ def train(
             return None
         with RunFolder(out, asdict(run.config)) as folder:
             try:
+                if run.init is not None:
+                    folder.begin_from(run.init)
                 return _run(run, folder, xp, threads, say, progress, detail, stop_after)
             except (MinipcError, MemoryError):
                 folder.abandon()
@@ -127,8 +134,8 @@ def begin(
 ) -> None:
     """Make the folder of a new run, which resume() then trains.
 
-    choices: the arguments of train() from data to views, and baseline as in RunConfig.  Raises as
-    train() does.
+    choices: the arguments of train() from data to views (not init), and baseline as in RunConfig.
+    Raises as train() does.
     """
     new = _new_run(out, model, loss, config, xp=xp, **choices)
     with blas_on_one_thread(say), new as run, RunFolder(out, asdict(run.config)):
@@ -189,6 +196,8 @@ def resume(
                 f"{data}: is not the data that {out} began with, other {names}; pass the same DATA"
             )
         run = prepare(out, config, data, splits, reader, earlier)
+        if config.init is not None and folder.checkpoint() is None:
+            run = run._replace(init=folder.beginning(config.init.model_id))
         return _run(run, folder, xp, threads, say, progress, detail, stop_after)
 
 
@@ -206,6 +215,7 @@ def _new_run(
     self_record: str | None = None,
     views: tuple[int, int] | None = None,
     baseline: str | None = None,
+    init: str | None = None,
     xp: ModuleType,
 ) -> Iterator[Prepared]:
     """Yield the Prepared of a new run, its files open; arguments as in train() and RunConfig."""
@@ -216,6 +226,10 @@ def _new_run(
         data, splits = find_data(data, reader and reader.meta["data_file"], record, reader=reader)  # type: ignore[arg-type]
         earlier: Any = self_record and stack.enter_context(RecordReader(self_record))
         size = sizes(model, len(splits.train.class_names))
+        begun_from = None
+        if init is not None:
+            path, begun_from = read_model_for(splits.train, data, init)
+            check_same_sizes(begun_from, size, path)
         described = RunConfig(
             provenance=provenance(xp),
             data=os.path.basename(data),
@@ -232,8 +246,10 @@ def _new_run(
             self_target=self_config if loss.self_weight > 0 else None,
             training=config,
             baseline=baseline,
+            init=begun_from and Beginning(path, model_id(begun_from)),
         )
-        yield prepare(out, described, data, splits, reader, earlier)
+        run = prepare(out, described, data, splits, reader, earlier)
+        yield run._replace(init=begun_from)
 
 
 def _check_choices(
@@ -278,6 +294,7 @@ class Prepared(NamedTuple):
     learnt: int  # clouds to learn from
     labelled: int  # those of them whose label is used
     held: int  # clouds held out
+    init: Model | None = None  # what to begin from, instead of weights drawn from the seed
 
 
 def prepare(
@@ -343,6 +360,8 @@ def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None
             if test.labelled
             else f"no accuracy: none of the {len(test)} test clouds is labelled"
         )
+    if config.init:
+        say(f"begins from: {config.init.file}")
     if config.self_target:
         say(f"self target: {config.self_target.kind}")
 
@@ -394,6 +413,7 @@ def _run(
         progress=progress,
         resume=checkpoint,
         groups=groups,
+        init=run.init,
     )
     last = write_epochs(folder, epochs, run.splits.test, last_epoch, done, about, detail)
     return Run(_values(run, folder, last.rows, time.perf_counter() - begun), last)
@@ -420,7 +440,7 @@ def write_epochs(
         best = best_epoch(epoch.rows) == number - 1
         if number > done:
             folder.epoch_ended(epoch.checkpoint(folder.run_id), model, best)
-            detail(", ".join(f"{name} {value:.4g}" for name, value in epoch.rows[-1].items()))
+            detail(", ".join(f"{name} {_short(value)}" for name, value in epoch.rows[-1].items()))
         else:  # a kill may have come between the checkpoint and the other files
             folder.follow(epoch.rows, model, best)
         if number == last_epoch:
@@ -428,6 +448,11 @@ def write_epochs(
     log_p, _ = log_softmax_forward(epoch.test_logits.astype(np.float64))
     folder.ended(test.class_names, test.labels, np.exp(log_p))
     return epoch
+
+
+def _short(value: Any) -> str:
+    """Return a value of a row of metrics for people; which weights were measured is a word."""
+    return value if isinstance(value, str) else f"{value:.4g}"
 
 
 def _continued(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> dict[str, Any]:
@@ -474,6 +499,8 @@ def _values(
         "epochs_done": len(rows),
         "seed": config.training.seed,
         "record": run.reader and run.reader.path,
+        "init": config.init and config.init.file,
+        "weights": last.get("weights", "live"),
         "labels_only": config.labels_only,
         "test_accuracy": None,  # and no more without labelled test clouds
         "test_mean_class_accuracy": None,

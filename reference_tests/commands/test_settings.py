@@ -69,6 +69,8 @@ EDGES = {  # of each setting that is a number: values that pass, values that do 
     (TrainConfig, "weight_decay"): ([0, 1], [-1e-9]),
     (TrainConfig, "warmup_steps"): ([0, 10**6], [-1]),
     (TrainConfig, "clip_norm"): ([0, 100], [-1e-9]),
+    (TrainConfig, "average_decay"): ([0, 1 - 1e-9], [-1e-9, 1]),
+    (TrainConfig, "average_epochs"): ([1, 1000], [0, 1001]),
     (TrainConfig, "seed"): ([0, 2**64 - 1], [-1, 2**64]),
     (RecordConfig, "views"): ([1, 100_000], [0, 100_001]),
     (RecordConfig, "seed"): ([0, 2**64 - 1], [-1, 2**64]),

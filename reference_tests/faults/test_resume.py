@@ -13,9 +13,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from minipc.data.augment import AugmentConfig, draw
+from minipc.data.augment import AugmentConfig, apply, draw
 from minipc.data.clouds import Clouds, Splits, stratified, write_clouds
 from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
+from minipc.distil.statistics import estimate
 from minipc.distil.train import TrainConfig, best_epoch, split_rows, train
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
@@ -23,6 +24,7 @@ from minipc.models.pointnet import ModelConfig, forward_train
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.runs.folder import RunFolder, last_name, read_run
 from minipc.storage import files
+from minipc.streams import stream
 from minipc.verbs.train import write_epochs
 
 MODEL = ModelConfig((8, 8, 16), (8,), 3, dropout=0.25)
@@ -146,6 +148,68 @@ def test_stopped_after_two_and_resumed_equals_four_epochs(splits, tmp_path, targ
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("average", ["ema", "last"])
+def test_averaged_weights_stopped_after_every_epoch_equal_four_epochs(splits, tmp_path, average):
+    settings = dict(average=average, average_decay=0.9, average_epochs=2, val_fraction=0.2)
+    whole = run(splits, tmp_path / "whole", **settings)
+    for stop in range(1, EPOCHS + 1):
+        resumed = run(splits, tmp_path / "parts", stop_after=stop, **settings)
+    assert without_times(resumed.rows) == without_times(whole.rows)
+    assert {row["weights"] for row in whole.rows} == {average}
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_averaged_weights_are_kept_apart_from_the_live_ones_in_a_checkpoint(splits, tmp_path):
+    run(splits, tmp_path / "live")
+    averaged = run(splits, tmp_path / "averaged", average="last", average_epochs=3)
+    live, other = (
+        read_checkpoint(str(tmp_path / name / "checkpoint.h5")) for name in ("live", "averaged")
+    )
+    for name, value in live.params.items():  # training itself knows nothing of the average
+        np.testing.assert_array_equal(other.params[name], value)
+    for name, value in live.stats.items():
+        np.testing.assert_array_equal(other.stats[name], value)
+        np.testing.assert_array_equal(other.average[f"stats.{name}"], averaged.model.stats[name])
+    assert live.average == {} and "weights" not in live.rows[0]
+    assert any((averaged.model.params[name] != live.params[name]).any() for name in live.params)
+
+
+def test_statistics_of_averaged_weights_are_those_of_the_batches_and_view_of_the_epoch(
+    splits, tmp_path
+):
+    last = run(splits, tmp_path / "run", average="last", average_epochs=1, val_fraction=0.2)
+    for name, value in last.params.items():  # the mean of one epoch is the live weights
+        np.testing.assert_array_equal(last.model.params[name], value)
+    learnt, _ = split_rows(splits.train.labels, TrainConfig(val_fraction=0.2, batch_size=16))
+    order = learnt[stream(0, "shuffle", EPOCHS - 1).permutation(len(learnt))]
+    view, _ = views_of(splits)(EPOCHS - 1)
+    points = apply(splits.train.points, view)
+    batches = [points[order[at : at + 16]] for at in range(0, len(order) - 15, 16)]
+    stats = estimate(last.params, MODEL, batches)
+    for name, value in last.model.stats.items():
+        # the memory order of the points may change the last places of a product
+        np.testing.assert_allclose(value, stats[name], rtol=1e-4, atol=1e-5, err_msg=name)
+        assert (value != last.stats[name]).any()
+
+
+def test_a_checkpoint_whose_average_is_gone_or_of_another_kind_is_refused(splits, tmp_path):
+    run(splits, tmp_path / "run", average="ema", stop_after=1)
+    with RunFolder(str(tmp_path / "run")) as folder:
+        checkpoint = folder.checkpoint()
+    config = dict(epochs=EPOCHS, batch_size=16)
+    for average, kind in [({}, "ema"), (checkpoint.average, "last"), (checkpoint.average, "none")]:
+        epochs = train(
+            splits,
+            MODEL,
+            LossConfig(0.9, 0.0),
+            TrainConfig(**config, average=kind),
+            views_of(splits),
+            resume=checkpoint._replace(average=average),
+        )
+        with pytest.raises(DataError, match="averaged weights"):
+            next(epochs)
+
+
 def test_stopped_after_every_epoch_equals_four_epochs(splits, tmp_path):
     run(splits, tmp_path / "whole", "history")
     for stop in range(1, EPOCHS + 1):
@@ -157,6 +221,15 @@ def test_a_run_resumes_on_the_device(splits, tmp_path, fake_cupy):
     run(splits, tmp_path / "whole", "ema", xp=fake_cupy)
     run(splits, tmp_path / "parts", "ema", xp=fake_cupy, stop_after=2)
     run(splits, tmp_path / "parts", "ema", xp=fake_cupy)
+    assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
+
+
+@pytest.mark.parametrize("average", ["ema", "last"])
+def test_averaged_weights_resume_on_the_device(splits, tmp_path, fake_cupy, average):
+    settings = dict(average=average, average_epochs=2, epochs=2, xp=fake_cupy)
+    run(splits, tmp_path / "whole", **settings)
+    run(splits, tmp_path / "parts", stop_after=1, **settings)
+    run(splits, tmp_path / "parts", **settings)
     assert_equal_runs(tmp_path / "whole", tmp_path / "parts")
 
 

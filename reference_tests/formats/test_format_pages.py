@@ -295,7 +295,10 @@ def models_are_those_of_the_code(text):
 
 
 def checkpoints_are_those_of_the_code(text):
-    assert tuple(row[0] for row in table(text, "Checkpoint")) == checkpoint.GROUPS
+    assert tuple(row[0] for row in table(text, "Checkpoint")) == (
+        *checkpoint.GROUPS,
+        checkpoint.AVERAGE,
+    )
     types = re.findall(r"`([<|]\w\d)`", section(text, "Checkpoint"))
     assert tuple(types) == checkpoint.DTYPES
     with h5py.File(GOLDEN / "checkpoint-1.h5") as file:

@@ -34,7 +34,8 @@ models.file models.checkpoint
 record.fields record.plan record.embedded record.writer record.reader record.shard record.parts
 record.store record.recording record.contract record.recorder record.verify
 record.parallel.processes record.parallel.scheduler
-distil.evaluate distil.self_target distil.train runs.folder runs.config
+distil.evaluate distil.self_target distil.statistics distil.averaging distil.state
+distil.train runs.folder runs.config
 audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit verbs.demo
