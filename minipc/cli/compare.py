@@ -129,11 +129,9 @@ def _check_keys(tables: dict[str, Any], path: str) -> None:
         if key not in KEYS:
             raise UsageError(f"{path}: {key}: unknown key; known: {', '.join(KEYS)}")
         if type(value) is not type(KEYS[key]) or value == "":
-            expected = {str: "the name of a file", list: "integers, as in [0, 1, 2]"}
-            raise UsageError(
-                f"{path}: {key}: expected {expected.get(type(KEYS[key]), 'a table')}, found "
-                f"{short(repr(value))}"
-            )
+            expected = {"seeds": "integers, as in [0, 1, 2]", "common": "a table", "arms": "tables"}
+            kind = expected.get(key, "the name of a file")
+            raise UsageError(f"{path}: {key}: expected {kind}, found {short(repr(value))}")
     for seed in tables.get("seeds", []):
         if type(seed) is not int:
             raise UsageError(
@@ -196,7 +194,7 @@ def _parsed(given: dict[str, Any], where: str) -> dict[str, Any]:
     try:
         bare.parse_args(context, [])
     except click.BadParameter as reason:
-        names = {each.name: name for name, each in options_of(train.command).items()}
-        key = names.get(reason.param.name if reason.param else None, "")
+        names: Any = {each.name: name for name, each in options_of(train.command).items()}
+        key = names[reason.param.name] if reason.param else ""
         raise UsageError(f"{where}: {key}: {reason.message}") from reason
     return context.params

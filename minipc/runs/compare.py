@@ -90,6 +90,8 @@ def _predictions(place: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
     try:
         text = files.read_bytes(place, MOST_TEXT).decode()
         rows = list(csv.DictReader(io.StringIO(text, newline="")))
+        if [row["cloud"] for row in rows] != [str(number) for number in range(len(rows))]:
+            raise ValueError("clouds are missing or in another order")
         right = np.array([{"0": False, "1": True}[row["right"]] for row in rows], bool)
         labels = np.array([row["label"] for row in rows])
     except (KeyError, ValueError, csv.Error) as reason:
@@ -284,7 +286,7 @@ def difference(right: np.ndarray, other: np.ndarray) -> Difference:
 def sentence(arm: str, reference: str, found: Difference) -> str:
     """Return a Difference in words."""
     points = 100 * found.mean
-    way = "above" if points > 0 else "below"
+    way = "above" if points >= 0 else "below"
     far = f"{arm} is {abs(points):.2f} points {way} {reference}"
     if not any(found.per_seed):
         far = f"{arm} has the accuracy of {reference} with every seed"
@@ -330,6 +332,13 @@ def compare(arms: dict[str, list[Outcome]]) -> dict[str, Any]:
             for name, outcomes in arms.items()
         }
     )
+    counts = {len(o.right): o.folder for outcomes in arms.values() for o in outcomes}
+    if len(counts) > 1:
+        said = ", ".join(f"{count} in {folder}" for count, folder in counts.items())
+        raise DataError(
+            f"compare: predictions.csv has different numbers of clouds ({said}); write it again "
+            "with: minipc train --resume --out RUN"
+        )
     names = [reference, *(name for name in arms if name != reference)]
     ordered = {name: sorted(arms[name], key=lambda o: o.config.training.seed) for name in names}
     right = {name: np.array([o.right for o in ordered[name]]) for name in names}

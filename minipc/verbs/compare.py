@@ -63,7 +63,7 @@ def study(
     check_parent(out)
     reporting: dict[str, Any] = dict(say=say, progress=progress)
     jobs = _jobs(arms, seeds, out, xp, reporting)
-    os.makedirs(out, exist_ok=True)
+    _make(out)
     open_jobs = [job for job in jobs if not _finished(job)]
     total, done = sum(job.config.training.epochs for job in jobs), len(jobs) - len(open_jobs)
     at_a_time = min(at_a_time or default_threads(np), len(open_jobs))
@@ -109,17 +109,22 @@ def _compared(arms: dict[str, list[Outcome]], out: str | None) -> dict[str, Any]
     values = statistics.compare(arms)
     if out is None:
         return values
-    try:
-        os.makedirs(out, exist_ok=True)
-    except OSError as reason:
-        raise DataError(
-            f"{out}: the folder cannot be made: {reason.strerror}; choose another --out"
-        ) from reason
+    _make(out)
     made = pages(values, out)
     made[os.path.join(out, "compare.json")] = json.dumps(values, indent=2, allow_nan=False) + "\n"
     for path, text in made.items():
         files.commit(path, text.encode())
     return values | {"files": list(made)}
+
+
+def _make(out: str) -> None:
+    """Make the folder of a study if it is not there.  Raises DataError."""
+    try:
+        os.makedirs(out, exist_ok=True)
+    except OSError as reason:
+        raise DataError(
+            f"{out}: the folder cannot be made ({reason.strerror}); choose another --out"
+        ) from reason
 
 
 def _jobs(
@@ -206,7 +211,9 @@ def _train(
         use_device(number, devices)
     running: dict[str, Any] = dict(xp=load("cupy" if devices else "numpy"), threads=threads)
     if os.path.exists(os.path.join(folder, "run.json")):
-        named = {name: asked.get(name) for name in ("data", "record", "self_record")}
+        named: dict[str, Any] = {
+            name: asked.get(name) for name in ("data", "record", "self_record")
+        }
         train.resume(folder, **named, **running)
     else:
         train.train(out=folder, **asked, **running)

@@ -21,6 +21,7 @@ from minipc.report import compare as report
 from minipc.runs.compare import (
     arms_of,
     check_fair,
+    compare,
     difference,
     mcnemar_exact,
     mean_class_accuracy,
@@ -347,11 +348,22 @@ def test_files_of_a_run_that_do_not_belong_together_are_refused(way):
         place.write_text(content)
         with pytest.raises(DataError, match="minipc train --resume --out study/kd-0"):
             read_outcome("study/kd-0")
+    first, *lines = text.splitlines(keepends=True)
+    place.write_text("".join([first, *lines[::-1]]))
+    with pytest.raises(DataError, match="in another order"):
+        read_outcome("study/kd-0")
     place.unlink()
     with pytest.raises(DataError, match="is not there"):
         read_outcome("study/kd-0")
     quietly("compare", "study.toml", "--quiet")  # going on with the run writes it again
     assert place.read_text() == text
+
+
+def test_predictions_of_fewer_clouds_are_refused_even_where_their_shares_agree(way):
+    """Ten right clouds of ten have the accuracy of all of all."""
+    kd, labels = (read_outcome(f"study/{name}-0") for name in ("kd", "labels"))
+    with pytest.raises(DataError, match="33 in study/kd-0, 10 in study/labels-0"):
+        compare({"kd": [kd], "labels": [labels._replace(right=labels.right[:10])]})
 
 
 def test_a_changed_study_is_refused_and_changes_no_run(way, say):
@@ -426,6 +438,7 @@ def test_wrong_arguments_end_in_one_line(way, say):
         (("study/kd-0", "study/kd-0", "study/labels-0"), 2, "are the same run (kd, seed 0)"),
         (("study/kd-0", "study/labels-0", "--at-a-time", 2), 2, "--at-a-time goes with STUDY"),
         (("study.toml", "--out", "no/where"), 3, "there is no folder no"),
+        (("study.toml", "--out", "clouds.h5"), 3, "clouds.h5: the folder cannot be made"),
     ]:
         found, out, err = say("compare", *words)
         assert (found, out, err.count("\n")) == (code, "", 1) and said in err, (words, err)
