@@ -373,6 +373,10 @@ def test_a_changed_study_is_refused_and_changes_no_run(way, say):
     assert "(other loss.kd_weight)" in err
     Path("study.toml").write_text(STUDY)
     shutil.rmtree("study/kd-0")
+    shutil.copytree("study/kd-1", "study/kd-0")
+    code, _, err = say("compare", "study.toml")
+    assert code == 2 and "study/kd-0: was begun" in err and "(other training.seed)" in err
+    shutil.rmtree("study/kd-0")
     Path("study/kd-0").mkdir()
     Path("study/kd-0/letter").touch()
     code, _, err = say("compare", "study.toml")
