@@ -18,7 +18,10 @@ from minipc.errors import MinipcError
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
 
-VERBS = ("record", "verify", "train", "eval", "predict", "data", "info", "audit", "loss", "doctor")
+VERBS = (
+    *("record", "verify", "train", "compare", "eval", "predict", "data", "info", "audit", "loss"),
+    "doctor",
+)
 
 
 class Lazy(click.Group):

@@ -255,21 +255,26 @@ def _configure(context: click.Context, parameter: click.Parameter, path: str | N
     """Take the defaults of this verb's options from its table in a config file."""
     if path is None or context.resilient_parsing:
         return
-    import tomllib  # both late, so that --help does not wait for them: the second loads NumPy
-
-    from minipc.storage.files import read_bytes
-
-    try:
-        tables = tomllib.loads(read_bytes(path, MOST_CONFIG).decode("utf-8-sig"))
-    except (ValueError, RecursionError) as reason:
-        raise DataError(f"{path}: cannot be read as TOML ({reason}); correct it") from reason
+    tables = read_toml(path)
     root: Any = context.find_root().command  # the group of all verbs
     _check_tables(tables, verbs_below(root), path)
     own = _table_of(context)
     for name in own.split("."):
         tables = tables.get(name, {})
-    context.default_map = _defaults(tables, context.command, f"{path}: [{own}]")
+    context.default_map = values_of_table(tables, context.command, f"{path}: [{own}]")
     context.meta["minipc.config"] = path
+
+
+def read_toml(path: str) -> dict[str, Any]:
+    """Return the content of a TOML file.  Raises DataError."""
+    import tomllib  # both late, so that --help does not wait for them: the second loads NumPy
+
+    from minipc.storage.files import read_bytes
+
+    try:
+        return tomllib.loads(read_bytes(path, MOST_CONFIG).decode("utf-8-sig"))
+    except (ValueError, RecursionError) as reason:
+        raise DataError(f"{path}: cannot be read as TOML ({reason}); correct it") from reason
 
 
 def _check_tables(
@@ -290,8 +295,12 @@ def _check_tables(
             _check_tables(table, verbs, path, f"{full}.")
 
 
-def _defaults(table: dict[str, Any], verb: click.Command, where: str) -> dict[str, Any]:
-    """Return {parameter name: value} of a table; click parses text and numbers as if typed."""
+def values_of_table(table: dict[str, Any], verb: click.Command, where: str) -> dict[str, Any]:
+    """Return {parameter name: value} of a table of TOML; click parses them as if typed.
+
+    where: file and table, for messages.  Raises UsageError for an unknown key, and for a value that
+    could not stand on a command line.
+    """
     options, values = options_of(verb), {}
     del options["config"]
     for key, value in table.items():

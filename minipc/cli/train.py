@@ -1,6 +1,7 @@
 """minipc train: a student from a record, or any model from labels."""
 
 import os
+from collections.abc import Iterable
 from typing import Any
 
 import click
@@ -10,11 +11,13 @@ from minipc.cli.options import FILE, Verb, given_options, option, setting_option
 from minipc.cli.show import Console, result
 from minipc.settings import LossConfig, SelfConfig, TrainConfig, chosen, option_names, take
 
+COMMANDLINE = ParameterSource.COMMANDLINE
 SECTIONS = {"training": TrainConfig, "loss": LossConfig, "self_target": SelfConfig}  # of run.json
 OF_SELF = {*option_names(SelfConfig), "self_record"}
 OF_DISTILLATION = {*option_names(LossConfig), *OF_SELF} - {"label_smoothing"}
 OF_ONE_TARGET = {"self_every": "snapshot", "ema_decay": "ema"}
 OF_ONE_AVERAGE = {"average_decay": "ema", "average_epochs": "last"}
+FILES = ("data", "record", "labels_only", "self_record", "views", "init")  # of verbs.train
 
 
 class Views(click.ParamType):
@@ -119,7 +122,9 @@ def command(
     from minipc.backend import load
     from minipc.report.lines import of_train
 
-    _refuse_useless(given, labels_only, resume)
+    # a variable or a key in a file may be set for other runs
+    typed = [name for name, source in given_options().items() if source is COMMANDLINE]
+    refuse_useless(typed, given, labels_only, resume)
     if resume and dry_run:
         raise click.UsageError("--resume and --dry-run do not go together; leave one out")
     with Console(quiet, verbose) as console:
@@ -145,11 +150,14 @@ def command(
     result(values, as_json, of_train)
 
 
-def _refuse_useless(given: dict[str, Any], labels_only: bool, resume: bool) -> None:
-    """Raise UsageError for an option on the command line that has no effect with the others."""
-    for name, source in given_options().items():
-        if source is not ParameterSource.COMMANDLINE:
-            continue  # a variable or a key in a file may be set for other runs
+def refuse_useless(
+    names: Iterable[str], given: dict[str, Any], labels_only: bool, resume: bool = False
+) -> None:
+    """Raise UsageError for one of the options names that has no effect with the others.
+
+    given: {option: value} of all settings.
+    """
+    for name in names:
         flag, kind = f"--{name.replace('_', '-')}", OF_ONE_TARGET.get(name)
         if labels_only and name in OF_DISTILLATION:
             raise click.UsageError(f"--labels-only has no use for {flag}; leave one out")
@@ -179,27 +187,36 @@ def _new(
     running: dict[str, Any],
 ) -> list[Any]:
     """Return the Runs of new run folders: one, or two if no file is named."""
-    from minipc.nn.losses import LABELS_ALONE
     from minipc.verbs import demo, train
 
     bare = not (files["data"] or files["record"] or files["labels_only"])
-    default = {
-        "epochs": demo.STUDENT_EPOCHS if bare else TrainConfig.epochs,
-        "lr": 1e-3 if model == "teacher" else TrainConfig.lr,
-    }
+    asked = arguments(model, given, files, demo.STUDENT_EPOCHS if bare else TrainConfig.epochs)
+    if bare:
+        if files["init"]:
+            raise click.UsageError("--init needs DATA or --record FILE; name one")
+        for name in ("data", "record", "labels_only", "init"):
+            del asked[name]
+        return demo.train(**asked, **place, **running) or []  # None: dry run
+    return [train.train(**asked, **place, **running)]
+
+
+def arguments(
+    model: str, given: dict[str, Any], files: dict[str, Any], epochs: int = TrainConfig.epochs
+) -> dict[str, Any]:
+    """Return the arguments of verbs.train.train, without the place and the running, for options.
+
+    given: {option: value or None} of all settings; files: those of FILES; epochs: unless given.
+    """
+    from minipc.nn.losses import LABELS_ALONE
+
+    default = {"epochs": epochs, "lr": 1e-3 if model == "teacher" else TrainConfig.lr}
     given = given | {name: value for name, value in default.items() if given[name] is None}
     weights = given
     if files["labels_only"]:
         weights = {name: given[name] for name in given.keys() - OF_DISTILLATION} | LABELS_ALONE
     (loss,) = take(weights, LossConfig)
     training, earlier = take(given, TrainConfig, SelfConfig)
-    if bare and files["init"]:
-        raise click.UsageError("--init needs DATA or --record FILE; name one")
-    if bare:
-        what = {name: files[name] for name in ("self_record", "views")} | place | running
-        return demo.train(model, loss, training, self_config=earlier, **what) or []  # None: dry run
-    what = files | place | running
-    return [train.train(model, loss, training, self_config=earlier, **what)]
+    return dict(model=model, loss=loss, config=training, self_config=earlier, **files)
 
 
 def _resumed(

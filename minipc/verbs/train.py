@@ -142,6 +142,30 @@ def begin(
         pass
 
 
+def forecast(
+    model: str,
+    loss: LossConfig,
+    config: TrainConfig,
+    *,
+    out: str,
+    xp: ModuleType = np,
+    threads: int | None = None,
+    say: Callable[[str], None] = quiet,
+    progress: Callable[[int, int, str], None] = quiet,
+    **choices: Any,
+) -> tuple[RunConfig, int]:
+    """Return the RunConfig that train() would write, and the seed of its views; makes no run.
+
+    choices: the arguments of train() from data to views.  Groups of neighbours are made and kept
+    beside the data.  Raises as train() does.
+    """
+    with _new_run(out, model, loss, config, xp=xp, **choices) as run:
+        making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
+        for split in run.splits:
+            kept_groups(run.config.model, split, run.data, **making)
+        return run.config, _views_seed(run)
+
+
 def resume(
     out: str,
     *,
@@ -384,7 +408,7 @@ def _run(
     about = {
         "data_file": os.path.basename(run.data),
         "made_with": config.provenance,
-        "views_seed": run.reader.plan.seed if run.reader else config.training.seed,
+        "views_seed": _views_seed(run),
     }
     checkpoint = None if folder.new else folder.checkpoint()
     done = len(checkpoint.rows) if checkpoint else 0
@@ -417,6 +441,11 @@ def _run(
     )
     last = write_epochs(folder, epochs, run.splits.test, last_epoch, done, about, detail)
     return Run(_values(run, folder, last.rows, time.perf_counter() - begun), last)
+
+
+def _views_seed(run: Prepared) -> int:
+    """Return the seed from which the views of a run are drawn."""
+    return run.reader.plan.seed if run.reader else run.config.training.seed
 
 
 def write_epochs(

@@ -36,12 +36,13 @@ record.store record.recording record.contract record.recorder record.verify
 record.parallel.processes record.parallel.scheduler
 distil.evaluate distil.self_target distil.statistics distil.averaging distil.state
 distil.train runs.folder runs.config
+runs.compare
 audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit verbs.demo
-report.describe report.environment report.lines
-cli.options cli.show cli.record cli.verify cli.train cli.eval cli.predict cli.info cli.data
-cli.audit cli.loss cli.doctor cli.main __main__
+report.describe report.environment report.lines report.compare verbs.compare
+cli.options cli.show cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
+cli.data cli.audit cli.loss cli.doctor cli.main __main__
 """.split()
 
 

@@ -92,12 +92,12 @@ def _groups(folder: str) -> tuple[list[str], list[tuple[int, str | None, str]]]:
         return names, groups + apart
     for i, name in enumerate(entries):
         place = os.path.join(folder, name)
-        inside = _entries(place)
-        if not both & set(inside):
+        within = _entries(place)
+        if not both & set(within):
             groups.append((i, None, place))
             continue
-        if not set(inside) <= set(SPLITS):
-            other = next(entry for entry in inside if entry not in SPLITS)
+        if not set(within) <= set(SPLITS):
+            other = next(entry for entry in within if entry not in SPLITS)
             raise DataError(f"{folder}: class {name} holds train or test and also {other}; {TREE}")
         groups += [(i, split, os.path.join(place, split)) for split in SPLITS]
     return entries, groups + apart

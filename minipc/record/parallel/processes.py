@@ -1,5 +1,7 @@
 """Several processes on one recording: each computes its share of the shards into one folder.
 
+The runs of a study are processes too, as many at a time as asked (verbs/compare.py).
+
 Only that folder coordinates the processes.  Each shard is committed whole, and two processes that
 compute the same shard write the same bytes.  So a worker may die at any moment: the caller computes
 the shards that are still missing and finalises the record.
@@ -20,7 +22,7 @@ from typing import TYPE_CHECKING
 from minipc.errors import MinipcError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 POLL = 0.2  # seconds between two looks at the workers
@@ -32,46 +34,52 @@ def run_workers(
     *,
     say: Callable[[str], None],
     progress: Callable[[], None],
+    at_a_time: int | None = None,
+    names: Sequence[str] | None = None,
+    left: str = "what it left is computed here",
 ) -> None:
     """Run function(number, count) for number 0 .. count - 1, each in a new process; wait for all.
 
     function must be importable and picklable (a functools.partial is fine).  If it raises a
-    MinipcError, or if a signal ends its process, say() reports that and the caller checks which
-    shards are missing.  progress() is called while workers run.  An exception here, including
-    Ctrl-C, ends all workers.
+    MinipcError, or if a signal ends its process, say() reports that and the caller checks what is
+    missing.  progress() is called while workers run.  An exception here, including Ctrl-C, ends all
+    workers.  at_a_time: processes at the same time, None: all; names: of the processes, in what is
+    said; left: what becomes of the work of a process that did not end by itself.
     """
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and a device's state
-    workers = []
+    workers: list[tuple[int, Any, Any]] = []
+    waiting, said = list(range(count)), set()
     try:
-        for number in range(count):
-            receiver, sender = context.Pipe(duplex=False)
-            process = context.Process(
-                target=_worker, args=(function, number, count, sender), daemon=True
-            )
-            process.start()
-            sender.close()
-            workers.append((number, process, receiver))
-        while any(process.is_alive() for _, process, _ in workers):
+        while waiting or workers:
+            while waiting and len(workers) < (at_a_time or count):
+                number = waiting.pop(0)
+                receiver, sender = context.Pipe(duplex=False)
+                process = context.Process(
+                    target=_worker, args=(function, number, count, sender), daemon=True
+                )
+                process.start()
+                sender.close()
+                workers.append((number, process, receiver))
             time.sleep(POLL)
             progress()
-        said = set()
-        for number, process, receiver in workers:
-            process.join()
-            failure = _failure(receiver)
-            if failure:
-                if failure not in said:
-                    say(f"worker {number + 1} of {count}: {failure}")
-                said.add(failure)
-            elif process.exitcode:
-                how = (
-                    f"signal {-process.exitcode}"
-                    if process.exitcode < 0
-                    else f"exit code {process.exitcode}"
-                )
-                say(
-                    f"worker {number + 1} of {count}: ended with {how}; what it left is computed "
-                    "here"
-                )
+            for ended in [worker for worker in workers if not worker[1].is_alive()]:
+                number, process, receiver = ended
+                process.join()
+                failure = _failure(receiver)
+                name = names[number] if names else f"worker {number + 1} of {count}"
+                if failure:
+                    if names or failure not in said:
+                        say(f"{name}: {failure}")
+                    said.add(failure)
+                elif process.exitcode:
+                    how = (
+                        f"signal {-process.exitcode}"
+                        if process.exitcode < 0
+                        else f"exit code {process.exitcode}"
+                    )
+                    say(f"{name}: ended with {how}; {left}")
+                workers.remove(ended)
+                receiver.close()
     finally:
         for _, process, receiver in workers:
             process.kill()
