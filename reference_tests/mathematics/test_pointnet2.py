@@ -789,7 +789,8 @@ def test_a_device_computes_what_the_host_does(text, engine, device):
     given = problem(config, 5, 24)
     here = run(config, *given, engine)
     there = run(config, *moved(device, given), engine)
-    assert_agrees(device, there, here, digits=1e-10, exact=engine == "textbook")
+    # a gamma whose gradient cancels to zero keeps rounding of the other gradients, near 1
+    assert_agrees(device, there, here, digits=1e-10, exact=engine == "textbook", floor=1e-13)
     params, inputs, _ = given
     stats = pointnet2.initial_stats(config, np.float64)
     here = pointnet2.evaluator(params, stats, config, engine)(inputs)
