@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from minipc.backend import module_of
 from minipc.nn import local, ops
 from minipc.nn.engine import Fast, Tape, Textbook, backward, eval_norm_relu
-from minipc.nn.fast import fused
+from minipc.nn.fast import fused, local_eval, pointwise
 from minipc.nn.fast import local as fast_local
 
 
@@ -54,7 +54,7 @@ class TextbookLevels(Textbook):
             branches.append(tape.beside())
             results.append(self._scale(branches[-1], near, x, members, layers))
         widths = [result.shape[2] for result in results]
-        y = results[0] if len(results) == 1 else self._joined(results, layers[0].name)
+        y = results[0] if len(results) == 1 else self._joined(results, scales[0][1][0].name)
         names = [name for branch in branches for name in branch.names]
         read = x is not None
         return tape.push((y, (branches, widths, read)), _level_backward, *names)
@@ -96,6 +96,8 @@ class TextbookLevels(Textbook):
             if x is not None:
                 rows = self._joined([rows, local.gather_forward(x, members)[0]], "")
             rows = rows.reshape(len(rows), -1, rows.shape[-1])  # one product for each cloud
+            # another memory order can change the rounding of a product
+            rows = module_of(rows).ascontiguousarray(rows)
             for W, *norm in layers:
                 rows = eval_norm_relu(ops.linear_forward(rows, W)[0], norm, eps)
             return rows.reshape(*members.shape, -1).max(axis=2)
@@ -112,10 +114,10 @@ class FastLevels(TextbookLevels, Fast):
         """As Textbook.pointwise."""
         names, values = tape.of(layer, "W", "gamma", "beta")
         W, gamma, beta = values
-        *result, tape.batch[layer] = fast_local.pointwise_forward(
+        *result, tape.batch[layer] = pointwise.pointwise_forward(
             x, W, gamma, beta, tape.eps, self.work, layer, residual, inner
         )
-        return tape.push(result, fast_local.pointwise_backward, *names)
+        return tape.push(result, pointwise.pointwise_backward, *names)
 
     def _scale(self, tape: Tape, near: Near, x: Any, members: Any, layers: Sequence) -> Any:
         first, rest = layers[0], list(layers[1:])
@@ -149,12 +151,12 @@ class FastLevels(TextbookLevels, Fast):
     ) -> Callable[[Any], Any]:
         """As Textbook.eval_pointwise."""
         maps = fused.eval_maps([values], eps, len(values[0]))
-        return lambda x: fast_local.pointwise_eval(x, maps, residual, self.work)
+        return lambda x: pointwise.pointwise_eval(x, maps, residual, self.work)
 
     def eval_scale(self, layers: Sequence[Sequence], eps: float) -> Callable[[Near, Any, Any], Any]:
         """As Textbook.eval_scale."""
         maps = fused.eval_maps(layers, eps, len(layers[0][0]))
-        return lambda near, x, members: fast_local.level_eval(
+        return lambda near, x, members: local_eval.level_eval(
             near.positions, x, near.centres, members, maps, self.work
         )
 

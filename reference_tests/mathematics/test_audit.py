@@ -13,7 +13,7 @@ from minipc.audit.problems import Problem
 from minipc.data import augment
 from minipc.models import pointnet, pointnet2
 from minipc.nn import exact, groups, local, losses, ops, optim
-from minipc.nn.fast import fused
+from minipc.nn.fast import fused, local_eval, pointwise
 from minipc.nn.fast import local as fast_local
 from minipc.streams import stream
 
@@ -55,6 +55,8 @@ MODULES = (
     local,
     fused,
     fast_local,
+    local_eval,
+    pointwise,
     optim,
     pointnet,
     pointnet2,
@@ -205,7 +207,7 @@ GRADIENTS = {  # what each backward returns, in order
     (fused, "input_gradient"): ("dpoints",),
     (local, "gather_backward"): ("df",),
     (local, "max_and_mean_backward"): ("dx",),
-    (fast_local, "pointwise_backward"): ("dx", "dW", "dgamma", "dbeta"),
+    (pointwise, "pointwise_backward"): ("dx", "dW", "dgamma", "dbeta"),
     (fast_local, "level_backward"): ("df", "dW", "dgamma", "dbeta"),
     (fast_local, "expand_backward"): ("df", "dW", "dgamma", "dbeta"),
     (fast_local, "group_pool_backward"): ("dx", "dW", "dgamma", "dbeta"),
@@ -242,7 +244,7 @@ def one_percent_more(right, place):
 def test_the_table_of_gradients_is_complete():
     backwards = {
         (module, name)
-        for module in (ops, losses, fused, local, fast_local)
+        for module in (ops, losses, fused, local, fast_local, pointwise)
         for name, function in vars(module).items()
         if (name.endswith("_backward") or name == "input_gradient")
         and getattr(function, "__module__", "") == module.__name__

@@ -5,7 +5,6 @@ import subprocess
 import sys
 import threading
 import time
-import tracemalloc
 
 import numpy as np
 import pytest
@@ -39,6 +38,7 @@ from reference_tests.tools.accuracy import (
     worst,
 )
 from reference_tests.tools.fake_device import moved
+from reference_tests.tools.memory import new_memory_of
 
 SMALL = ModelConfig((6, 8, 12), (10,), classes=5)
 EPSILON = np.finfo(np.float64).eps
@@ -304,14 +304,8 @@ def test_a_step_after_the_first_takes_no_new_memory(name):
         return optim.adamw_in_place(params, grads, state, 1e-3, 1e-2, work)
 
     state = step(state)
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        step(state)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak - before < 1e6, f"{(peak - before) / 1e6:.2f} MB"
+    new = new_memory_of(lambda: step(state))
+    assert new < 1e6, f"{new / 1e6:.2f} MB"
 
 
 def test_a_thread_that_fails_ends_the_map_with_its_error():

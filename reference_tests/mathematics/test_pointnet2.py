@@ -5,7 +5,6 @@ balls, no features, residual layers, the mean beside the maximum, groups of one 
 """
 
 import json
-import tracemalloc
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -28,8 +27,9 @@ from minipc.provenance import provenance
 from minipc.runs.config import RunConfig, read_config
 from minipc.settings import LossConfig, TrainConfig
 from minipc.storage import files, hdf5
-from reference_tests.tools.accuracy import statistics, worst
+from reference_tests.tools.accuracy import signed_params, statistics, worst
 from reference_tests.tools.fake_device import assert_agrees, moved
+from reference_tests.tools.memory import new_memory_of
 
 QUICKLY = settings(max_examples=100, deadline=None, derandomize=True)
 EPSILON = np.finfo(np.float64).eps
@@ -337,13 +337,7 @@ def test_a_config_of_a_file_that_no_text_says_is_refused_as_data():
 def problem(config, clouds, points, dtype=np.float64, seed=0, change=lambda x: x):
     """Return params with gains of both signs and zero, Inputs and dlogits."""
     rng = np.random.default_rng(seed)
-    params = initialise(param_specs(config), rng, np.float64)
-    for name, value in params.items():
-        if name.endswith(".gamma"):
-            value *= rng.standard_normal(value.shape)
-            value[1] = 0
-        elif not name.endswith(".W"):
-            value += 0.5 * rng.standard_normal(value.shape)
+    params = signed_params(param_specs(config), rng)
     x = change(rng.standard_normal((clouds, points, 3)).astype(np.float32))
     inputs = Inputs(x.astype(dtype), pointnet2.prepare(config, x))
     dlogits = rng.standard_normal((clouds, config.classes)).astype(dtype)
@@ -708,14 +702,8 @@ def test_a_step_after_the_first_takes_no_large_new_memory(text):
         return optim.adamw_in_place(params, grads, state, 1e-3, 1e-2, work)
 
     state = step(state)
-    tracemalloc.start()
-    try:
-        before, _ = tracemalloc.get_traced_memory()
-        step(state)
-        _, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert peak - before < 2.5e6, f"{(peak - before) / 1e6:.2f} MB"
+    new = new_memory_of(lambda: step(state))
+    assert new < 2.5e6, f"{new / 1e6:.2f} MB"
 
 
 # statistics and evaluation
@@ -789,7 +777,8 @@ def test_a_device_computes_what_the_host_does(text, engine, device):
     given = problem(config, 5, 24)
     here = run(config, *given, engine)
     there = run(config, *moved(device, given), engine)
-    assert_agrees(device, there, here, digits=1e-10, exact=engine == "textbook")
+    # a gamma whose gradient cancels to zero keeps rounding of the other gradients, near 1
+    assert_agrees(device, there, here, digits=1e-10, exact=engine == "textbook", floor=1e-13)
     params, inputs, _ = given
     stats = pointnet2.initial_stats(config, np.float64)
     here = pointnet2.evaluator(params, stats, config, engine)(inputs)

@@ -17,16 +17,22 @@ FAR = (10, 100, 1000)
 DRAWS = 9
 
 
-def problem(config, clouds, points, dtype=np.float64, seed=0, offset=0.0):
-    """Return params with signs and zeros in gamma, points and dlogits."""
-    rng = np.random.default_rng(seed)
-    params = initialise(param_specs(config), rng, np.float64)
+def signed_params(specs, rng):
+    """Return {name: float64 array} of specs, with signs and zeros in gamma."""
+    params = initialise(specs, rng, np.float64)
     for name, value in params.items():
         if name.endswith(".gamma"):
             value *= rng.standard_normal(value.shape)
             value[1] = 0
         elif not name.endswith(".W"):
             value += 0.5 * rng.standard_normal(value.shape)
+    return params
+
+
+def problem(config, clouds, points, dtype=np.float64, seed=0, offset=0.0):
+    """Return params with signs and zeros in gamma, points and dlogits."""
+    rng = np.random.default_rng(seed)
+    params = signed_params(param_specs(config), rng)
     x = rng.standard_normal((clouds, points, 3)) + offset
     dlogits = rng.standard_normal((clouds, config.classes))
     return (

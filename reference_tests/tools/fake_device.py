@@ -315,10 +315,11 @@ def leaves(tree):
     return [tree] if hasattr(tree, "dtype") else []
 
 
-def assert_agrees(xp, got, want, digits=1e-10, exact=True):
+def assert_agrees(xp, got, want, digits=1e-10, exact=True, floor=0.0):
     """Raise unless two trees agree: if exact, bit for bit on NumPy and the fake device.
 
     On a real device sums run in another order: `digits`, relative to the largest of each array.
+    floor: what rounding leaves of an array whose true value is zero.
     """
     got, want = leaves(on_host(got)), leaves(on_host(want))
     assert len(got) == len(want)
@@ -328,4 +329,4 @@ def assert_agrees(xp, got, want, digits=1e-10, exact=True):
             np.testing.assert_array_equal(g, w)
         else:
             scale = float(np.abs(w).max(initial=0)) or 1.0
-            np.testing.assert_allclose(g, w, rtol=0, atol=digits * scale)
+            np.testing.assert_allclose(g, w, rtol=0, atol=digits * scale + floor)

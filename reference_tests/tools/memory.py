@@ -1,7 +1,9 @@
-"""The peak of resident memory while something runs.
+"""The peak of memory while something runs: resident, or what Python and NumPy ask for.
 
 getrusage does not serve: its peak is inherited from the parent process.
 """
+
+import tracemalloc
 
 
 def _status(key):
@@ -16,3 +18,15 @@ def peak_of(function):
         file.write("5")  # the peak starts anew
     function()
     return _status("VmHWM:") - before
+
+
+def new_memory_of(function):
+    """Return how many bytes of new memory function() held at its peak, as tracemalloc sees them."""
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        function()
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return peak - before

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from statistics import median
 from unittest import mock
 
-from minipc.nn.fast import fused, local, workspace
+from minipc.nn.fast import fused, local, pointwise, workspace
 from reference_tests.tools.speed_workers import ours
 
 STEPS = 50
@@ -92,9 +92,11 @@ def parts(size, task, threads):
 OF_LEVELS = {  # part of a step with levels: the functions that do it
     "products": (
         *[(fused, name) for name in ("product", "inner_product", "second_moments")],
-        *[(local, name) for name in ("product", "inner_product")],
+        (local, "product"),
+        (pointwise, "product"),
+        (pointwise, "inner_product"),
     ),
-    "gathers": ((local, "_gathered"), (local, "_columns")),
+    "gathers": ((local, "gathered"), (local, "columns_at")),
     "maxima": ((local, "first_maximum"),),
     "sums at points": ((local, "_reads"), (local, "_scatter_winners"), (local, "_scatter_rows")),
 }

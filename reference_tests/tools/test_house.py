@@ -25,7 +25,8 @@ ORDER = """
 errors settings progress streams installed backend provenance
 storage.files storage.hdf5 storage.layout storage.places
 nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
-nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.local nn.engine
+nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.pointwise
+nn.fast.local nn.fast.local_eval nn.engine
 nn.levels models.inputs models.pointnet models.pointnet2 models.model
 data.prepare data.clouds data.groups_file data.augment data.shapes
 data.readers.packed data.readers.text_points data.readers.point_files data.readers.foreign_hdf5
@@ -258,7 +259,14 @@ def test_pyproject_holds_the_build_system_and_what_ruff_reads_nowhere_else():
 
 MOST_TOKENS = 16_000  # of the afternoon: what a reader needs to understand method and mathematics
 # What a level of neighbours adds, once its operations (nn.local) are understood.
-NEIGHBOURHOODS = {"nn.groups", "nn.fast.local", "nn.levels", "models.pointnet2"}
+NEIGHBOURHOODS = {
+    "nn.groups",
+    "nn.fast.pointwise",
+    "nn.fast.local",
+    "nn.fast.local_eval",
+    "nn.levels",
+    "models.pointnet2",
+}
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 

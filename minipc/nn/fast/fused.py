@@ -29,6 +29,8 @@ from minipc.nn.fast.workspace import Workspace
 from minipc.nn.ops import BatchStats
 
 SHARE = 16  # fewest channels of one piece of work
+# A tower has the work of several layers.  Where there is one, so many times its rows fill a block.
+OF_ONE_LAYER = 8
 
 
 class Activation(NamedTuple):
@@ -185,7 +187,7 @@ class Affine(NamedTuple):
 
 
 def affine_map(
-    x: Activation, W: Any, gamma: Any, beta: Any, eps: float, name: str
+    x: Any, W: Any, gamma: Any, beta: Any, eps: float, name: str
 ) -> tuple[Affine, BatchStats]:
     """sigma^2 = w^T C w + eps, A = W gamma / sigma, c = beta - A^T m.  (F1)"""
     check_shape("W", W, (len(x.shift), None))
@@ -304,6 +306,34 @@ def gradients(products: Any, x: Activation, affine: Affine, name: str) -> tuple[
     return R, dgamma, dbeta, xp.concatenate([-Q, k[:, None]], axis=1)
 
 
+def of_parameters(
+    block: Callable[[slice], Any], x: Any, affine: Affine, name: str
+) -> tuple[Any, Any, Any, Any]:
+    """Return dW, dgamma, dbeta by (F2) and (F3), and [-Q, k] of (F4).
+
+    block(clouds) returns their part of X~^T D, (I + 1, O).
+    """
+    inputs, width = affine.W.shape
+    total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
+    products = x.work.array(f"{name} products", total.shape, affine.W.dtype)
+    products[...] = total
+    return gradients(products, x, affine, name)
+
+
+def claim(x: Any) -> Workspace:
+    """Return the Workspace of a tower or level x, whose backward begins and overwrites it.
+
+    Raises DataError if another backward or forward did so before.
+    """
+    if x.work.generation(x.name) != x.generation:
+        raise DataError(
+            "fast engine: this tape was read already, or a later forward wrote over it; run "
+            "forward again"
+        )
+    x.work.next_generation(x.name)
+    return x.work
+
+
 def shared_backward(dy: Gradient, cache: SharedCache) -> tuple[Gradient, Any, Any, Any]:
     """D = dY where y > 0, then (F2), (F3) and (F4).
 
@@ -317,9 +347,7 @@ def shared_backward(dy: Gradient, cache: SharedCache) -> tuple[Gradient, Any, An
         xp.multiply(dy.of(clouds), y.positive(clouds), out=z)
         return inner_product(x.with_ones(clouds), z, x.work)
 
-    (width, inputs), dtype = affine.At.shape, affine.At.dtype
-    products = sum_over_blocks(layer, x, (inputs + 1, width), f"{name} products").astype(dtype)
-    dW, dgamma, dbeta, of_inputs = gradients(products, x, affine, name)
+    dW, dgamma, dbeta, of_inputs = of_parameters(layer, x, affine, name)
     coefficients = xp.concatenate([of_inputs, affine.At.T], axis=1)
     return Gradient(x, coefficients), dW, dgamma, dbeta
 
@@ -374,13 +402,7 @@ def pooled_backward(dh: Any, cache: PooledCache) -> tuple[Gradient, Any, Any, An
     dh (B, O) -> Gradient dx, dW (I, O), dgamma (O,), dbeta (O,)
     """
     x, affine, winners, positive, name = cache
-    work, g = x.work, dh * positive
-    if work.generation(x.name) != x.generation:
-        raise DataError(
-            "fast engine: this tape was read already, or a later forward wrote over it; run "
-            "forward again"
-        )
-    work.next_generation(x.name)  # this backward overwrites activations with gradients
+    work, g = claim(x), dh * positive
     inputs, width = affine.W.shape
     products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
     products[-1] = g.sum(axis=0)

@@ -18,25 +18,24 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipc.backend import module_of
-from minipc.errors import DataError
 from minipc.nn.fast.fused import (
+    OF_ONE_LAYER,
     Activation,
     Affine,
     advancing,
     affine_map,
     blocks_of,
+    claim,
     divided,
     filled,
-    gradients,
+    of_parameters,
     slices_of,
     sum_over_blocks,
     to_tower,
 )
-from minipc.nn.fast.products import inner_product, product
+from minipc.nn.fast.products import product
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.ops import BatchStats
-
-OF_ONE_LAYER = 8  # a tower holds the work of several layers: so many times its rows fill a block
 
 
 class Level(NamedTuple):
@@ -92,7 +91,7 @@ def to_level(
     return level._replace(moments=moments)
 
 
-def _moments(x: Any, clouds: slice) -> Any:
+def _moments(x: Level, clouds: slice) -> Any:
     """Write v~ of some clouds and return their sum of x~ x~^T.  (F12)
 
     Products of positions are float64, because those of an offset are small differences of them.
@@ -110,7 +109,7 @@ def _moments(x: Any, clouds: slice) -> Any:
     return total
 
 
-def _reads(x: Any, clouds: slice) -> tuple[Any, Any]:
+def _reads(x: Level, clouds: slice) -> tuple[Any, Any]:
     """Return c (C, N) and q (C, 3, N), float64, of some clouds.  (F11)"""
     xp, members, points = x.work.xp, x.members.shape[2], x.z.shape[2]
     if xp is not np:
@@ -151,7 +150,7 @@ class LevelCache(NamedTuple):
 
 
 def level_forward(
-    x: Any, W: Any, gamma: Any, beta: Any, eps: float, name: str
+    x: Level, W: Any, gamma: Any, beta: Any, eps: float, name: str
 ) -> tuple[Any, LevelCache, BatchStats]:
     """h_mo = relu(c_o - (A_p^T p_c(m))_o + max_j (A^T z)_(o, g(m,j))).  (F13)
 
@@ -172,9 +171,9 @@ def level_forward(
     def pool(clouds: slice) -> None:
         xp.matmul(x.z[clouds, :-1].swapaxes(1, 2), affine.At.T, out=u[clouds])
         points = u.reshape(-1, shape[2])
-        for some in _portions(clouds, count, members * shape[2], work):
-            rows = _gathered(points, flat[:, some], work)
-            first_maximum(rows, 0, _flat(h)[some], _flat(rank)[some], work)
+        for some in portions(clouds, count, members * shape[2], work):
+            rows = gathered(points, flat[:, some], work)
+            first_maximum(rows, 0, rows_of(h)[some], rows_of(rank)[some], work)
         best = h[clouds]
         centre = work.scratch("centre", best.shape, best.dtype)
         xp.matmul(x.at[clouds], affine.At[:, :3].T, out=centre)
@@ -187,19 +186,19 @@ def level_forward(
     return h, LevelCache(x, affine, positive, rank, name), stats
 
 
-def _flat(x: Any) -> Any:
+def rows_of(x: Any) -> Any:
     """Return x (B, M, O) as (B M, O), a view."""
     return x.reshape(-1, x.shape[2])
 
 
-def _portions(clouds: slice, count: int, elements: int, work: Workspace) -> list[slice]:
+def portions(clouds: slice, count: int, elements: int, work: Workspace) -> list[slice]:
     """Return slices of the groups of some clouds, each with about 2 work.slice elements."""
     first, stop = clouds.start * count, clouds.stop * count
     step = max(2 * work.slice // elements, 1)
     return [slice(start, min(start + step, stop)) for start in range(first, stop, step)]
 
 
-def _gathered(points: Any, index: Any, work: Workspace) -> Any:
+def gathered(points: Any, index: Any, work: Workspace) -> Any:
     """Return the rows of points (R, O) at index (k, G), (k, G, O), in a buffer of this thread."""
     rows = work.scratch("rows", (*index.shape, points.shape[1]), points.dtype)
     if work.xp is np:
@@ -227,13 +226,13 @@ def first_maximum(rows: Any, axis: int, best: Any, rank: Any, work: Workspace) -
     xp.minimum(rank, places - 1, out=rank)  # not a number has no place
 
 
-def level_backward(dh: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
+def level_backward(dh: Any, cache: LevelCache) -> tuple[Any, Any, Any, Any]:
     """(F2) and (F3) with the gradients at the winners, then (F16).
 
     dh (B, M, O) -> df (B, N, C), dW (I, O), dgamma (O,), dbeta (O,)
     """
     x, affine, positive, rank, name = cache
-    work = _started(x)
+    work = claim(x)
     g = work.array(f"{name} g", positive.shape, affine.At.dtype)
     S = work.array(f"{name} S", (len(g), x.z.shape[2], g.shape[2]), g.dtype)
 
@@ -242,17 +241,6 @@ def level_backward(dh: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
         _scatter_winners(S[clouds], x.members[clouds], rank[clouds], g[clouds], work)
 
     return _through_points(x, affine, winners, S, g, name)
-
-
-def _started(x: Any) -> Workspace:
-    """Return the Workspace of a Level whose backward begins.  Raises DataError if it is stale."""
-    if x.work.generation(x.name) != x.generation:
-        raise DataError(
-            "fast engine: this tape was read already, or a later forward wrote over it; run "
-            "forward again"
-        )
-    x.work.next_generation(x.name)
-    return x.work
 
 
 def _scatter_winners(S: Any, members: Any, rank: Any, g: Any, work: Workspace) -> None:
@@ -271,22 +259,8 @@ def _scatter_winners(S: Any, members: Any, rank: Any, g: Any, work: Workspace) -
         S[i] = np.bincount(at.ravel(), g[i].ravel(), points * width).reshape(points, width)
 
 
-def _of_parameters(
-    block: Callable[[slice], Any], x: Any, affine: Affine, name: str
-) -> tuple[Any, Any, Any, Any]:
-    """Return dW, dgamma, dbeta by (F2) and (F3), and [-Q, k] of (F4).
-
-    block(clouds) returns their part of X~^T D, (I + 1, O).
-    """
-    inputs, width = affine.W.shape
-    total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
-    products = x.work.array(f"{name} products", total.shape, affine.W.dtype)
-    products[...] = total
-    return gradients(products, x, affine, name)
-
-
 def _through_points(
-    x: Any, affine: Affine, sums: Callable[[slice], None], S: Any, g: Any, name: str
+    x: Level, affine: Affine, sums: Callable[[slice], None], S: Any, g: Any, name: str
 ) -> tuple[Any, Any, Any, Any]:
     """Return df and the gradients of the parameters from sums at the points.  (F15), (F16)
 
@@ -303,7 +277,7 @@ def _through_points(
         )
         return products
 
-    dW, dgamma, dbeta, K = _of_parameters(block, x, affine, name)
+    dW, dgamma, dbeta, K = of_parameters(block, x, affine, name)
     df = work.array(f"{name} df", (*S.shape[:2], len(K) - 3), S.dtype)
 
     def features(clouds: slice) -> None:
@@ -324,7 +298,7 @@ class ExpandCache(NamedTuple):
 
 
 def expand_forward(
-    x: Any, W: Any, gamma: Any, beta: Any, eps: float, widths: Sequence[int], name: str
+    x: Level, W: Any, gamma: Any, beta: Any, eps: float, widths: Sequence[int], name: str
 ) -> tuple[Activation, ExpandCache, BatchStats]:
     """y_mj = relu(c - A_p^T p_c(m) + (A^T z)_g(m,j)): the first of several layers.  (F11)
 
@@ -348,7 +322,7 @@ def expand_forward(
         product(affine.At, z, u, work)
         centre = affine.At[:, :3] @ x.at[clouds].swapaxes(1, 2)  # (C, O, M)
         centre -= (affine.c - shift)[:, None]
-        rows = _columns(u, local[clouds], y.of(clouds))
+        rows = columns_at(u, local[clouds], y.of(clouds))
         each = rows.reshape(len(z), -1, members, count)
         each -= centre[:, :, None]
         rows = divided(rows, floor)
@@ -357,13 +331,13 @@ def expand_forward(
     return filled(y, write, name), ExpandCache(x, y, affine, name), stats
 
 
-def expand_backward(dy: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
+def expand_backward(dy: Any, cache: ExpandCache) -> tuple[Any, Any, Any, Any]:
     """D = dY where y > 0, summed over the readers of each point and the members of each group.
 
     dy a gradient of the rows -> df (B, N, C), dW (I, O), dgamma (O,), dbeta (O,).  (F15), (F16)
     """
     x, y, affine, name = cache
-    work, (members, clouds, count) = _started(x), x.flat.shape
+    work, (members, clouds, count) = claim(x), x.flat.shape
     S = work.array(f"{name} S", (clouds, len(affine.c), x.z.shape[2]), affine.At.dtype)
     g = work.array(f"{name} g", (clouds, len(affine.c), count), S.dtype)
 
@@ -403,7 +377,7 @@ class GroupPoolCache(NamedTuple):
 
 
 def group_pool_forward(
-    x: Any, W: Any, gamma: Any, beta: Any, eps: float, members: Any, name: str
+    x: Activation, W: Any, gamma: Any, beta: Any, eps: float, members: int, name: str
 ) -> tuple[Any, GroupPoolCache, BatchStats]:
     """(F5) with groups in place of clouds: the last layer of a level and the maximum of each group.
 
@@ -465,13 +439,13 @@ class GroupGradient(NamedTuple):
         return D
 
 
-def group_pool_backward(dh: Any, cache: Any) -> tuple[GroupGradient, Any, Any, Any]:
+def group_pool_backward(dh: Any, cache: GroupPoolCache) -> tuple[GroupGradient, Any, Any, Any]:
     """(F2) and (F3) with D the gradients at the winners.
 
     dh (B, M, O) -> GroupGradient dx, dW (I, O), dgamma (O,), dbeta (O,)
     """
     x, affine, positive, rank, name = cache
-    work = _started(x)
+    work = claim(x)
     g = work.array(f"{name} g", positive.shape, affine.At.dtype)
     work.xp.multiply(dh.swapaxes(1, 2), positive, out=g)
     winners = GroupGradient(x, None, affine.At, g, rank)
@@ -484,12 +458,12 @@ def group_pool_backward(dh: Any, cache: Any) -> tuple[GroupGradient, Any, Any, A
             some = slice(first, first + step)
             index = rows[:, some].reshape(len(z), -1)
             at_winners = work.scratch("at winners", (*z.shape[:2], index.shape[1]), z.dtype)
-            _columns(z, index, at_winners)
+            columns_at(z, index, at_winners)
             at_winners = at_winners.reshape(*z.shape[:2], *rows[:, some].shape[1:])
             products[:, some] = work.xp.einsum("cirm,crm->ir", at_winners, here[:, some])
         return products
 
-    dW, dgamma, dbeta, K = _of_parameters(block, x, affine, name)
+    dW, dgamma, dbeta, K = of_parameters(block, x, affine, name)
     return winners._replace(K=K), dW, dgamma, dbeta
 
 
@@ -499,18 +473,18 @@ def to_offsets(
     """Return the Activation of the offsets (M18) of a level without features, member by member."""
     xp, (clouds, count, size) = work.xp, members.shape
     o = work.array(f"{name} offsets", (clouds, 3, size * count), positions.dtype)
-    _offsets(xp.ascontiguousarray(positions.swapaxes(1, 2)), centres, members, o)
+    offsets_by_member(xp.ascontiguousarray(positions.swapaxes(1, 2)), centres, members, o)
     return to_tower(o.swapaxes(1, 2), widths, work, name)
 
 
-def _offsets(axes: Any, centres: Any, members: Any, out: Any) -> None:
+def offsets_by_member(axes: Any, centres: Any, members: Any, out: Any) -> None:
     """out (C, 3, k M) = (M18), member by member.    axes (C, 3, N), centres (C, M)"""
-    _columns(axes, members.transpose(0, 2, 1).reshape(len(members), -1), out)
+    columns_at(axes, members.transpose(0, 2, 1).reshape(len(members), -1), out)
     at = module_of(axes).take_along_axis(axes, centres[:, None].astype(np.intp), axis=2)
     out.reshape(*axes.shape[:2], members.shape[2], -1)[...] -= at[:, :, None]
 
 
-def _columns(u: Any, index: Any, out: Any) -> Any:
+def columns_at(u: Any, index: Any, out: Any) -> Any:
     """out (C, O, R) = u (C, O, N) at columns index (C, R).  Returns out."""
     xp = module_of(u)
     if xp is np:
@@ -519,192 +493,3 @@ def _columns(u: Any, index: Any, out: Any) -> Any:
     else:
         out[...] = xp.take_along_axis(u, index[:, None].astype(np.int64), axis=2)
     return out
-
-
-class Points(Activation):
-    """The input of one point-wise layer."""
-
-    def blocks(self) -> list[slice]:
-        """As Activation.blocks, for one layer."""
-        clouds, rows, points = self.tower.shape
-        return blocks_of(clouds, OF_ONE_LAYER * rows * points, self.work)
-
-
-class PointwiseCache(NamedTuple):
-    x: Activation
-    affine: Affine
-    positive: Any  # (B, O, N)
-    residual: bool
-    inner: bool
-    name: str
-
-
-def pointwise_forward(
-    x: Any,
-    W: Any,
-    gamma: Any,
-    beta: Any,
-    eps: float,
-    work: Workspace,
-    name: str,
-    residual: bool = False,
-    inner: bool = True,
-) -> tuple[Any, PointwiseCache, BatchStats]:
-    """(F1) of every point, as an array: y = relu(A^T z + c), plus x where residual.
-
-    x (B, N, I) -> y (B, N, O), PointwiseCache and BatchStats.  inner: backward needs dx.
-    """
-    xp = work.xp
-    entry = to_tower(x, (), work, name, exact=not inner, kind=Points)
-    affine, stats = affine_map(entry, W, gamma, beta, eps, name)
-    clouds, points, _ = x.shape
-    shape = (clouds, W.shape[1], points)
-    y = work.array(f"{name} y", shape, W.dtype)
-    positive = work.array(f"{name} positive", shape, bool)
-    coefficients = xp.concatenate([affine.At, affine.c[:, None]], axis=1)
-
-    def write(clouds: slice) -> None:
-        here = product(coefficients, entry.with_ones(clouds), y[clouds], work)
-        xp.greater(here, 0, out=positive[clouds])
-        xp.maximum(here, work.zeros(points, here.dtype), out=here)
-        if residual:
-            here += x[clouds].swapaxes(1, 2)
-
-    work.map(write, entry.blocks())
-    cache = PointwiseCache(entry, affine, positive, residual, inner, name)
-    return y.swapaxes(1, 2), cache, stats
-
-
-def pointwise_backward(dy: Any, cache: Any) -> tuple[Any, Any, Any, Any]:
-    """D = dY where relu is positive, then (F2), (F3) and (F4), plus dY where residual.
-
-    dy (B, N, O) -> dx (B, N, I), dW (I, O), dgamma (O,), dbeta (O,)
-    """
-    x, affine, positive, residual, inner, name = cache
-    work, inputs, xp = _started(x), len(affine.W), x.work.xp
-    D = work.array(f"{name} D", positive.shape, affine.At.dtype)
-
-    def block(clouds: slice) -> Any:
-        xp.multiply(dy[clouds].swapaxes(1, 2), positive[clouds], out=D[clouds])
-        return inner_product(x.with_ones(clouds), D[clouds], work)
-
-    dW, dgamma, dbeta, K = _of_parameters(block, x, affine, name)
-    if not inner:
-        return None, dW, dgamma, dbeta
-    dx = work.array(f"{name} dx", (len(D), inputs, D.shape[2]), D.dtype)
-
-    def write(clouds: slice) -> None:
-        here = product(K, x.with_ones(clouds), dx[clouds], work)
-        through = work.scratch("through", here.shape, here.dtype)
-        here += product(affine.At.T, D[clouds], through, work)
-        if residual:
-            here += dy[clouds].swapaxes(1, 2)
-
-    work.map(write, x.blocks())
-    return dx.swapaxes(1, 2), dW, dgamma, dbeta
-
-
-def level_eval(
-    positions: Any, f: Any, centres: Any, members: Any, maps: list[tuple[Any, Any]], work: Workspace
-) -> Any:
-    """Return what the groups of a level see, h (B, M, O), with tracked statistics.  (F9), (F13)
-
-    positions (B, N, 3); f (B, N, C), or None; maps of eval_maps() for the layers of the rows.
-    The products belong to one cloud and have shapes in which the batch does not occur.
-    """
-    xp, (clouds, count, members_of) = work.xp, members.shape
-    h = xp.empty((clouds, count, len(maps[-1][0])), positions.dtype)
-    widest = max(len(A) for A, _ in maps)
-    single = f is not None and len(maps) == 1
-    pool = _pool_points if single else _pool_rows
-    elements = count * widest if single else count * members_of * widest
-    for block in blocks_of(clouds, max(elements * work.block // work.slice, 1), work):
-        near = positions[block] - positions[block, :1]  # far from the origin, products lose digits
-        axes = [near] if f is None else [near, f[block]]
-        z = xp.ascontiguousarray(xp.concatenate(axes, axis=2).swapaxes(1, 2))  # (C, I, N)
-        pool(z, centres[block], members[block], maps, h[block], work)
-    return h
-
-
-def _pool_points(
-    z: Any, centres: Any, members: Any, maps: list[tuple[Any, Any]], h: Any, work: Workspace
-) -> None:
-    """h (C, M, O) by (F13) for a level of a single layer."""
-    xp, ((At, c),) = work.xp, maps
-    clouds, _, points = z.shape
-    u = work.scratch("u", (clouds, points, len(At)), z.dtype)
-    xp.matmul(z.swapaxes(1, 2), At.T, out=u)
-    flat = members.transpose(2, 0, 1) + (points * xp.arange(clouds))[:, None]  # (k, C, M)
-    flat = flat.reshape(len(flat), -1)
-    for some in _portions(slice(0, clouds), members.shape[1], len(flat) * len(At), work):
-        _gathered(_flat(u), flat[:, some], work).max(axis=0, out=_flat(h)[some])
-    h -= _positions(z, centres).swapaxes(1, 2) @ At[:, :3].T
-    h += c
-    xp.maximum(h, work.zeros(len(c), h.dtype), out=h)
-
-
-def _positions(z: Any, centres: Any) -> Any:
-    """Return the positions (C, 3, M) of centres (C, M) in z (C, I, N), contiguous.
-
-    The memory order of an indexed array can depend on the number of clouds, and the bits of a
-    product depend on the memory order of its factors.
-    """
-    xp = module_of(z, centres)
-    at = xp.take_along_axis(z[:, :3], centres[:, None].astype(np.intp), axis=2)
-    return xp.ascontiguousarray(at)
-
-
-def _pool_rows(
-    z: Any, centres: Any, members: Any, maps: list[tuple[Any, Any]], h: Any, work: Workspace
-) -> None:
-    """h (C, M, O) of a level of several layers, some centres at a time."""
-    xp, (clouds, inputs, _), (count, size) = work.xp, z.shape, members.shape[1:]
-    widest = max(inputs, *(len(A) for A, _ in maps))
-    step = min(max(2 * work.slice // (size * widest), 1), count)
-    first, rest = (None, maps) if inputs == 3 else (maps[0], maps[1:])
-    u = z
-    if first:
-        At, c = first
-        u = product(At, z, work.scratch("u", (clouds, len(At), z.shape[2]), z.dtype), work)
-    for start in range(0, count, step):
-        some = slice(start, min(start + step, count))
-        here, near = members[:, some], centres[:, some]
-        rows = work.scratch("rows", (clouds, u.shape[1], size * here.shape[1]), z.dtype)
-        if first:
-            _columns(u, here.transpose(0, 2, 1).reshape(clouds, -1), rows)
-            at = _positions(z, near)
-            each = rows.reshape(clouds, len(At), size, -1)
-            each -= (At[:, :3] @ at - c[:, None])[:, :, None]
-            xp.maximum(rows, work.zeros(rows.shape[2], rows.dtype), out=rows)
-        else:
-            _offsets(z, near, here, rows)
-        for number, (A, b) in enumerate(rest):
-            out = work.scratch(f"layer {number}", (clouds, len(A), rows.shape[2]), z.dtype)
-            rows = product(A, rows, out, work)
-            if number < len(rest) - 1:
-                rows += b[:, None]
-                xp.maximum(rows, work.zeros(rows.shape[2], rows.dtype), out=rows)
-        best = _maximum(rows.reshape(clouds, len(A), size, -1), xp) + b[:, None]
-        h[:, some] = xp.maximum(best, 0, out=best).swapaxes(1, 2)
-
-
-def _maximum(rows: Any, xp: Any) -> Any:
-    """Return the maximum of rows (C, O, k, G) over k, written over rows.
-
-    By halves, since a reduction runs over G numbers at a time, and there are few.
-    """
-    size = rows.shape[2]
-    while size % 2 == 0:
-        size //= 2
-        xp.maximum(rows[:, :, :size], rows[:, :, size : 2 * size], out=rows[:, :, :size])
-    return rows[:, :, :size].max(axis=2)
-
-
-def pointwise_eval(x: Any, maps: list[tuple[Any, Any]], residual: bool, work: Workspace) -> Any:
-    """Return y (B, N, O) of x (B, N, I) under the one map of eval_maps(), plus x where residual."""
-    xp, ((At, c),) = work.xp, maps
-    z = xp.ascontiguousarray(x.swapaxes(1, 2))
-    y = product(At, z, xp.empty((len(z), len(At), z.shape[2]), z.dtype), work)
-    y += c[:, None]
-    xp.maximum(y, work.zeros(y.shape[2], y.dtype), out=y)
-    return (y + z if residual else y).swapaxes(1, 2)
