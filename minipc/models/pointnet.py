@@ -8,8 +8,8 @@ since the mean would cancel it.  Training and evaluation are two functions; trai
 tape that nn.engine.backward reads upwards.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -21,6 +21,7 @@ from minipc.models.inputs import inputs_of
 from minipc.nn import exact, ops
 from minipc.nn.engine import Tape, engine_of, eval_norm_relu
 from minipc.nn.params import Spec, batch_norm_spec, bias_spec, linear_spec
+from minipc.nn.widening import Channels
 
 NAMED_SIZES = {  # name: (shared widths, head widths, dropout)
     "teacher": ((64, 64, 64, 128, 1024), (512, 256), 0.3),
@@ -139,6 +140,23 @@ def prepare(config: ModelConfig, points: Any) -> tuple:
 def grouping(config: ModelConfig) -> list:
     """Return what groups depend on: there are none."""
     return []
+
+
+def widths(config: ModelConfig) -> tuple[int, ...]:
+    """Return every width that may be another one, in the order of the forward."""
+    return (*config.shared, *config.head)
+
+
+def with_widths(config: ModelConfig, widths: Sequence[int]) -> ModelConfig:
+    """Return config with these widths in place of widths(config)."""
+    shared = len(config.shared)
+    return replace(config, shared=tuple(widths[:shared]), head=tuple(widths[shared:]))
+
+
+def channels(config: ModelConfig) -> dict[str, Channels]:
+    """Return {layer: Channels}: no two parts lie side by side."""
+    shared, head, out = _layers(config)
+    return {name: Channels((i,), (o,)) for name, i, o in (*shared, *head, out)}
 
 
 def pooled_layers(config: ModelConfig) -> tuple[str, ...]:

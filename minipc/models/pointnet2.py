@@ -34,6 +34,7 @@ from minipc.nn.fast.workspace import Workspace
 from minipc.nn.groups import Scale, farthest_points, neighbours
 from minipc.nn.levels import ENGINES, Near
 from minipc.nn.params import Spec, batch_norm_spec, bias_spec, linear_spec
+from minipc.nn.widening import Channels
 
 NAMED_SIZES = {  # name: (text by hand, dropout)
     "pointnet2": (
@@ -191,20 +192,29 @@ def _by_hand(text: str, classes: int) -> ModelConfig:
 
 def _divided(config: ModelConfig, divisor: int) -> ModelConfig:
     """Return config with every hidden width divided, rounded down, at least 1."""
+    divided = with_widths(config, [max(width // divisor, 1) for width in widths(config)])
+    return replace(divided, dropout=0.0)  # a tiny network fits too little rather than too much
 
-    def divided(widths: Sequence[int]) -> tuple[int, ...]:
-        return tuple(max(width // divisor, 1) for width in widths)
+
+def widths(config: ModelConfig) -> tuple[int, ...]:
+    """Return every width that may be another one, in the order of the forward."""
+    of_levels = [width for level in config.parsed for _, some in level.scales for width in some]
+    return (*config.entry, *of_levels, *config.last, *config.head)
+
+
+def with_widths(config: ModelConfig, widths: Sequence[int]) -> ModelConfig:
+    """Return config with these widths in place of widths(config)."""
+    each = iter(widths)
 
     def level(text: str) -> str:
-        return re.sub("(?<=[:-])[0-9]+", lambda width: str(max(int(width[0]) // divisor, 1)), text)
+        return re.sub("(?<=[:-])[0-9]+", lambda _: str(next(each)), text)
 
     return replace(
         config,
-        entry=divided(config.entry),
+        entry=tuple(next(each) for _ in config.entry),
         levels=tuple(level(text) for text in config.levels),
-        last=divided(config.last),
-        head=divided(config.head),
-        dropout=0.0,  # a tiny network fits too little rather than too much
+        last=tuple(next(each) for _ in config.last),
+        head=tuple(next(each) for _ in config.head),
     )
 
 
@@ -315,6 +325,30 @@ def pooled_layers(config: ModelConfig) -> tuple[str, ...]:
     layers = _layers(config)
     of_levels = [scale[-1].name for scales, _ in layers.levels for scale in scales]
     return (*of_levels, layers.last[-1].name)
+
+
+def channels(config: ModelConfig) -> dict[str, Channels]:
+    """Return {layer: Channels}.
+
+    Offset and features, the scales of a level, and maximum and mean lie side by side.
+    """
+    layers = _layers(config)
+    found = {name: Channels((i,), (o,)) for name, i, o in (*layers.normed, layers.out)}
+
+    def reads(layer: Layer, *parts: int) -> None:
+        found[layer.name] = found[layer.name]._replace(inputs=parts)
+
+    features = config.entry[-1:]
+    for scales, residual in layers.levels:
+        for first, *_ in scales:
+            reads(first, 3, *features)
+        features = tuple(scale[-1].fan_out for scale in scales)
+        if residual:  # its result is added to its input, channel by channel
+            found[residual.name] = Channels(features, features)
+    reads(layers.last[0], 3, *features)
+    if config.mean:
+        reads((*layers.head, layers.out)[0], config.last[-1], config.last[-1])
+    return found
 
 
 def dropout_width(config: ModelConfig) -> int:

@@ -7,7 +7,7 @@
 It has two entries into the engine, the second of features whose gradient the first needs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -18,6 +18,7 @@ from minipc.models.pointnet import Count
 from minipc.nn import exact, ops
 from minipc.nn.engine import Tape, engine_of
 from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec
+from minipc.nn.widening import Channels
 
 NAMED_SIZES = {"toy": (4, 5, 6), "toy-wide": (4, 12, 20)}  # points of a slice, two widths
 
@@ -67,6 +68,20 @@ def prepare(config, points):
     along = points[:, :, 0] + points[:, :, 1]  # scaling by axis changes the order
     order = np.argsort(along, axis=1, kind="stable")[:, : slices * config.size]
     return (order.astype(np.uint16).reshape(len(points), slices, config.size),)
+
+
+def widths(config):
+    return config.inner, config.outer
+
+
+def with_widths(config, widths):
+    inner, outer = widths
+    return replace(config, inner=inner, outer=outer)
+
+
+def channels(config):
+    layers = (*_layers(config), ("out", config.outer, config.classes))
+    return {name: Channels((i,), (o,)) for name, i, o in layers}
 
 
 def grouping(config):
