@@ -8,11 +8,20 @@ from click.core import ParameterSource
 
 from minipc.cli.options import FILE, Verb, given_options, option, setting_options, shared_options
 from minipc.cli.show import Console, result
-from minipc.settings import LossConfig, SelfConfig, TrainConfig, chosen, option_names, take
+from minipc.settings import (
+    AUGMENTATION,
+    LossConfig,
+    SelfConfig,
+    TrainConfig,
+    chosen,
+    option_names,
+    take,
+)
 
 SECTIONS = {"training": TrainConfig, "loss": LossConfig, "self_target": SelfConfig}  # of run.json
 OF_SELF = {*option_names(SelfConfig), "self_record"}
 OF_DISTILLATION = {*option_names(LossConfig), *OF_SELF} - {"label_smoothing"}
+OF_AUGMENTATION = {"augment_steps", "augment_every", "augment_share"}
 OF_ONE_TARGET = {"self_every": "snapshot", "ema_decay": "ema"}
 
 
@@ -81,6 +90,7 @@ class Views(click.ParamType):
     help="Go on with the run in --out, or with the last one here.",
 )
 @setting_options(TrainConfig, "Steps")
+@setting_options(TrainConfig, AUGMENTATION)
 @shared_options
 def command(
     data: str | None,
@@ -147,6 +157,8 @@ def _refuse_useless(given: dict[str, Any], labels_only: bool, resume: bool) -> N
             continue  # resume() compares them with the run's own settings
         if given["self_weight"] == 0 and name in OF_SELF:
             raise click.UsageError(f"{flag} has no use without --self-weight, e.g. 0.2; add it")
+        if name in OF_AUGMENTATION and (given["augment_width"] or 1) == 1:
+            raise click.UsageError(f"{flag} has no use without --augment-width, e.g. 3; add it")
         if kind not in (None, given["self_target"]):
             raise click.UsageError(
                 f"{flag} goes with --self-target {kind}, not {given['self_target']}"

@@ -9,7 +9,7 @@ belongs to an epoch, so a resumed run equals one that was never stopped, bit for
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -18,6 +18,7 @@ import numpy as np
 from minipc.backend import default_threads, module_of, to_host, tree_to
 from minipc.data.augment import Params, apply, draw
 from minipc.data.clouds import stratified
+from minipc.distil.augmentation import Augmentation
 from minipc.distil.evaluate import metrics, predict
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint
@@ -28,6 +29,7 @@ from minipc.nn import optim
 from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
+from minipc.nn.widening import NO_ROWS, pooled, take
 from minipc.provenance import provenance
 from minipc.settings import TrainConfig
 from minipc.streams import stream
@@ -93,6 +95,7 @@ class Epoch(NamedTuple):
 
     rows: list  # one dict of numbers for each epoch so far, as in metrics.jsonl
     model: Model
+    params: dict  # that learn: the model's, or with network augmentation those of the largest
     steps: int  # of the optimiser, so far
     moments: dict  # of the optimiser, {"m.name": array}
     self_target: dict  # what SelfTarget.state() returned
@@ -104,7 +107,7 @@ class Epoch(NamedTuple):
             run_id,
             self.rows,
             self.steps,
-            self.model.params,
+            self.params,
             self.model.stats,
             self.moments,
             self.self_target,
@@ -121,8 +124,8 @@ def best_epoch(rows: list[dict]) -> int | None:
 class State(NamedTuple):
     """What every step changes."""
 
-    params: dict
-    stats: dict
+    params: dict  # of the model, or with network augmentation of the largest network
+    stats: dict  # of the model
     optimiser: Any  # optim.AdamWState or SgdState
 
 
@@ -140,10 +143,17 @@ class Task:
     self_target: SelfTarget | None
     work: Workspace
     xp: Any
+    augmentation: Augmentation | None = None
+
+    def own(self, params: dict) -> dict:
+        """Return the model's parameters, from those of a State."""
+        return take(params, self.augmentation.own) if self.augmentation else params
 
     def start(self, model: Model) -> State:
         """Return the State before the first step; steps may write into its arrays."""
         params = {name: value.copy() for name, value in tree_to(self.xp, model.params).items()}
+        if self.augmentation:
+            params = self.augmentation.start(params)
         start = optim.adamw_start if self.config.optimiser == "adamw" else optim.sgd_start
         return State(params, tree_to(self.xp, model.stats), start(params))
 
@@ -174,14 +184,17 @@ class Task:
             lr = config.lr * optim.warmup_cosine(done, config.epochs * steps, config.warmup_steps)
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             mask = _dropout_mask(self.model, config, epoch, step, xp)
-            state, numbers = self.step(state, rows, augmentation, logits, mask, lr)
+            state, numbers = self.step(state, rows, augmentation, logits, mask, lr, (epoch, step))
             sums = (
                 {name: sums[name] + value for name, value in numbers.items()} if sums else numbers
             )
             if progress:
                 progress(done + 1, config.epochs * steps, f"epoch {epoch + 1}/{config.epochs}")
         if self.self_target:
-            self.self_target.epoch_ended(epoch, state.params)
+            self.self_target.epoch_ended(epoch, self.own(state.params))
+        if self.augmentation:
+            seen = order[: steps * config.batch_size]
+            state = state._replace(stats=self.statistics(state, seen, augmentation))
         return state, {name: float(total) / steps for name, total in sums.items()}, lr
 
     def step(
@@ -192,15 +205,18 @@ class Task:
         logits: Any,
         mask: Any,
         lr: float,
+        at: tuple[int, int] = (0, 0),
     ) -> tuple[State, dict[str, Any]]:
-        """Return the State after a step on the clouds in rows, and its numbers, 0-d arrays."""
+        """Return the State after a step on the clouds in rows, and its numbers, 0-d arrays.
+
+        at: (epoch, step), by which network augmentation draws widths.
+        """
         params, stats, optimiser = state
         config, target = self.config, self.self_target
         on_device = self.xp.asarray(rows)
 
-        points = self.points[on_device].swapaxes(1, 2)
-        x = apply(points, Params(*(value[on_device] for value in augmentation)))
-        inputs = Inputs(x, tuple(group[on_device] for group in self.groups))
+        inputs = self.inputs(on_device, augmentation)
+        x = inputs.points
         y = smooth_labels(
             self.labels[on_device], self.model.classes, self.loss.label_smoothing, x.dtype
         )
@@ -208,10 +224,16 @@ class Task:
         u, has_u = (target and target.target(rows, inputs)) or (None, None)
 
         z, batch, tape = net(self.model).forward_train(
-            params, inputs, self.model, mask, config.engine, self.work
+            self.own(params), inputs, self.model, mask, config.engine, self.work
         )
         terms, cache = loss_forward(z, y, v, u, has_u, self.loss)
         grads, _ = backward(loss_backward(cache), tape)
+        if self.augmentation:  # a widened network has no earlier self
+
+            def of_logits(wide: Any) -> Any:
+                return loss_backward(loss_forward(wide, y, v, None, None, self.loss)[1])
+
+            grads = self.augmentation.gradients(params, grads, inputs, of_logits, *at)
 
         if config.clip_norm:
             grads, _ = optim.clip_by_norm(grads, config.clip_norm)
@@ -225,7 +247,7 @@ class Task:
             )
         stats = track(stats, batch, self.model)
         if target:
-            target.stepped(rows, z, params)
+            target.stepped(rows, z, self.own(params))
 
         numbers = terms._asdict()
         if v is not None:
@@ -233,6 +255,33 @@ class Task:
                 dtype=z.dtype
             )
         return State(params, stats, optimiser), numbers
+
+    def inputs(self, rows: Any, augmentation: Params) -> Inputs:
+        """Return what the network reads of the clouds in rows, indices on xp."""
+        points = self.points[rows].swapaxes(1, 2)
+        x = apply(points, Params(*(value[rows] for value in augmentation)))
+        return Inputs(x, tuple(group[rows] for group in self.groups))
+
+    def statistics(self, state: State, rows: np.ndarray, augmentation: Params) -> dict[str, Any]:
+        """Return the model's statistics estimated anew, from the whole batches in rows.  (W5)
+
+        With network augmentation the weights that they belong to also follow other networks, so a
+        running average would lag behind.
+        """
+        params, size = self.own(state.params), self.config.batch_size
+        total: dict[str, Any] = {}
+        for first in range(0, len(rows), size):
+            inputs = self.inputs(self.xp.asarray(rows[first : first + size]), augmentation)
+            _, batch, _ = net(self.model).forward_train(
+                params, inputs, self.model, None, self.config.engine, self.work
+            )
+            total = {name: pooled(total.get(name, NO_ROWS), each) for name, each in batch.items()}
+        dtype = self.points.dtype
+        whole = {
+            name: each._replace(mean=each.mean.astype(dtype), var=each.var.astype(dtype))
+            for name, each in total.items()
+        }
+        return track(state.stats, whole, replace(self.model, momentum=1.0))
 
 
 def train(
@@ -280,6 +329,7 @@ def train(
         self_target,
         work or Workspace(xp, threads),
         xp,
+        Augmentation(model_config, config, xp, threads) if config.augment_width > 1 else None,
     )
     model = new_model(model_config, clouds.described, config.seed)
     model = model._replace(trained=_how(clouds, config, loss_config, xp))
@@ -288,9 +338,9 @@ def train(
         state, rows = _restored(resume, state, xp), resume.rows
         if self_target:
             self_target.load(resume.self_target, xp)
-        live = model._replace(params=state.params, stats=state.stats)
+        live = model._replace(params=task.own(state.params), stats=state.stats)
         test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
-        yield _after(rows, model, state, self_target, test_logits)
+        yield _after(rows, live, state, self_target, test_logits)
     for epoch in range(len(rows), config.epochs):
         begun = time.perf_counter()
         order = learnt[stream(config.seed, "shuffle", epoch).permutation(len(learnt))]
@@ -298,7 +348,7 @@ def train(
         _check_finite(state, means, epoch)
         seconds = round(time.perf_counter() - begun, 3)
 
-        live = model._replace(params=state.params, stats=state.stats)
+        live = model._replace(params=task.own(state.params), stats=state.stats)
         test_logits = predict(live, splits.test.points, xp, threads, config.engine, test_groups)
         row = {"epoch": epoch + 1, "lr": lr, **means}
         if len(held):
@@ -316,7 +366,7 @@ def train(
             )
         row |= _measured("test", splits.test.labels, test_logits)
         rows = [*rows, {**row, "train_seconds": seconds}]
-        yield _after(rows, model, state, self_target, test_logits)
+        yield _after(rows, live, state, self_target, test_logits)
 
 
 def _how(clouds: Clouds, config: TrainConfig, loss_config: LossConfig, xp: Any) -> dict[str, Any]:
@@ -339,15 +389,17 @@ def _after(
     self_target: SelfTarget | None,
     test_logits: np.ndarray,
 ) -> Epoch:
-    """Return the Epoch that ended in state; model holds everything that epochs do not change."""
+    """Return the Epoch that ended in state; model: with its own arrays of this state."""
+    same = model.params is state.params
     model = model._replace(
-        params=_copied(state.params),
+        params=_copied(model.params),
         stats=_copied(state.stats),
         trained={"epochs": len(rows), **model.trained},
     )
     target = self_target.state() if self_target else {}
     moments = _copied(_moments(state.optimiser))
-    return Epoch(rows, model, state.optimiser.step, moments, target, test_logits)
+    params = model.params if same else _copied(state.params)
+    return Epoch(rows, model, params, state.optimiser.step, moments, target, test_logits)
 
 
 def _check_finite(state: State, means: dict[str, float], epoch: int) -> None:

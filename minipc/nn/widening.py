@@ -15,6 +15,8 @@ from minipc.backend import module_of
 from minipc.errors import DataError
 from minipc.nn.ops import BatchStats
 
+NO_ROWS = BatchStats(np.float64(0), np.float64(0), 0)  # pooled() with it changes nothing
+
 
 class Channels(NamedTuple):
     """The channels of one layer, as the widths of the parts that lie side by side."""
@@ -114,11 +116,9 @@ def pooled(one: BatchStats, other: BatchStats) -> BatchStats:
     """
     rows = one.rows + other.rows
     share = other.rows / rows
-    apart = other.mean.astype(np.float64) - one.mean
-    return BatchStats(
-        one.mean + share * apart,
-        (1 - share) * one.var.astype(np.float64)
-        + share * other.var
-        + (share * (1 - share)) * (apart * apart),
-        rows,
+    (mean, var), (other_mean, other_var) = (
+        (each.mean.astype(np.float64), each.var.astype(np.float64)) for each in (one, other)
     )
+    apart = other_mean - mean
+    between = share * (1 - share) * (apart * apart)
+    return BatchStats(mean + share * apart, (1 - share) * var + share * other_var + between, rows)

@@ -9,11 +9,18 @@ from minipc.errors import DataError
 from minipc.models.model import config_class
 from minipc.nn.losses import LABELS_ALONE
 from minipc.runs.folder import read_run
-from minipc.settings import LossConfig, SelfConfig, TrainConfig
+from minipc.settings import AUGMENTATION, LossConfig, SelfConfig, TrainConfig, settings_of
 from minipc.storage import files
 
 if TYPE_CHECKING:
     from minipc.data.clouds import Splits
+
+
+NO_AUGMENTATION = {
+    name: each.default
+    for name, each in settings_of(TrainConfig).items()
+    if each.group == AUGMENTATION
+}
 
 
 @dataclass(frozen=True)
@@ -83,9 +90,12 @@ class RunConfig:
 def read_config(out: str) -> RunConfig:
     """Return the RunConfig of a run folder.  Raises DataError.
 
-    Old runs do not name their architecture, because there was only pointnet.
+    Old runs do not name their architecture, because there was only pointnet, nor how they augment
+    the network, because none did.
     """
     described = {"architecture": "pointnet", **read_run(out)}
+    if isinstance(described.get("training"), dict):
+        described["training"] = NO_AUGMENTATION | described["training"]
     return files.from_dict(RunConfig, described, f"{out}: run.json")
 
 

@@ -20,6 +20,7 @@ from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import Splits
 from minipc.data.groups_file import indices_of, kept_groups
 from minipc.distil import train as training
+from minipc.distil.augmentation import largest
 from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
 from minipc.distil.train import best_epoch, drawn_views, recorded_views, split_rows
 from minipc.errors import DataError, MinipcError, UsageError
@@ -324,6 +325,14 @@ def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None
     say(formula(config.loss))
     if config.self_target:
         say(f"self target: {config.self_target.kind}")
+    if config.training.augment_width > 1:
+        wide = largest(config.model, config.training)
+        augmented = sum(config.training.augments(epoch) for epoch in range(epochs))
+        say(
+            f"network augmentation: to {config.training.augment_width:g} times the widths "
+            f"({net(wide).count(wide, 1).parameters} parameters), a network each "
+            f"{config.training.augment_every}, in the first {augmented} of {epochs} epochs"
+        )
 
 
 def _run(

@@ -34,7 +34,7 @@ models.file models.checkpoint
 record.fields record.plan record.embedded record.writer record.reader record.shard record.parts
 record.store record.recording record.contract record.recorder record.verify
 record.parallel.processes record.parallel.scheduler
-distil.evaluate distil.self_target distil.train runs.folder runs.config
+distil.evaluate distil.self_target distil.augmentation distil.train runs.folder runs.config
 audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit verbs.demo
@@ -257,7 +257,7 @@ def test_pyproject_holds_the_build_system_and_what_ruff_reads_nowhere_else():
 MOST_TOKENS = 16_500  # of the afternoon: what a reader needs to understand method and mathematics
 # What a level of neighbours adds, once its operations (nn.local) are understood.
 NEIGHBOURHOODS = {"nn.groups", "nn.fast.local", "nn.levels", "models.pointnet2"}
-AUGMENTATION = {"nn.widening"}  # a network may be trained without it
+AUGMENTATION = {"nn.widening", "distil.augmentation"}  # a network may be trained without it
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 
@@ -297,7 +297,10 @@ def marked(mark):
 def test_the_starred_files_are_method_and_mathematics():
     of_bytes = {"models.file", "models.checkpoint"}
     names = {name for name in ORDER if name.startswith(("nn.", "models."))} - of_bytes
-    assert marked("*") == names - NEIGHBOURHOODS - AUGMENTATION | {"distil.train", "distil.self_target"}
+    assert marked("*") == names - NEIGHBOURHOODS - AUGMENTATION | {
+        "distil.train",
+        "distil.self_target",
+    }
     assert marked("+") == NEIGHBOURHOODS
     assert marked("o") == AUGMENTATION
 
