@@ -12,7 +12,7 @@ from minipc.distil.self_target import Ema, Snapshot
 from minipc.distil.train import Task, TrainConfig, drawn_views, train
 from minipc.errors import DataError
 from minipc.models.file import new_model
-from minipc.models.model import net
+from minipc.models.model import net, sizes
 from minipc.models.pointnet import ModelConfig, forward_train
 from minipc.nn.engine import ENGINES, backward
 from minipc.nn.fast.workspace import Workspace
@@ -178,6 +178,25 @@ def test_a_model_learns_the_easy_classes_inside_wider_networks(splits):
     # chance is 1/3 of 40 clouds, give or take 0.075: four of these more are 0.63
     assert last.rows[-1]["test_accuracy"] > 0.63
     assert set(last.rows[-1]) == set(run(splits, epochs=1).rows[-1])
+
+
+def test_augmentation_runs_on_the_device_and_agrees_with_the_host(splits, fake_cupy):
+    host, device = (
+        run(splits, epochs=2, engine="textbook", xp=xp, **AUGMENTED) for xp in (np, fake_cupy)
+    )
+    assert_same_model(host.model, device.model)
+    assert all(isinstance(value, np.ndarray) for value in device.params.values())
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_model_of_neighbourhoods_learns_inside_wider_ones(splits, engine):
+    model = sizes("4,12/5:6,6/4:5/3:4+,8+mean:5", 3)
+    last = run(splits, model=model, epochs=1, engine=engine, **AUGMENTED)
+    assert last.model.config == model and np.isfinite(last.test_logits).all()
+    assert last.params["head0.W"].shape == (2 * 24, 15)
+    assert last.model.params["head0.W"].shape == (2 * 8, 5)
+    mean = last.params["head0.W"][24 : 24 + 8, :5]  # the weights of the mean
+    np.testing.assert_array_equal(last.model.params["head0.W"][8:], mean)
 
 
 def test_threads_do_not_change_the_bits(splits):

@@ -147,6 +147,18 @@ def test_a_slice_computes_the_bits_of_a_network_built_apart(text, engine):
     np.testing.assert_array_equal(one, other, strict=True)
 
 
+@pytest.mark.parametrize("texts", [("5-9-7:6", "9-5-7:6"), ("16/5:6-9-8,8:5", "16/5:9-6-8,8:5")])
+def test_widths_of_the_same_sum_may_follow_each_other_in_the_same_buffers(texts):
+    work, problems = Workspace(), {text: problem(sizes(text, 4), np.float32) for text in texts}
+    for text in (*texts, *texts):
+        params, _, inputs, dlogits = problems[text]
+        z, grads = results(sizes(text, 4), params, inputs, dlogits, "fused", work)
+        alone, of_alone = results(sizes(text, 4), params, inputs, dlogits, "fused")
+        np.testing.assert_array_equal(z, alone)
+        for name, value in grads.items():
+            np.testing.assert_array_equal(value, of_alone[name], err_msg=name)
+
+
 @pytest.mark.parametrize("text", TEXTS)
 def test_slices_are_contiguous_copies_of_every_parameter(text):
     small, large, index = networks(text)
