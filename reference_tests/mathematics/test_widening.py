@@ -46,11 +46,11 @@ def toy(monkeypatch):
 
 
 def networks(text, seed=0):
-    """Return the config of a text, one in which some widths grow, and the index of the first."""
+    """Return the config of a text, one in which every width grows, and the index of the first."""
     small = sizes(text, 4)
     rng = np.random.default_rng(seed)
     widths = net(small).widths(small)
-    large = net(small).with_widths(small, [int(w + rng.integers(0, 5)) for w in widths[:-1]] + [9])
+    large = net(small).with_widths(small, [int(w + rng.integers(1, 5)) for w in widths])
     return small, large, index_of(net(small).channels(small), net(small).channels(large))
 
 
