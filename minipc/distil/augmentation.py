@@ -6,15 +6,25 @@ adds the gradients of the model and of one widened network, on the same clouds, 
 What is evaluated and exported is the model alone.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 from minipc.backend import tree_to
-from minipc.models.model import net
+from minipc.models.model import net, track
 from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.params import initialise
-from minipc.nn.widening import add, candidates, draw_widths, index_of, put, take
+from minipc.nn.widening import (
+    NO_ROWS,
+    add,
+    candidates,
+    draw_widths,
+    index_of,
+    pooled,
+    put,
+    take,
+)
 from minipc.settings import TrainConfig
 from minipc.streams import stream
 
@@ -80,6 +90,24 @@ class Augmentation:
             )
             add(total, backward(of_logits(z), tape)[0], index)
         return total
+
+    def statistics(
+        self, params: dict[str, Any], stats: dict[str, Any], batches: Iterable
+    ) -> dict[str, Any]:
+        """Return the model's statistics estimated anew from batches of Inputs.  (W4), (W5)
+
+        params: of the largest network; stats: the old statistics, for names and dtype.  The weights
+        also follow other networks, so a running average would lag behind.
+        """
+        module, own = net(self.model), take(params, self.own)
+        total: dict[str, Any] = {}
+        for inputs in batches:
+            _, batch, _ = module.forward_train(
+                own, inputs, self.model, None, self.config.engine, self.work
+            )
+            total = {name: pooled(total.get(name, NO_ROWS), each) for name, each in batch.items()}
+        new = track(stats, total, replace(self.model, momentum=1.0))
+        return {name: value.astype(stats[name].dtype) for name, value in new.items()}
 
 
 def largest(model: Any, config: TrainConfig) -> Any:

@@ -9,7 +9,7 @@ belongs to an epoch, so a resumed run equals one that was never stopped, bit for
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,7 +29,7 @@ from minipc.nn import optim
 from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
-from minipc.nn.widening import NO_ROWS, pooled, take
+from minipc.nn.widening import take
 from minipc.provenance import provenance
 from minipc.settings import TrainConfig
 from minipc.streams import stream
@@ -193,8 +193,10 @@ class Task:
         if self.self_target:
             self.self_target.epoch_ended(epoch, self.own(state.params))
         if self.augmentation:
-            seen = order[: steps * config.batch_size]
-            state = state._replace(stats=self.statistics(state, seen, augmentation))
+            batches = xp.asarray(order[: steps * config.batch_size].reshape(steps, -1))
+            inputs = (self.inputs(rows, augmentation) for rows in batches)
+            stats = self.augmentation.statistics(state.params, state.stats, inputs)
+            state = state._replace(stats=stats)
         return state, {name: float(total) / steps for name, total in sums.items()}, lr
 
     def step(
@@ -261,27 +263,6 @@ class Task:
         points = self.points[rows].swapaxes(1, 2)
         x = apply(points, Params(*(value[rows] for value in augmentation)))
         return Inputs(x, tuple(group[rows] for group in self.groups))
-
-    def statistics(self, state: State, rows: np.ndarray, augmentation: Params) -> dict[str, Any]:
-        """Return the model's statistics estimated anew, from the whole batches in rows.  (W5)
-
-        With network augmentation the weights that they belong to also follow other networks, so a
-        running average would lag behind.
-        """
-        params, size = self.own(state.params), self.config.batch_size
-        total: dict[str, Any] = {}
-        for first in range(0, len(rows), size):
-            inputs = self.inputs(self.xp.asarray(rows[first : first + size]), augmentation)
-            _, batch, _ = net(self.model).forward_train(
-                params, inputs, self.model, None, self.config.engine, self.work
-            )
-            total = {name: pooled(total.get(name, NO_ROWS), each) for name, each in batch.items()}
-        dtype = self.points.dtype
-        whole = {
-            name: each._replace(mean=each.mean.astype(dtype), var=each.var.astype(dtype))
-            for name, each in total.items()
-        }
-        return track(state.stats, whole, replace(self.model, momentum=1.0))
 
 
 def train(
