@@ -320,6 +320,42 @@ class TrainConfig:
         high=1000,
         expected="1 to 1000 epochs",
     )
+    augment_width: float = setting(
+        1.0,
+        group="Network augmentation",
+        metavar="R",
+        help="r: the widest network has r times the model's widths.",
+        more="In each step one of the wider networks, of which the model is a part, learns too.",
+        low=1,
+        high=16,
+        expected="1 (none) to 16",
+        unless_given="no augmentation",
+    )
+    augment_steps: int = setting(
+        2,
+        group="Network augmentation",
+        metavar="N",
+        help="Widths a layer may have beside its own.",
+        more="Evenly spaced up to r times.",
+        low=1,
+        high=64,
+        expected="1 to 64",
+    )
+    augment_every: str = setting(
+        "step",
+        group="Network augmentation",
+        help="When widths are drawn.",
+        choices=("step", "epoch"),
+    )
+    augment_share: float = setting(
+        0.5,
+        group="Network augmentation",
+        metavar="F",
+        help="Share of the epochs with it, the first ones.",
+        above=0,
+        high=1,
+        expected="0 < f <= 1",
+    )
     engine: str = setting(
         "fused",
         group="Machine",
@@ -332,6 +368,10 @@ class TrainConfig:
         check(self)
         if self.batch_size < 2:
             raise UsageError("batch size: batch norm in the head needs at least 2 clouds, got 1")
+
+    def augments(self, epoch: int) -> bool:
+        """Return whether an epoch, counted from 0, trains a widened network beside the model."""
+        return self.augment_width > 1 and epoch < self.augment_share * self.epochs
 
     def last_epoch(self, stop_after: int | None, done: int = 0) -> int:
         """Return the epoch to stop after: all of them for None.  Raises UsageError.

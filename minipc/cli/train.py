@@ -15,6 +15,7 @@ COMMANDLINE = ParameterSource.COMMANDLINE
 SECTIONS = {"training": TrainConfig, "loss": LossConfig, "self_target": SelfConfig}  # of run.json
 OF_SELF = {*option_names(SelfConfig), "self_record"}
 OF_DISTILLATION = {*option_names(LossConfig), *OF_SELF} - {"label_smoothing"}
+OF_AUGMENTATION = {"augment_steps", "augment_every", "augment_share"}
 OF_ONE_TARGET = {"self_every": "snapshot", "ema_decay": "ema"}
 OF_ONE_AVERAGE = {"average_decay": "ema", "average_epochs": "last"}
 FILES = ("data", "record", "labels_only", "self_record", "views", "init")  # of verbs.train
@@ -93,6 +94,7 @@ class Views(click.ParamType):
 )
 @setting_options(TrainConfig, "Steps")
 @setting_options(TrainConfig, "Averaging")
+@setting_options(TrainConfig, "Network augmentation")
 @shared_options
 def command(
     data: str | None,
@@ -170,6 +172,8 @@ def refuse_useless(
             continue  # resume() compares them with the run's own settings
         if given["self_weight"] == 0 and name in OF_SELF:
             raise click.UsageError(f"{flag} has no use without --self-weight, e.g. 0.2; add it")
+        if name in OF_AUGMENTATION and (given["augment_width"] or 1) == 1:
+            raise click.UsageError(f"{flag} has no use without --augment-width, e.g. 3; add it")
         if kind not in (None, given["self_target"]):
             raise click.UsageError(
                 f"{flag} goes with --self-target {kind}, not {given['self_target']}"

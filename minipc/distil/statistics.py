@@ -1,7 +1,8 @@
 """Batch-norm statistics of given weights, estimated in one pass over training clouds.
 
-Averaged weights were never run in a training step, so no running statistics belong to them.  Here
-they are run as in training, with batch statistics, and the moments of all batches are pooled.
+Averaged weights were never run in a training step, and in network augmentation each step also moves
+them for another network, so the running statistics are of other weights.  Here the weights are run
+as in training, with batch statistics, and the moments of all batches are pooled.
 """
 
 from __future__ import annotations

@@ -11,23 +11,17 @@ from __future__ import annotations
 import time
 from dataclasses import asdict, dataclass
 from math import isfinite
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from minipc.backend import default_threads, module_of, tree_to
 from minipc.data.augment import Params, apply, draw
 from minipc.data.clouds import check_same_kind, kept_labels, stratified
+from minipc.distil.augmentation import NetworkAugmentation
 from minipc.distil.averaging import averaging
 from minipc.distil.evaluate import measured, predict
-from minipc.distil.state import (
-    State,
-    copied,
-    moments_of,
-    restored,
-    restored_average,
-    stored_average,
-)
+from minipc.distil.state import Epoch, State, epoch_of, restored, restored_average
 from minipc.distil.statistics import estimate
 from minipc.errors import MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint
@@ -38,6 +32,7 @@ from minipc.nn import optim
 from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
+from minipc.nn.widening import take
 from minipc.provenance import provenance
 from minipc.settings import TrainConfig
 from minipc.streams import stream
@@ -95,44 +90,6 @@ def recorded_views(
     return views
 
 
-class Epoch(NamedTuple):
-    """The state of a training after an epoch, in arrays on the host that no later epoch changes.
-
-    Weights and moments are copies, because the fast engine and its optimiser write the next step
-    into the same arrays.
-    """
-
-    rows: list  # one dict of numbers for each epoch so far, as in metrics.jsonl
-    model: Model  # what was measured: its weights are the average, if the run keeps one
-    params: dict  # the live weights and statistics, from which training goes on
-    stats: dict
-    steps: int  # of the optimiser, so far
-    moments: dict  # of the optimiser, {"m.name": array}
-    self_target: dict  # what SelfTarget.state() returned
-    average: dict  # {"weights.*": state of the average, "stats.*": its statistics}, or empty
-    test_logits: np.ndarray  # (M, K) float32, for the M test clouds
-
-    def checkpoint(self, run_id: str) -> Checkpoint:
-        """Return the Checkpoint from which the run with this identity can be resumed."""
-        return Checkpoint(
-            run_id,
-            self.rows,
-            self.steps,
-            self.params,
-            self.stats,
-            self.moments,
-            self.self_target,
-            self.average,
-        )
-
-
-def best_epoch(rows: list[dict]) -> int | None:
-    """Return the index of the first epoch of the best validation accuracy, None without one."""
-    if not rows or "val_accuracy" not in rows[0]:
-        return None
-    return max(range(len(rows)), key=lambda epoch: rows[epoch]["val_accuracy"])
-
-
 @dataclass(frozen=True)
 class Task:
     """What stays the same during a run; arrays belong to module xp."""
@@ -145,13 +102,20 @@ class Task:
     loss: LossConfig
     config: TrainConfig
     self_target: SelfTarget | None
-    average: EmaWeights | LastWeights | None
     work: Workspace
     xp: Any
+    average: EmaWeights | LastWeights | None = None
+    widening: NetworkAugmentation | None = None
+
+    def own(self, params: dict) -> dict:
+        """Return the model's parameters, from those of a State."""
+        return take(params, self.widening.own) if self.widening else params
 
     def start(self, model: Model) -> State:
         """Return the State before the first step; steps may write into its arrays."""
         params = {name: value.copy() for name, value in tree_to(self.xp, model.params).items()}
+        if self.widening:
+            params = self.widening.start(params)
         start = optim.adamw_start if self.config.optimiser == "adamw" else optim.sgd_start
         return State(params, tree_to(self.xp, model.stats), start(params))
 
@@ -182,16 +146,16 @@ class Task:
             lr = config.lr * optim.warmup_cosine(done, config.epochs * steps, config.warmup_steps)
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
             mask = _dropout_mask(self.model, config, epoch, step, xp)
-            state, numbers = self.step(state, rows, augmentation, logits, mask, lr)
+            state, numbers = self.step(state, rows, augmentation, logits, mask, lr, (epoch, step))
             sums = (
                 {name: sums[name] + value for name, value in numbers.items()} if sums else numbers
             )
             if progress:
                 progress(done + 1, config.epochs * steps, f"epoch {epoch + 1}/{config.epochs}")
         if self.self_target:
-            self.self_target.epoch_ended(epoch, state.params)
+            self.self_target.epoch_ended(epoch, self.own(state.params))
         if self.average:
-            self.average.epoch_ended(state.params)
+            self.average.epoch_ended(self.own(state.params))
         return state, {name: float(total) / steps for name, total in sums.items()}, lr
 
     def step(
@@ -202,8 +166,12 @@ class Task:
         logits: Any,
         mask: Any,
         lr: float,
+        at: tuple[int, int] = (0, 0),
     ) -> tuple[State, dict[str, Any]]:
-        """Return the State after a step on the clouds in rows, and its numbers, 0-d arrays."""
+        """Return the State after a step on the clouds in rows, and its numbers, 0-d arrays.
+
+        at: (epoch, step), by which network augmentation draws widths.
+        """
         params, stats, optimiser = state
         config, target = self.config, self.self_target
         on_device = self.xp.asarray(rows)
@@ -217,10 +185,16 @@ class Task:
         u, has_u = (target and target.target(rows, inputs)) or (None, None)
 
         z, batch, tape = net(self.model).forward_train(
-            params, inputs, self.model, mask, config.engine, self.work
+            self.own(params), inputs, self.model, mask, config.engine, self.work
         )
         terms, cache = loss_forward(z, y, v, u, has_u, self.loss)
         grads, _ = backward(loss_backward(cache), tape)
+        if self.widening:  # a widened network has no earlier self
+
+            def of_logits(wide: Any) -> Any:
+                return loss_backward(loss_forward(wide, y, v, None, None, self.loss)[1])
+
+            grads = self.widening.gradients(params, grads, inputs, of_logits, *at)
 
         if config.clip_norm:
             grads, _ = optim.clip_by_norm(grads, config.clip_norm)
@@ -234,9 +208,9 @@ class Task:
             )
         stats = track(stats, batch, self.model)
         if target:
-            target.stepped(rows, z, params)
+            target.stepped(rows, z, self.own(params))
         if self.average:
-            self.average.stepped(params, optimiser.step)
+            self.average.stepped(self.own(params), optimiser.step)
 
         numbers = terms._asdict()
         if v is not None:
@@ -252,10 +226,18 @@ class Task:
         return Inputs(x, tuple(group[rows] for group in self.groups))
 
     @np.errstate(over="ignore", invalid="ignore")  # predict() refuses what is not finite
-    def statistics(
-        self, params: dict[str, Any], order: np.ndarray, augmentation: Params
-    ) -> dict[str, Any]:
-        """Return the statistics of params over the batches and the view of one epoch."""
+    def to_measure(
+        self, model: Model, state: State, order: np.ndarray, augmentation: Params
+    ) -> Model:
+        """Return model with the weights that a run evaluates after an epoch, on xp.
+
+        They are its own, or their average.  Statistics tracked in the steps belong to neither an
+        average nor weights that learn for other networks too: they are estimated anew, over the
+        batches and the view of the epoch.
+        """
+        params = self.average.params() if self.average else self.own(state.params)
+        if not (self.average or self.widening):
+            return model._replace(params=params, stats=state.stats)
         xp, size = self.xp, self.config.batch_size
         augmentation = Params(*(xp.asarray(value) for value in augmentation))
         # the shuffled batches of training: clouds stored class by class would be normalised so
@@ -263,7 +245,8 @@ class Task:
             self.inputs(xp.asarray(order[step * size : (step + 1) * size]), augmentation)
             for step in range(self.config.steps_per_epoch(len(order)))
         )
-        return estimate(params, self.model, batches, self.config.engine, self.work)
+        stats = estimate(params, self.model, batches, self.config.engine, self.work)
+        return model._replace(params=params, stats=stats)
 
 
 def train(
@@ -289,10 +272,9 @@ def train(
     groups: of the training and of the test clouds, as prepare() of the model returns them (None:
     made here).  init: a Model of the same sizes and the same kind of data to begin from, instead of
     weights drawn from the seed.  resume: the Checkpoint to continue from, whatever init is; train
-    yields its Epoch first.  With config.average, an epoch's model and numbers after it are those of
-    the averaged weights, with statistics estimated again on the batches of that epoch.  The caller
-    may stop after any epoch.  The labelled test clouds are measured after every epoch and decide
-    nothing.
+    yields its Epoch first.  An epoch's model, of which its numbers are, has the weights that
+    Task.to_measure() returns.  The caller may stop after any epoch.  The labelled test clouds are
+    measured after every epoch and decide nothing.
     Nothing is checked before the first Epoch is requested: then UsageError for settings that cannot
     run, DataError for a checkpoint or init of other sizes or groups of other clouds; later
     MinipcError if the loss is not finite.
@@ -315,9 +297,12 @@ def train(
         loss_config,
         config,
         self_target,
-        averaging(config),
         work or Workspace(xp, threads),
         xp,
+        averaging(config),
+        NetworkAugmentation(model_config, config, xp, threads)
+        if config.augment_width > 1
+        else None,
     )
     model = new_model(model_config, clouds.described, config.seed)
     if init is not None:
@@ -330,9 +315,10 @@ def train(
         state, rows = restored(resume, state, xp), resume.rows
         if self_target:
             self_target.load(resume.self_target, xp)
-        current = restored_average(model, state, task.average, resume.average, xp)
+        current = model._replace(params=task.own(state.params), stats=state.stats)
+        current = restored_average(current, task.average, resume.average, xp)
         test_logits = predict(current, splits.test.points, xp, threads, config.engine, test_groups)
-        yield _after(rows, current, state, task, test_logits)
+        yield epoch_of(rows, current, state, self_target, task.average, test_logits)
     for epoch in range(len(rows), config.epochs):
         begun = time.perf_counter()
         order = learnt[stream(config.seed, "shuffle", epoch).permutation(len(learnt))]
@@ -341,12 +327,11 @@ def train(
         _check_finite(state, means, epoch)
         seconds = round(time.perf_counter() - begun, 3)
 
-        current = model._replace(params=state.params, stats=state.stats)
+        current = task.to_measure(model, state, order, augmentation)
+        if not task.average:  # a checkpoint keeps the statistics of an average beside it
+            state = state._replace(stats=current.stats)
         row: dict[str, Any] = {"epoch": epoch + 1, "lr": lr, **means}
         if task.average:
-            averaged = task.average.params()
-            stats = task.statistics(averaged, order, augmentation)
-            current = model._replace(params=averaged, stats=stats)
             row["weights"] = config.average  # of all that follows
         test_logits = predict(current, splits.test.points, xp, threads, config.engine, test_groups)
         if len(held):
@@ -364,7 +349,7 @@ def train(
             )
         row |= measured("test", splits.test.labels, test_logits)
         rows = [*rows, {**row, "train_seconds": seconds}]
-        yield _after(rows, current, state, task, test_logits)
+        yield epoch_of(rows, current, state, self_target, task.average, test_logits)
 
 
 def _how(clouds: Clouds, config: TrainConfig, loss_config: LossConfig, xp: Any) -> dict[str, Any]:
@@ -378,27 +363,6 @@ def _how(clouds: Clouds, config: TrainConfig, loss_config: LossConfig, xp: Any) 
         "labels_hash": clouds.labels_hash,
         "points": clouds.points.shape[1],
     }
-
-
-def _after(
-    rows: list[dict],
-    current: Model,
-    state: State,
-    task: Task,
-    test_logits: np.ndarray,
-) -> Epoch:
-    """Return the Epoch that ended in state; current: the model of test_logits."""
-    model = current._replace(
-        params=copied(current.params),
-        stats=copied(current.stats),
-        trained={"epochs": len(rows), **current.trained},
-    )
-    params, stats = copied(state.params), copied(state.stats)
-    average = stored_average(task.average, model.stats)
-    target = task.self_target.state() if task.self_target else {}
-    moments = copied(moments_of(state.optimiser))
-    steps = state.optimiser.step
-    return Epoch(rows, model, params, stats, steps, moments, target, average, test_logits)
 
 
 def _check_finite(state: State, means: dict[str, float], epoch: int) -> None:

@@ -11,6 +11,9 @@
     count(config, points)          Count of parameters and multiply-adds
     pooled_layers(config)          names of the layers before a maximum
     dropout_width(config)          width of the mask that forward_train takes
+    widths(config)                 the hidden widths, in the order of the forward
+    with_widths(config, widths)    the config of the same model with other hidden widths
+    channels(config)               {layer: Channels}, which parts lie side by side (nn/widening.py)
     sizes(text, classes)           the config of a name or of widths by hand
     title(config)                  what people call it
     NAMED_SIZES                    the names

@@ -8,8 +8,8 @@ since the mean would cancel it.  Training and evaluation are two functions; trai
 tape that nn.engine.backward reads upwards.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,7 +20,15 @@ from minipc.errors import UsageError
 from minipc.models.inputs import inputs_of
 from minipc.nn import exact, ops
 from minipc.nn.engine import Tape, engine_of, eval_norm_relu
-from minipc.nn.params import Spec, batch_norm_spec, bias_spec, linear_spec
+from minipc.nn.params import (
+    Spec,
+    batch_norm_spec,
+    batch_norm_stats,
+    bias_spec,
+    linear_spec,
+    size_of,
+)
+from minipc.nn.widening import Channels
 
 NAMED_SIZES = {  # name: (shared widths, head widths, dropout)
     "teacher": ((64, 64, 64, 128, 1024), (512, 256), 0.3),
@@ -95,12 +103,16 @@ class Layer(NamedTuple):
     fan_out: int
 
 
+def column(name: str, widths: Sequence[int]) -> list[Layer]:
+    """Return the Layers between widths, numbered."""
+    return [Layer(f"{name}{i}", *pair) for i, pair in enumerate(pairwise(widths))]
+
+
 def _layers(config: ModelConfig) -> tuple[list[Layer], list[Layer], Layer]:
     """Return (shared, head, output) as Layers, the one place where widths become names."""
-    shared = [Layer(f"shared{i}", *pair) for i, pair in enumerate(pairwise((3, *config.shared)))]
     widths = (config.shared[-1], *config.head)
-    head = [Layer(f"head{i}", *pair) for i, pair in enumerate(pairwise(widths))]
-    return shared, head, Layer("out", widths[-1], config.classes)
+    out = Layer("out", widths[-1], config.classes)
+    return column("shared", (3, *config.shared)), column("head", widths), out
 
 
 def param_specs(config: ModelConfig) -> dict[str, Spec]:
@@ -115,10 +127,9 @@ def param_specs(config: ModelConfig) -> dict[str, Spec]:
 def initial_stats(config: ModelConfig, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """Return the running statistics of a new model: {name.mean: zeros, name.var: ones}."""
     shared, head, _ = _layers(config)
-    stats = {}
+    stats: dict = {}
     for name, _, fan_out in (*shared, *head):
-        stats[f"{name}.mean"] = np.zeros(fan_out, dtype)
-        stats[f"{name}.var"] = np.ones(fan_out, dtype)
+        stats |= batch_norm_stats(name, fan_out, dtype)
     return stats
 
 
@@ -130,10 +141,9 @@ class Count(NamedTuple):
 def count(config: ModelConfig, points: int) -> Count:
     """Return Count for clouds of this many points."""
     shared, head, out = _layers(config)
-    parameters = sum(int(np.prod(spec.shape)) for spec in param_specs(config).values())
     per_point = sum(layer.fan_in * layer.fan_out for layer in shared)
     per_cloud = sum(layer.fan_in * layer.fan_out for layer in (*head, out))
-    return Count(parameters, points * per_point + per_cloud)
+    return Count(size_of(param_specs(config)), points * per_point + per_cloud)
 
 
 def prepare(config: ModelConfig, points: Any) -> tuple:
@@ -144,6 +154,23 @@ def prepare(config: ModelConfig, points: Any) -> tuple:
 def grouping(config: ModelConfig) -> list:
     """Return what groups depend on: there are none."""
     return []
+
+
+def widths(config: ModelConfig) -> tuple[int, ...]:
+    """Return every width that may be another one, in the order of the forward."""
+    return (*config.shared, *config.head)
+
+
+def with_widths(config: ModelConfig, widths: Sequence[int]) -> ModelConfig:
+    """Return config with these widths in place of widths(config)."""
+    shared = len(config.shared)
+    return replace(config, shared=tuple(widths[:shared]), head=tuple(widths[shared:]))
+
+
+def channels(config: ModelConfig) -> dict[str, Channels]:
+    """Return {layer: Channels}: no two parts lie side by side."""
+    shared, head, out = _layers(config)
+    return {name: Channels((i,), (o,)) for name, i, o in (*shared, *head, out)}
 
 
 def pooled_layers(config: ModelConfig) -> tuple[str, ...]:

@@ -19,7 +19,7 @@ in a ball of radius 0.2; several scales are separated by "/".
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -27,13 +27,21 @@ import numpy as np
 from minipc.backend import module_of
 from minipc.errors import UsageError
 from minipc.models.inputs import inputs_of
-from minipc.models.pointnet import Count, Layer, check_constants
+from minipc.models.pointnet import Count, Layer, check_constants, column
 from minipc.nn import exact, local, ops
 from minipc.nn.engine import Tape, engine_of, eval_norm_relu
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.groups import Scale, farthest_points, neighbours
 from minipc.nn.levels import ENGINES, Near
-from minipc.nn.params import Spec, batch_norm_spec, bias_spec, linear_spec
+from minipc.nn.params import (
+    Spec,
+    batch_norm_spec,
+    batch_norm_stats,
+    bias_spec,
+    linear_spec,
+    size_of,
+)
+from minipc.nn.widening import Channels
 
 NAMED_SIZES = {  # name: (text by hand, dropout)
     "pointnet2": (
@@ -56,11 +64,6 @@ class Level(NamedTuple):
     centres: int  # M
     scales: tuple  # of (Scale, widths of the rows' layers)
     residual: bool  # whether a residual point-wise layer follows
-
-    @property
-    def width(self) -> int:
-        """Channels of its result."""
-        return sum(widths[-1] for _, widths in self.scales)
 
 
 def _level(text: str) -> Level:
@@ -149,8 +152,9 @@ def _text(config: ModelConfig) -> str:
 
 
 def sizes(text: str, classes: int) -> ModelConfig:
-    """Return the ModelConfig of a name, of a name and a divisor of its hidden widths, such as
-    pointnet2/8, or of a text by hand.  Raises UsageError for anything else.
+    """Return the ModelConfig of a name, of a name and a divisor of its hidden widths (rounded
+    down, at least 1), such as pointnet2/8, or of a text by hand.  Raises UsageError for anything
+    else.
     """
     name, slash, divisor = text.partition("/")
     if name not in NAMED_SIZES:
@@ -159,7 +163,11 @@ def sizes(text: str, classes: int) -> ModelConfig:
     if slash and not re.fullmatch("[1-9][0-9]?", divisor):
         raise UsageError(f"model: expected {name}/2 to {name}/99, got {text!r}")
     config = replace(_by_hand(by_hand, classes), dropout=dropout)
-    return _divided(config, int(divisor)) if slash else config
+    if not slash:
+        return config
+    narrow = [max(width // int(divisor), 1) for width in widths(config)]
+    # a tiny network fits too little rather than too much
+    return replace(with_widths(config, narrow), dropout=0.0)
 
 
 def _by_hand(text: str, classes: int) -> ModelConfig:
@@ -181,22 +189,27 @@ def _by_hand(text: str, classes: int) -> ModelConfig:
     return ModelConfig(widths_of_entry, levels, widths, last.endswith("+mean"), heads, classes)
 
 
-def _divided(config: ModelConfig, divisor: int) -> ModelConfig:
-    """Return config with every hidden width divided, rounded down, at least 1."""
+def widths(config: ModelConfig) -> tuple[int, ...]:
+    """Return every width that may be another one, in the order of the forward."""
+    of_levels = [width for level in config.parsed for _, some in level.scales for width in some]
+    return (*config.entry, *of_levels, *config.last, *config.head)
 
-    def divided(widths: Sequence[int]) -> tuple[int, ...]:
-        return tuple(max(width // divisor, 1) for width in widths)
 
-    def level(text: str) -> str:
-        return re.sub("(?<=[:-])[0-9]+", lambda width: str(max(int(width[0]) // divisor, 1)), text)
+def with_widths(config: ModelConfig, widths: Sequence[int]) -> ModelConfig:
+    """Return config with these widths in place of widths(config)."""
+    each = iter(widths)
+
+    def next_of(old: tuple) -> tuple:
+        return tuple(islice(each, len(old)))
 
     return replace(
         config,
-        entry=divided(config.entry),
-        levels=tuple(level(text) for text in config.levels),
-        last=divided(config.last),
-        head=divided(config.head),
-        dropout=0.0,  # a tiny network fits too little rather than too much
+        entry=next_of(config.entry),
+        levels=tuple(
+            re.sub("(?<=[:-])[0-9]+", lambda _: str(next(each)), text) for text in config.levels
+        ),
+        last=next_of(config.last),
+        head=next_of(config.head),
     )
 
 
@@ -204,7 +217,7 @@ class Layers(NamedTuple):
     """All layers of a model, the one place where texts become names."""
 
     entry: list  # of Layer
-    levels: list  # for each level: ([Layers of a scale, ...], residual Layer or None)
+    levels: list  # for each level: ([Layers of a scale, ...], [its residual Layer, if any])
     last: list
     head: list
     out: Layer
@@ -215,31 +228,26 @@ class Layers(NamedTuple):
         of_levels = [
             layer
             for scales, residual in self.levels
-            for layers in (*scales, [residual] if residual else [])
+            for layers in (*scales, residual)
             for layer in layers
         ]
         return [*self.entry, *of_levels, *self.last, *self.head]
 
 
-def _column(name: str, widths: Sequence[int]) -> list[Layer]:
-    """Return the Layers between widths, numbered."""
-    return [Layer(f"{name}{i}", *pair) for i, pair in enumerate(pairwise(widths))]
-
-
 def _layers(config: ModelConfig) -> Layers:
-    entry = _column("entry", (3, *config.entry))
+    entry = column("entry", (3, *config.entry))
     channels, levels = (config.entry or (0,))[-1], []
     for i, level in enumerate(config.parsed):
         scales = [
-            _column(f"level{i}.scale{s}.", (3 + channels, *widths))
+            column(f"level{i}.scale{s}.", (3 + channels, *widths))
             for s, (_, widths) in enumerate(level.scales)
         ]
-        channels = level.width
-        residual = Layer(f"level{i}.residual", channels, channels) if level.residual else None
+        channels = sum(widths[-1] for _, widths in level.scales)
+        residual = [Layer(f"level{i}.residual", channels, channels)] if level.residual else []
         levels.append((scales, residual))
-    last = _column("last", (3 + channels, *config.last))
+    last = column("last", (3 + channels, *config.last))
     pooled = config.last[-1] * (2 if config.mean else 1)
-    head = _column("head", (pooled, *config.head))
+    head = column("head", (pooled, *config.head))
     return Layers(
         entry, levels, last, head, Layer("out", (pooled, *config.head)[-1], config.classes)
     )
@@ -256,17 +264,15 @@ def param_specs(config: ModelConfig) -> dict[str, Spec]:
 
 def initial_stats(config: ModelConfig, dtype: Any = np.float32) -> dict[str, np.ndarray]:
     """Return the running statistics of a new model: {name.mean: zeros, name.var: ones}."""
-    stats = {}
+    stats: dict = {}
     for name, _, fan_out in _layers(config).normed:
-        stats[f"{name}.mean"] = np.zeros(fan_out, dtype)
-        stats[f"{name}.var"] = np.ones(fan_out, dtype)
+        stats |= batch_norm_stats(name, fan_out, dtype)
     return stats
 
 
 def count(config: ModelConfig, points: Any) -> Count:
     """Return Count for clouds of this many points, each layer applied to every row."""
     layers = _layers(config)
-    parameters = sum(int(np.prod(spec.shape)) for spec in param_specs(config).values())
 
     def macs(rows: int, some: Iterable[Layer]) -> int:
         return rows * sum(layer.fan_in * layer.fan_out for layer in some)
@@ -275,9 +281,9 @@ def count(config: ModelConfig, points: Any) -> Count:
     for level, (scales, residual) in zip(config.parsed, layers.levels, strict=True):
         for (scale, _), of_scale in zip(level.scales, scales, strict=True):
             total += macs(level.centres * scale.members, of_scale)
-        total += macs(level.centres, [residual] if residual else [])
+        total += macs(level.centres, residual)
     total += macs(config.parsed[-1].centres, layers.last)
-    return Count(parameters, total + macs(1, (*layers.head, layers.out)))
+    return Count(size_of(param_specs(config)), total + macs(1, (*layers.head, layers.out)))
 
 
 def prepare(config: ModelConfig, points: Any) -> tuple[np.ndarray, ...]:
@@ -307,6 +313,30 @@ def pooled_layers(config: ModelConfig) -> tuple[str, ...]:
     layers = _layers(config)
     of_levels = [scale[-1].name for scales, _ in layers.levels for scale in scales]
     return (*of_levels, layers.last[-1].name)
+
+
+def channels(config: ModelConfig) -> dict[str, Channels]:
+    """Return {layer: Channels}.
+
+    Offset and features, the scales of a level, and maximum and mean lie side by side.
+    """
+    layers = _layers(config)
+    found = {name: Channels((i,), (o,)) for name, i, o in (*layers.normed, layers.out)}
+
+    def reads(layer: Layer, *parts: int) -> None:
+        found[layer.name] = Channels(parts, (layer.fan_out,))
+
+    features = config.entry[-1:]
+    for scales, residual in layers.levels:
+        for first, *_ in scales:
+            reads(first, 3, *features)
+        features = tuple(scale[-1].fan_out for scale in scales)
+        for layer in residual:  # its result is added to its input, channel by channel
+            found[layer.name] = Channels(features, features)
+    reads(layers.last[0], 3, *features)
+    if config.mean:
+        reads((*layers.head, layers.out)[0], config.last[-1], config.last[-1])
+    return found
 
 
 def dropout_width(config: ModelConfig) -> int:
@@ -345,8 +375,8 @@ def forward_train(
         near = Near(positions, centres)
         x = engine.level(tape, near, x, list(zip(members, scales, strict=True)))  # (B, M, O)
         positions = near.of_centres()
-        if residual:
-            x = engine.pointwise(tape, x, residual.name, residual=True)
+        for layer in residual:
+            x = engine.pointwise(tape, x, layer.name, residual=True)
     x = engine.beside(tape, positions, x)
     *shared, pooled = layers.last
     if config.mean:
@@ -380,7 +410,7 @@ def evaluator(
     levels = [
         (
             [engine.eval_scale([values(layer) for layer in scale], eps) for scale in scales],
-            residual and engine.eval_pointwise(values(residual), eps, residual=True),
+            [engine.eval_pointwise(values(layer), eps, residual=True) for layer in residual],
         )
         for scales, residual in layers.levels
     ]
@@ -402,8 +432,8 @@ def evaluator(
             parts = [scale(near, x, each) for scale, each in zip(scales, members, strict=True)]
             x = xp.concatenate(parts, axis=2)
             positions = near.of_centres()
-            if residual:
-                x = residual(x)
+            for layer in residual:
+                x = layer(x)
         x = xp.concatenate([positions, x], axis=2)
         if config.mean:
             for layer in pointwise:

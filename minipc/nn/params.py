@@ -3,6 +3,7 @@
 Gradients have the same names.  Running statistics have no gradient and a dict of their own.
 """
 
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +30,19 @@ def batch_norm_spec(name: str, channels: int) -> dict[str, Spec]:
     }
 
 
+def batch_norm_stats(name: str, channels: int, dtype: Any) -> dict[str, np.ndarray]:
+    """Return the running statistics of a new batch norm: mean zero, variance one."""
+    return {f"{name}.mean": np.zeros(channels, dtype), f"{name}.var": np.ones(channels, dtype)}
+
+
 def bias_spec(name: str, channels: int) -> dict[str, Spec]:
     """Return one bias, starting at zero."""
     return {f"{name}.b": Spec((channels,), 0.0, 0.0)}
+
+
+def size_of(specs: dict[str, Spec]) -> int:
+    """Return the number of parameters in all arrays."""
+    return sum(prod(spec.shape) for spec in specs.values())
 
 
 def initialise(

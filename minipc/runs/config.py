@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from minipc.data.clouds import Splits
 
 
+NEW_SETTINGS = {  # their defaults are what old runs did
+    name: each.default
+    for name, each in settings_of(TrainConfig).items()
+    if name.startswith(("average", "augment_", "labels_per_class"))
+}
+
+
 @dataclass(frozen=True)
 class RecordName:
     """Which record a run replays."""
@@ -99,17 +106,12 @@ class RunConfig:
 def read_config(out: str) -> RunConfig:
     """Return the RunConfig of a run folder.  Raises DataError.
 
-    Old runs do not name their architecture, because there was only pointnet, nor what began or
-    averaged their weights, because nothing did; and they kept all labels.
+    Old runs do not name their architecture, because there was only pointnet, nor what began,
+    averaged or augmented their networks, because nothing did; and they kept all labels.
     """
     described = {"architecture": "pointnet", "init": None, **read_run(out)}
     if isinstance(described.get("training"), dict):
-        none = {"average": "none", "labels_per_class": 0} | {
-            name: each.default
-            for name, each in settings_of(TrainConfig).items()
-            if name in ("average_decay", "average_epochs")
-        }
-        described["training"] = none | described["training"]
+        described["training"] = NEW_SETTINGS | described["training"]
     return files.from_dict(RunConfig, described, f"{out}: run.json")
 
 

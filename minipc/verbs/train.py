@@ -20,8 +20,10 @@ from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import UNLABELLED, Splits, kept_labels
 from minipc.data.groups_file import indices_of, kept_groups
 from minipc.distil import train as training
+from minipc.distil.augmentation import largest
 from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
-from minipc.distil.train import best_epoch, drawn_views, recorded_views, split_rows
+from minipc.distil.state import Epoch, best_epoch
+from minipc.distil.train import drawn_views, recorded_views, split_rows
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.file import check_same_sizes, model_id
 from minipc.models.model import net, sizes
@@ -52,7 +54,7 @@ class Run(NamedTuple):
     """A training run, finished or stopped."""
 
     values: dict  # the keys of `train --json`
-    last: training.Epoch
+    last: Epoch
 
 
 def train(
@@ -388,6 +390,14 @@ def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None
         say(f"begins from: {config.init.file}")
     if config.self_target:
         say(f"self target: {config.self_target.kind}")
+    if config.training.augment_width > 1:
+        wide = largest(config.model, config.training)
+        augmented = sum(config.training.augments(epoch) for epoch in range(epochs))
+        say(
+            f"network augmentation: to {config.training.augment_width:g} times the widths "
+            f"({net(wide).count(wide, 1).parameters} parameters), a network each "
+            f"{config.training.augment_every}, in the first {augmented} of {epochs} epochs"
+        )
 
 
 def _run(
@@ -450,13 +460,13 @@ def _views_seed(run: Prepared) -> int:
 
 def write_epochs(
     folder: RunFolder,
-    epochs: Iterable[training.Epoch],
+    epochs: Iterable[Epoch],
     test: Clouds,
     last_epoch: int,
     done: int = 0,
     about: dict[str, Any] | None = None,
     detail: Callable[[str], None] = quiet,
-) -> training.Epoch:
+) -> Epoch:
     """Write each Epoch into a RunFolder before the next one begins, up to last_epoch; return it.
 
     epochs: from distil.train.train; test: the Clouds of the test split; done: how many epochs the

@@ -161,7 +161,7 @@ def test_the_readme_names_every_module_in_the_order_of_the_house():
 
     named = [
         name.replace("/", ".")
-        for name in re.findall(r"^\| (?:[*+] )?`minipc/([a-z0-9_/]+)\.py`", README, re.MULTILINE)
+        for name in re.findall(r"^\| (?:[*+o] )?`minipc/([a-z0-9_/]+)\.py`", README, re.MULTILINE)
     ]
     assert named == [name for name in ORDER if not name.startswith(("cli.", "__main__"))]
 

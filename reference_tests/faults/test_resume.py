@@ -16,8 +16,9 @@ import pytest
 from minipc.data.augment import AugmentConfig, apply, draw
 from minipc.data.clouds import Clouds, Splits, stratified, write_clouds
 from minipc.distil.self_target import Ema, History, SecondRecord, Snapshot
+from minipc.distil.state import best_epoch
 from minipc.distil.statistics import estimate
-from minipc.distil.train import TrainConfig, best_epoch, split_rows, train
+from minipc.distil.train import TrainConfig, split_rows, train
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 from minipc.models.pointnet import ModelConfig, forward_train

@@ -389,6 +389,12 @@ def test_buffers_are_kept_by_name_and_made_anew_for_another_shape():
     assert work.array("a", (2, 3), np.float32, fill=1) is first and first[0, 0] == 5
     other = work.array("a", (4,), np.float32, fill=1)
     assert other is not first and other.tolist() == [1, 1, 1, 1]
+    assert np.shares_memory(other, first)
+    other[0] = 7
+    assert work.array("a", (4,), np.float32, fill=1) is other
+    assert work.array("a", (4,), np.float32, fill=1, layout=(2,)).tolist() == [1, 1, 1, 1]
+    larger = work.array("a", (9,), np.float32, fill=1)
+    assert larger.tolist() == [1] * 9 and not np.shares_memory(larger, first)
     assert work.array("a", (4,), np.float64).dtype == np.float64
     assert work.scratch("a", (4,), np.float64) is not work.array("a", (4,), np.float64)
 

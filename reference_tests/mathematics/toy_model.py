@@ -7,7 +7,7 @@
 It has two entries into the engine, the second of features whose gradient the first needs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -17,7 +17,8 @@ from minipc.models.inputs import inputs_of
 from minipc.models.pointnet import Count
 from minipc.nn import exact, ops
 from minipc.nn.engine import Tape, engine_of
-from minipc.nn.params import batch_norm_spec, bias_spec, linear_spec
+from minipc.nn.params import batch_norm_spec, batch_norm_stats, bias_spec, linear_spec, size_of
+from minipc.nn.widening import Channels
 
 NAMED_SIZES = {"toy": (4, 5, 6), "toy-wide": (4, 12, 20)}  # points of a slice, two widths
 
@@ -58,7 +59,7 @@ def param_specs(config):
 def initial_stats(config, dtype=np.float32):
     stats = {}
     for name, _, width in _layers(config):
-        stats |= {f"{name}.mean": np.zeros(width, dtype), f"{name}.var": np.ones(width, dtype)}
+        stats |= batch_norm_stats(name, width, dtype)
     return stats
 
 
@@ -69,15 +70,28 @@ def prepare(config, points):
     return (order.astype(np.uint16).reshape(len(points), slices, config.size),)
 
 
+def widths(config):
+    return config.inner, config.outer
+
+
+def with_widths(config, widths):
+    inner, outer = widths
+    return replace(config, inner=inner, outer=outer)
+
+
+def channels(config):
+    layers = (*_layers(config), ("out", config.outer, config.classes))
+    return {name: Channels((i,), (o,)) for name, i, o in layers}
+
+
 def grouping(config):
     return []
 
 
 def count(config, points):
-    parameters = sum(int(np.prod(spec.shape)) for spec in param_specs(config).values())
     slices = points // config.size
     macs = slices * (config.size * 3 * config.inner + config.inner * config.outer)
-    return Count(parameters, macs + config.outer * config.classes)
+    return Count(size_of(param_specs(config)), macs + config.outer * config.classes)
 
 
 def pooled_layers(config):

@@ -120,7 +120,7 @@ def to_tower(
     """
     clouds, count, channels = x.shape
     rows = channels + 1 + sum(width + 1 for width in widths)
-    tower = work.array(f"{name} tower {widths}", (clouds, rows, count), x.dtype, fill=1)
+    tower = work.array(f"{name} tower", (clouds, rows, count), x.dtype, 1, tuple(widths))
     z = tower[:, :channels]  # the row below it keeps its ones
     z[...] = x.swapaxes(1, 2)
     shift = z.mean(axis=(0, 2))  # of the copy: the bits do not depend on the memory order of x

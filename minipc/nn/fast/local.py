@@ -309,7 +309,7 @@ def expand_forward(
     affine, stats = affine_map(x, W, gamma, beta, eps, name)
     shift, (members, clouds, count) = xp.maximum(beta, 0), x.flat.shape
     size = (clouds, sum(width + 1 for width in widths), members * count)
-    tower = work.array(f"{name} tower {widths}", size, W.dtype, fill=1)
+    tower = work.array(f"{name} tower", size, W.dtype, 1, tuple(widths))
     of_rows = f"{name} rows"
     floor = advancing(-shift, size[2], work, f"{name} floor")
     generation = work.next_generation(of_rows)

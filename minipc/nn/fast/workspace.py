@@ -39,7 +39,8 @@ class Workspace:
         self.group = 4 if on_host and blas_kernel() in SMALL_MATRIX_KERNELS else None
         # {name: how many forwards began and backwards overwrote it}
         self._generations: dict[str, int] = {}
-        self._arrays: dict[str, Any] = {}
+        # {name: (memory, the buffer in it, layout)}
+        self._arrays: dict[str, tuple[Any, Any, Any]] = {}
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(threads - 1, "minipc-step") if threads > 1 else None
 
@@ -52,14 +53,28 @@ class Workspace:
         self._generations[name] = self.generation(name) + 1
         return self._generations[name]
 
-    def array(self, name: str, shape: tuple[int, ...], dtype: Any, fill: Any = None) -> Any:
-        """Return the buffer of this name; a new shape or dtype makes and fills a new one."""
-        buffer = self._arrays.get(name)
-        if buffer is None or buffer.shape != shape or buffer.dtype != dtype:
-            buffer = self.xp.empty(shape, dtype)
+    def array(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        dtype: Any,
+        fill: Any = None,
+        layout: Any = None,
+    ) -> Any:
+        """Return the buffer of this name; a new shape, dtype or layout makes and fills a new one.
+
+        layout: which parts of the buffer keep what it was filled with.  A new buffer overwrites the
+        old one where that is large enough, so networks whose widths change need no new memory.
+        """
+        size, dtype = prod(shape), np.dtype(dtype)
+        memory, buffer, kept = self._arrays.get(name, (None, None, None))
+        if buffer is None or (buffer.shape, buffer.dtype, kept) != (shape, dtype, layout):
+            if memory is None or memory.dtype != dtype or memory.size < size:
+                memory = self.xp.empty(size, dtype)
+            buffer = memory[:size].reshape(shape)
             if fill is not None:
                 buffer[...] = fill
-            self._arrays[name] = buffer  # filled before another thread can find it
+            self._arrays[name] = memory, buffer, layout  # filled before another thread can find it
         return buffer
 
     def zeros(self, count: int, dtype: Any) -> Any:
