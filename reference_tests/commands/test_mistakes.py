@@ -156,6 +156,8 @@ MISTAKES = {
         (3, "eval good turned.h5", "up axis"),
         (3, "eval good clouds.h5 --teacher forty.h5", "class names"),
         (3, "predict good vessels/mug/001.xyz --up-axis y", "up axis"),
+        (3, "train clouds.h5 --labels-only --init forty.h5", "class names"),
+        (3, "train clouds.h5 --labels-only --init untrained.h5", "shared is (8,), but"),
     ],
     "Places": [
         (2, "train clouds.h5 --labels-only --out taken", "taken: exists already"),
@@ -175,6 +177,32 @@ MISTAKES = {
         (3, "train --resume --out nowhere", "nowhere"),
         (2, "train --resume", "--out"),
         (2, "train --resume --dry-run --out good", "leave one out"),
+    ],
+    "Comparing": [
+        (3, "compare good nowhere", "nowhere/run.json"),
+        (3, "compare good part", "minipc train --resume --out part"),
+        (3, "compare good clouds.h5", "clouds.h5/run.json"),
+        (2, "compare good", "at least two arms"),
+        (2, "compare good better", "at least two arms"),
+        (2, "compare good good/", "name one of them"),
+        (2, "compare good better --threads 2", "goes with STUDY.toml"),
+        (2, "compare study.toml good", "name it alone"),
+        (3, "compare none.toml", "none.toml"),
+        (3, "compare broken.toml", "TOML"),
+        (2, "compare no-arm.toml", "add another"),
+        (2, "compare of-train.toml", "unknown key; known: data"),
+        (2, "compare misspelt-arm.toml", "did you mean kd-weight?"),
+        (2, "compare one-seed.toml", "seeds: expected integers"),
+        (2, "compare twice.toml", "different integers"),
+        (2, "compare own-seed.toml", "seeds = [...] at the top"),
+        (2, "compare no-name.toml", "names a folder"),
+        (2, "compare not-alone.toml", "add labels-only = true"),
+        (2, "compare no-record.toml", "arm distilled: train: distillation needs"),
+        (2, "compare equal.toml", "the same training as arm"),
+        (2, "compare unlike.toml", "train them alike"),
+        (3, "compare missing.toml", "arm labels: none.h5"),
+        (3, "compare study.toml --out no/where", "no/where"),
+        (3, "compare study.toml --out clouds.h5", "choose another --out"),
     ],
     "Single clouds": [
         (3, "predict none.h5 vessels/mug/001.xyz", "none.h5"),
@@ -211,6 +239,9 @@ MISTAKES = {
             "train clouds.h5 --labels-only --self-weight 0.2",
             "--labels-only has no use for --self-weight",
         ),
+        (2, "train clouds.h5 --labels-only --average-decay 0.9", "goes with --average ema"),
+        (2, "train clouds.h5 --labels-only --augment-steps 3", "without --augment-width"),
+        (2, "train clouds.h5 --labels-only --augment-width 17", "1 (none) to 16"),
         (2, "train --record record.h5 --views 1:3", "0 <= A < B <= 2"),
         (2, "train --record record.h5 --self-weight 0.5", "b < a / 2"),
         (2, "train --record record.h5 --self-weight nan", "self weight"),
@@ -295,9 +326,30 @@ def spoil(folder):
         os.mkfifo(folder / name)
     (folder / "misspelt.toml").write_text("[train]\nepoch = 3\n")
     (folder / "broken.toml").write_text("[train\n")
+    spoil_studies(folder)
     from_the_future(folder)
     spoil_trees(folder)
     spoil_hdf5(folder)
+
+
+def spoil_studies(folder):
+    data, record = 'data = "clouds.h5"\n', 'record = "record.h5"\n'
+    for name, text in {
+        "study": f"{record}[arms.distilled]",
+        "no-arm": data,
+        "of-train": f"{record}epochs = 3",
+        "misspelt-arm": f"{record}[arms.distilled]\nkd-wieght = 0.5",
+        "one-seed": f"{record}seeds = ['0']",
+        "twice": f"{record}seeds = [0, 0]\n[arms.distilled]",
+        "own-seed": f"{record}[arms.distilled]\nseed = 1",
+        "no-name": f"{record}[arms.'a/b']",
+        "not-alone": f"{record}[arms.labels]",
+        "no-record": f"{data}[arms.distilled]",
+        "equal": f"{record}[arms.one]\n[arms.two]",
+        "unlike": f"{record}[arms.distilled]\nepochs = 3",
+        "missing": 'record = "none.h5"\n[arms.distilled]',
+    }.items():
+        (folder / f"{name}.toml").write_text(text + "\n")
 
 
 def spoil_groups(folder, clouds):
@@ -419,6 +471,8 @@ def place(tmp_path_factory):
         write_vessels(folder)
         for seed, model in ((0, "good"), (1, "better")):
             succeed("train", "clouds.h5", "--labels-only", "--out", model, "--seed", seed, *QUICK)
+        part = ("--out", "part", "--stop-after", 1)
+        succeed("train", "clouds.h5", "--labels-only", *part, *QUICK)
         for seed, name, teacher in ((0, "record.h5", "good"), (1, "seeded.h5", "better")):
             words = ("--teacher", teacher, "--views", 2, "--seed", seed, "--out", name, "--quiet")
             succeed("record", "clouds.h5", *words)
