@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.random import Generator
 
-from minipc.audit import facts, neighbours, problems, rules
+from minipc.audit import facts, neighbours, problems, rules, weights
 from minipc.audit.facts import Fact, FactMaker
 from minipc.audit.problems import Problem, ProblemMaker
 from minipc.errors import DataError, check_shape
@@ -112,6 +112,12 @@ LINES = (
     Line("AdamW", None, (rules.adamw,)),
     Line("SGD and clipping", None, (rules.sgd,)),
     Line("learning rate", None, (rules.schedule,)),
+    Line("averaged weights", None, (weights.averages, weights.pooled_moments)),
+    Line(
+        "networks inside a wider one",
+        weights.inside_a_wider_one,
+        (weights.slices, weights.widths),
+    ),
     Line("augmentation", None, (rules.augmentation,)),
     Line("record and replay", None, (rules.replay,)),
     Line(

@@ -15,10 +15,10 @@ from unittest import mock
 import numpy as np
 
 from minipc.data import augment
-from minipc.distil import self_target
+from minipc.distil import augmentation, averaging, self_target, statistics
 from minipc.errors import UsageError
 from minipc.models import model, pointnet, pointnet2
-from minipc.nn import local, losses, ops, optim
+from minipc.nn import local, losses, ops, optim, widening
 from minipc.nn.fast import fused
 from minipc.nn.fast import local as fast_local
 from minipc.record.reader import RecordReader
@@ -314,6 +314,33 @@ def _each_point_once(right: Function) -> Function:
     return to_level
 
 
+def _kept_without_copies(right: Function) -> Function:
+    def epoch_ended(self: Any, params: Any) -> Any:
+        self.kept = [*self.kept, params][-self.epochs :]
+
+    return epoch_ended
+
+
+def _means_do_not_differ(right: Function) -> Function:
+    def pooled(batches: Any) -> Any:
+        mean = right(batches).mean
+        return right([batch._replace(mean=mean) for batch in batches])
+
+    return pooled
+
+
+def _put_instead_of_added(right: Function) -> Function:
+    return lambda total, grads, index: widening.put(total, grads, index)
+
+
+def _one_draw(right: Function) -> Function:
+    def draw_widths(widths: Any, factor: Any, steps: Any, rng: Any) -> Any:
+        step = rng.integers(0, steps + 1)
+        return tuple(widening.candidates(width, factor, steps)[step] for width in widths)
+
+    return draw_widths
+
+
 MUTANTS = {
     "no-temperature-squared": Mutant(
         "KL without its factor T^2",
@@ -565,5 +592,41 @@ MUTANTS = {
     "moments-without-the-counts": Mutant(
         "the fused level's moments as if every point were read once",
         ((fast_local, "to_level", _each_point_once),),
+    ),
+    "average-with-its-start": Mutant(
+        "a moving average of the weights whose start is not divided out: the first ones stay",
+        (
+            (
+                averaging.EmaWeights,
+                "stepped",
+                lambda right: lambda self, params, step: right(self, params, 10**9),
+            ),
+        ),
+    ),
+    "epochs-kept-without-copies": Mutant(
+        "the weights of the last epochs are the live ones, which the next step overwrites",
+        ((averaging.LastWeights, "epoch_ended", _kept_without_copies),),
+    ),
+    "variances-averaged": Mutant(
+        "the variance of all batches as the mean of theirs, as if their means were equal",
+        ((statistics, "pooled", _means_do_not_differ),),
+    ),
+    "leading-of-the-whole": Mutant(
+        "the leading channels of the whole input, where each part has its own",
+        (
+            (
+                widening,
+                "leading",
+                lambda right: lambda parts, of: right((sum(parts),), (sum(of),)),
+            ),
+        ),
+    ),
+    "gradients-assigned": Mutant(
+        "the widened network's gradient written over the model's instead of added",
+        ((augmentation, "add", _put_instead_of_added),),
+    ),
+    "one-draw-for-all-layers": Mutant(
+        "all layers widened by one draw instead of one each",
+        ((widening, "draw_widths", _one_draw),),
     ),
 }

@@ -11,8 +11,9 @@ import pytest
 from minipc.audit import checks, facts, mutants
 from minipc.audit.problems import Problem
 from minipc.data import augment
+from minipc.distil import statistics
 from minipc.models import pointnet, pointnet2
-from minipc.nn import exact, groups, local, losses, ops, optim
+from minipc.nn import exact, groups, local, losses, ops, optim, widening
 from minipc.nn.fast import fused, local_eval, pointwise
 from minipc.nn.fast import local as fast_local
 from minipc.streams import stream
@@ -61,6 +62,8 @@ MODULES = (
     pointnet,
     pointnet2,
     augment,
+    statistics,
+    widening,
 )
 
 
@@ -155,6 +158,12 @@ CAUGHT_BY = {  # the line of the audit that is there for a mutant
     "centre-not-subtracted": "offsets",
     "winner-of-the-wrong-group": "fused levels",
     "moments-without-the-counts": "fused levels",
+    "average-with-its-start": "averaged weights",
+    "epochs-kept-without-copies": "averaged weights",
+    "variances-averaged": "averaged weights",
+    "leading-of-the-whole": "networks inside a wider one",
+    "gradients-assigned": "networks inside a wider one",
+    "one-draw-for-all-layers": "networks inside a wider one",
 }
 
 

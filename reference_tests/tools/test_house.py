@@ -37,7 +37,8 @@ record.store record.recording record.contract record.recorder record.verify
 record.parallel.processes record.parallel.scheduler
 distil.evaluate distil.self_target distil.statistics distil.averaging distil.augmentation
 distil.state distil.train runs.folder runs.config runs.compare
-audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.checks audit.mutants
+audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weights
+audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit verbs.demo
 report.describe report.environment report.lines report.compare verbs.compare
