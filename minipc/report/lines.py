@@ -143,8 +143,11 @@ def _run(values: Values) -> list[str]:
         _made_with(settings.get("provenance")),
     ]
     if values["last"]:
-        last = ", ".join(f"{name} {value:.6g}" for name, value in values["last"].items())
-        lines.append(f"last epoch: {last}")
+        last = (
+            f"{name} {value if isinstance(value, str) else f'{value:.6g}'}"
+            for name, value in values["last"].items()
+        )
+        lines.append(f"last epoch: {', '.join(last)}")
     if values["epochs"] and "model.h5" not in values["files"]:
         lines.append(
             f"{os.path.join(folder, 'model.h5')}: is missing; minipc train --resume --out {folder} "

@@ -145,6 +145,8 @@ def test_averaged_weights_are_said_in_the_metrics_and_evaluate_as_measured(data,
     assert code == 0 and json.loads(out)["weights"] == "last"
     rows = [json.loads(line) for line in Path("mean/metrics.jsonl").read_text().splitlines()]
     assert [row["weights"] for row in rows] == ["last"] * 3
+    code, out, _ = say("info", "mean")
+    assert code == 0 and "weights last, test_accuracy" in out
     code, out, _ = say("eval", "mean", "--json")
     assert json.loads(out)["accuracy"] == rows[-1]["test_accuracy"]
     assert json.loads(out)["nll"] == rows[-1]["test_nll"]
