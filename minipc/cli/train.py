@@ -167,7 +167,7 @@ def _new(
     bare = not (files["data"] or files["record"] or files["labels_only"])
     default = {
         "epochs": demo.STUDENT_EPOCHS if bare else TrainConfig.epochs,
-        "lr": 1e-3 if model == "teacher" else TrainConfig.lr,
+        "lr": 1e-3 if model.partition("@")[0] == "teacher" else TrainConfig.lr,
     }
     given = given | {name: value for name, value in default.items() if given[name] is None}
     weights = given
