@@ -84,19 +84,13 @@ def sizes(text: str, classes: int) -> Any:
     the model's own.  Raises UsageError for anything else.
     """
     text, at, rate = text.partition("@")
-    config = _sizes(text, classes)
-    if not at:
-        return config
-    try:
-        return replace(config, dropout=float(rate))
-    except ValueError:
-        raise UsageError(
-            f"model: expected a rate of dropout behind @, such as {text}@0.3, got {rate!r}"
-        ) from None
-
-
-def _sizes(text: str, classes: int) -> Any:
-    """Return sizes(text, classes) of a text without a rate of dropout."""
+    if at:
+        try:
+            return replace(sizes(text, classes), dropout=float(rate))
+        except ValueError:
+            raise UsageError(
+                f"model: expected a rate of dropout behind @, such as {text}@0.3, got {rate!r}"
+            ) from None
     name = text.partition("/")[0]
     for module in MODELS.values():
         if name in module.NAMED_SIZES:
