@@ -454,8 +454,8 @@ class GroupGradient(NamedTuple):
         work, g = self.x.work, self.g[clouds]
         D = work.scratch("D", (*g.shape[:2], self.x.tower.shape[2]), g.dtype)
         D[...] = 0
-        xp = work.xp
-        xp.put_along_axis(D, self.rows(clouds), g, axis=2)
+        begin = D.shape[2] * work.xp.arange(g[..., 0].size).reshape(*g.shape[:2], 1)
+        D.reshape(-1)[begin + self.rows(clouds)] = g
         return D
 
 
