@@ -205,7 +205,7 @@ def rows_of(x: Any) -> Any:
 def portions(clouds: slice, count: int, elements: int, work: Workspace) -> list[slice]:
     """Return slices of the groups of some clouds, each with about 16 work.slice elements.
 
-    Not fewer: between short calls two threads wait for the interpreter's lock, not for memory.
+    So many because between short calls two threads wait for the interpreter's lock.
     """
     first, stop = clouds.start * count, clouds.stop * count
     step = max(16 * work.slice // elements, 1)
