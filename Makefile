@@ -76,8 +76,9 @@ audit: $(VENV)/installed  ## hold the mathematics against itself, and break it o
 frozen: $(VENV)/ready  ## what a redesign must not change, as digests: arrays, files, help, messages
 	$(BIN)/python -m reference_tests.tools.frozen
 
-torture: $(VENV)/ready  ## kill recorder and training a hundred times each, fill the disk, and compare byte for byte (ten minutes)
+torture: $(VENV)/ready  ## kill recorder and training a hundred times each, fill the disk, fail every system call, and compare byte for byte (ten minutes)
 	$(BIN)/python -m reference_tests.faults.torture
+	MINIPC_ALL_FAULTS=1 $(BIN)/python -m pytest $(IN_TWO) reference_tests/faults/test_faults.py
 
 figures: $(VENV)/ready  ## the figures of the pages, with matplotlib
 	$(BIN)/pip install --quiet --editable '.[docs]'

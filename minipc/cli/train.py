@@ -213,7 +213,8 @@ def arguments(
     """
     from minipc.nn.losses import LABELS_ALONE
 
-    default = {"epochs": epochs, "lr": 1e-3 if model == "teacher" else TrainConfig.lr}
+    lr = 1e-3 if model.partition("@")[0] == "teacher" else TrainConfig.lr
+    default = {"epochs": epochs, "lr": lr}
     given = given | {name: value for name, value in default.items() if given[name] is None}
     weights = given
     if files["labels_only"]:

@@ -23,6 +23,7 @@ momentum, and the class attribute architecture, its name in MODELS.  nn.engine.b
 tape of any model, and track() updates the statistics of any model.
 """
 
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -82,8 +83,17 @@ def sizes(text: str, classes: int) -> Any:
     """Return the config of a named size of any model, or of one by hand.
 
     By hand: "16-16-32-64:32" for a PointNet, "512/24:32,128/24:48,96:48" for a PointNet++ (the
-    docstrings of their modules).  Raises UsageError for anything else.
+    docstrings of their modules).  Behind any of them "@0.3" is the rate of dropout, in place of
+    the model's own.  Raises UsageError for anything else.
     """
+    text, at, rate = text.partition("@")
+    if at:
+        try:
+            return replace(sizes(text, classes), dropout=float(rate))
+        except ValueError:
+            raise UsageError(
+                f"model: expected a rate of dropout behind @, such as {text}@0.3, got {rate!r}"
+            ) from None
     name = text.partition("/")[0]
     for module in MODELS.values():
         if name in module.NAMED_SIZES:

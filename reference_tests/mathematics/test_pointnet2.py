@@ -134,6 +134,17 @@ def test_offsets_are_the_first_channels_of_a_level_and_its_features_follow():
     np.testing.assert_array_equal(z, other)
 
 
+@pytest.mark.parametrize("text", ["teacher", "16-8:4", "local-teacher", "pointnet2/8", TEXTS[0]])
+def test_any_model_takes_a_rate_of_dropout_in_place_of_its_own(text):
+    assert sizes(f"{text}@0.25", 4) == replace(sizes(text, 4), dropout=0.25)
+
+
+@pytest.mark.parametrize("rate", ["", "x", "1", "-0.1", "nan", "0.3@0.3"])
+def test_a_rate_of_dropout_that_is_none_is_refused(rate):
+    with pytest.raises(UsageError, match="dropout"):
+        sizes(f"tiny@{rate}", 4)
+
+
 def test_a_divisor_divides_hidden_widths_alone_and_leaves_no_dropout():
     config = sizes("local-teacher/10", 7)
     assert title(config) == "PointNet++ 4,512/24:9+,128/24:19+,32/16:19+,38+mean:19"

@@ -263,12 +263,12 @@ NEIGHBOURHOODS = {
     "nn.groups",
     "nn.fast.pointwise",
     "nn.fast.local",
-    "nn.fast.local_eval",
     "nn.levels",
     "models.pointnet2",
 }
 AUGMENTATION = {"nn.widening", "distil.augmentation"}  # a network may be trained without it
-SPEED_ALONE = {"nn.fast.products"}  # matrix products, in the form that is fast on a machine
+# The same products and levels once more, in the form that is fast on a machine.
+SPEED_ALONE = {"nn.fast.products", "nn.fast.local_eval"}
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 

@@ -76,19 +76,30 @@ def to_level(
         work.array(f"{name} {part}", (clouds, inputs + 1, number), f.dtype, fill=1)
         for part in ("z", "v")
     )
-    z[:, :3], z[:, 3:-1] = positions.swapaxes(1, 2), f.swapaxes(1, 2)
-    shift = z[:, :-1].mean(axis=(0, 2))
-    z[:, :-1] -= shift[:, None]
-    shift[:3] = 0  # an offset is a difference
+    at = work.array(f"{name} at", (clouds, count, 3), f.dtype)
     flat = work.array(f"{name} flat", (members.shape[2], clouds, count), np.intp)
-    xp.add(members.transpose(2, 0, 1), (number * xp.arange(clouds))[:, None], out=flat)
-    first = number * xp.arange(clouds)[:, None]
-    at = z[:, :3].swapaxes(1, 2).reshape(-1, 3)[centres + first]
-    level = Level(z, v, at, members, flat, shift, None, work, name, work.next_generation(name))
-    shape = (inputs + 1, inputs + 1)
-    moments = sum_over_blocks(lambda block: _moments(level, block), level, shape, f"{name} moments")
-    moments /= level.rows
-    return level._replace(moments=moments)
+    level = Level(z, v, at, members, flat, None, None, work, name, work.next_generation(name))
+
+    def fill(clouds: slice) -> None:
+        z[clouds, :3] = positions[clouds].swapaxes(1, 2)
+        z[clouds, 3:-1] = f[clouds].swapaxes(1, 2)
+        first = number * xp.arange(clouds.start, clouds.stop)[:, None]
+        xp.add(members[clouds].transpose(2, 0, 1), first, out=flat[:, clouds])
+
+    work.map(fill, level.blocks())
+    shift = z[:, :-1].mean(axis=(0, 2))
+
+    def moments(clouds: slice) -> Any:
+        z[clouds, :-1] -= shift[:, None]
+        axes = z[clouds, :3].swapaxes(1, 2)
+        at[clouds] = axes[xp.arange(len(axes))[:, None], centres[clouds]]
+        return _moments(level, clouds)
+
+    total = sum_over_blocks(moments, level, (inputs + 1, inputs + 1), f"{name} moments")
+    total /= level.rows
+    differences = shift.copy()
+    differences[:3] = 0  # an offset is a difference of positions
+    return level._replace(shift=differences, moments=total)
 
 
 def _moments(x: Level, clouds: slice) -> Any:
@@ -192,9 +203,12 @@ def rows_of(x: Any) -> Any:
 
 
 def portions(clouds: slice, count: int, elements: int, work: Workspace) -> list[slice]:
-    """Return slices of the groups of some clouds, each with about 2 work.slice elements."""
+    """Return slices of the groups of some clouds, each with about 16 work.slice elements.
+
+    So many because between short calls two threads wait for the interpreter's lock.
+    """
     first, stop = clouds.start * count, clouds.stop * count
-    step = max(2 * work.slice // elements, 1)
+    step = max(16 * work.slice // elements, 1)
     return [slice(start, min(start + step, stop)) for start in range(first, stop, step)]
 
 
@@ -253,9 +267,11 @@ def _scatter_winners(S: Any, members: Any, rank: Any, g: Any, work: Workspace) -
         S[...] = _sum_at_points(members, points, lambda j: g * (rank == j))
         return
     start, channel = (most * np.arange(count))[:, None], np.arange(width)
+    at = work.scratch("at", rank.shape[1:], np.intp)
     for i in range(len(S)):
-        at = members[i].ravel().take(start + rank[i])  # (M, O) points
-        at = at * np.intp(width) + channel
+        np.add(start, rank[i], out=at)
+        np.multiply(members[i].ravel().take(at), width, out=at, dtype=np.intp)  # of a point
+        at += channel
         S[i] = np.bincount(at.ravel(), g[i].ravel(), points * width).reshape(points, width)
 
 
@@ -362,10 +378,14 @@ def _scatter_rows(S: Any, members: Any, D: Any, work: Workspace) -> None:
             members, points, lambda j: by_member[:, :, j].swapaxes(1, 2)
         ).swapaxes(1, 2)
         return
+    together = min(S.shape[1], 8)  # channels: a call for each would mostly wait for the lock
     for i, index in enumerate(by_rank.reshape(len(S), -1)):
-        index = index.astype(np.intp)
-        for o, row in enumerate(D[i]):
-            S[i, o] = np.bincount(index, row, points)
+        places = (points * np.arange(together)[:, None] + index).ravel()
+        for first in range(0, S.shape[1], together):
+            sums, rows = S[i, first : first + together], D[i, first : first + together]
+            sums[...] = np.bincount(places[: rows.size], rows.ravel(), sums.size).reshape(
+                sums.shape
+            )
 
 
 class GroupPoolCache(NamedTuple):
@@ -434,8 +454,8 @@ class GroupGradient(NamedTuple):
         work, g = self.x.work, self.g[clouds]
         D = work.scratch("D", (*g.shape[:2], self.x.tower.shape[2]), g.dtype)
         D[...] = 0
-        xp = work.xp
-        xp.put_along_axis(D, self.rows(clouds), g, axis=2)
+        begin = D.shape[2] * work.xp.arange(g[..., 0].size).reshape(*g.shape[:2], 1)
+        D.reshape(-1)[begin + self.rows(clouds)] = g
         return D
 
 
@@ -471,9 +491,14 @@ def to_offsets(
     positions: Any, centres: Any, members: Any, widths: Sequence[int], work: Workspace, name: str
 ) -> Activation:
     """Return the Activation of the offsets (M18) of a level without features, member by member."""
-    xp, (clouds, count, size) = work.xp, members.shape
+    clouds, count, size = members.shape
     o = work.array(f"{name} offsets", (clouds, 3, size * count), positions.dtype)
-    offsets_by_member(xp.ascontiguousarray(positions.swapaxes(1, 2)), centres, members, o)
+
+    def write(clouds: slice) -> None:
+        axes = work.xp.ascontiguousarray(positions[clouds].swapaxes(1, 2))
+        offsets_by_member(axes, centres[clouds], members[clouds], o[clouds])
+
+    work.map(write, blocks_of(clouds, OF_ONE_LAYER * o[0].size, work))
     return to_tower(o.swapaxes(1, 2), widths, work, name)
 
 

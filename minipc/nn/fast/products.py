@@ -43,7 +43,7 @@ def inner_product(z: Any, d: Any, work: Workspace) -> Any:
     (clouds, inner, points), rows = z.shape, d.shape[1]
     group, parts = _divided(rows, inner, points, work)
     if group == rows and parts == 1:
-        return work.xp.matmul(z, d.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
+        return _outer(z, d, work).sum(axis=0, dtype=np.float64)
     pieces = work.xp.matmul(
         z.reshape(clouds, inner, parts, -1).swapaxes(1, 2)[:, :, None],
         d.reshape(clouds, -1, group, parts, points // parts).transpose(0, 3, 1, 4, 2),
@@ -57,7 +57,18 @@ def second_moments(z: Any, work: Workspace) -> Any:
     z (clouds, inner, points) -> (inner, inner).  NumPy sees that both factors are one array
     and asks BLAS for half the products (syrk).
     """
-    return work.xp.matmul(z, z.swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
+    return _outer(z, z, work).sum(axis=0, dtype=np.float64)
+
+
+def _outer(z: Any, d: Any, work: Workspace) -> Any:
+    """Return z d^T of each cloud.
+
+    NumPy's matmul keeps the interpreter's lock where its result has at most 500 numbers, however
+    long the sums; dot, the same call to BLAS, never does.
+    """
+    if work.xp is np and len(z) * z.shape[1] * d.shape[1] <= 500:
+        return np.stack([np.dot(one, other.T) for one, other in zip(z, d, strict=True)])
+    return work.xp.matmul(z, d.swapaxes(1, 2))
 
 
 def _divided(rows: int, inner: int, points: int, work: Workspace) -> tuple[int, int]:
