@@ -20,7 +20,7 @@ from minipc.cli.options import (
     values_of_table,
 )
 from minipc.cli.show import Console, result
-from minipc.errors import UsageError, short
+from minipc.errors import DataError, UsageError, short
 from minipc.settings import LossConfig, SelfConfig, TrainConfig, option_names
 
 # of a study file, each with a value of its kind, which is the default of the last three
@@ -83,16 +83,19 @@ def command(
     with Console(quiet, verbose) as console:
         if studies:
             arms, seeds = read_study(studies[0])
-            values = compare.study(
-                arms,
-                seeds,
-                out or os.path.basename(studies[0]).removesuffix(".toml"),
-                at_a_time=at_a_time,
-                threads=threads,
-                xp=load(backend, console.say),
-                say=console.say,
-                progress=console.progress,
-            )
+            try:
+                values = compare.study(
+                    arms,
+                    seeds,
+                    out or os.path.basename(studies[0]).removesuffix(".toml"),
+                    at_a_time=at_a_time,
+                    threads=threads,
+                    xp=load(backend, console.say),
+                    say=console.say,
+                    progress=console.progress,
+                )
+            except (UsageError, DataError) as reason:
+                raise type(reason)(f"{studies[0]}: {reason}") from reason
         else:
             for name in ("at_a_time", "threads", "backend"):
                 if given_options().get(name) is ParameterSource.COMMANDLINE:

@@ -95,6 +95,17 @@ STUDENT = [
     (32, (3 + 48, 96)),
     (1, (2 * 96, 48)),
 ]
+TINY = [
+    (1024, (3, 8)),
+    (512 * 24, (3 + 8, 16)),
+    (512, (16, 16)),
+    (128 * 24, (3 + 16, 24)),
+    (128, (24, 24)),
+    (32 * 16, (3 + 24, 24)),
+    (32, (24, 24)),
+    (32, (3 + 24, 48)),
+    (1, (2 * 48, 24)),
+]
 
 
 @pytest.mark.parametrize(
@@ -105,6 +116,7 @@ STUDENT = [
         ("pointnet2/8", SSG_8, 25_040, 25_456),
         ("pointnet2-msg/8", MSG_8, 29_620, 30_184),
         ("local-student", STUDENT, 27_320, 27_736),
+        ("local-tiny", TINY, 7_728, 7_936),
     ],
 )
 def test_counts_are_those_made_by_hand_and_with_biases_those_published(
