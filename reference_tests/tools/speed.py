@@ -280,6 +280,7 @@ def on_files(values, say):
             task = Task(
                 np.ascontiguousarray(points.swapaxes(1, 2)),
                 data.labels,
+                (),
                 sizes("tiny", 40),
                 LossConfig(0.9),
                 config,
