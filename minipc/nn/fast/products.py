@@ -63,8 +63,8 @@ def second_moments(z: Any, work: Workspace) -> Any:
 def _outer(z: Any, d: Any, work: Workspace) -> Any:
     """Return z d^T of each cloud.
 
-    NumPy's matmul keeps the interpreter's lock where its result has at most 500 numbers, however
-    long the sums; dot, the same call to BLAS, never does.
+    The matmul of NumPy 2.4 keeps the interpreter's lock where its result has at most 500 numbers,
+    however long the sums; dot, the same call to BLAS, never does.
     """
     if work.xp is np and len(z) * z.shape[1] * d.shape[1] <= 500:
         return np.stack([np.dot(one, other.T) for one, other in zip(z, d, strict=True)])
