@@ -1,4 +1,4 @@
-"""minipc data: make the built-in shapes, pack the user's data; `data info` is `info`."""
+"""minipc data: make the built-in shapes, pack the user's data, hold out; `data info` is `info`."""
 
 import click
 
@@ -111,3 +111,40 @@ def pack(
         "dry_run": dry_run,
     }
     result(values, as_json, of_data_pack)
+
+
+@command.command("hold-out", short_help="Training clouds alone, some of them for testing.")
+@click.argument("source", metavar="DATA", type=FILE)
+@option("--out", required=True)
+@option(
+    "--test-fraction",
+    metavar="F",
+    type=float,
+    default=0.2,
+    help="Share of each class that becomes the test split.",
+)
+@option("--seed", metavar="S", type=int, default=0, help="Seed of the draw.")
+@common_options
+def hold_out(
+    source: str,
+    out: str,
+    test_fraction: float,
+    seed: int,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Write the training clouds of DATA to a file of their own, a part of them as its test split.
+
+    For whatever is chosen by accuracy, such as the settings of a study: the test split of DATA is
+    not in the new file, so it cannot choose.
+    """
+    from minipc.data import clouds
+    from minipc.report.describe import describe_splits
+    from minipc.report.lines import of_data_make
+    from minipc.storage.places import check_new_file
+
+    check_new_file(out)
+    splits = clouds.hold_out(clouds.read_clouds(source), test_fraction, seed)
+    clouds.write_clouds(out, splits)
+    result(describe_splits(out, splits), as_json, of_data_make)

@@ -7,7 +7,7 @@ arrays identifies clouds, never a file name.
 
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from os import PathLike
 from typing import Any, NamedTuple, Self
@@ -288,6 +288,12 @@ def check_same_kind(
             )
 
 
+def check_fraction(fraction: float) -> None:
+    """Raise UsageError unless fraction lies between 0 and 1."""
+    if not 0 < fraction < 1:
+        raise UsageError(f"test fraction: expected a number between 0 and 1, got {fraction!r}")
+
+
 def stratified(labels: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
     """Return a mask (N,) bool that selects round(fraction n) random clouds of the n of each class.
 
@@ -328,6 +334,31 @@ def kept_labels(clouds: Clouds, rows: np.ndarray, config: TrainConfig, needed: b
             "record (--record FILE --kd-weight 1), or pack labelled clouds"
         )
     return kept
+
+
+def hold_out(splits: Splits, fraction: float, seed: int = 0) -> Splits:
+    """Return Splits of the training clouds: a fraction of each class becomes the test split.
+
+    What is chosen by accuracy is chosen on these; the test split has no part in it.  The clouds are
+    drawn by stratified() from the streams (seed, "heldout", class); those without a label stay
+    in training.  Raises UsageError unless fraction lies between 0 and 1, DataError if no class has
+    two labelled clouds.
+    """
+    check_fraction(fraction)
+    clouds = splits.train
+    out = stratified(clouds.labels, fraction, seed, "heldout")
+    if not out.any():
+        raise DataError(
+            "hold out: no class has 2 labelled training clouds, so none can be held out; use data "
+            "with more of them"
+        )
+    source = made_from(f"training clouds ({clouds.source or 'of unknown source'})")
+    return Splits(
+        *(
+            replace(clouds, points=clouds.points[rows], labels=clouds.labels[rows], source=source)
+            for rows in (~out, out)
+        )
+    )
 
 
 def repeated(splits: Splits) -> int:

@@ -90,6 +90,9 @@ MISTAKES = {
         (2, "data pack vessels", "--out"),
         (2, "data make -o clouds.h5", "exists already"),
         (2, "data make -o new.h5 --seed -1", "seed"),
+        (2, "data hold-out clouds.h5 -o clouds.h5", "exists already"),
+        (2, "data hold-out clouds.h5 -o new.h5 --test-fraction 0", "test fraction"),
+        (3, "data hold-out none.h5 -o new.h5", "none.h5"),
         (3, "data info text.h5", "not a minipc file"),
     ],
     "Files that are not what they should be": [

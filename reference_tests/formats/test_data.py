@@ -7,7 +7,15 @@ import h5py
 import numpy as np
 import pytest
 
-from minipc.data.clouds import Clouds, Splits, check_same_kind, read_clouds, write_clouds
+from minipc.data.clouds import (
+    UNLABELLED,
+    Clouds,
+    Splits,
+    check_same_kind,
+    hold_out,
+    read_clouds,
+    write_clouds,
+)
 from minipc.data.prepare import unit_sphere
 from minipc.data.readers.source import read_source
 from minipc.errors import DataError, UsageError
@@ -334,3 +342,34 @@ def test_reading_changes_nothing_in_the_folder(modelnet):
     read_source(str(modelnet), 8)
     for name in os.listdir(copy):
         assert (copy / name).read_bytes() == (modelnet / name).read_bytes()
+
+
+def test_held_out_clouds_are_training_clouds_once_each_and_never_test_clouds():
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(60, 8, 3)).astype(np.float32)
+    labels = np.repeat([0, 1, UNLABELLED], 20)
+    train = Clouds.from_arrays(points[:50], labels[:50], ("a", "b"), up_axis="z", source="mine")
+    test = Clouds.from_arrays(points[50:], labels[:10], ("a", "b"), up_axis="z")
+    splits = hold_out(Splits(train, test), 0.25, seed=3)
+
+    place = {cloud.tobytes(): row for row, cloud in enumerate(train.points)}
+    rows = [[place[cloud.tobytes()] for cloud in part.points] for part in splits]
+    assert sorted(rows[0] + rows[1]) == list(range(50))
+    for part, found in zip(splits, rows, strict=True):
+        np.testing.assert_array_equal(part.labels, train.labels[found])
+        assert part.described == train.described and "mine" in part.source
+    assert np.bincount(splits.test.labels).tolist() == [5, 5]  # none without a label
+
+    again, other = (hold_out(Splits(train, test), 0.25, seed) for seed in (3, 4))
+    np.testing.assert_array_equal(again.test.points, splits.test.points)
+    assert not np.array_equal(other.test.points, splits.test.points)
+
+
+def test_nothing_is_held_out_where_no_class_has_two_labelled_clouds():
+    points = np.random.default_rng(0).normal(size=(4, 8, 3))
+    clouds = Clouds.from_arrays(points, [0, 1, -1, -1], ("a", "b"))
+    with pytest.raises(DataError, match="no class has 2 labelled training clouds"):
+        hold_out(Splits(clouds, clouds), 0.2)
+    for fraction in (0.0, 1.0, np.nan):
+        with pytest.raises(UsageError, match="between 0 and 1"):
+            hold_out(Splits(clouds, clouds), fraction)

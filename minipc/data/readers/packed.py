@@ -16,6 +16,7 @@ from minipc.data.clouds import (
     Clouds,
     Splits,
     check_count,
+    check_fraction,
     check_labels,
     composed,
     stratified,
@@ -221,9 +222,3 @@ def _check_split(
             )
     if not test.any():
         raise DataError(f"{path}: its test split is empty; add clouds, or leave the split out")
-
-
-def check_fraction(fraction: float) -> None:
-    """Raise UsageError unless fraction lies between 0 and 1."""
-    if not 0 < fraction < 1:
-        raise UsageError(f"test fraction: expected a number between 0 and 1, got {fraction!r}")
