@@ -229,7 +229,7 @@ class TrainConfig:
         more="0 keeps all. Clouds held out for validation keep theirs.",
         low=0,
         expected="an integer >= 0",
-        unless_given="all",
+        unless_given="all; 5 without arguments",
     )
     epochs: int = setting(
         60,

@@ -118,6 +118,7 @@ def pack(
 @option("--out", required=True)
 @option(
     "--test-fraction",
+    group="Clouds",
     metavar="F",
     type=float,
     default=0.2,

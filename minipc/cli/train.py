@@ -117,12 +117,15 @@ def command(
 ) -> None:
     """Train a model and write a run folder.
 
-    Without arguments: takes record.h5 and the data file that it names, trains a tiny student on
-    labels alone and one from the record, and shows both.  With --resume every setting comes from
-    the run; one that is given and differs is refused.
+    Without DATA and --record: a small study in study/.  Takes record.h5, trains a tiny student from
+    five labels a class, and one from these and the record, over three seeds, and compares them; the
+    same command again goes on.  With --resume every setting comes from the run; one that is given
+    and differs is refused.
     """
     from minipc.backend import load
+    from minipc.report.compare import of_compare
     from minipc.report.lines import of_train
+    from minipc.verbs import train
 
     # a variable or a key in a file may be set for other runs
     typed = [name for name, source in given_options().items() if source is COMMANDLINE]
@@ -130,26 +133,30 @@ def command(
     if resume and dry_run:
         raise click.UsageError("--resume and --dry-run do not go together; leave one out")
     with Console(quiet, verbose) as console:
-        running = dict(
-            xp=load(backend, console.say),
-            threads=threads,
-            say=console.say,
-            progress=console.progress,
-            detail=console.detail,
-            stop_after=stop_after,
-        )
+        running: dict[str, Any] = dict(xp=load(backend, console.say), threads=threads)
+        running |= dict(say=console.say, progress=console.progress)
         out = out and os.path.normpath(out)  # shells complete run/
-        if resume:
-            runs = _resumed(out, data, record, self_record, running)
+        files: dict[str, Any] = dict(data=data, record=record, labels_only=labels_only)
+        files |= dict(self_record=self_record, views=views, init=init)
+        bare = not (resume or data or record or labels_only)
+        if bare:
+            if stop_after is not None or init:
+                flag = "--init" if init else "--stop-after"
+                raise click.UsageError(f"{flag} needs DATA or --record FILE; name one")
+            study = _study(model, given, files, dict(out=out, dry_run=dry_run), running)
         else:
-            files: dict[str, Any] = dict(data=data, record=record, labels_only=labels_only)
-            files |= dict(self_record=self_record, views=views, init=init)
-            runs = _new(model, given, files, dict(out=out, dry_run=dry_run), running)
+            running |= dict(detail=console.detail, stop_after=stop_after)
+            if resume:
+                run = _resumed(out, data, record, self_record, running)
+            else:
+                asked = arguments(model, given, files)
+                run = train.train(**asked, out=out, dry_run=dry_run, **running)
     if dry_run:
         result({"dry_run": True}, as_json, of_train)
-        return
-    values = runs[-1].values | ({"baseline": runs[0].values} if len(runs) == 2 else {})
-    result(values, as_json, of_train)
+    elif bare:
+        result(study, as_json, of_compare)
+    else:
+        result(run.values, as_json, of_train)
 
 
 def refuse_useless(
@@ -183,38 +190,34 @@ def refuse_useless(
             raise click.UsageError(f"{flag} goes with --average {kind}, not {given['average']}")
 
 
-def _new(
+def _study(
     model: str,
     given: dict[str, Any],
     files: dict[str, Any],
     place: dict[str, Any],
     running: dict[str, Any],
-) -> list[Any]:
-    """Return the Runs of new run folders: one, or two if no file is named."""
-    from minipc.verbs import demo, train
+) -> Any:
+    """Return the values of the study of the bare command, None of a dry run."""
+    from minipc.verbs import demo
 
-    bare = not (files["data"] or files["record"] or files["labels_only"])
-    asked = arguments(model, given, files, demo.STUDENT_EPOCHS if bare else TrainConfig.epochs)
-    if bare:
-        if files["init"]:
-            raise click.UsageError("--init needs DATA or --record FILE; name one")
-        for name in ("data", "record", "labels_only", "init"):
-            del asked[name]
-        return demo.train(**asked, **place, **running) or []  # None: dry run
-    return [train.train(**asked, **place, **running)]
+    typed = given_options()
+    given = given | {name: value for name, value in demo.STUDENT.items() if name not in typed}
+    asked = arguments(model, given, files)
+    for name in ("data", "record", "labels_only", "init"):
+        del asked[name]
+    place = place | {"out": place["out"] or demo.STUDY}
+    return demo.train(**asked, **place, **running)
 
 
-def arguments(
-    model: str, given: dict[str, Any], files: dict[str, Any], epochs: int = TrainConfig.epochs
-) -> dict[str, Any]:
+def arguments(model: str, given: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
     """Return the arguments of verbs.train.train, without the place and the running, for options.
 
-    given: {option: value or None} of all settings; files: those of FILES; epochs: unless given.
+    given: {option: value or None} of all settings; files: those of FILES.
     """
     from minipc.nn.losses import LABELS_ALONE
 
     lr = 1e-3 if model.partition("@")[0] == "teacher" else TrainConfig.lr
-    default = {"epochs": epochs, "lr": lr}
+    default = {"epochs": TrainConfig.epochs, "lr": lr}
     given = given | {name: value for name, value in default.items() if given[name] is None}
     weights = given
     if files["labels_only"]:
@@ -230,19 +233,16 @@ def _resumed(
     record: str | None,
     self_record: str | None,
     running: dict[str, Any],
-) -> list[Any]:
-    """Return the Runs of a resumed run folder: its baseline, if it has one, and the run itself."""
-    from minipc.runs.config import read_config
+) -> Any:
+    """Return the Run of a resumed run folder."""
     from minipc.runs.folder import last_name
-    from minipc.verbs import demo, train
+    from minipc.verbs import train
 
     out = out or last_name("run")
     if out is None:
         raise click.UsageError("--resume: there is no run here; name its folder with --out")
     what = dict(record=record, data=data, self_record=self_record, given=_given(), **running)
-    if read_config(out).baseline is not None:
-        return demo.resume(out, **what)
-    return [train.resume(out, **what)]
+    return train.resume(out, **what)
 
 
 def _given() -> dict[str | None, dict[str, Any]]:

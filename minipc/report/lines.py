@@ -277,27 +277,26 @@ def of_verify(values: Values) -> list[str]:
 
 
 def of_train(values: Values) -> list[str]:
-    """Return a table of runs, the baseline first, and what to do next."""
+    """Return what a run achieved, and what to do next."""
     if "dry_run" in values:
         return ["dry run: everything fits, nothing was written"]
     lines = [
         f"{'trained on':12} {'accuracy':>9} {'mean class':>11} {'best on test':>12} "
         f"{'parameters':>11} {'MACs':>8}  run"
     ]
-    for run in [values["baseline"], values] if "baseline" in values else [values]:
-        told = [
-            f"{'-':>{width}}" if run[name] is None else f"{100 * run[name]:{width - 1}.2f}%"
-            for name, width in (
-                ("test_accuracy", 9),
-                ("test_mean_class_accuracy", 11),
-                ("best_test_accuracy", 12),
-            )
-        ]
-        lines.append(
-            f"{'labels' if run['labels_only'] else 'record':12} {' '.join(told)} "
-            f"{run['parameters']:11,d} "
-            f"{run['macs_per_cloud'] / 1e6:7.2f}M  {run['out']}{os.sep}"
+    told = [
+        f"{'-':>{width}}" if values[name] is None else f"{100 * values[name]:{width - 1}.2f}%"
+        for name, width in (
+            ("test_accuracy", 9),
+            ("test_mean_class_accuracy", 11),
+            ("best_test_accuracy", 12),
         )
+    ]
+    lines.append(
+        f"{'labels' if values['labels_only'] else 'record':12} {' '.join(told)} "
+        f"{values['parameters']:11,d} "
+        f"{values['macs_per_cloud'] / 1e6:7.2f}M  {values['out']}{os.sep}"
+    )
     if values["test_accuracy"] is None:
         lines.append("no accuracy: no test cloud is labelled")
     if "chosen" in values:

@@ -112,7 +112,7 @@ def mean_class_accuracy(right: np.ndarray, labels: np.ndarray) -> float:
 def settings_of_run(config: RunConfig) -> dict[str, Any]:
     """Return all of a RunConfig that changes what is computed, but for its seed, as plain JSON."""
     described = asdict(config)
-    for hint in ("provenance", "data", "baseline", "name"):
+    for hint in ("provenance", "data", "name"):
         del described[hint]
     for record in ("record", "self_record"):
         if described[record]:

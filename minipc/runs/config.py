@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from minipc.errors import DataError
 from minipc.models.model import config_class
-from minipc.nn.losses import LABELS_ALONE
 from minipc.runs.folder import read_run
 from minipc.settings import LossConfig, SelfConfig, TrainConfig, settings_of
 from minipc.storage import files
@@ -69,7 +68,6 @@ class RunConfig:
     loss: LossConfig
     self_target: SelfConfig | None
     training: TrainConfig
-    baseline: str | None  # base name of the folder beside it with the same run on labels alone
     init: Beginning | None  # None: from weights drawn from the seed
 
     def __post_init__(self) -> None:
@@ -95,21 +93,16 @@ class RunConfig:
                     f"{getattr(self, name)!r}"
                 )
 
-    def on_labels_alone(self) -> RunConfig:
-        """Return the RunConfig of the same model on the same views, on labels alone."""
-        loss = LossConfig(label_smoothing=self.loss.label_smoothing, **LABELS_ALONE)
-        return replace(
-            self, loss=loss, labels_only=True, self_target=None, self_record=None, baseline=None
-        )
-
 
 def read_config(out: str) -> RunConfig:
     """Return the RunConfig of a run folder.  Raises DataError.
 
     Old runs do not name their architecture, because there was only pointnet, nor what began,
-    averaged or augmented their networks, because nothing did; and they kept all labels.
+    averaged or augmented their networks, because nothing did; and they kept all labels.  Some name
+    a run on labels alone beside them, of which they are independent.
     """
     described = {"architecture": "pointnet", "init": None, **read_run(out)}
+    described.pop("baseline", None)
     if isinstance(described.get("training"), dict):
         described["training"] = NEW_SETTINGS | described["training"]
     return files.from_dict(RunConfig, described, f"{out}: run.json")

@@ -35,21 +35,19 @@ if TYPE_CHECKING:
 MOST_TEXT = 1 << 24  # largest size of run.json, in bytes
 
 
-def _numbered(base: str, suffixes: Iterable[str]) -> Iterator[tuple[str, bool]]:
-    """Yield base, base-2, base-3, ... and whether it exists, itself or with one of suffixes."""
-    for number in count(1):
-        name = base if number == 1 else f"{base}-{number}"
-        yield name, any(os.path.lexists(name + suffix) for suffix in ("", *suffixes))
+def _numbered(base: str) -> Iterator[str]:
+    """Yield base, base-2, base-3, ..."""
+    return (base if number == 1 else f"{base}-{number}" for number in count(1))
 
 
-def free_name(base: str, *suffixes: str) -> str:
-    """Return base, base-2, base-3, ...: the first that does not exist, nor with any of suffixes."""
-    return next(name for name, exists in _numbered(base, suffixes) if not exists)
+def free_name(base: str) -> str:
+    """Return base, base-2, base-3, ...: the first that does not exist."""
+    return next(name for name in _numbered(base) if not os.path.lexists(name))
 
 
 def last_name(base: str) -> str | None:
     """Return the last of base, base-2, base-3, ... that exists, or None."""
-    names = [name for name, _ in takewhile(lambda each: each[1], _numbered(base, ()))]
+    names = list(takewhile(os.path.lexists, _numbered(base)))
     return names[-1] if names else None
 
 

@@ -1,10 +1,10 @@
-"""`minipc record` and `minipc train` without files: built-in shapes, a teacher, a student."""
+"""`minipc record` and `minipc train` without files: built-in shapes, a teacher, a small study."""
 
 from __future__ import annotations
 
 import os
 from contextlib import suppress
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,15 +12,15 @@ import numpy as np
 from minipc.data.clouds import write_clouds
 from minipc.data.shapes import built_in_shapes
 from minipc.distil.train import TrainConfig
-from minipc.errors import DataError, UsageError
+from minipc.errors import DataError
 from minipc.models.file import read_model
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.progress import quiet
 from minipc.record.reader import RecordReader
 from minipc.record.recording import Forecast, check_request
-from minipc.runs.config import read_config
-from minipc.runs.folder import RunFolder, free_name, model_path
-from minipc.storage.places import check_new_run, is_free_folder
+from minipc.runs.folder import model_path
+from minipc.storage.places import is_free_folder
+from minipc.verbs import compare
 from minipc.verbs import record as record_verb
 from minipc.verbs import train as train_verb
 
@@ -31,13 +31,12 @@ if TYPE_CHECKING:
 
     from minipc.record.recorder import Recorded, Share
     from minipc.settings import SelfConfig
-    from minipc.verbs.train import Run
 
-DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
-BASELINE = "-labels"  # suffix of the label-only run beside a distilled one
+DATA, TEACHER, RECORD, STUDY = "shapes.h5", "teacher", "record.h5", "study"
 # Chosen on other seeds of the shapes, so that the teacher knows more (docs/results.md).
 TEACHER_TRAINING = TrainConfig(epochs=20, batch_size=16, lr=1e-3, warmup_steps=50)
-STUDENT_EPOCHS = 40
+STUDENT = {"epochs": 40, "labels_per_class": 5}  # settings unless given
+SEEDS = 3
 
 
 def record(
@@ -117,66 +116,39 @@ def train(
     loss: LossConfig,
     config: TrainConfig,
     *,
-    out: str | None = None,
     self_config: SelfConfig | None = None,
     self_record: str | None = None,
     views: tuple[int, int] | None = None,
+    out: str = STUDY,
     dry_run: bool = False,
     xp: ModuleType = np,
+    threads: int | None = None,
     say: Callable[[str], None] = quiet,
-    stop_after: int | None = None,
-    **running: Any,
-) -> list[Run] | None:
-    """Train model on labels alone and from record.h5; return both Runs, the one on labels first.
+    progress: Callable[[int, int, str], None] = quiet,
+) -> dict[str, Any] | None:
+    """Train model from a few labels, and from these and record.h5; compare them over three seeds.
 
-    out: folder of the second run (None: run, run-2, ...); the first is out-labels.  run.json in out
-    names both before training starts, so resume(out) continues both after any interruption.  Both
-    replay the same views.  The other arguments as in verbs.train; dry_run returns None.
+    Both arms replay the same views and see the same labels, config.labels_per_class of each class;
+    the first one has the label term alone.  The seeds are config.seed and the next two.  out: the
+    folder of the study, which goes on where it stopped.  threads: runs at the same time, None: the
+    CPUs.  Returns what verbs.compare.study returns, None for a dry run; raises as it does.
     """
     if not os.path.exists(RECORD):
         raise DataError(
             f"{RECORD}: not here; make it with: minipc record, or train on data: minipc train DATA "
             "--labels-only"
         )
-    config.last_epoch(stop_after)
-    out = out or free_name("run", BASELINE)
-    for folder in (out, out + BASELINE):
-        check_new_run(folder)
-    what: dict[str, Any] = dict(record=RECORD, views=views, out=out, xp=xp, say=say)
-    what |= dict(self_config=self_config, self_record=self_record)
-    if dry_run:
-        train_verb.train(model, loss, config, dry_run=True, **what)
-        return None
-    baseline = os.path.basename(out) + BASELINE
-    train_verb.begin(model, loss, config, baseline=baseline, **what)
-    return resume(out, self_record=self_record, xp=xp, say=say, stop_after=stop_after, **running)
-
-
-def resume(
-    out: str,
-    *,
-    given: dict[str | None, dict[str, Any]] | None = None,
-    self_record: str | None = None,
-    **files_and_running: Any,
-) -> list[Run]:
-    """Resume the run in folder out and its label-only run; return both Runs, the latter first.
-
-    Begins the label-only run if it does not exist yet.  Arguments as in verbs.train.resume; those
-    that concern distillation do not go to the label-only run.
-    """
-    config = read_config(out)
-    if config.baseline is None:
-        raise UsageError(f"{out}: names no run on labels alone; go on with it as with any other")
-    baseline = os.path.join(os.path.dirname(out), config.baseline)
-    if not os.path.lexists(os.path.join(baseline, "run.json")):
-        with RunFolder(baseline, asdict(config.on_labels_alone())):
-            pass  # it is resumed below
-    given_for_both = {
-        section: settings
-        for section, settings in (given or {}).items()
-        if section not in ("loss", "self_target")
+    both: dict[str, Any] = dict(model=model, config=config, record=RECORD, views=views)
+    alone = LossConfig(label_smoothing=loss.label_smoothing, **LABELS_ALONE)
+    arms: dict[str, dict[str, Any]] = {
+        "labels": dict(both, loss=alone, labels_only=True),
+        "record": dict(both, loss=loss, self_config=self_config, self_record=self_record),
     }
-    return [
-        train_verb.resume(baseline, given=given_for_both, **files_and_running),
-        train_verb.resume(out, given=given, self_record=self_record, **files_and_running),
-    ]
+    if dry_run:
+        for arm, asked in arms.items():
+            place = os.path.join(out, f"{arm}-{config.seed}")
+            train_verb.train(**asked, out=place, dry_run=True, xp=xp, say=say)
+        return None
+    seeds = range(config.seed, config.seed + SEEDS)
+    running: dict[str, Any] = dict(at_a_time=threads, xp=xp, say=say, progress=progress)
+    return compare.study(arms, seeds, out, **running)

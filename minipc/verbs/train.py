@@ -124,26 +124,6 @@ def train(
                 raise
 
 
-def begin(
-    model: str,
-    loss: LossConfig,
-    config: TrainConfig,
-    *,
-    out: str,
-    xp: ModuleType = np,
-    say: Callable[[str], None] = quiet,
-    **choices: Any,
-) -> None:
-    """Make the folder of a new run, which resume() then trains.
-
-    choices: the arguments of train() from data to views (not init), and baseline as in RunConfig.
-    Raises as train() does.
-    """
-    new = _new_run(out, model, loss, config, xp=xp, **choices)
-    with blas_on_one_thread(say), new as run, RunFolder(out, asdict(run.config)):
-        pass
-
-
 def forecast(
     model: str,
     loss: LossConfig,
@@ -240,7 +220,6 @@ def _new_run(
     self_config: SelfConfig | None = None,
     self_record: str | None = None,
     views: tuple[int, int] | None = None,
-    baseline: str | None = None,
     init: str | None = None,
     xp: ModuleType,
 ) -> Iterator[Prepared]:
@@ -271,7 +250,6 @@ def _new_run(
             loss=loss,
             self_target=self_config if loss.self_weight > 0 else None,
             training=config,
-            baseline=baseline,
             init=begun_from and Beginning(path, model_id(begun_from)),
         )
         run = prepare(out, described, data, splits, reader, earlier)

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,25 +10,17 @@ import pytest
 
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.distil.evaluate import predict
+from minipc.runs.config import read_config
+from minipc.settings import LossConfig
 
 QUICK = ("--epochs", 4, "--model", "8-16:8", "--lr", 0.01, "--warmup-steps", 4, "--quiet")
 
 
-def test_the_two_bare_commands_work_in_an_empty_folder(folder, say, small_shapes):
+def test_bare_record_works_in_an_empty_folder(folder, say, small_shapes):
     code, out, err = say("record", "--views", 2)
     assert code == 0, err
     assert {"shapes.h5", "teacher", "record.h5"} == set(os.listdir(folder))
     assert "next: minipc train" in out and "teacher accuracy" in out
-    code, out, err = say("train", "--epochs", 2)
-    assert code == 0, err
-    assert [line.split()[0] for line in out.splitlines()] == [
-        "trained",
-        "labels",
-        "record",
-        "next:",
-    ]
-    assert {"run", "run-labels"} <= set(os.listdir(folder))
-    assert "loss = 0.5 CE(y, s_1) + 0.5 T^2 KL(p || s_T), T = 1" in err
     code, out, err = say("record", "--views", 2)
     assert code == 0 and "recorded already" in err
 
@@ -70,52 +61,54 @@ def test_a_teacher_whose_training_was_interrupted_is_trained_to_its_end(
     assert (folder / "teacher/model.h5").read_bytes() == whole
 
 
-def test_bare_train_goes_on_after_an_interruption_and_starts_anew_without_resume(
-    folder, say, small_shapes, monkeypatch
+def test_bare_train_is_a_study_of_few_labels_that_goes_on_after_an_interruption(
+    folder, say, small_shapes
 ):
-    assert say("record", "--views", 1, "--quiet")[0] == 0
-    with monkeypatch.context() as patch:
-        interrupt_in_epoch(1, patch)
-        assert say("train", "--epochs", 2)[0] == 130
-    code, out, err = say("train", "--epochs", 2)
-    assert code == 0 and "run-2-labels" in out, err
-    code, _, err = say("train", "--epochs", 2, "--out", "run-2")
-    assert (
-        code == 2 and "run-2: exists already" in err and not os.path.exists("run-2-labels-labels")
-    )
-    code, out, err = say("train", "--resume", "--out", "run")
-    assert code == 0 and "run-labels: tiny" in err and "run: tiny" in err, err
-    for name in ("model.h5", "predictions.csv"):
-        for suffix in ("", "-labels"):
-            one, two = (folder / f"run{number}{suffix}" / name for number in ("", "-2"))
-            assert one.read_bytes() == two.read_bytes()
-
-
-def test_bare_train_obeys_views_and_self_record(folder, say, small_shapes):
     assert say("record", "--views", 3, "--quiet")[0] == 0
-    code, _, err = say("train", "--views", "0:4")
-    assert (code, err.count("\n")) == (2, 1) and "0 <= A < B <= 3" in err
-    code, _, err = say("train", "--self-record", "record.h5", "--self-weight", 0.1)
-    assert (code, err.count("\n")) == (2, 1) and "--self-target record" in err
-    assert not list(folder.glob("run*"))
+    assert say("train", "--views", "1:3", "--epochs", 2, "--dry-run")[0] == 0
+    assert not os.path.exists("study")
+    # as if it had been interrupted in its first run
+    few = ("--record", "record.h5", "--views", "1:3", "--epochs", 2, "--labels-per-class", 5)
+    os.mkdir("study")
+    words = ("train", *few, "--labels-only", "--stop-after", 1, "--out", "study/labels-0")
+    assert say(*words, "--quiet")[0] == 0
+    code, out, err = say("train", "--views", "1:3", "--epochs", 2)
+    assert code == 0 and "study: 6 runs, 0 finished" in err, err
+    assert [line.split()[0] for line in out.splitlines()[1:4]] == ["arm", "labels", "record"]
 
-    assert say("train", "--views", "1:3", "--epochs", 2, "--quiet")[0] == 0
-    words = ("train", "--record", "record.h5", "--views", "1:3", "--epochs", 2, "--quiet")
-    assert say(*words, "--out", "one")[0] == 0
-    assert say(*words, "--out", "one-labels", "--labels-only")[0] == 0
-    for suffix in ("", "-labels"):
-        paths = (folder / f"{name}{suffix}/predictions.csv" for name in ("run", "one"))
-        assert len({path.read_bytes() for path in paths}) == 1
+    values = json.loads((folder / "study/compare.json").read_text())
+    assert (values["reference"], values["seeds"]) == ("labels", [0, 1, 2])
+    for arm in values["arms"]:
+        for seed, run in enumerate(arm["runs"]):
+            config = read_config(run)
+            assert (config.training.seed, config.training.labels_per_class) == (seed, 5)
+            assert config.views == (1, 3) and config.labels_only == (arm["arm"] == "labels")
+            assert config.loss.kd_weight == (0 if config.labels_only else LossConfig.kd_weight)
 
-    (folder / "other").mkdir()
-    words = ("record", "shapes.h5", "--teacher", "run", "--views", 3, "--force")
-    assert say(*words, "--out", "other/earlier.h5", "--quiet")[0] == 0
-    words = ("--self-weight", 0.1, "--self-target", "record", "--self-record", "other/earlier.h5")
-    code, _, err = say("train", *words, "--epochs", 1, "--dry-run")
-    assert code == 0 and "self target: record" in err, err
-    code, _, err = say("train", *words, "--epochs", 1, "--out", "both")
-    assert code == 0 and "self target: record" in err, err
-    assert json.loads((folder / "both/run.json").read_text())["self_record"]["file"] == "earlier.h5"
+    # each run is the one that its own command makes, and the finished study is told again
+    assert say("train", *few, "--seed", 1, "--out", "alone", "--quiet")[0] == 0
+    one, two = (folder / f"{name}/predictions.csv" for name in ("alone", "study/record-1"))
+    assert one.read_bytes() == two.read_bytes()
+    code, again, err = say("train", "--views", "1:3", "--epochs", 2)
+    assert (code, again) == (0, out) and "6 finished" in err, err
+    code, _, err = say("train", "--views", "1:3", "--epochs", 3)
+    assert (code, err.count("\n")) == (2, 1) and "training.epochs" in err
+
+
+def test_bare_train_refuses_what_a_study_cannot_do(folder, say, small_shapes):
+    assert say("record", "--views", 3, "--quiet")[0] == 0
+    for words, told in (
+        (("--views", "0:4"), "0 <= A < B <= 3"),
+        (("--self-record", "record.h5", "--self-weight", 0.1), "--self-target record"),
+        (("--stop-after", 1), "--stop-after needs DATA or --record FILE"),
+        (("--init", "teacher"), "--init needs DATA or --record FILE"),
+        (("--resume",), "there is no run here"),
+        (("--labels-per-class", 9), "labels per class: 9 is more than the 8"),
+    ):
+        for dry in ((), ("--dry-run",)) if words[0] != "--resume" else ((),):
+            code, _, err = say("train", *words, *dry, "--quiet")
+            assert (code, err.count("\n")) == (2, 1) and told in err, err
+    assert not os.path.exists("study/labels-0")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +172,8 @@ def test_json_holds_the_promised_keys(folder, say, small_shapes):
         "resumed_shards",
         "max_kl_of_rounding",
     }
-    code, out, err = say("train", "--epochs", 2, "--json", "--quiet")
+    words = ("train", "--record", "record.h5", "--epochs", 2, "--json", "--quiet")
+    code, out, err = say(*words)
     assert (code, err) == (0, "")
     values = json.loads(out)
     wanted = {
@@ -194,8 +188,7 @@ def test_json_holds_the_promised_keys(folder, say, small_shapes):
         "seconds",
         "out",
     }
-    assert wanted <= set(values) and wanted <= set(values["baseline"])
-    assert values["baseline"]["labels_only"] and not values["labels_only"]
+    assert wanted <= set(values) and not values["labels_only"]
     assert values["best_test_accuracy"] >= values["test_accuracy"]
 
 
@@ -560,7 +553,6 @@ def test_a_run_resumes_on_its_own_test_split_classes_and_description_alone(data,
         {"model": []},
         {"training": {"epochs": 4}},
         {"clouds": None},
-        {"baseline": 3},
         {"more": 1},
     ],
 )
@@ -590,39 +582,6 @@ def test_a_student_resumes_from_a_record_that_carries_its_clouds_wherever_it_lie
         folder / "whole/predictions.csv"
     ).read_bytes()
     assert say("eval", "run", "moved.h5")[0] == 0
-
-
-def test_the_pair_of_the_bare_command_goes_on_from_wherever_it_was_interrupted(
-    folder, say, small_shapes
-):
-    assert say("record", "--views", 1, "--quiet")[0] == 0
-    words = ("train", "--epochs", 2, "--self-weight", 0.1, "--self-target", "ema")
-    assert say(*words, "--out", "whole/")[0] == 0
-    assert say(*words, "--stop-after", 1)[0] == 0
-    shutil.rmtree("run-labels")  # as if interrupted before the baseline was begun
-    code, out, err = say(
-        *words, "--resume", "--out", "run/"
-    )  # the very command again, as a shell completes it
-    assert code == 0 and [line.split()[0] for line in out.splitlines()] == [
-        "trained",
-        "labels",
-        "record",
-        "next:",
-    ], err
-    for suffix in ("", "-labels"):
-        one, two = (
-            (folder / f"{name}{suffix}/predictions.csv").read_bytes() for name in ("run", "whole")
-        )
-        assert one == two
-    os.mkdir("other-labels")
-    (folder / "other-labels/mine").write_text("mine")
-    assert (
-        say("train", "--record", "record.h5", "--epochs", 2, "--stop-after", 1, "--out", "other")[0]
-        == 0
-    )
-    assert (
-        say("train", "--resume", "--out", "other")[0] == 0
-    )  # a coincidence of names makes no pair
 
 
 def test_a_model_that_diverges_ends_in_one_line(data, say, folder):

@@ -117,7 +117,7 @@ def neighbourhoods():
 
 
 def files(threads):
-    """Yield (name, digest) of what the bare commands write, with fewer shapes and epochs."""
+    """Yield (name, digest) of what a bare recording and two students of it write, shortened."""
 
     few = partial(shapes.make_shapes, train_per_class=8, test_per_class=2, points=32)
     with ExitStack() as stack:
@@ -127,10 +127,14 @@ def files(threads):
         stack.enter_context(
             mock.patch.object(demo, "TEACHER_TRAINING", TrainConfig(epochs=4, lr=1e-3))
         )
-        stack.enter_context(mock.patch.object(demo, "STUDENT_EPOCHS", 3))
         for module in KNOWS_PROVENANCE:
             stack.enter_context(mock.patch(f"{module}.provenance", lambda xp: {"fixed": True}))
-        for line in (["record", "--views", "3", "--force"], ["train", "--self-weight", "0.2"]):
+        student = ["train", "--record", "record.h5", "--epochs", "3"]
+        for line in (
+            ["record", "--views", "3", "--force"],
+            [*student, "--labels-only", "--labels-per-class", "5", "--out", "run-labels"],
+            [*student, "--self-weight", "0.2", "--out", "run"],
+        ):
             told = StringIO()
             with redirect_stdout(told), redirect_stderr(told):
                 try:
