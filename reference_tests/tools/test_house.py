@@ -40,8 +40,9 @@ distil.state distil.train runs.folder runs.config runs.compare
 audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weights
 audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
-verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit verbs.demo
+verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit
 report.describe report.environment report.lines report.compare verbs.compare
+verbs.demo
 cli.options cli.show cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
 cli.data cli.audit cli.loss cli.doctor cli.main __main__
 """.split()
