@@ -21,9 +21,14 @@ figure.cloud canvas { display: block; width: 100%; aspect-ratio: 1; color: var(-
 figure.cloud canvas:active { cursor: grabbing; }
 figure.cloud figcaption { white-space: pre-line; margin-top: 0.3rem; line-height: 1.35; }
 figure.cloud figcaption::first-line { color: var(--ink); font-weight: 600; }
-@media print { .clouds { grid-template-columns: repeat(auto-fill, minmax(3.6cm, 1fr)); }
+@media print { .turn { display: none; } .clouds { grid-template-columns: repeat(auto-fill, minmax(3.6cm, 1fr)); }
   figure.cloud canvas { background: none; border: 1px solid var(--line); } }
 """
+
+HINT = (
+    '<p class="faint turn">A cloud turns: drag it, or go to it with <kbd>Tab</kbd> and use the arrow '
+    "keys; <kbd>Home</kbd> turns it back.</p>"
+)
 
 # Angles in radians.  Right, away from the reader, up: a right-handed frame, like the data's.
 SCRIPT = """
@@ -136,7 +141,7 @@ def cloud_figure(
     up_axis: str = "z",
     radius: float | None = None,
 ) -> str:
-    """Return a <figure> with one cloud; STYLE and SCRIPT stand once in its page.
+    """Return a <figure> with one cloud; STYLE, SCRIPT and HINT stand once in its page.
 
     points (P, 3) real, finite; caption, alternative: plain text below the picture and in its place
     (the first line of a caption is its title); up_axis: "x", "y", "z" or "unknown", shown as z.
