@@ -11,6 +11,7 @@ import numpy as np
 
 GRID = 32767  # steps from the middle of the picture to its edge: int16, finer than any screen
 UP_LAST = {"x": [1, 2, 0], "y": [2, 0, 1], "z": [0, 1, 2], "unknown": [0, 1, 2]}  # no mirroring
+YAW, PITCH = -0.55, 0.35  # radians: how a cloud is turned, and seen from above, at first
 
 STYLE = """
 .clouds { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(10.5rem, 44%), 1fr));
@@ -35,7 +36,7 @@ HINT = (
 SCRIPT = """
 "use strict";
 (() => {
-  const START = { yaw: -0.55, pitch: 0.35 }, STEP = Math.PI / 12, CAMERA = 4;
+  const START = { yaw: YAW, pitch: PITCH }, STEP = Math.PI / 12, CAMERA = 4;
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   let printing = false;
 
@@ -131,7 +132,7 @@ SCRIPT = """
   addEventListener("beforeprint", () => { printing = true; clouds.forEach(draw); });
   addEventListener("afterprint", () => { printing = false; clouds.forEach(draw); });
 })();
-"""
+""".replace("YAW", str(YAW)).replace("PITCH", str(PITCH))
 
 
 def cloud_figure(

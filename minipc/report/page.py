@@ -61,9 +61,9 @@ def page(
     """Return the text of one HTML document; write_page makes a file of it.
 
     title: plain text, also the heading; body: HTML below it; styles, scripts: CSS and JavaScript of
-    its parts; maker: the command that may write it anew, as "minipc report".  A table that may be wide stands in <div class="scroll" tabindex="0">; a cell of
-    class "number" is set right.  A character that UTF-8 lacks, as in a file name of other bytes,
-    becomes its escape.
+    its parts; maker: the command that may write it anew, as "minipc report".  A table that may be
+    wide stands in <div class="scroll" tabindex="0">; a cell of class "number" is set right.  A
+    character that UTF-8 lacks, as in a file name of other bytes, becomes its escape.
     """
     script = f"<script>{scripts}</script>\n" if scripts else ""
     text = (

@@ -42,7 +42,7 @@ audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit verbs.demo
 report.describe report.environment report.lines report.page report.clouds
-report.compare verbs.compare
+report.braille report.gallery report.compare verbs.compare verbs.show
 cli.options cli.show cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
 cli.data cli.audit cli.loss cli.doctor cli.main __main__
 """.split()
