@@ -50,8 +50,9 @@
     let [head, text] = ["✓ Bounded below.", ` The least margin is ${shown(least)} (class ${at}).`];
     if (below.length) {
       head = "✗ No lower bound.";
+      const [noun, verb] = below.length === 1 ? ["margin", "is"] : ["margins", "are"];
       text =
-        ` The margin of ${named(below)} is below zero. Along z_${at} → −∞ the raw loss falls by ` +
+        ` The ${noun} of ${named(below)} ${verb} below zero. Along z_${at} → −∞ the raw loss falls by ` +
         `${shown(-least)} for each unit, without end.`;
     } else if (least === 0) {
       text = " The least margin is 0: the loss has a lower bound, but perhaps no minimiser.";
