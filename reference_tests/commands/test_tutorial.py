@@ -12,7 +12,7 @@ import pytest
 from minipc.audit import checks, mutants, problems
 from reference_tests.commands.test_docs import commands, execute
 from reference_tests.tools import tutorial, tutorial_figures
-from reference_tests.tools.pages import table
+from reference_tests.tools.pages import table, tables
 from reference_tests.tools.tutorial import CHAPTERS, LECTURERS, NOTEBOOKS, TUTORIAL
 
 ROOT = Path(__file__).parents[2]
@@ -211,6 +211,22 @@ def test_every_tag_of_the_lessons_is_one_of_the_mathematics():
     }
     used = {tag for path in PAGES for tag in TAG.findall(path.read_text())}
     assert used <= known and len(used) > 10, used - known
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_defines_every_letter_of_its_equations(path):
+    text = path.read_text()
+    names = " ".join(row[0] for row in tables(text)[0])
+    equations = re.findall(
+        r"^ {4}\S.*", "".join(re.split(r"```\w*\n.*?```", text, flags=re.S)), re.M
+    )
+    letters = {
+        letter
+        for line in equations
+        for letter in re.findall(r"(?<![^\W_δ])[a-zA-Z](?![a-zA-Z])", line)
+    }
+    assert letters <= set(re.findall(r"\b[a-zA-Z]", names)), letters
+    assert "letter" in text and len(tables(text)[0]) >= 5
 
 
 def slug(heading):
