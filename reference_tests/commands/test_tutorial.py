@@ -200,6 +200,24 @@ def test_the_times_of_the_chapters_are_those_of_the_lecturers_page():
         assert int(minutes) == sum(int(cell.removesuffix(" min")) for cell in row[1:3])
 
 
+def test_a_lecturer_can_read_the_sections_of_chapter_4_aloud_in_under_four_minutes():
+    """At 130 words a minute, a usual rate of speaking."""
+    (path,) = TUTORIAL.glob("4_*.md")
+    told, _ = path.read_text().split("## Exercises")
+    _, _, sections = told.partition("## Three terms")
+    prose = "".join(cell.source for cell in tutorial.cells(sections) if cell.kind == "prose")
+    assert 0 < len(prose.split()) / 130 < 4
+
+
+def test_each_mistake_of_the_exam_has_one_right_answer(lessons):
+    *_, corrected = lessons[LECTURERS][0]
+    namespace = lessons[LECTURERS][1]
+    for line in corrected.printed.splitlines():
+        name, _, found = line.partition(": ")
+        assert found == str([namespace["of_the_lessons"][name]])
+    assert len(corrected.printed.splitlines()) == len(namespace["of_the_lessons"])
+
+
 TAG = re.compile(r"\(([A-Z]\d+)\)")
 
 
