@@ -83,6 +83,10 @@ torture: $(VENV)/ready  ## kill recorder and training a hundred times each, fill
 figures: $(VENV)/ready  ## the figures of the pages, with matplotlib
 	$(BIN)/pip install --quiet --editable '.[docs]'
 	$(BIN)/python -m reference_tests.tools.figures docs/figures
+	$(BIN)/python -m reference_tests.tools.tutorial_figures docs/tutorial/figures
+
+tutorial: $(VENV)/ready  ## what the blocks of the lessons print, and the notebooks, from the pages
+	$(BIN)/python -m reference_tests.tools.tutorial
 
 lint: $(VENV)/ready  ## ruff: the format and the rules of pyproject.toml
 	$(BIN)/ruff format --check
@@ -93,5 +97,5 @@ types: $(VENV)/ready  ## mypy: every function of the package is annotated, and t
 
 check: lint types test  ## what to run before a commit
 
-.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures lint types check
+.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures tutorial lint types check
 .DEFAULT_GOAL := help
