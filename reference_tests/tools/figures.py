@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minipc.audit.bound import example_rows, unbounded_shares
+from minipc.data.augment import AugmentConfig
+from minipc.data.augment import draw as draw_views
 from minipc.data.shapes import make_shapes
 from minipc.distil.self_target import Ema, SecondRecord, Snapshot
 from minipc.models.pointnet2 import prepare, sizes
@@ -127,16 +129,13 @@ def groups(family="aeroplane", levels=(64, 16), members=12, number=7):
 
 def _draw_groups(pyplot, folder):
     """One panel a level: the cloud, what the level reads, its centres, one group."""
-    turn, tilt = np.deg2rad(TURN), np.deg2rad(TILT)
-    across = np.array([np.cos(turn), np.sin(turn), 0])
-    up = np.array([-np.sin(tilt) * np.sin(turn), np.sin(tilt) * np.cos(turn), np.cos(tilt)])
     drawing, panels = pyplot.subplots(1, 2, figsize=(7.6, 3.3), layout="constrained")
     levels = groups()
     cloud, first = levels[0].points, levels[0].points[levels[0].centres]
     for number, (panel, level) in enumerate(zip(panels, levels, strict=True), 1):
 
         def show(points, label, style, panel=panel, **marks):
-            panel.plot(points @ across, points @ up, style, label=label, **marks)
+            panel.plot(*flat(points), style, label=label, **marks)
 
         members, centre = level.points[level.group], level.points[level.group[0]]
         for member in members:
@@ -165,8 +164,128 @@ def _draw_groups(pyplot, folder):
     pyplot.close(drawing)
 
 
+def flat(points):
+    """Return points (N, 3) as the viewer of a figure sees them: across (N,), up (N,)."""
+    turn, tilt = np.deg2rad(TURN), np.deg2rad(TILT)
+    across = np.array([np.cos(turn), np.sin(turn), 0])
+    up = np.array([-np.sin(tilt) * np.sin(turn), np.sin(tilt) * np.cos(turn), np.cos(tilt)])
+    return points @ across, points @ up
+
+
+def _dots(points, x, y, size, kind="dot"):
+    """Return SVG of a cloud around (x, y), its unit sphere of radius `size`."""
+    across, up = flat(points)
+    at = "".join(
+        f"M{x + size * a:.1f} {y - size * u:.1f}h0" for a, u in zip(across, up, strict=True)
+    )
+    return f'<path class="{kind}" d="{at}"/>'
+
+
+STYLE = """
+text { font: 13px sans-serif; fill: #1f2933; text-anchor: middle }
+.small { font-size: 11px; fill: #52606d }
+.left { text-anchor: start }
+.name { font-weight: bold }
+.card { fill: #ffffff }
+.box { fill: #e8eef6; stroke: #34557f; stroke-width: 1.5 }
+.file { fill: #fdf3dc; stroke: #8a6100; stroke-width: 1.5 }
+.dot, .grey { stroke: #34557f; stroke-width: 2.2; stroke-linecap: round }
+.grey { stroke: #7b8794 }
+.arrow { fill: none; stroke: #1f2933; stroke-width: 1.5; marker-end: url(#head) }
+.between { stroke: #9aa5b1; stroke-width: 1.5; stroke-dasharray: 6 5 }
+"""
+HEAD = (
+    '<marker id="head" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" '
+    'orient="auto"><path d="M0 0 8 4 0 8Z" fill="#1f2933"/></marker>'
+)
+
+
+def svg(width, height, title, parts):
+    """Return a whole SVG on a white card."""
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+        f'width="{width}" height="{height}" role="img"><title>{title}</title>'
+        f"<style>{STYLE}</style><defs>{HEAD}</defs>"
+        f'<rect class="card" width="{width}" height="{height}" rx="10"/>'
+        + "".join(parts)
+        + "</svg>\n"
+    )
+
+
+def _text(x, y, text, kind=""):
+    return f'<text x="{x}" y="{y}" class="{kind}">{text}</text>'
+
+
+def _arrow(*corners):
+    return f'<path class="arrow" d="M{" L".join(f"{x} {y}" for x, y in corners)}"/>'
+
+
+def _box(x, y, width, height, lines, kind="box"):
+    """Return SVG of a rounded box around (x, y) with lines, the first one its name."""
+    first = y + 5 - 8 * (len(lines) - 1)
+    return (
+        f'<rect class="{kind}" x="{x - width / 2}" y="{y - height / 2}" width="{width}" '
+        f'height="{height}" rx="7"/>'
+        + "".join(
+            _text(x, first + 16 * i, line, "small" if i else "name") for i, line in enumerate(lines)
+        )
+    )
+
+
+def way(family="aeroplane", points=160):
+    """Return the SVG of the way from a cloud to a student: record once, replay elsewhere."""
+    made = make_shapes(0, 1, 0, points)
+    cloud = made.train_points[made.class_names.index(family)]
+    views = draw_views(0, 0, 0, 3, AugmentConfig())
+    top, below, parts = 90, 285, []
+    for row in (top, below):
+        for number, at in enumerate((225, 290, 355)):
+            moved = cloud * views.scale[number] + 0.5 * views.shift[number]
+            parts.append(_dots(0.75 * moved, at, row, 42))
+    middle = (top + below) / 2
+    parts += [
+        _dots(cloud, 75, middle, 52, "grey"),
+        _text(75, middle + 62, "a training cloud"),
+        _arrow((110, middle - 25), (150, top), (185, top)),
+        _arrow((110, middle + 25), (150, below), (185, below)),
+        _text(290, top - 50, "views: scale and shift drawn at random", "small"),
+        _text(290, below + 58, "the same views, bit for bit", "small"),
+        _arrow((402, top), (440, top)),
+        _box(505, top, 125, 60, ["teacher", "runs once"]),
+        _arrow((568, top), (643, top)),
+        _text(606, top - 10, "logits", "small"),
+        _box(
+            720, top, 150, 76, ["record.h5", "6 numbers of the view", "and K logits a row"], "file"
+        ),
+        f'<path class="between" d="M170 {middle} H840"/>',
+        _text(175, middle - 8, "once", "small left"),
+        _text(175, middle + 17, "later, elsewhere, as often as you like", "small left"),
+        _arrow((720, top + 38), (720, below - 46)),
+        _arrow((402, below), (440, below)),
+        _box(505, below, 125, 60, ["tiny student", "learns"]),
+        _box(720, below, 150, 90, ["loss", "+ labels", "+ distillation", "- earlier self"]),
+        _arrow((568, below - 10), (643, below - 10)),
+        _arrow((643, below + 14), (570, below + 14)),
+        _text(606, below - 18, "logits", "small"),
+        _text(606, below + 32, "gradient", "small"),
+    ]
+    return svg(860, 365, "A teacher is recorded once; a student replays the record", parts)
+
+
+def families():
+    """Return the SVG of one cloud of each built-in family."""
+    made = make_shapes(0, 1, 0, 300)
+    parts, wide = [], 125
+    for number, (name, cloud) in enumerate(zip(made.class_names, made.train_points, strict=True)):
+        x, y = wide * (number % 7) + wide / 2, 65 + 140 * (number // 7)
+        parts += [_dots(cloud, x, y, 52), _text(x, y + 70, name, "small")]
+    return svg(7 * wide, 285, "One cloud of each of the thirteen built-in families", parts)
+
+
 def draw(folder):
     """Write the figures into a folder."""
+    Path(folder, "way.svg").write_text(way())
+    Path(folder, "shapes.svg").write_text(families())
     import matplotlib
 
     matplotlib.use("svg")

@@ -1,11 +1,13 @@
 """What the figures and the tables beside them show is what the code computes."""
 
 import re
+import xml.etree.ElementTree as parse
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from minipc.data.shapes import make_shapes
 from minipc.nn.losses import LossConfig, margins
 from minipc.nn.ops import log_softmax_forward
 from reference_tests.tools import figures, step_sweep
@@ -86,3 +88,15 @@ def test_the_figures_can_be_drawn_again(tmp_path):
     figures.draw(tmp_path)
     for path in tmp_path.iterdir():
         assert path.read_text().count("<path") > 10 and (DOCS / "figures" / path.name).exists()
+
+
+def test_the_drawings_of_the_front_page_are_whole_and_name_every_family():
+    for name, text in (("way", figures.way()), ("shapes", figures.families())):
+        drawn, stored = (
+            parse.fromstring(each) for each in (text, (DOCS / f"figures/{name}.svg").read_text())
+        )
+        words = [[node.text for node in each.iter() if node.text] for each in (drawn, stored)]
+        assert words[0] == words[1], "make figures draws them anew"
+        dots = [node for node in drawn.iter() if node.get("class") in ("dot", "grey")]
+        assert len(dots) == (7 if name == "way" else 13)
+    assert set(make_shapes(0, 1, 0, 8).class_names) < {*words[1]}
