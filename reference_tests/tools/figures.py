@@ -43,6 +43,12 @@ def walk():
     return t, curves
 
 
+def bounded():
+    """Return {(b, T): share of rows without a lower bound}: the map that `minipc loss` prints."""
+    config = LossConfig()
+    return unbounded_shares(example_rows(40), config.kd_weight, config.label_smoothing)
+
+
 class OtherView(Snapshot):
     """History where every cloud has two views, one after the other: u is the other view's."""
 
@@ -198,7 +204,7 @@ def draw(folder):
             for (name, curve), style in zip(curves.items(), styles, strict=True)
         ],
     )
-    shares = unbounded_shares(example_rows(40), 0.9, 0.0)
+    shares = bounded()
     temperatures = sorted({T for _, T in shares})
     figure(
         "bounded",
