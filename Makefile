@@ -81,8 +81,13 @@ torture: $(VENV)/ready  ## kill recorder and training a hundred times each, fill
 	MINIPC_ALL_FAULTS=1 $(BIN)/python -m pytest $(IN_TWO) reference_tests/faults/test_faults.py
 
 figures: $(VENV)/ready  ## the figures of the pages, with matplotlib
-	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/pip install --quiet --editable '.[figures]'
 	$(BIN)/python -m reference_tests.tools.figures docs/figures
+
+docs: $(VENV)/ready  ## the site of the documentation, in build/docs/html; a warning is an error
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python docs/site/build.py build/docs
+	MINIPC_SITE=build/docs/html $(BIN)/python -m pytest -q reference_tests/tools/test_site.py
 
 lint: $(VENV)/ready  ## ruff: the format and the rules of pyproject.toml
 	$(BIN)/ruff format --check
@@ -93,5 +98,5 @@ types: $(VENV)/ready  ## mypy: every function of the package is annotated, and t
 
 check: lint types test  ## what to run before a commit
 
-.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures lint types check
+.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures docs lint types check
 .DEFAULT_GOAL := help

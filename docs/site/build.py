@@ -35,6 +35,25 @@ PARTS = {
 }
 
 
+LINK = re.compile(r"\[([^\]]*)\]\(([^)#:\s]+)\)")
+
+
+def without_folders(page, source):
+    """Turn each link of a page to a folder, which a site cannot show, into words."""
+
+    def told(match):
+        target = (page.parent / match[2]).resolve()
+        if not target.is_dir():
+            return match[0]
+        place = target.relative_to(source).as_posix()
+        if place == "docs/play":
+            return f"[{match[1]}]({'../' * (len(page.relative_to(source).parts) - 1)}play.md)"
+        return f"{match[1]} (`{place}/`)"
+
+    text = page.read_text(encoding="utf-8")
+    page.write_text(LINK.sub(told, text), encoding="utf-8")
+
+
 def copy_pages(source):
     """Lay out in source what the pages are, and what they link to."""
     shutil.rmtree(source, ignore_errors=True)
@@ -43,6 +62,8 @@ def copy_pages(source):
         shutil.copy(ROOT / name, source / name)
     for name in COPIED:
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns(*LEFT))
+    for page in (*source.glob("*.md"), *(source / "docs").rglob("*.md")):
+        without_folders(page, source)
 
 
 def modules():

@@ -81,9 +81,12 @@ def table_of_contents(source):
     parts |= {chapter: [f"docs/{name}" for name in names] for chapter, names in CHAPTERS.items()}
     parts["Files"] += rest
     parts["Measured"] += there("docs/studies", "*.toml")
-    parts["Code"] = ["api/index", *there("examples"), "CONTRIBUTING", "CHANGELOG"]
+    parts["Code"] = ["api/index", "CONTRIBUTING", "CHANGELOG"]
+    parts["Examples"] = there("examples")
     return "".join(
-        f"\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n:caption: {name}\n\n" + "\n".join(pages) + "\n```\n"
+        f"\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n:caption: {name}\n\n"
+        + "\n".join(pages)
+        + "\n```\n"
         for name, pages in parts.items()
         if pages
     )

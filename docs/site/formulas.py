@@ -34,6 +34,9 @@ CLOSE = {"(": ")", "[": "]", "{": "}"}
 END = re.compile(r"\s{2,}(\([A-Z]\d+\)|\[[a-z]+(?: \d+)?\])$")
 
 
+BREAK = re.compile(r" (?:[=+-]|<=|>=|->|<-|with|where|else) ")
+
+
 def equation_id(tag):
     """Return the address of a tagged equation within its page."""
     return f"equation-{tag.lower()}"
@@ -53,7 +56,7 @@ def _row(line):
     if end:
         body = line.rstrip()[: end.start()].strip()
     body = re.sub(r" {2,}(=|<=|\+) +", r" \1 ", body)  # a sign belongs to what stands around it
-    parts = "".join(f"<span>{math(part)}</span>" for part in re.split(r" {2,}", body) if part)
+    parts = "".join(f"<span>{_breakable(part)}</span>" for part in re.split(r" {2,}", body) if part)
     tag, place = "", ""
     if end:
         name = end.group(1)
@@ -62,6 +65,21 @@ def _row(line):
         tag = f'<span class="tag">{html.escape(name)}</span>'
     pad = f' style="padding-left: {min(indent, 16) * 0.4:.1f}em"' if indent else ""
     return f'<div class="row"{place}><div class="parts"{pad}>{parts}</div>{tag}</div>'
+
+
+def _breakable(text):
+    """Return a formula as pieces between which a narrow screen may break it: before = + - <=.
+
+    A browser breaks no formula by itself, and a term that is out of sight is a wrong formula.
+    """
+    pieces, depth, start = [], 0, 0
+    for at, sign in enumerate(text):
+        depth += (sign in "([{") - (sign in ")]}")
+        long = at - start > 24 and "sqrt(" not in text[start:at]  # then inside of brackets too
+        if (depth == 0 or long) and BREAK.match(text, at):
+            pieces.append(text[start:at].strip())
+            start = at
+    return " ".join(math(piece) for piece in [*pieces, text[start:].strip()] if piece)
 
 
 def math(text):
@@ -168,7 +186,8 @@ class _Reader:
         return f"<mrow>{fence(left)}{inside}{fence(right)}</mrow>"
 
     def name(self, text):
-        if text == "sum" and self.peek() in (("mark", "_"), ("space", " ")):
+        words = self.peek(1)[0] == "name" and self.peek(1)[1] in ("of", "over")  # a sum in words
+        if text == "sum" and not words:
             return '<mo class="sum" lspace="0" rspace="0.1em">∑</mo>'
         if self.peek() == ("sign", "(") and self._opens_here() and text in ("sqrt", "floor"):
             self.at += 1
@@ -178,7 +197,7 @@ class _Reader:
             self.at += 1
             return f"<msqrt>{inside}</msqrt>"
         accent = ""
-        if text.endswith("hat") and 3 < len(text) <= 4:
+        if re.fullmatch("δ?[xpmv]hat", text):
             text, accent = text[:-3], "^"
         done = _identifier(text)
         if self.peek() == ("sign", "~"):
@@ -207,7 +226,9 @@ class _Reader:
             return self._plain_if_closed()
         done = [self.atom()]
         while True:
-            if self.peek() == ("sign", "(") and len(done) == 1:
+            # p_c(m) is at the index c(m), but L_G(z) is the value of L_G at z
+            index = self.peek(-1)[0] == "name" and self.peek(-1)[1].islower()
+            if self.peek() == ("sign", "(") and len(done) == 1 and index:
                 self.at += 1
                 done.append(self._plain_if_closed(keep=True))
             elif self.peek() == ("sign", ",") and self.peek(1)[0] in ("name", "number"):

@@ -103,7 +103,7 @@ def test_a_tag_out_of_order_or_twice_is_found():
 # Letters
 
 FORMULAS = re.compile(r"^ {4,}\S.*$", re.MULTILINE)
-LETTER = r"(?<![^\W\d_])[^\W\d_](?![^\W\d])"  # one alone, or with a subscript
+LETTER = r"(?<![^\W\d_])[^\W\d_](?![^\W\d_])"  # one alone, or with a subscript
 KNOWN = set("EOπ")  # the mean over a draw and "of the order", said where they stand; the number
 
 
@@ -124,8 +124,8 @@ def test_a_page_has_words_for_every_letter_of_its_formulas(page):
 
 def test_a_letter_without_words_is_found():
     text = "Let w be the weights.\n\n    y = w x_i + T^2\n\nHere y is the output.\n"
-    assert undefined_letters(text) == {"x", "T"}
-    assert undefined_letters(text, "| T | temperature |") == {"x"}
+    assert undefined_letters(text) == {"x", "i", "T"}
+    assert undefined_letters(text, "| T | temperature |") == {"x", "i"}
 
 
 @pytest.fixture

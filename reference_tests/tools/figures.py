@@ -1,4 +1,4 @@
-"""The figures of the pages, from our own loss and our own groups: needs matplotlib (extra `docs`).
+"""The figures of the pages, from our own loss and groups: needs matplotlib (extra `figures`).
 
     python -m reference_tests.tools.figures docs/figures
 
