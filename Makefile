@@ -81,12 +81,17 @@ torture: $(VENV)/ready  ## kill recorder and training a hundred times each, fill
 	MINIPC_ALL_FAULTS=1 $(BIN)/python -m pytest $(IN_TWO) reference_tests/faults/test_faults.py
 
 figures: $(VENV)/ready  ## the figures of the pages, with matplotlib
-	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/pip install --quiet --editable '.[figures]'
 	$(BIN)/python -m reference_tests.tools.figures docs/figures
 	$(BIN)/python -m reference_tests.tools.tutorial_figures docs/tutorial/figures
 
 tutorial: $(VENV)/ready  ## what the blocks of the lessons print, and the notebooks, from the pages
 	$(BIN)/python -m reference_tests.tools.tutorial
+
+docs: $(VENV)/ready  ## the site of the documentation, in build/docs/html; a warning is an error
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	$(BIN)/python docs/site/build.py build/docs
+	MINIPC_SITE=build/docs/html $(BIN)/python -m pytest -q reference_tests/tools/test_site.py
 
 lint: $(VENV)/ready  ## ruff: the format and the rules of pyproject.toml
 	$(BIN)/ruff format --check
@@ -97,5 +102,5 @@ types: $(VENV)/ready  ## mypy: every function of the package is annotated, and t
 
 check: lint types test  ## what to run before a commit
 
-.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures tutorial lint types check
+.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures tutorial docs lint types check
 .DEFAULT_GOAL := help

@@ -48,11 +48,10 @@ def command(
     verbose: bool,
     **weights: Any,
 ) -> None:
-    """Show the loss with its numbers filled in, and what they mean.
+    """Say whether the loss is bounded below, and show it with its numbers filled in.
 
-    The same weights in the conventions of other libraries; whether the loss is bounded below, with
-    the row that bears least; and the share of unbounded rows over b and T.  Without --record the
-    rows are made up.
+    Then the same weights in the conventions of other libraries, the row that bears the smallest b,
+    and the share of unbounded rows over b and T.  Without --record the rows are made up.
     """
     from minipc.audit import bound
     from minipc.audit.conventions import check_name, from_theirs

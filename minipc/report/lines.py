@@ -479,10 +479,10 @@ def _histogram(title: str, counts: list[int], edges: list[float | None]) -> list
 def of_loss(values: Values) -> list[str]:
     from minipc.audit.conventions import KD_LIB  # imported late, as below: these modules are large
 
-    lines = []
+    lines = [_verdict(values), ""]
     if values["translated"]:
         theirs = values["translated"]
-        lines = [
+        lines += [
             f"{theirs['from']} {theirs['weight']:g} at T = {values['T']:g}, K = "
             f"{values['classes']} is a = {values['a']:.6g}; their loss is "
             f"{theirs['theirs_is_times_ours']:.6g} x ours",
@@ -534,19 +534,23 @@ def _convention(name: str, row: Values) -> str:
     return f"  {name:13} {weight:9} {times:24} {row['formula']} ({row['used_by']})"
 
 
+def _verdict(values: Values) -> str:
+    """Return whether the loss in use is bounded below, in one line."""
+    share = f"{_percent(values['unbounded_share'])} of the rows"
+    if values["b"] == 0:
+        return "Bounded below: nothing is subtracted."
+    if values["guard"] == "clip":
+        return f"Bounded below by the guard; without it, not in {share}."
+    if values["unbounded_share"]:
+        return f"NOT bounded below: in {share} some M_i < 0, and the loss can fall without end."
+    return "Bounded below in all of the rows; no guard, so other rows may not be."
+
+
 def _bound(values: Values) -> list[str]:
-    """Return lines on the bound of the loss, and on the row that allows the smallest b."""
+    """Return lines on the rows, and on the one that allows the smallest b."""
     from numpy import argsort
 
-    worst, share = values["worst_row"], f"{_percent(values['unbounded_share'])} of the rows"
-    if values["b"] == 0:
-        verdict = "bounded below: nothing is subtracted"
-    elif values["guard"] == "clip":
-        verdict = f"bounded below by the guard; without it unbounded in {share}"
-    elif values["unbounded_share"]:
-        verdict = f"NOT bounded below: in {share} some M_i < 0"
-    else:
-        verdict = "bounded below in all of these rows"
+    worst = values["worst_row"]
     label = f"label {worst['label']}" if worst["label"] >= 0 else "no label"
     columns = {
         "class": range(len(worst["y"])),
@@ -562,8 +566,8 @@ def _bound(values: Values) -> list[str]:
         pulls = "the soft terms of the loss in use pull s_T"
     lines = [
         f"Rows: {values['rows']}.",
-        f"{verdict}. Row {worst['row']} ({label}) bears b up to "
-        f"{values['largest_safe_b']:.3g}; its least margins:",
+        f"Row {worst['row']} ({label}) bears the smallest b, up to {values['largest_safe_b']:.3g}; "
+        "its least margins:",
         "  " + "  ".join(f"{name:>11}" for name in columns),
         *(
             "  " + "  ".join(f"{column[k]:11.3g}" for column in columns.values())

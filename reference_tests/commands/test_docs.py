@@ -9,13 +9,15 @@ import warnings
 from functools import partial
 from pathlib import Path
 
+import click
 import h5py
 import numpy as np
 import pytest
 from conftest import STRETCH
 
 from minipc.audit import checks, mutants
-from minipc.cli.main import main
+from minipc.cli.compare import read_study
+from minipc.cli.main import main, minipc
 from minipc.data import shapes
 from minipc.distil.train import TrainConfig
 from minipc.models import pointnet
@@ -122,6 +124,49 @@ def test_every_command_and_every_python_block_of_a_page_runs_in_its_order(page, 
         execute(words, monkeypatch)
     for code in blocks(text, "python"):
         exec(compile(code, str(page), "exec"), {})
+
+
+# Blocks of text, by their first line, and why nobody runs them.  Options in them are known ones.
+NOT_RUN = {
+    "dask scheduler --host 10.0.0.1": "needs machines; test_scheduler.py records on a cluster",
+    "minipc data pack modelnet40_hdf5_1024 -o modelnet40.h5": "hours of training, as measured",
+    "minipc train modelnet40.h5 --labels-only --model local-teacher --epochs 45 --lr 2e-3 "
+    "--weight-decay 0.05 \\": "hours of training, as measured",
+    "python -m reference_tests.tools.scale": "gigabytes of disk, as measured",
+    "vessels/": "a drawing of folders; test_formats.py reads such trees",
+    "minipc compare study.toml --at-a-time 2": "nine trainings; test_compare.py trains a study",
+}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_block_of_a_page_runs_or_is_named_with_the_reason(page):
+    text = page.read_text()
+    fences = re.findall(r"^([ >]*)(`{3,}|~~~)(.*)$", text, re.MULTILINE)
+    assert {(before, mark) for before, mark, _ in fences} <= {("", "```")}
+    assert {kind for _, _, kind in fences[::2]} <= {"sh", "python", "toml", "text"}
+    assert {kind for _, _, kind in fences[1::2]} <= {""} and len(fences) % 2 == 0
+    for block in blocks(text, "text"):
+        assert block.splitlines()[0] in NOT_RUN, block
+        for words in commands(f"```sh\n{block}```\n"):
+            if words[0] == "minipc":
+                verb = minipc.get_command(click.Context(minipc), words[1])
+                verb.make_context(words[1], words[2:])  # raises for an unknown option
+
+
+def test_no_reason_is_left_of_a_block_that_is_gone():
+    found = {block.splitlines()[0] for page in PAGES for block in blocks(page.read_text(), "text")}
+    assert set(NOT_RUN) == found
+
+
+def test_the_study_of_the_page_can_be_read(tmp_path):
+    (study,) = (
+        block
+        for block in blocks((ROOT / "docs" / "using.md").read_text(), "toml")
+        if block.startswith("# study.toml\n")
+    )
+    (tmp_path / "study.toml").write_text(study)
+    arms, seeds = read_study(str(tmp_path / "study.toml"))
+    assert set(arms) == {"labels", "distilled", "negative"} and len(seeds) == 3
 
 
 def test_a_command_that_fails_or_is_unknown_is_noticed(place, monkeypatch):

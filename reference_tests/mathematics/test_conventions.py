@@ -102,7 +102,8 @@ def test_every_convention_is_tested_and_weights_that_cannot_be_are_refused():
 def test_loss_prints_the_formula_with_its_numbers(say):
     code, out, _ = say("loss", "--self-weight", 0.2)
     assert code == 0
-    first, second, third = out.splitlines()[:3]
+    verdict, _, first, second, third = out.splitlines()[:5]
+    assert verdict.startswith("Bounded below by the guard; without it, not in ")
     assert first == (
         "loss = 0.5 CE(y, s_1) + 0.5 T^2 KL(p || s_T) - 0.2 T^2 KL(r || s_T), T = 1, "
         "KL summed over classes, batch mean, guard clip"
@@ -112,10 +113,28 @@ def test_loss_prints_the_formula_with_its_numbers(say):
     code, out, _ = say(
         "loss", "--kd-weight", 0.9, "--temperature", 4, "--self-weight", 0.2, "--guard", "none"
     )
-    assert (
-        "gradient = 0.1 (s_1 - y) + 3.6 (s_T - p) - 0.8 (s_T - r)" in out
-        and "NOT bounded below" in out
-    )
+    assert "gradient = 0.1 (s_1 - y) + 3.6 (s_T - p) - 0.8 (s_T - r)" in out
+
+
+@pytest.mark.parametrize(
+    "weights, bounded, verdict",
+    [
+        ((), True, "Bounded below: nothing is subtracted."),
+        (("--self-weight", 0.2), True, "Bounded below by the guard; without it, not in "),
+        (("--self-weight", 0.2, "--guard", "none"), False, "NOT bounded below: in "),
+        (
+            ("--self-weight", 0.01, "--temperature", 8, "--guard", "none"),
+            True,
+            "Bounded below in all of the rows",
+        ),
+        (("--from", "deit=0.5"), True, "Bounded below: nothing is subtracted."),
+    ],
+)
+def test_loss_says_first_whether_it_is_bounded(say, weights, bounded, verdict):
+    _, out, _ = say("loss", *weights)
+    assert out.startswith(verdict)
+    _, told, _ = say("loss", *weights, "--json")
+    assert json.loads(told)["bounded"] is bounded
 
 
 def test_loss_json_translates_and_maps(say):
@@ -159,7 +178,7 @@ def test_loss_takes_a_weight_from_elsewhere(say):
     assert (
         say("loss", "--from", "repdistiller=0.95", "--self-weight", 0.4)[0] == 0
     )  # a is 0.95, not the default
-    assert code == 0 and out.startswith(
+    assert code == 0 and out.splitlines()[2] == (
         "deit 0.5 at T = 4, K = 40 is a = 0.0243902; their loss is 0.5125 x ours"
     )
 

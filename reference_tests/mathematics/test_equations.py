@@ -80,6 +80,54 @@ def test_every_tag_is_an_equation_of_the_page_and_every_equation_is_cited():
     assert tag_faults(PACKAGE, page_text(*PAGES)) == []
 
 
+def disorder(text):
+    """Return the tags of a page that stand behind a higher one of their letter, or twice."""
+    last, wrong = {}, []
+    for tag in EQUATION.findall(text):
+        if int(tag[1:]) <= last.get(tag[0], 0):
+            wrong.append(tag)
+        last[tag[0]] = max(int(tag[1:]), last.get(tag[0], 0))
+    return wrong
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_the_tags_of_a_page_are_in_order(page):
+    assert disorder(page_text(page)) == []
+
+
+def test_a_tag_out_of_order_or_twice_is_found():
+    lines = [f"    y = x   ({tag})\n" for tag in ("M1", "L1", "M3", "M2", "L1", "M4")]
+    assert disorder("".join(lines)) == ["M2", "L1"]
+
+
+# Letters
+
+FORMULAS = re.compile(r"^ {4,}\S.*$", re.MULTILINE)
+LETTER = r"(?<![^\W\d_])[^\W\d_](?![^\W\d_])"  # one alone, or with a subscript
+KNOWN = set("EOπ")  # the mean over a draw and "of the order", said where they stand; the number
+
+
+def undefined_letters(text, defined=""):
+    """Return the letters of the formulas of a page that neither its words nor `defined` have."""
+    words = set(re.findall(LETTER, FORMULAS.sub("", text))) | set(re.findall(LETTER, defined))
+    return set(re.findall(LETTER, " ".join(FORMULAS.findall(text)))) - words
+
+
+@pytest.mark.parametrize(
+    "page", ["math.md", "fast_engine.md", "negative_weights.md", "gradient_checking.md"]
+)
+def test_a_page_has_words_for_every_letter_of_its_formulas(page):
+    text = page_text(page)
+    linked = CONVENTIONS if "(conventions.md)" in text else ""
+    assert undefined_letters(text, linked) - KNOWN == set()
+
+
+def test_a_letter_without_words_is_found():
+    text = "Let w be the weights.\n\n    y = w x_i + T^2\n\nHere y is the output.\n"
+    assert undefined_letters(text) == {"x", "i", "T"}
+    assert undefined_letters(text, "| T | temperature |") == {"x", "i"}
+
+
 @pytest.fixture
 def planted(tmp_path):
     """Return a package that cites Q1 and Q2, in a folder below its top as well."""

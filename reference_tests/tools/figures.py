@@ -1,4 +1,4 @@
-"""The figures of the pages, from our own loss and our own groups: needs matplotlib (extra `docs`).
+"""The figures of the pages, from our own loss and groups: needs matplotlib (extra `figures`).
 
     python -m reference_tests.tools.figures docs/figures
 
@@ -43,6 +43,12 @@ def walk():
         )
         curves[name] = total - total[0]
     return t, curves
+
+
+def bounded():
+    """Return {(b, T): share of rows without a lower bound}: the map that `minipc loss` prints."""
+    config = LossConfig()
+    return unbounded_shares(example_rows(40), config.kd_weight, config.label_smoothing)
 
 
 class OtherView(Snapshot):
@@ -317,7 +323,7 @@ def draw(folder):
             for (name, curve), style in zip(curves.items(), styles, strict=True)
         ],
     )
-    shares = unbounded_shares(example_rows(40), 0.9, 0.0)
+    shares = bounded()
     temperatures = sorted({T for _, T in shares})
     figure(
         "bounded",

@@ -1,5 +1,6 @@
 """What the figures and the tables beside them show is what the code computes."""
 
+import json
 import re
 import xml.etree.ElementTree as parse
 from pathlib import Path
@@ -55,6 +56,16 @@ def test_the_walk_falls_with_the_slope_of_the_negative_margin():
         rows.append([f"{b:g}", f"{least:.3f}"])
     assert [row[:2] for row in table(PAGE, "When it has no lower bound")] == rows
     assert curves["b = 0.2, guarded"][-1] > curves["b = 0.2, guarded"][50]
+
+
+def test_the_figure_of_bounded_rows_is_the_map_of_the_command_beside_it(capsys):
+    from minipc.cli.main import main
+
+    with pytest.raises(SystemExit):
+        main(["loss", "--json"])
+    printed = json.loads(capsys.readouterr().out)["map"]
+    told = {(each["b"], each["T"]): each["unbounded_share"] for each in printed}
+    assert figures.bounded() == told
 
 
 def test_each_earlier_self_changes_what_the_page_says():
