@@ -1,12 +1,14 @@
 """minipc train: a student from a record, or any model from labels."""
 
 import os
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from minipc.cli.completion import models
 from minipc.cli.options import FILE, Verb, given_options, option, setting_options, shared_options
 from minipc.cli.show import Console, result
 from minipc.settings import LossConfig, SelfConfig, TrainConfig, chosen, option_names, take
@@ -40,11 +42,7 @@ class Views(click.ParamType):
         return first, stop
 
 
-@click.command(
-    "train",
-    cls=Verb,
-    interrupted="finished epochs are kept; go on with: minipc train --resume --out FOLDER",
-)
+@click.command("train", cls=Verb)
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
 @option("--record", help="The record to learn from.")
 @option(
@@ -67,6 +65,7 @@ class Views(click.ParamType):
     "--model",
     group="Model",
     metavar="NAME",
+    shell_complete=models,
     default="tiny",
     help="teacher, student, tiny, pointnet2/8, local-student, ..., or by hand: 16-16-32-64:32.",
 )
@@ -130,6 +129,9 @@ def command(
     if resume and dry_run:
         raise click.UsageError("--resume and --dry-run do not go together; leave one out")
     with Console(quiet, verbose) as console:
+        if data and not (record or labels_only or resume) and _is_record(data):
+            console.say(f"{data}: is a record; taken as --record {data}")
+            data, record = None, data
         running = dict(
             xp=load(backend, console.say),
             threads=threads,
@@ -138,18 +140,56 @@ def command(
             detail=console.detail,
             stop_after=stop_after,
         )
-        out = out and os.path.normpath(out)  # shells complete run/
-        if resume:
-            runs = _resumed(out, data, record, self_record, running)
-        else:
-            files: dict[str, Any] = dict(data=data, record=record, labels_only=labels_only)
-            files |= dict(self_record=self_record, views=views, init=init)
-            runs = _new(model, given, files, dict(out=out, dry_run=dry_run), running)
+        out = os.path.normpath(out) if out else _folder(resume, data or record or labels_only)
+        files: dict[str, Any] = dict(data=data, record=record, labels_only=labels_only)
+        files |= dict(self_record=self_record, views=views, init=init)
+        try:
+            if resume:
+                runs = _resumed(out, data, record, self_record, running)
+            else:
+                runs = _new(model, given, files, dict(out=out, dry_run=dry_run), running)
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(_goes_on(out, files)) from error
     if dry_run:
         result({"dry_run": True}, as_json, of_train)
         return
     values = runs[-1].values | ({"baseline": runs[0].values} if len(runs) == 2 else {})
     result(values, as_json, of_train)
+
+
+def _is_record(path: str) -> bool:
+    from minipc.storage.files import kind_of
+
+    return os.path.isfile(path) and kind_of(path) == "record"
+
+
+def _folder(resume: bool, named: Any) -> str:
+    """Return the run folder where none is given: the last one to resume, else a new one.
+
+    named: the data or the record, if there is one.  Raises UsageError if there is none to resume.
+    """
+    from minipc.runs.folder import free_name, last_name
+    from minipc.verbs.demo import BASELINE
+
+    if not resume:
+        return free_name("run", *([] if named else [BASELINE]))
+    out = last_name("run")
+    if out is None:
+        raise click.UsageError("--resume: there is no run here; name its folder with --out")
+    return out
+
+
+def _goes_on(out: str, files: dict[str, Any]) -> str:
+    """Return the line after Ctrl-C: what is kept, and the command that goes on with it."""
+    if not os.path.lexists(os.path.join(out, "run.json")):
+        return "nothing was begun"
+    elsewhere = {"data": [], "record": ["--record"], "self_record": ["--self-record"]}
+    words = ["minipc", "train"]
+    for name, flag in elsewhere.items():
+        if files[name] and os.path.dirname(files[name]):  # else it is found without its name
+            words += [*flag, files[name]]
+    words += ["--resume", "--out", out]
+    return f"finished epochs are kept; go on with: {shlex.join(words)}"
 
 
 def refuse_useless(
@@ -225,7 +265,7 @@ def arguments(
 
 
 def _resumed(
-    out: str | None,
+    out: str,
     data: str | None,
     record: str | None,
     self_record: str | None,
@@ -233,12 +273,8 @@ def _resumed(
 ) -> list[Any]:
     """Return the Runs of a resumed run folder: its baseline, if it has one, and the run itself."""
     from minipc.runs.config import read_config
-    from minipc.runs.folder import last_name
     from minipc.verbs import demo, train
 
-    out = out or last_name("run")
-    if out is None:
-        raise click.UsageError("--resume: there is no run here; name its folder with --out")
     what = dict(record=record, data=data, self_record=self_record, given=_given(), **running)
     if read_config(out).baseline is not None:
         return demo.resume(out, **what)

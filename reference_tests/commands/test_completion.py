@@ -47,11 +47,26 @@ def completions(shell, words, **variables):
         ("minipc train --kd", [("plain", "--kd-weight")]),
         ("minipc train --guard c", [("plain", "clip")]),
         ("minipc data pack --num", [("plain", "--num-points")]),
+        ("minipc predict x.xyz --turn ", [("plain", axis) for axis in "xyz"]),
         ("minipc nothing x", []),
     ],
 )
 def test_verbs_options_and_choices_are_completed(shell, words, wanted):
     assert completions(shell, words) == wanted
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        ("minipc train --model te", ["teacher"]),
+        ("minipc train --model local-", ["local-teacher", "local-student", "local-tiny"]),
+        ("minipc audit --inject sign-of-", ["sign-of-b"]),
+        ("minipc audit --inject al", ["all"]),
+        ("minipc loss --from de", ["deit="]),
+    ],
+)
+def test_names_of_models_mutants_and_libraries_are_completed(words, wanted):
+    assert completions("bash", words) == [("plain", value) for value in wanted]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

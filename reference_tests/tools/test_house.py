@@ -41,8 +41,9 @@ audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weig
 audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit verbs.demo
-report.describe report.environment report.lines report.compare verbs.compare
-cli.options cli.show cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
+report.describe report.environment report.confusion report.lines report.compare verbs.compare
+cli.terminal cli.hints cli.completion cli.options cli.show
+cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
 cli.data cli.audit cli.loss cli.doctor cli.main __main__
 """.split()
 
