@@ -50,7 +50,9 @@ def free_name(base: str, *suffixes: str) -> str:
 def last_name(base: str, inside: str = "") -> str | None:
     """Return the last of base, base-2, base-3, ... that exists and has a file inside, or None."""
     names = [name for name, _ in takewhile(lambda each: each[1], _numbered(base, ()))]
-    return next((n for n in reversed(names) if os.path.lexists(os.path.join(n, inside))), None)
+    if inside:
+        names = [name for name in names if os.path.lexists(os.path.join(name, inside))]
+    return names[-1] if names else None
 
 
 def last_run(wanted: str) -> str:

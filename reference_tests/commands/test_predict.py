@@ -2,6 +2,8 @@
 
 import json
 import os
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -206,6 +208,16 @@ def test_a_turn_is_the_quarter_turn_about_the_third_axis_that_brings_up_to_up(up
 
 def test_y_up_becomes_z_up_as_everybody_does_it():
     assert turned(np.array([1.0, 2.0, 3.0]), "y", "z").tolist() == [1, -3, 2]
+
+
+def test_the_page_on_conventions_shows_every_turn_as_it_is():
+    text = (Path(__file__).parents[2] / "docs/conventions.md").read_text()
+    shown = re.findall(r"rom (\w) to (\w):?(?: \(x, y, z\) becomes)? \((.*?)\)", text)
+    assert sorted((up, wanted) for up, wanted, _ in shown) == sorted(AXES)
+    for up, wanted, triple in shown:
+        values = turned(np.array([1, 2, 3]), up, wanted)
+        names = [f"{'-' * (value < 0)}{' xyz'[abs(value)]}" for value in values.tolist()]
+        assert triple == ", ".join(names), (up, wanted)
 
 
 def test_a_turned_cloud_is_predicted_as_the_file_of_its_turned_points(trained, folder, say):
