@@ -1,6 +1,10 @@
 """Values that a shell completes beside choices and file names; imported work waits for the tab."""
 
+from contextlib import suppress
+
 import click
+
+from minipc.errors import MinipcError
 
 
 def models(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
@@ -23,3 +27,16 @@ def libraries(context: click.Context, parameter: click.Parameter, incomplete: st
     from minipc.audit.conventions import CONVENTIONS
 
     return [f"{name}=" for name in CONVENTIONS if f"{name}=".startswith(incomplete)]
+
+
+def classes(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[str]:
+    """Return the classes that begin so, of the data files named before on the command line."""
+    from minipc.data.clouds import read_clouds
+
+    names: dict[str, None] = {}
+    for value in context.params.values():
+        for path in value if isinstance(value, tuple) else (value,):
+            if isinstance(path, str) and path.endswith(".h5"):
+                with suppress(MinipcError):  # no data file: nothing to offer
+                    names |= dict.fromkeys(read_clouds(path).train.class_names)
+    return [name for name in names if name.startswith(incomplete)]
