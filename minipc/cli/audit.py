@@ -5,6 +5,7 @@ from typing import Any
 
 import click
 
+from minipc.cli.completion import mutants
 from minipc.cli.options import (
     FILE,
     Verb,
@@ -26,6 +27,7 @@ OF_RECORD = ("data", *option_names(LossConfig), "self_record")
     "--inject",
     group="Checks",
     metavar="MUTANT",
+    shell_complete=mutants,
     help="Break one thing on purpose, or all, one after another; see --list.",
 )
 @option("--list", "listed", group="Checks", is_flag=True, help="List the mutants.")

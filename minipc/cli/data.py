@@ -2,6 +2,7 @@
 
 import click
 
+from minipc.cli.completion import classes
 from minipc.cli.info import command as info
 from minipc.cli.options import FILE, Verbs, common_options, option
 from minipc.cli.show import Console, asked_width, picture_width, result
@@ -169,7 +170,14 @@ def hold_out(
     help="Which clouds of a data file.",
     unless_given="train",
 )
-@option("--class", "name", group="Clouds", metavar="NAME", help="Only clouds of this class.")
+@option(
+    "--class",
+    "name",
+    group="Clouds",
+    metavar="NAME",
+    help="Only clouds of this class.",
+    shell_complete=classes,
+)
 @option(
     "--count",
     group="Clouds",

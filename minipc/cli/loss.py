@@ -4,6 +4,7 @@ from typing import Any
 
 import click
 
+from minipc.cli.completion import libraries
 from minipc.cli.options import (
     FILE,
     Verb,
@@ -34,6 +35,7 @@ from minipc.settings import LossConfig, take
     "theirs",
     group="Loss",
     metavar="NAME=WEIGHT",
+    shell_complete=libraries,
     help="Translate another library's weight, e.g. deit=0.5.",
 )
 @common_options

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from minipc.cli.terminal import complain
 from minipc.errors import MinipcError
 
 for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
@@ -103,6 +104,5 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(message: str, code: int) -> int:
-    line = " ".join(message.split())
-    click.echo(f"minipc: {line}", err=True)
+    complain(message)
     return code

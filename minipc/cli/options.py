@@ -13,6 +13,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
+from minipc.cli.hints import ELSEWHERE, EXAMPLES
 from minipc.errors import DataError, MinipcError, UsageError, short
 from minipc.settings import Setting, TrainConfig, settings_of
 
@@ -114,7 +115,10 @@ class Verb(click.Command):
             option.envvar = f"MINIPC_{name.replace('-', '_').upper()}"
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write the options below the headings of their groups; click writes one list."""
+        """Write the example, and the options below the headings of their groups."""
+        if example := EXAMPLES.get(_table_of(context)):
+            with formatter.section("Example"):
+                formatter.write_text(example)
         groups: dict[str, list[tuple[str, str]]] = {}
         for parameter in self.get_params(context):
             row = parameter.get_help_record(context)
@@ -130,6 +134,13 @@ class Verb(click.Command):
     def parse_args(self, context: click.Context, arguments: list[str]) -> list[str]:
         try:
             return super().parse_args(context, arguments)
+        except click.NoSuchOption as error:
+            told = _meant(error.option_name, options_of(self))
+            if told is None:
+                raise
+            raise click.UsageError(
+                f"no such option {error.option_name}; {told}", context
+            ) from error
         except click.BadParameter as error:
             error.param_hint = (error.param and _place(context, error.param)) or error.param_hint
             raise
@@ -140,7 +151,7 @@ class Verb(click.Command):
                 raise UsageError("--quiet and --verbose contradict each other; leave one out")
             return super().invoke(context)
         except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(self.interrupted) from error
+            raise KeyboardInterrupt(str(error) or self.interrupted) from error
         except (MinipcError, click.ClickException) as error:
             if context.params.get("verbose") and not context.params.get("quiet"):
                 traceback.print_exc()
@@ -230,6 +241,19 @@ def options_of(verb: click.Command) -> dict[str, click.Option]:
     """Return {name as typed, without leading dashes: option} of a verb."""
     options = (parameter for parameter in verb.params if isinstance(parameter, click.Option))
     return {max(option.opts, key=len).lstrip("-"): option for option in options}
+
+
+def _meant(typed: str, options: Iterable[str]) -> str | None:
+    """Return what to say of an option that does not exist, or None for one that nobody knows.
+
+    options: the names of those that exist; typed: with dashes, as on the command line.
+    """
+    name = typed.lstrip("-").lower().replace("_", "-")
+    meant = [f"--{name}", *ELSEWHERE.get(name, [])]
+    for each in meant:
+        if each.partition(" ")[0].removeprefix("--") in options:
+            return f"here it is {each}"
+    return f"and this verb has no {meant[1].partition(' ')[0]}" if meant[1:] else None
 
 
 def given_options() -> dict[str, ParameterSource | None]:

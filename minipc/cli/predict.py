@@ -1,28 +1,37 @@
 """minipc predict: the class of single files."""
 
+import os
+from collections.abc import Sequence
+
 import click
 
 from minipc.cli.options import FILE, Verb, option, shared_options
 from minipc.cli.show import Console, asked_width, result
+from minipc.errors import DataError
 
 
 @click.command("predict", cls=Verb, short_help="The class of single clouds.")
-@click.argument("model", metavar="MODEL", type=FILE)
-@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@click.argument("names", metavar="[MODEL] FILE|FOLDER...", nargs=-1, required=True, type=FILE)
 @option(
     "--top", metavar="N", type=click.IntRange(1), default=1, help="Classes shown for each file."
 )
 @option("--show", help="Draw each cloud, in braille.")
 @option("--num-points", unless_given="as in training")
 @option("--up-axis")
+@option(
+    "--turn",
+    group="Clouds",
+    type=click.Choice(["x", "y", "z"]),
+    help="The files' up axis: turn the clouds to the model's.",
+)
 @shared_options
 def command(
-    model: str,
-    files: tuple[str, ...],
+    names: tuple[str, ...],
     top: int,
     show: bool,
     num_points: int | None,
     up_axis: str | None,
+    turn: str | None,
     backend: str,
     engine: str,
     threads: int | None,
@@ -30,10 +39,11 @@ def command(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Predict the class of each FILE with MODEL (a file, or a run folder).
+    """Predict the class of each FILE, and of each in FOLDER, with MODEL (a file, or a run folder).
 
-    FILE: .npy, .npz, .xyz, .txt, .csv or .pts.  Each cloud is normalised and brought to its number
-    of points as `minipc data pack` does it.
+    Without MODEL, the last run here.  FILE: .npy, .npz, .xyz, .txt, .csv or .pts.  Each cloud is
+    normalised and brought to its number of points as `minipc data pack` does it.  A file that is
+    not a cloud is told on stderr; the others are predicted, and the command ends with 3.
     """
     from minipc.backend import load
     from minipc.report.lines import of_predict
@@ -41,16 +51,20 @@ def command(
 
     width = asked_width(show, as_json)
     with Console(quiet, verbose) as console:
+        model, files = _split(names)
         values = predict(
-            model,
+            model or console.last_run("MODEL"),
             files,
             top=top,
             num_points=num_points,
             up_axis=up_axis,
+            turn=turn,
             xp=load(backend, console.say),
             engine=engine,
             threads=threads,
             say=console.say,
+            progress=console.progress,
+            failed=console.failed,
         )
     result(values, as_json, of_predict)
     if width:
@@ -58,3 +72,26 @@ def command(
         from minipc.verbs.show import of_predictions
 
         result({}, False, lambda _: pictures_of(*of_predictions(values), width))
+    if values["failed"]:
+        click.get_current_context().exit(DataError.exit_code)
+
+
+def _split(names: Sequence[str]) -> tuple[str | None, Sequence[str]]:
+    """Return the model among names, which is the first or none, and the files and folders.
+
+    A folder is a model if it is a run; a file, unless its suffix is that of a cloud.  Raises
+    UsageError if there is nothing but a model.
+    """
+    from minipc.data.readers.point_files import SUFFIXES
+
+    first, *rest = names
+    if os.path.isdir(first):
+        inside = (os.path.join(first, name) for name in ("run.json", "model.h5"))
+        is_model = any(map(os.path.lexists, inside))
+    else:
+        is_model = os.path.splitext(first)[1].lower() not in SUFFIXES
+    if not is_model:
+        return None, names
+    if not rest:
+        raise click.UsageError(f"name the clouds too: minipc predict {first} FILE...")
+    return first, rest

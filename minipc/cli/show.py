@@ -11,9 +11,13 @@ from typing import Any
 
 import click
 
+from minipc.cli.terminal import columns, complain, is_terminal, painted
 from minipc.errors import MinipcError, UsageError
 
 SECONDS_BETWEEN_LINES = 5
+BAR = 36  # characters of a bar with room enough; without room for SHORTEST there is none
+SHORTEST = 8
+TIME = len("1d 00:00:00")  # what is left, at most
 
 
 class Console:
@@ -36,11 +40,24 @@ class Console:
         self.end()
         self._echo(line)
 
+    def failed(self, reason: Exception) -> None:
+        """Print one line on what failed while the rest goes on; also if quiet."""
+        self.end()
+        complain(str(reason))
+
+    def last_run(self, wanted: str) -> str:
+        """Return the last run here, and say which.  Raises UsageError that names what is wanted."""
+        from minipc.runs.folder import last_run  # late, so that --help does not wait for NumPy
+
+        name = last_run(wanted)
+        self.say(f"{name}: the last run here")
+        return name
+
     def _echo(self, line: str) -> None:
         """Print one line; a log on a full disk must not end a long training."""
         if not self.quiet:
             with suppress(OSError):
-                click.echo(line, err=True)
+                click.echo(painted(line, sys.stderr), err=True)
 
     def detail(self, line: str) -> None:
         """Print one line, only with --verbose."""
@@ -51,21 +68,21 @@ class Console:
         """Show done of total and the time left: a bar on a terminal, else a line now and then."""
         if self.quiet:
             return
-        if sys.stderr.isatty():
+        if is_terminal(sys.stderr):
+            bar = self.bar or click.progressbar(
+                length=total, file=sys.stderr, show_pos=False, update_min_steps=1
+            )
+            _fit(bar, text, columns(sys.stderr))
             if self.bar is None:
-                self.bar = click.progressbar(
-                    length=total, file=sys.stderr, show_pos=False, update_min_steps=1
-                )
-                self.bar.__enter__()
-            self.bar.label = text
-            self.bar.update(done - self.bar.pos)
+                self.bar = bar.__enter__()
+            bar.update(done - bar.pos)
         else:
             now = time.monotonic()
             if self.text is None:
                 self.start, self.last, self.text, self.first = now, now, text, done
             elif now - self.last >= SECONDS_BETWEEN_LINES and done > self.first:
                 left = (now - self.start) / (done - self.first) * (total - done)
-                self._echo(f"{text}: {100 * done / total:.0f} %, {duration(left)} left")
+                self._echo(f"{text}: {100 * done / total:.0f} % done, {duration(left)} left")
                 self.last = now
         if done >= total:
             self.end()
@@ -75,6 +92,24 @@ class Console:
         if self.bar is not None:
             self.bar.__exit__(None, None, None)
         self.bar, self.text = None, None
+
+
+def _fit(bar: Any, text: str, columns: int) -> None:
+    """Make a bar with its text one line of a terminal: a wrapped line cannot be drawn over.
+
+    What is too long goes in this order: the bar and the percentage, then parts of the text behind
+    its last commas, then the end of the text.
+    """
+    beside = len("  []  100%  ") + TIME
+    bar.width = min(BAR, columns - 1 - beside - len(text))  # a full last column may wrap
+    bar.show_percent = bar.width >= SHORTEST
+    bar.bar_template = (
+        "%(label)s  [%(bar)s]  %(info)s" if bar.show_percent else "%(label)s  %(info)s"
+    )
+    room = columns - 1 - len("  ") - TIME
+    while not bar.show_percent and len(text) > room and ", " in text:
+        text = text.rpartition(", ")[0]
+    bar.label = text if bar.show_percent else text[: max(room, 0)]
 
 
 def duration(seconds: float) -> str:
@@ -93,7 +128,7 @@ def result(
     """
     try:
         for line in [json.dumps(_without_infinities(values))] if as_json else lines(values):
-            click.echo(line)
+            click.echo(line if as_json else painted(line, sys.stdout))
     except BrokenPipeError:
         raise  # the reader of the pipe has seen enough
     except OSError as reason:

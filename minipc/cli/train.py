@@ -1,12 +1,14 @@
 """minipc train: a student from a record, or any model from labels."""
 
 import os
+import shlex
 from collections.abc import Iterable
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from minipc.cli.completion import models
 from minipc.cli.options import FILE, Verb, given_options, option, setting_options, shared_options
 from minipc.cli.show import Console, result
 from minipc.settings import LossConfig, SelfConfig, TrainConfig, chosen, option_names, take
@@ -19,6 +21,9 @@ OF_AUGMENTATION = {"augment_steps", "augment_every", "augment_share"}
 OF_ONE_TARGET = {"self_every": "snapshot", "ema_decay": "ema"}
 OF_ONE_AVERAGE = {"average_decay": "ema", "average_epochs": "last"}
 FILES = ("data", "record", "labels_only", "self_record", "views", "init")  # of verbs.train
+
+
+STUDY_KEPT = "finished epochs are kept; the same command again goes on"
 
 
 class Views(click.ParamType):
@@ -40,11 +45,7 @@ class Views(click.ParamType):
         return first, stop
 
 
-@click.command(
-    "train",
-    cls=Verb,
-    interrupted="finished epochs are kept; go on with: minipc train --resume --out FOLDER",
-)
+@click.command("train", cls=Verb)
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
 @option("--record", help="The record to learn from.")
 @option(
@@ -67,6 +68,7 @@ class Views(click.ParamType):
     "--model",
     group="Model",
     metavar="NAME",
+    shell_complete=models,
     default="tiny",
     help="teacher, student, tiny, pointnet2/8, local-student, ..., or by hand: 16-16-32-64:32.",
 )
@@ -133,30 +135,74 @@ def command(
     if resume and dry_run:
         raise click.UsageError("--resume and --dry-run do not go together; leave one out")
     with Console(quiet, verbose) as console:
+        bare = not (resume or data or record or labels_only)
+        if data and not (record or labels_only or resume) and _is_record(data):
+            console.say(f"{data}: is a record; taken as --record {data}")
+            data, record = None, data
         running: dict[str, Any] = dict(xp=load(backend, console.say), threads=threads)
         running |= dict(say=console.say, progress=console.progress)
-        out = out and os.path.normpath(out)  # shells complete run/
         files: dict[str, Any] = dict(data=data, record=record, labels_only=labels_only)
         files |= dict(self_record=self_record, views=views, init=init)
-        bare = not (resume or data or record or labels_only)
         if bare:
             if stop_after is not None or init:
                 flag = "--init" if init else "--stop-after"
                 raise click.UsageError(f"{flag} needs DATA or --record FILE; name one")
-            study = _study(model, given, files, dict(out=out, dry_run=dry_run), running)
+            out = out and os.path.normpath(out)  # shells complete study/
+            try:
+                study = _study(model, given, files, dict(out=out, dry_run=dry_run), running)
+            except KeyboardInterrupt as error:
+                raise KeyboardInterrupt(STUDY_KEPT) from error
         else:
             running |= dict(detail=console.detail, stop_after=stop_after)
-            if resume:
-                run = _resumed(out, data, record, self_record, running)
-            else:
-                asked = arguments(model, given, files)
-                run = train.train(**asked, out=out, dry_run=dry_run, **running)
+            out = os.path.normpath(out) if out else _folder(resume)
+            try:
+                if resume:
+                    run = _resumed(out, data, record, self_record, running)
+                else:
+                    asked = arguments(model, given, files)
+                    run = train.train(**asked, out=out, dry_run=dry_run, **running)
+            except KeyboardInterrupt as error:
+                raise KeyboardInterrupt(_goes_on(out, files)) from error
     if dry_run:
         result({"dry_run": True}, as_json, of_train)
     elif bare:
         result(study, as_json, of_compare)
     else:
         result(run.values, as_json, of_train)
+
+
+def _is_record(path: str) -> bool:
+    from minipc.storage.files import kind_of
+
+    return os.path.isfile(path) and kind_of(path) == "record"
+
+
+def _folder(resume: bool) -> str:
+    """Return the run folder where none is given: the last one to resume, else a new one.
+
+    Raises UsageError if there is none to resume.
+    """
+    from minipc.runs.folder import free_name, last_name
+
+    if not resume:
+        return free_name("run")
+    out = last_name("run")
+    if out is None:
+        raise click.UsageError("--resume: there is no run here; name its folder with --out")
+    return out
+
+
+def _goes_on(out: str, files: dict[str, Any]) -> str:
+    """Return the line after Ctrl-C: what is kept, and the command that goes on with it."""
+    if not os.path.lexists(os.path.join(out, "run.json")):
+        return "nothing was begun"
+    elsewhere = {"data": [], "record": ["--record"], "self_record": ["--self-record"]}
+    words = ["minipc", "train"]
+    for name, flag in elsewhere.items():
+        if files[name] and os.path.dirname(files[name]):  # else it is found without its name
+            words += [*flag, files[name]]
+    words += ["--resume", "--out", out]
+    return f"finished epochs are kept; go on with: {shlex.join(words)}"
 
 
 def refuse_useless(
@@ -228,19 +274,15 @@ def arguments(model: str, given: dict[str, Any], files: dict[str, Any]) -> dict[
 
 
 def _resumed(
-    out: str | None,
+    out: str,
     data: str | None,
     record: str | None,
     self_record: str | None,
     running: dict[str, Any],
 ) -> Any:
     """Return the Run of a resumed run folder."""
-    from minipc.runs.folder import last_name
     from minipc.verbs import train
 
-    out = out or last_name("run")
-    if out is None:
-        raise click.UsageError("--resume: there is no run here; name its folder with --out")
     what = dict(record=record, data=data, self_record=self_record, given=_given(), **running)
     return train.resume(out, **what)
 

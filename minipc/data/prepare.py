@@ -123,6 +123,23 @@ def fit_points(points: np.ndarray, count: int) -> np.ndarray:
     return points[_rows(points, count)]
 
 
+def turned(points: np.ndarray, up: str, wanted: str) -> np.ndarray:
+    """Return points (..., 3), whose axis `up` points up, turned so that axis `wanted` does.
+
+    A quarter turn about the third axis, which keeps its coordinate.  With unit vectors e:
+    e_up becomes e_wanted, and e_wanted becomes -e_up.  So for up y, wanted z, (x, y, z) becomes
+    (x, -z, y).  Exact: coordinates change places and one its sign.  up and wanted: "x", "y" or "z".
+    Nothing in a cloud says where its front is: this turn leaves it where the usual conversion does.
+    """
+    if up == wanted:
+        return points
+    old, new = "xyz".index(up), "xyz".index(wanted)
+    result = points.copy()
+    result[..., new] = points[..., old]
+    result[..., old] = 0 - points[..., new]  # not -0.0 for 0.0, as a file of turned points has it
+    return result
+
+
 def prepare(points: np.ndarray, normalisation: str, count: int) -> tuple[np.ndarray, bool]:
     """Return one cloud (P, 3) of float_points as (count, 3) float32, and whether it changed.
 

@@ -9,7 +9,10 @@ import os
 import shlex
 from typing import Any
 
+from minipc.report.confusion import class_lines
+
 Values = dict[str, Any]  # of one result
+NEARLY_ALL = 0.9  # share of rows that the guard changes, from which on a training is the guard's
 
 # info
 
@@ -307,6 +310,7 @@ def of_train(values: Values) -> list[str]:
             f"epoch {chosen['epoch']} is best on the validation clouds "
             f"({100 * chosen['val_accuracy']:.2f}%){tested}: {chosen['model']}"
         )
+    lines += _negative_weight(values)
     out = shlex.quote(values["out"])
     if values["epochs_done"] < values["epochs"]:
         stopped = f"stopped after epoch {values['epochs_done']} of {values['epochs']}"
@@ -314,8 +318,29 @@ def of_train(values: Values) -> list[str]:
     return [*lines, f"next: minipc eval {out}"]
 
 
-def of_eval(values: Values) -> list[str]:
-    width = max(map(len, values["class_accuracy"]), default=0)
+def _negative_weight(values: Values) -> list[str]:
+    """Return lines on the rows of the last epoch whose loss has no lower bound of its own."""
+    loss = values["loss"]
+    if loss["self_weight"] == 0:
+        return []
+    b, T = loss["self_weight"], loss["temperature"]
+    unbounded, raised = _percent(values["unbounded"]), _percent(values["raised"])
+    lines, warned = [f"last epoch, b = {b:g}, T = {T:g}: "], ""
+    if loss["guard"] == "none":
+        lines[0] += f"{unbounded} of the rows have no lower bound, and no guard"
+        warned = "NOT bounded below" * (values["unbounded"] > 0)
+    else:
+        lines[0] += f"the guard raised a class in {raised} of the rows; {unbounded} need it"
+        warned = "the guard decided nearly every row" * (values["raised"] >= NEARLY_ALL)
+    if warned:
+        look = f"choose b and T by: minipc loss --record {shlex.quote(str(values['record']))}"
+        remedy = "raise --temperature, e.g. 4, or lower --self-weight" if T == 1 else look
+        lines.append(f"warning: {warned}; {remedy}")
+    return lines
+
+
+def of_eval(values: Values, columns: int = 80) -> list[str]:
+    """Return lines of at most so many columns, where it is ours to choose."""
     few = values["labelled"] < values["clouds"]
     known = f", {values['labelled'] or 'none'} of them labelled" * few
     lines = [f"{values['model']} on {values['clouds']} test clouds of {values['data']}{known}:"]
@@ -337,7 +362,7 @@ def of_eval(values: Values) -> list[str]:
         *lines,
         f"{values['parameters']} parameters, {values['macs_per_cloud'] / 1e6:.2f} M multiply-adds "
         "a cloud",
-        *(f"  {name:{width}}  {100 * x:6.1f} %" for name, x in values["class_accuracy"].items()),
+        *class_lines(values["class_names"], values["confusion"], columns),
     ]
 
 
@@ -350,7 +375,7 @@ def _accuracies(values: Values) -> str:
 
 def of_predict(values: Values) -> list[str]:
     names = [printable(one["file"]) for one in values["predictions"]]
-    width = max(map(len, names))
+    width = max(map(len, names), default=0)
     return [
         f"{name:{width}}  "
         + ", ".join(f"{best['class']} {100 * best['probability']:.1f} %" for best in one["top"])

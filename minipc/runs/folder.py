@@ -45,10 +45,23 @@ def free_name(base: str) -> str:
     return next(name for name in _numbered(base) if not os.path.lexists(name))
 
 
-def last_name(base: str) -> str | None:
-    """Return the last of base, base-2, base-3, ... that exists, or None."""
+def last_name(base: str, inside: str = "") -> str | None:
+    """Return the last of base, base-2, base-3, ... that exists and has a file inside, or None."""
     names = list(takewhile(os.path.lexists, _numbered(base)))
+    if inside:
+        names = [name for name in names if os.path.lexists(os.path.join(name, inside))]
     return names[-1] if names else None
+
+
+def last_run(wanted: str) -> str:
+    """Return the last of run, run-2, ... here that is a run.
+
+    Raises UsageError if there is none; wanted: what the user can name instead.
+    """
+    name = last_name("run", "run.json")
+    if name is None:
+        raise UsageError(f"there is no run here; name {wanted}, or train one: minipc train")
+    return name
 
 
 def model_path(path: str) -> str:

@@ -65,6 +65,7 @@ def evaluate(
         **plain,
         "parameters": size.parameters,
         "macs_per_cloud": size.macs,
+        "class_names": list(test.class_names),
         "class_accuracy": {
             name: row[i] / sum(row)
             for i, (name, row) in enumerate(zip(test.class_names, plain["confusion"], strict=True))

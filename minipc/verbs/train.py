@@ -368,6 +368,11 @@ def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None
         say(f"begins from: {config.init.file}")
     if config.self_target:
         say(f"self target: {config.self_target.kind}")
+        if config.loss.temperature == 1:
+            say(
+                "warning: a negative weight at T = 1: no lower bound in nearly every row of a sure "
+                "teacher; raise --temperature, e.g. 4, or look first: minipc loss --record FILE"
+            )
     if config.training.augment_width > 1:
         wide = largest(config.model, config.training)
         augmented = sum(config.training.augments(epoch) for epoch in range(epochs))
@@ -411,7 +416,17 @@ def _run(
     if checkpoint and done < last_epoch:
         about |= _continued(run, xp, say)
     groups = tuple(kept_groups(config.model, split, run.data, **making) for split in run.splits)
-    work = Workspace(xp, threads)
+    work, numbers = Workspace(xp, threads), ""
+
+    def shown(done: int, total: int, text: str) -> None:
+        progress(done, total, text + numbers)
+
+    def followed(epochs: Iterable[Epoch]) -> Iterator[Epoch]:
+        nonlocal numbers
+        for epoch in epochs:
+            numbers = _brief(epoch.rows[-1])
+            yield epoch
+
     epochs = training.train(
         run.splits,
         config.model,
@@ -422,12 +437,12 @@ def _run(
         xp=xp,
         threads=threads,
         work=work,
-        progress=progress,
+        progress=shown,
         resume=checkpoint,
         groups=groups,
         init=run.init,
     )
-    last = write_epochs(folder, epochs, run.splits.test, last_epoch, done, about, detail)
+    last = write_epochs(folder, followed(epochs), run.splits.test, last_epoch, done, about, detail)
     return Run(_values(run, folder, last.rows, time.perf_counter() - begun), last)
 
 
@@ -465,6 +480,14 @@ def write_epochs(
     log_p, _ = log_softmax_forward(epoch.test_logits.astype(np.float64))
     folder.ended(test.class_names, test.labels, np.exp(log_p))
     return epoch
+
+
+def _brief(row: dict[str, Any]) -> str:
+    """Return the loss and the accuracy in a row of metrics, as they stand beside the progress."""
+    split = "val" if "val_accuracy" in row else "test"
+    accuracy = row.get(f"{split}_accuracy")
+    told = "" if accuracy is None else f", {split} {100 * accuracy:.1f} %"
+    return f", loss {row['total']:.3f}{told}"
 
 
 def _short(value: Any) -> str:
@@ -519,6 +542,7 @@ def _values(
         "init": config.init and config.init.file,
         "weights": last.get("weights", "live"),
         "labels_only": config.labels_only,
+        "loss": asdict(config.loss),
         "test_accuracy": None,  # and no more without labelled test clouds
         "test_mean_class_accuracy": None,
         **{

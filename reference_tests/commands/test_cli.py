@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import replace
@@ -582,6 +583,51 @@ def test_a_student_resumes_from_a_record_that_carries_its_clouds_wherever_it_lie
         folder / "whole/predictions.csv"
     ).read_bytes()
     assert say("eval", "run", "moved.h5")[0] == 0
+
+
+@pytest.mark.parametrize("out", [None, "a folder"])
+def test_the_line_after_ctrl_c_holds_the_command_that_goes_on(out, data, folder, say, monkeypatch):
+    os.mkdir("elsewhere")
+    os.rename(data, "elsewhere/clouds.h5")
+    words = ("train", "elsewhere/clouds.h5", "--labels-only", *QUICK)
+    assert say(*words, "--out", "whole")[0] == 0
+    with monkeypatch.context() as patch:
+        interrupt_in_epoch(2, patch)
+        code, _, err = say(*words, *(["--out", out] if out else []))
+    name = out or "run"
+    assert code == 130 and err.strip().count("\n") == 0  # the first one ends the line of ^C
+    command = shlex.split(err.partition("go on with: minipc ")[2])
+    assert command[-2:] == ["--out", name]
+    code, _, err = say(*command)
+    assert code == 0 and f"{name}: continues after epoch 1" in err
+    for file in ("predictions.csv", "model.h5"):
+        assert (folder / name / file).read_bytes() == (folder / "whole" / file).read_bytes()
+
+
+def test_after_ctrl_c_before_the_folder_is_made_no_command_is_named(data, say, monkeypatch):
+    def interrupted(*anything, **more):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("minipc.verbs.train.find_data", interrupted)
+    code, _, err = say("train", data, "--labels-only", *QUICK)
+    assert (code, err.strip()) == (130, "minipc: interrupted; nothing was begun")
+
+
+def test_a_record_alone_is_taken_as_the_record_to_learn_from(data, folder, say):
+    assert say("train", data, "--labels-only", "--out", "teacher", *QUICK)[0] == 0
+    words = ("record", data, "--teacher", "teacher", "--views", 2, "--with-clouds", "--quiet")
+    assert say(*words)[0] == 0
+    assert say("train", "--record", "record.h5", "--out", "asked", *QUICK)[0] == 0
+    loud = [word for word in QUICK if word != "--quiet"]
+    code, _, err = say("train", "record.h5", "--out", "understood", *loud)
+    assert code == 0 and "record.h5: is a record; taken as --record record.h5" in err
+    asked, understood = (
+        (folder / name / "predictions.csv").read_bytes() for name in ("asked", "understood")
+    )
+    assert asked == understood
+    # these clouds, as before
+    assert say("train", "record.h5", "--labels-only", "--out", "alone", *QUICK)[0] == 0
+    assert json.loads((folder / "alone/run.json").read_text())["record"] is None
 
 
 def test_a_model_that_diverges_ends_in_one_line(data, say, folder):

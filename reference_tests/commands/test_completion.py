@@ -5,7 +5,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
+
+from minipc.cli.completion import classes
 
 ROOT = Path(__file__).parents[2]
 SHELLS = ("bash", "zsh", "fish")
@@ -47,11 +50,34 @@ def completions(shell, words, **variables):
         ("minipc train --kd", [("plain", "--kd-weight")]),
         ("minipc train --guard c", [("plain", "clip")]),
         ("minipc data pack --num", [("plain", "--num-points")]),
+        ("minipc predict x.xyz --turn ", [("plain", axis) for axis in "xyz"]),
         ("minipc nothing x", []),
     ],
 )
 def test_verbs_options_and_choices_are_completed(shell, words, wanted):
     assert completions(shell, words) == wanted
+
+
+@pytest.mark.parametrize(
+    "words, wanted",
+    [
+        ("minipc train --model te", ["teacher"]),
+        ("minipc train --model local-", ["local-teacher", "local-student", "local-tiny"]),
+        ("minipc audit --inject sign-of-", ["sign-of-b"]),
+        ("minipc audit --inject al", ["all"]),
+        ("minipc loss --from de", ["deit="]),
+    ],
+)
+def test_names_of_models_mutants_and_libraries_are_completed(words, wanted):
+    assert completions("bash", words) == [("plain", value) for value in wanted]
+
+
+def test_classes_of_the_data_files_named_before_are_completed(data, folder):
+    (folder / "text.h5").write_text("no data")
+    context = click.Context(click.Command("show"))
+    context.params = {"files": ("none.h5", "text.h5", data), "out": None, "count": 3}
+    assert classes(context, None, "") == ["flat", "long", "round"]
+    assert classes(context, None, "ro") == ["round"]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

@@ -210,11 +210,14 @@ MISTAKES = {
     "Single clouds": [
         (3, "predict none.h5 vessels/mug/001.xyz", "none.h5"),
         (3, "predict good none.xyz", "none.xyz"),
-        (3, "predict good vessels/mug", "folder"),
+        (3, "predict good folder.h5", "holds no cloud"),
         (3, "predict good pipe.xyz", "pipe"),
-        (3, "predict good vessels/mug/001.xyz bad-nan/mug/bad.xyz", "line 3"),
+        (3, "predict good bad-nan/mug/bad.xyz", "line 3"),
         (3, "predict good clouds.h5", "is a minipc clouds file"),
         (2, "predict good", "FILE"),
+        (2, "predict vessels/mug/001.xyz", "name MODEL"),
+        (2, "predict good vessels/mug/001.xyz --turn y --up-axis z", "leave one out"),
+        (3, "predict unknown.h5 vessels/mug/001.xyz --turn y", "leave --turn out"),
         (2, "predict good vessels/mug/001.xyz --top 0", "top"),
     ],
     "Looking at clouds": [
@@ -262,6 +265,10 @@ MISTAKES = {
         (2, "train clouds.h5 --labels-only --epochs many", "--help"),
         (2, "train clouds.h5 --labels-only --lr 0", "lr"),
         (2, "train clouds.h5 --labels-only --colour red", "--colour"),
+        (2, "train --record record.h5 --tau 4", "here it is --temperature"),
+        (2, "train --record record.h5 --alpha 0.5", "here it is --kd-weight"),
+        (2, "train --record record.h5 --gpu", "here it is --backend cupy"),
+        (2, "record clouds.h5 --learning-rate 1", "this verb has no --lr"),
         (2, "train clouds.h5 --labels-only --views 0:1", "add --record FILE"),
         (
             2,
@@ -306,6 +313,9 @@ MISTAKES = {
             "views: expected 1 to 100000",
         ),
         (2, "record clouds.h5 --teacher good --seed -1 --out new.h5", "seed"),
+        (2, "eval", "name MODEL"),
+        (2, "eval clouds.h5", "name MODEL"),
+        (2, "info", "name FILE"),
         (2, "eval good clouds.h5 --votes -1", "votes"),
         (2, "audit --inject sign-of-c", "did you mean sign-of-b?"),
         (2, "audit --temperature 4", "has no use without --record"),
@@ -341,6 +351,8 @@ def spoil(folder):
         "forty.h5",
         new_model(sizes("tiny", 40), {**splits.train.described, "class_names": ["a"] * 40}, 0),
     )
+    nowhere = {**splits.train.described, "up_axis": "unknown"}
+    write_model("unknown.h5", new_model(sizes("tiny", 3), nowhere, 0))
     spoil_groups(folder, splits.train)
     whole = (folder / "clouds.h5").read_bytes()
     (folder / "cut.h5").write_bytes(whole[:-100])

@@ -41,9 +41,10 @@ audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weig
 audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit
-report.describe report.environment report.lines report.page report.clouds
+report.describe report.environment report.confusion report.lines report.page report.clouds
 report.braille report.gallery report.compare verbs.compare verbs.demo verbs.show
-cli.options cli.show cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
+cli.terminal cli.hints cli.completion cli.options cli.show
+cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
 cli.data cli.audit cli.loss cli.doctor cli.main __main__
 """.split()
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from minipc.data.prepare import float_points, prepare
+from minipc.data.prepare import float_points, prepare, turned
 from minipc.data.readers.text_points import COLUMNS, read_text
 from minipc.errors import DataError, short
 from minipc.storage import files
@@ -50,13 +50,44 @@ def read_points(path: str) -> np.ndarray:
         raise DataError(f"{path}: {reason}") from reason
 
 
-def read_prepared(path: str, normalisation: str, count: int) -> tuple[np.ndarray, bool, int]:
-    """Return the cloud in path by prepare, whether that changed it, and its points in the file."""
+def read_prepared(
+    path: str, normalisation: str, count: int, turn: tuple[str, str] | None = None
+) -> tuple[np.ndarray, bool, int]:
+    """Return the cloud in path by prepare, whether that changed it, and its points in the file.
+
+    turn: (up axis of the file, wanted one): as if the file held the turned points.
+    """
     points = read_points(path)
+    if turn:
+        points = turned(points, *turn)
     try:
         return *prepare(points, normalisation, count), len(points)
     except DataError as reason:
         raise DataError(f"{path}: {reason}") from reason
+
+
+def point_files(folder: str) -> tuple[list[str], list[str]]:
+    """Return the cloud files in a folder and in the folders in it, and its other files, sorted.
+
+    A cloud file has one of SUFFIXES.  Hidden names and links to folders are left alone.  Raises
+    DataError for a folder that cannot be read, and if there is no cloud file.
+    """
+
+    def failed(reason: OSError) -> None:
+        raise DataError(
+            f"{reason.filename}: cannot be read ({reason.strerror}); check its rights"
+        ) from reason
+
+    found: dict[bool, list[str]] = {True: [], False: []}
+    for place, folders, names in os.walk(folder, onerror=failed):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            if not name.startswith("."):
+                of_cloud = os.path.splitext(name)[1].lower() in SUFFIXES
+                found[of_cloud].append(os.path.join(place, name))
+    if not found[True]:
+        raise DataError(f"{folder}: holds no cloud, {_suffixes()}; name a folder with clouds")
+    return found[True], found[False]
 
 
 def _suffixes() -> str:
