@@ -48,6 +48,7 @@ RECURRING: dict[str, dict[str, Any]] = {
         "is_flag": True,
         "help": "Check everything, say what would be done, write nothing.",
     },
+    "--no-report": {"is_flag": True, "help": "Write no report.html."},
     "--num-points": {
         "group": "Clouds",
         "metavar": "N",

@@ -62,6 +62,7 @@ class Views(click.ParamType):
     unless_given="drawn from the seed",
 )
 @option("--out", metavar="FOLDER", help="Run folder.", unless_given="run, run-2, ...")
+@option("--no-report")
 @option("--dry-run")
 @option(
     "--model",
@@ -103,6 +104,7 @@ def command(
     self_record: str | None,
     init: str | None,
     out: str | None,
+    no_report: bool,
     dry_run: bool,
     model: str,
     labels_only: bool,
@@ -145,10 +147,17 @@ def command(
             files: dict[str, Any] = dict(data=data, record=record, labels_only=labels_only)
             files |= dict(self_record=self_record, views=views, init=init)
             runs = _new(model, given, files, dict(out=out, dry_run=dry_run), running)
-    if dry_run:
-        result({"dry_run": True}, as_json, of_train)
-        return
-    values = runs[-1].values | ({"baseline": runs[0].values} if len(runs) == 2 else {})
+        if dry_run:
+            result({"dry_run": True}, as_json, of_train)
+            return
+        values = runs[-1].values | ({"baseline": runs[0].values} if len(runs) == 2 else {})
+        values["report"] = None
+        if not no_report:
+            from minipc.verbs.report import report_at_end
+
+            folders = [run.values["out"] for run in runs]
+            report = report_at_end(folders, folders[-1], console.say, data=data, record=record)
+            values["report"] = report
     result(values, as_json, of_train)
 
 

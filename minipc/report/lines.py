@@ -308,6 +308,8 @@ def of_train(values: Values) -> list[str]:
             f"epoch {chosen['epoch']} is best on the validation clouds "
             f"({100 * chosen['val_accuracy']:.2f}%){tested}: {chosen['model']}"
         )
+    if values.get("report"):
+        lines.append(f"report: {values['report']}")
     out = shlex.quote(values["out"])
     if values["epochs_done"] < values["epochs"]:
         stopped = f"stopped after epoch {values['epochs_done']} of {values['epochs']}"
@@ -588,6 +590,10 @@ def _map(values: Values) -> list[str]:
         "      b  " + "".join(f"T = {T:<5g}" for T in Ts),
         *(f"  {b:5g}  " + "".join(f"{100 * shares[b, T]:<9.3g}" for T in Ts) for b in bs),
     ]
+
+
+def of_report(values: Values) -> list[str]:
+    return [f"{_printable(values['report'])}: {size(values['bytes'])}; open it in any browser"]
 
 
 # doctor
