@@ -1,10 +1,11 @@
-"""minipc data: make the built-in shapes, pack the user's data, hold out; `data info` is `info`."""
+"""minipc data: make, pack, hold out and show clouds; `data info` is `info`."""
 
 import click
 
 from minipc.cli.info import command as info
 from minipc.cli.options import FILE, Verbs, common_options, option
-from minipc.cli.show import Console, result
+from minipc.cli.show import Console, asked_width, picture_width, result
+from minipc.cli.train import Views
 
 
 @click.group("data", cls=Verbs)
@@ -18,17 +19,24 @@ command.add_command(info)
 @command.command("make")
 @option("--out", required=True)
 @option("--seed", metavar="S", type=int, default=0, help="Seed of the shapes.")
+@option("--show", help="Draw a cloud of each class, in braille.")
 @common_options
-def make(out: str, seed: int, as_json: bool, quiet: bool, verbose: bool) -> None:
+def make(out: str, seed: int, show: bool, as_json: bool, quiet: bool, verbose: bool) -> None:
     """Write the built-in procedural shapes to one file."""
     from minipc.data.clouds import write_clouds
     from minipc.data.shapes import built_in_shapes
     from minipc.report.describe import describe_splits
     from minipc.report.lines import of_data_make
 
+    width = asked_width(show, as_json)
     splits = built_in_shapes(seed)
     write_clouds(out, splits)
     result(describe_splits(out, splits), as_json, of_data_make)
+    if width:
+        from minipc.report.gallery import pictures_of
+        from minipc.verbs.show import of_splits
+
+        result({}, False, lambda _: pictures_of(*of_splits(out, splits), width))
 
 
 @command.command("pack")
@@ -148,3 +156,72 @@ def hold_out(
     splits = clouds.hold_out(clouds.read_clouds(source), test_fraction, seed)
     clouds.write_clouds(out, splits)
     result(describe_splits(out, splits), as_json, of_data_make)
+
+
+@command.command("show", short_help="Look at clouds: as a page, or in the terminal.")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True, type=FILE)
+@option("--out", help="HTML page to write; one of its own is replaced.")
+@option(
+    "--split",
+    group="Clouds",
+    type=click.Choice(["train", "test"]),
+    help="Which clouds of a data file.",
+    unless_given="train",
+)
+@option("--class", "name", group="Clouds", metavar="NAME", help="Only clouds of this class.")
+@option(
+    "--count",
+    group="Clouds",
+    metavar="N",
+    type=click.IntRange(1),
+    help="The first N of each class.",
+    unless_given="1; with --class 12",
+)
+@option("--cloud", group="Clouds", metavar="N", type=int, help="Only cloud N; they count from 0.")
+@option(
+    "--views",
+    group="Clouds",
+    type=Views(),
+    help="Views A .. B-1 of a record; B is 0:B.",
+    unless_given="the first 11",
+)
+@option("--num-points", help="At most so many points of each cloud.", unless_given="4096")
+@option("--up-axis", help="Of the files, where they do not say.")
+@common_options
+def show(
+    files: tuple[str, ...],
+    out: str | None,
+    split: str | None,
+    name: str | None,
+    count: int | None,
+    cloud: int | None,
+    views: tuple[int, int] | None,
+    num_points: int | None,
+    up_axis: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Show clouds of FILE: a data file, a record, or files of one cloud each.
+
+    Of a data file it shows one cloud of each class; of a record the first cloud, in the views that
+    were replayed for the teacher, with its answers; of .npy, .npz, .xyz, .txt, .csv and .pts each.
+    On a terminal it draws them there, in braille; --out makes a page where they turn.
+    """
+    from minipc.report.gallery import of_data_show, pictures_of
+    from minipc.verbs.show import show
+
+    values, points = show(
+        files,
+        split=split,
+        name=name,
+        cloud=cloud,
+        count=count,
+        views=views,
+        num_points=num_points,
+        up_axis=up_axis,
+        out=out,
+    )
+    width = None if out or as_json else picture_width()
+    pictures = pictures_of(values, points, width) if width else None
+    result(values, as_json, lambda values: of_data_show(values, pictures))

@@ -3,7 +3,7 @@
 import click
 
 from minipc.cli.options import FILE, Verb, option, shared_options
-from minipc.cli.show import Console, result
+from minipc.cli.show import Console, asked_width, result
 
 
 @click.command("predict", cls=Verb, short_help="The class of single clouds.")
@@ -12,6 +12,7 @@ from minipc.cli.show import Console, result
 @option(
     "--top", metavar="N", type=click.IntRange(1), default=1, help="Classes shown for each file."
 )
+@option("--show", help="Draw each cloud, in braille.")
 @option("--num-points", unless_given="as in training")
 @option("--up-axis")
 @shared_options
@@ -19,6 +20,7 @@ def command(
     model: str,
     files: tuple[str, ...],
     top: int,
+    show: bool,
     num_points: int | None,
     up_axis: str | None,
     backend: str,
@@ -37,6 +39,7 @@ def command(
     from minipc.report.lines import of_predict
     from minipc.verbs.predict import predict
 
+    width = asked_width(show, as_json)
     with Console(quiet, verbose) as console:
         values = predict(
             model,
@@ -50,3 +53,8 @@ def command(
             say=console.say,
         )
     result(values, as_json, of_predict)
+    if width:
+        from minipc.report.gallery import pictures_of
+        from minipc.verbs.show import of_predictions
+
+        result({}, False, lambda _: pictures_of(*of_predictions(values), width))

@@ -1,7 +1,5 @@
 """minipc report: one HTML page of runs and studies."""
 
-import os
-
 import click
 
 from minipc.cli.options import FILE, Verb, common_options, option
@@ -35,6 +33,5 @@ def command(
     from minipc.verbs.report import report
 
     with Console(quiet, verbose):
-        place = report(runs, data=data, record=record, out=out)
-    values = {"report": place, "bytes": os.path.getsize(place)}
-    result(values, as_json, of_report)
+        place, size = report(runs, data=data, record=record, out=out)
+    result({"report": place, "bytes": size}, as_json, of_report)

@@ -1,6 +1,7 @@
 """The output of the verbs: announcements and progress on stderr, results on stdout."""
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 
 import click
 
-from minipc.errors import MinipcError
+from minipc.errors import MinipcError, UsageError
 
 SECONDS_BETWEEN_LINES = 5
 
@@ -108,3 +109,34 @@ def _without_infinities(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [_without_infinities(each) for each in value]
     return None if isinstance(value, float) and not isfinite(value) else value
+
+
+def asked_width(show: bool, as_json: bool) -> int | None:
+    """Return picture_width for the option --show; None without it.
+
+    Raises UsageError with --json, and where stdout cannot hold braille.
+    """
+    if not show:
+        return None
+    if as_json:
+        raise UsageError("--show and --json contradict each other; leave one out")
+    width = picture_width(asked=True)
+    if width is None:
+        raise UsageError("--show: stdout cannot hold braille; set PYTHONIOENCODING=utf-8")
+    return width
+
+
+def picture_width(asked: bool = False) -> int | None:
+    """Return how many cells wide a picture on stdout may be; None where none shall be there.
+
+    Without being asked for, that is everywhere but on a terminal; anywhere where stdout cannot hold
+    braille.
+    """
+    stream = sys.stdout
+    if stream is None or not (asked or stream.isatty()):
+        return None
+    try:
+        "\N{BRAILLE PATTERN DOTS-12345678}".encode(stream.encoding or "ascii")
+    except UnicodeEncodeError:
+        return None
+    return shutil.get_terminal_size().columns

@@ -11,6 +11,7 @@ import numpy as np
 
 GRID = 32767  # steps from the middle of the picture to its edge: int16, finer than any screen
 UP_LAST = {"x": [1, 2, 0], "y": [2, 0, 1], "z": [0, 1, 2], "unknown": [0, 1, 2]}  # no mirroring
+YAW, PITCH = -0.55, 0.35  # radians: how a cloud is turned, and seen from above, at first
 
 STYLE = """
 .clouds { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(10.5rem, 44%), 1fr));
@@ -21,20 +22,21 @@ figure.cloud canvas { display: block; width: 100%; aspect-ratio: 1; color: var(-
 figure.cloud canvas:active { cursor: grabbing; }
 figure.cloud figcaption { white-space: pre-line; margin-top: 0.3rem; line-height: 1.35; }
 figure.cloud figcaption::first-line { color: var(--ink); font-weight: 600; }
-@media print { .turn { display: none; } .clouds { grid-template-columns: repeat(auto-fill, minmax(3.6cm, 1fr)); }
+@media print { .turn { display: none; }
+  .clouds { grid-template-columns: repeat(auto-fill, minmax(3.6cm, 1fr)); }
   figure.cloud canvas { background: none; border: 1px solid var(--line); } }
 """
 
 HINT = (
-    '<p class="faint turn">A cloud turns: drag it, or go to it with <kbd>Tab</kbd> and use the arrow '
-    "keys; <kbd>Home</kbd> turns it back.</p>"
+    '<p class="faint turn">A cloud turns: drag it, or go to it with <kbd>Tab</kbd> and use the '
+    "arrow keys; <kbd>Home</kbd> turns it back.</p>"
 )
 
 # Angles in radians.  Right, away from the reader, up: a right-handed frame, like the data's.
 SCRIPT = """
 "use strict";
 (() => {
-  const START = { yaw: -0.55, pitch: 0.35 }, STEP = Math.PI / 12, CAMERA = 4;
+  const START = { yaw: YAW, pitch: PITCH }, STEP = Math.PI / 12, CAMERA = 4;
   const still = matchMedia("(prefers-reduced-motion: reduce)");
   let printing = false;
 
@@ -130,7 +132,7 @@ SCRIPT = """
   addEventListener("beforeprint", () => { printing = true; clouds.forEach(draw); });
   addEventListener("afterprint", () => { printing = false; clouds.forEach(draw); });
 })();
-"""
+""".replace("YAW", str(YAW)).replace("PITCH", str(PITCH))
 
 
 def cloud_figure(
@@ -139,17 +141,16 @@ def cloud_figure(
     alternative: str,
     *,
     up_axis: str = "z",
-    radius: float | None = None,
+    frame: np.ndarray | None = None,
 ) -> str:
     """Return a <figure> with one cloud; STYLE, SCRIPT and HINT stand once in its page.
 
     points (P, 3) real, finite; caption, alternative: plain text below the picture and in its place
     (the first line of a caption is its title); up_axis: "x", "y", "z" or "unknown", shown as z.
-    radius: half the width of the picture about the origin, in units of the points, so that several
-    clouds can be compared; None: the cloud fills its own picture.  Figures that belong together
-    stand in <div class="clouds">.
+    The cloud fills its picture; with a frame, points (Q, 3), these would fill it, so that clouds of
+    one frame can be compared.  Figures that belong together stand in <div class="clouds">.
     """
-    packed = b64encode(quantised(points, up_axis, radius).astype("<i2").tobytes()).decode()
+    packed = b64encode(quantised(points, up_axis, frame).astype("<i2").tobytes()).decode()
     return (
         f'<figure class="cloud"><canvas tabindex="0" role="img" aria-label="{escape(alternative)}" '
         'aria-keyshortcuts="ArrowLeft ArrowRight ArrowUp ArrowDown Home" '
@@ -157,15 +158,19 @@ def cloud_figure(
     )
 
 
-def quantised(points: np.ndarray, up_axis: str = "z", radius: float | None = None) -> np.ndarray:
-    """Return points (P, 3) as (P, 3) int16 in the units of the picture, its up axis last.
+def quantised(
+    points: np.ndarray, up_axis: str = "z", frame: np.ndarray | None = None
+) -> np.ndarray:
+    """Return points (P, 3) as (P, 3) int16 in steps of the picture, their up axis last.
 
-    GRID is the radius; without one, that of the smallest ball about the middle of the cloud's box.
-    A point beyond the radius is moved onto the edge of the grid, axis by axis.
+    The points of the frame, or of the cloud itself, lie within GRID steps of the middle of their
+    box.  A point far out of a frame is moved onto the edge of the grid, axis by axis.
     """
-    turned = np.asarray(points, np.float64)[:, UP_LAST[up_axis]]
-    if radius is None:
-        turned = turned - (turned.min(axis=0) + turned.max(axis=0)) / 2
-        radius = float(np.sqrt((turned * turned).sum(axis=1).max()))
-    unit = turned / radius if radius > 0 else np.zeros_like(turned)
+    turned, whole = (
+        np.asarray(each, np.float64)[:, UP_LAST[up_axis]]
+        for each in (points, points if frame is None else frame)
+    )
+    middle = (whole.min(axis=0) + whole.max(axis=0)) / 2
+    radius = np.sqrt(((whole - middle) ** 2).sum(axis=1).max())
+    unit = (turned - middle) / (radius if radius > 0 else 1)  # 0: one point, in the middle
     return np.rint(GRID * unit.clip(-1, 1)).astype(np.int16)

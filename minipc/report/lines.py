@@ -352,7 +352,7 @@ def _accuracies(values: Values) -> str:
 
 
 def of_predict(values: Values) -> list[str]:
-    names = [_printable(one["file"]) for one in values["predictions"]]
+    names = [printable(one["file"]) for one in values["predictions"]]
     width = max(map(len, names))
     return [
         f"{name:{width}}  "
@@ -659,6 +659,9 @@ def _made_with(provenance: Any) -> str:
     return f"made with {', '.join(f'{name} {value}' for name, value in items) or 'unknown tools'}"
 
 
-def _printable(path: str) -> str:
-    """Return a path that can be printed; a file name need not be valid text."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+def printable(path: str) -> str:
+    """Return a path that can be printed; a file name need not be valid text, nor quiet."""
+    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )

@@ -4,7 +4,13 @@ The policy in its head forbids the browser to load anything at all, so a page op
 stick is whole, and a page made from hostile names still cannot call home.
 """
 
+import os
+from contextlib import suppress
 from html import escape
+from os import PathLike
+
+from minipc.storage import files
+from minipc.storage.places import check_new_file
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:"
 
@@ -49,22 +55,51 @@ tbody tr { border-bottom: 1px solid var(--line); }
 """
 
 
-def page(title: str, body: str, *, styles: str = "", scripts: str = "") -> str:
-    """Return the text of one HTML document; its file is that text in UTF-8.
+def page(
+    title: str, body: str, *, styles: str = "", scripts: str = "", maker: str = "minipc"
+) -> str:
+    """Return the text of one HTML document; write_page makes a file of it.
 
     title: plain text, also the heading; body: HTML below it; styles, scripts: CSS and JavaScript of
-    its parts.  A table that may be wide stands in <div class="scroll" tabindex="0">; a cell of
-    class "number" is set right.  A character that UTF-8 lacks, as in a file name of other bytes,
-    becomes its escape.
+    its parts; maker: the command that may write it anew, as "minipc report".  A table that may be
+    wide stands in <div class="scroll" tabindex="0">; a cell of class "number" is set right.  A
+    character that UTF-8 lacks, as in a file name of other bytes, becomes its escape.
     """
     script = f"<script>{scripts}</script>\n" if scripts else ""
     text = (
-        "<!DOCTYPE html>\n"
-        '<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
+        f'{_start(maker)}<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<link rel="icon" href="data:,">\n'
         f"<title>{escape(title)}</title>\n<style>{STYLE}{styles}</style>\n</head>\n"
         f"<body>\n<main>\n<h1>{escape(title)}</h1>\n{body}\n</main>\n{script}</body>\n</html>\n"
     )
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _start(maker: str) -> str:
+    """Return the first bytes of a page, by which check_page knows its own."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta name="generator" content="{escape(maker)}">\n'
+    )
+
+
+def check_page(path: str | PathLike, maker: str = "minipc") -> None:
+    """Raise UsageError if path holds anything but a page of this maker; DataError for its folder.
+
+    Such a page may be replaced: it is made again from the files that it shows.
+    """
+    start = _start(maker).encode()
+    if os.path.isfile(path):  # not a pipe, which would wait
+        with suppress(OSError), open(path, "rb") as file:
+            if file.read(len(start)) == start:
+                return
+    check_new_file(path)
+
+
+def write_page(path: str | PathLike, text: str, maker: str = "minipc") -> int:
+    """Commit the text of a page to path, and return its bytes.  Raises the errors of check_page."""
+    check_page(path, maker)
+    data = text.encode()
+    files.commit(path, data)
+    return len(data)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from minipc.runs.config import RunConfig
     from minipc.runs.predictions import Predictions
 
+MAKER = "minipc report"  # of a page that may be written anew
 MOST_BYTES = 1_000_000  # of a page
 CLOUDS_EACH = (10, 5, 3, 1, 0)  # surest errors of an arm: the first number with which a page fits
 MOST_IN_CLOUD = 2048  # points of a cloud that are drawn
@@ -126,6 +127,7 @@ def run_page(subject: Subject) -> str:
             _body(subject, each),
             styles=charts.STYLE + clouds.STYLE + STYLE,
             scripts=clouds.SCRIPT,
+            maker=MAKER,
         )
         if len(text.encode()) < MOST_BYTES:
             return text

@@ -68,4 +68,9 @@ def predict(
             for k in np.argsort(-p, kind="stable")[:top]
         ]
         predictions.append({"file": file, **best[0], "top": best})
-    return {"model": path, "points": count, "predictions": predictions}
+    return {
+        "model": path,
+        "points": count,
+        "up_axis": described["up_axis"],
+        "predictions": predictions,
+    }

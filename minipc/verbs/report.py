@@ -21,13 +21,22 @@ from minipc.errors import DataError, MinipcError, UsageError
 from minipc.models.file import read_model
 from minipc.models.model import net
 from minipc.record.reader import RecordReader
-from minipc.report.run_page import Arm, BoundMap, RecordFacts, RunFacts, Study, Subject, run_page
+from minipc.report.page import check_page, write_page
+from minipc.report.run_page import (
+    MAKER,
+    Arm,
+    BoundMap,
+    RecordFacts,
+    RunFacts,
+    Study,
+    Subject,
+    run_page,
+)
 from minipc.runs import compare as statistics
 from minipc.runs.config import identity, read_config
 from minipc.runs.folder import MOST_TEXT, model_path, run_id_of
 from minipc.runs.predictions import parsed
 from minipc.storage import files
-from minipc.storage.places import check_new_file, check_parent
 from minipc.verbs.find import find_file, read_data
 
 if TYPE_CHECKING:
@@ -48,21 +57,18 @@ def report(
     data: str | None = None,
     record: str | None = None,
     out: str | None = None,
-) -> str:
-    """Write the report of run folders and folders of studies, and return its path.
+) -> tuple[str, int]:
+    """Write the report of run folders and folders of studies; return its path and its bytes.
 
-    data, record: where their files lie; None: beside a run, one folder up, or here.  out None:
-    report.html in the folder if there is one, which replaces an older report; else here.  Raises
-    DataError for a folder without runs and for files that are damaged or not theirs, UsageError for
-    a file that is in the way and for more runs than a page holds.
+    data, record: where their files lie; None: beside a run, one folder up, or here, and the data
+    beside the record too.  out None: report.html in the folder if there is one, else here.  An
+    older report is replaced.  Raises DataError for a folder without runs and for files that are
+    damaged or not theirs, UsageError for another file in the way and for more runs than fit.
     """
     place = out or (os.path.join(paths[0], REPORT) if len(paths) == 1 else REPORT)
-    if out is not None or len(paths) > 1:
-        check_new_file(place)
-    text = run_page(gather(paths, data, record))
-    check_parent(place)
-    files.commit(place, text.encode())
-    return place
+    subject = gather(paths, data, record)
+    check_page(place, MAKER)
+    return place, write_page(place, run_page(subject), MAKER)
 
 
 def report_at_end(
@@ -70,16 +76,14 @@ def report_at_end(
 ) -> str | None:
     """Write folder/report.html after a training, and return its path.
 
-    named: data and record, as in report().  What was trained must not be lost by its report: where
-    none can be written, say why, and return None.
+    named: data and record, as in report().  What was trained is not lost by its report: where none
+    can be written, say why, and return None.
     """
-    place = os.path.join(folder, REPORT)
     try:
-        files.commit(place, run_page(gather(paths, **named)).encode())
+        return report(paths, out=os.path.join(folder, REPORT), **named)[0]
     except MinipcError as reason:
-        say(f"{place}: not written ({reason}); later: minipc report {folder}")
+        say(f"{folder}: no report ({reason}); later: minipc report {folder}")
         return None
-    return place
 
 
 def gather(paths: Sequence[str], data: str | None = None, record: str | None = None) -> Subject:
@@ -246,7 +250,12 @@ class _Beside:
     def arm(self, name: str, runs: list[RunFacts]) -> Arm:
         """Return the Arm of some runs with all that was found beside the first."""
         config, folder = runs[0].config, runs[0].folder
-        key: tuple[Any, ...] = (config.data, config.clouds["test_points"], config.record, config.self_record)
+        key: tuple[Any, ...] = (
+            config.data,
+            config.clouds["test_points"],
+            config.record,
+            config.self_record,
+        )
         key += (os.path.dirname(os.path.abspath(folder)),)
         if key not in self.read:
             self.read[key] = self._find(config, os.path.join(folder, "run.json"), runs[0].name)
