@@ -593,7 +593,7 @@ def _map(values: Values) -> list[str]:
 
 
 def of_report(values: Values) -> list[str]:
-    return [f"{_printable(values['report'])}: {size(values['bytes'])}; open it in any browser"]
+    return [f"{printable(values['report'])}: {size(values['bytes'])}; open it in any browser"]
 
 
 # doctor
