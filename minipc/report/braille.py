@@ -43,7 +43,8 @@ def picture(
     low, high = whole.min(axis=0), whole.max(axis=0)
     size = np.array([width - 1, height - 1])
     extent = high - low
-    step = min((size / extent)[extent > 0], default=0.0)  # dots in a unit
+    wide = extent > 0  # one point has no extent, and lies in the middle
+    step = min(size[wide] / extent[wide], default=0.0)  # dots in a unit
     at = np.rint((seen - (low + high) / 2) * step + size / 2).astype(np.int64)
     at = at[((at >= 0) & (at <= size)).all(axis=1)]
     column, row = at[:, 0], height - 1 - at[:, 1]

@@ -6,7 +6,7 @@ All three are made from the values that `minipc data show --json` prints, and fr
 from __future__ import annotations
 
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,7 +16,6 @@ from minipc.report.page import page
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from typing import Any
 
 # the maker of its pages, which they name
 MAKER = "minipc data show"
@@ -24,12 +23,21 @@ SPLITS = {"train": "training", "test": "test"}
 SIZES = ((1, 36), (3, 24))  # up to so many pictures in a terminal, so many columns each
 MANY = 18  # columns of each of more pictures: four beside each other in 80
 
-Values = dict  # of verbs.show.show
+OF_VIEWS = (
+    "below a view stand the teacher's answer to it, and the scale and shift of its points along x, "
+    "y and z"
+)
+
+Values = dict[str, Any]  # of verbs.show.show
 
 
 def of_data_show(values: Values, pictures: list[str] | None = None) -> list[str]:
     """Return what is shown, a line for each cloud or the pictures instead, and what comes next."""
-    said = [heading(values), *absent(values), *(_listed(values) if pictures is None else pictures)]
+    said = [
+        ": ".join(heading(values)),
+        *absent(values),
+        *(_listed(values) if pictures is None else pictures),
+    ]
     if values["out"] is not None:
         return [*said, f"written: {printable(values['out'])}, {values['bytes']:,} bytes"]
     return [*said, "next: the same command with --out clouds.html makes a page where they turn"]
@@ -46,18 +54,18 @@ def _listed(values: Values) -> list[str]:
     return lines
 
 
-def heading(values: Values) -> str:
-    """Return what is shown of what, as one line."""
+def heading(values: Values) -> tuple[str, str]:
+    """Return the name of what is shown, and how much of it."""
     shown, up = values["shown"], f"up axis {values['up_axis']}"
     path = printable(values["files"][0])
     if values["kind"] == "files":
-        return f"{path if len(shown) == 1 else f'{len(shown)} files'}, {up}"
+        return path if len(shown) == 1 else f"{len(shown)} files", up
     if values["kind"] == "record":
         views = sum(one["view"] is not None for one in shown)
         what = f"{_clouds(len(shown) - views, 'training')} in {views} replayed views"
     else:
         what = f"{len(shown)} of {_clouds(values['clouds'], SPLITS[values['split']])}"
-    return f"{path}: {what}, {_points(shown[0])} each, {up}"
+    return path, f"{what}, {_points(shown[0])} each, {up}"
 
 
 def _clouds(number: int, split: str) -> str:
@@ -113,12 +121,14 @@ def page_of(values: Values, points: Sequence[np.ndarray]) -> str:
             figures.append(clouds.cloud_figure(points[i], text, said, up_axis=up, frame=frame))
         parts += [f"<h2>{escape(name)}</h2>"] if name else []
         parts += ['<div class="clouds">', *figures, "</div>"]
-    above = [f"{line}." for line in absent(values)]
-    above += [f"Made from {values['source']}."] if values["source"] else []
-    head = [f"<p>{escape(line)}</p>" for line in above]
+    title, told = heading(values)
+    lines = [told, *absent(values)]
+    lines += [f"made from {values['source']}"] if values["source"] else []
+    lines += [OF_VIEWS] if values["kind"] == "record" else []
+    above = [f"<p>{escape(line[0].upper() + line[1:])}.</p>" for line in lines]
     return page(
-        heading(values),
-        "\n".join([*head, clouds.HINT, *parts]),
+        title,
+        "\n".join([*above, clouds.HINT, *parts]),
         styles=clouds.STYLE,
         scripts=clouds.SCRIPT,
         maker=MAKER,
@@ -150,7 +160,7 @@ def _groups(values: Values) -> list[tuple[str, list[int]]]:
         groups.setdefault(one["cloud"], []).append(i)
     labels = (values["shown"][members[0]]["class"] or "no label" for members in groups.values())
     return [
-        (f"training cloud {cloud}: {label}; of each view, the teacher's answer", members)
+        (f"training cloud {cloud}: {label}", members)
         for (cloud, members), label in zip(groups.items(), labels, strict=True)
     ]
 
