@@ -253,10 +253,7 @@ def reliability(
         _marks(marks, x),
         _label("probability of what was said"),
     ]
-    caption = (
-        f"Bars: share of clouds that are right; short lines: how sure the model was. Calibration "
-        f"error (ECE, {bins} bins) {number(ece, True)}."
-    )
+    caption = f"Calibration error (ECE, {bins} bins) {number(ece, True)}."
     alternative = f"{title}. Calibration error {number(ece, True)}. {'; '.join(said)}."
     return figure("".join(parts), title, caption, alternative)
 

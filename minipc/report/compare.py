@@ -151,9 +151,7 @@ def svg(values: Values) -> str:
             'stroke="black" stroke-width="2"/>'
         )
         parts.append(_text(RIGHT + 12, y + 4, f"{100 * found['mean']:+.2f}"))
-    parts.append(
-        _text(LEFT, bottom + 34, "dots: seeds; black: their mean; blue: its 95 % interval")
-    )
+    parts.append(_text(LEFT, bottom + 34, "dots: seeds; tick: their mean; bar: its 95 % interval"))
     return "\n".join([*parts, "</svg>", ""])
 
 

@@ -148,7 +148,8 @@ nav ol { columns: 2; margin: 0.5rem 0; }
 .pair > figure { flex: 1 1 22rem; max-width: 30rem; }
 tr.mean td, tr.mean th { border-top: 1px solid var(--faint); font-weight: 600; }
 tbody th { font-weight: 400; }
-.wide td, .wide th { white-space: nowrap; }
+.wide { font-size: 0.9rem; }
+.wide td, .wide th { white-space: nowrap; padding-right: 0.7rem; }
 .map { font-size: 0.9rem; }
 .map td, .map th { padding: 0.3rem 0.5rem; white-space: nowrap; }
 .map td span { display: block; font-size: 0.8em; line-height: 1; }
@@ -165,7 +166,7 @@ tbody th { font-weight: 400; }
 .compared svg .interval { stroke: var(--accent); }
 pre.wrap { white-space: pre-wrap; overflow-wrap: anywhere; }
 @media print { .map td, .share i { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  nav { display: none; } .wide { font-size: 0.8em; } }
+  nav { display: none; } .pair { display: block; } .wide { font-size: 0.8em; } }
 @media (max-width: 30rem) { nav ol { columns: 1; } .share { display: none; }
   .map td, .map th { padding: 0.3rem; } .classes td, .classes th { padding-right: 0.6rem; } }
 """
@@ -210,14 +211,14 @@ def _lead(subject: Subject) -> str:
 
 def _result(subject: Subject) -> str:
     """Return the numbers of each run, and the comparisons."""
-    head = ["run", "trained on", "epochs", "accuracy", "mean class", "NLL", "ECE"]
-    head += ["best on test", "parameters", "MACs"]
+    head = ["run", "accuracy", "mean class", "NLL", "ECE", "best on test", "parameters", "MACs"]
+    head += ["epochs", "trained on"]
     rows: list[tuple[str, list[str]]] = []
     for arm in subject.arms:
         rows += [("", _of_run(run)) for run in arm.runs]
         if len(arm.runs) > 1:
             rows.append(("mean", _mean_of(arm, len(head))))
-    text = _table(head, rows, numbers=range(2, len(head)), kind="wide")
+    text = _table(head, rows, numbers=range(1, len(head) - 1), kind="wide")
     last = [run.rows[-1] for arm in subject.arms for run in arm.runs if run.rows]
     if not any("test_accuracy" in row for row in last):
         text += _p("No accuracy: no test cloud is labelled, or no epoch is done.")
@@ -242,10 +243,9 @@ def _of_run(run: RunFacts) -> list[str]:
     last, epochs = (run.rows[-1] if run.rows else {}), run.config.training.epochs
     done = f"{len(run.rows)}" if len(run.rows) == epochs else f"{len(run.rows)} of {epochs}"
     best = [row["test_accuracy"] for row in run.rows if "test_accuracy" in row]
+    record = run.config.record.file if run.config.record else "views"
     return [
         run.name,
-        "labels" if run.config.labels_only else run.config.record and run.config.record.file or "",
-        done,
         _share(last.get("test_accuracy")),
         _share(last.get("test_mean_class_accuracy")),
         f"{last['test_nll']:.4f}" if "test_nll" in last else "-",
@@ -253,12 +253,14 @@ def _of_run(run: RunFacts) -> list[str]:
         _share(max(best) if best else None),
         f"{run.parameters:,}",
         f"{run.macs / 1e6:.2f} M" if run.macs else "-",
+        done,
+        "labels" if run.config.labels_only else record,
     ]
 
 
 def _mean_of(arm: Arm, cells: int) -> list[str]:
     """Return the cells of the mean over the seeds of an arm."""
-    row = [f"{arm.name}, mean of {len(arm.runs)}", "", ""]
+    row = [f"{arm.name}, mean of {len(arm.runs)}"]
     for name in ("test_accuracy", "test_mean_class_accuracy"):
         values = [run.rows[-1][name] for run in arm.runs if run.rows and name in run.rows[-1]]
         whole = len(values) == len(arm.runs)
@@ -341,9 +343,7 @@ def _plain(value: Any) -> str:
     """Return a value of a setting as text."""
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_plain, value)) or "none"
-    if isinstance(value, float) and value == float(f"{value:g}"):
-        return f"{value:g}"
-    return str(value)
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
 
 
 # Curves
@@ -357,11 +357,12 @@ TERMS = {  # of a row of metrics: what the legend says
 
 
 def _curves(arms: Sequence[Arm]) -> str:
+    """Return the curves of all arms in one chart, then those of each."""
     shown = [arm for arm in arms if all(run.rows for run in arm.runs)]
     if not shown:
-        return _p("No epoch is finished.")
-    several, figures = len(shown) > 1, []
-    if several:
+        return _p("No epoch is done.")
+    parts = []
+    if len(shown) > 1:
         for first in range(0, len(shown), STYLES):
             lines = [
                 line
@@ -369,22 +370,25 @@ def _curves(arms: Sequence[Arm]) -> str:
                 for line in _lines(arm, {"test_accuracy": arm.name}, style)
             ]
             if lines:
-                figures.append(charts.curves("Test accuracy", lines, percent=True))
+                parts.append(charts.curves("Test accuracy", lines, percent=True))
     for arm in shown:
-        figures += _curves_of(arm, f"{arm.name}: " if several else "")
-    text = f'<div class="charts">{"".join(figures)}</div>'
+        parts.append(f"<h3>{escape(arm.name)}</h3>" if len(shown) > 1 else "")
+        parts.append(f'<div class="charts">{"".join(_curves_of(arm))}</div>')
     if any(len(arm.runs) > 1 for arm in shown):
-        text += _p("Thin lines are runs, thick ones their mean over the seeds.", "faint")
-    return text + _p(
-        "Each term is drawn without its weight. With a negative weight, a falling loss is no "
-        "evidence of learning. Raised: share of rows in which the guard changes a class. "
-        "Unbounded: share of rows whose loss would have no lower bound without the guard.",
-        "faint",
+        parts.append(_p("Thin lines are runs, thick ones their mean over the seeds.", "faint"))
+    parts.append(
+        _p(
+            "Each term is drawn without its weight. With a negative weight, a falling loss is no "
+            "evidence of learning. Raised: share of rows in which the guard changes a class. "
+            "Unbounded: share of rows whose loss would have no lower bound without the guard.",
+            "faint",
+        )
     )
+    return "".join(parts)
 
 
-def _curves_of(arm: Arm, prefix: str) -> list[str]:
-    """Return the charts of one arm; prefix: its name, if there are others."""
+def _curves_of(arm: Arm) -> list[str]:
+    """Return the charts of one arm."""
     loss, figures = arm.config.loss, []
     if loss.kd_weight or loss.self_weight:
         used = {
@@ -394,21 +398,26 @@ def _curves_of(arm: Arm, prefix: str) -> list[str]:
             "self_distillation": loss.self_weight > 0,
         }
         terms = {name: text for name, text in TERMS.items() if used[name]}
-        figures.append(charts.curves(f"{prefix}Terms of the loss", _styled(arm, terms)))
+        figures.append(charts.curves("Terms of the loss", _styled(arm, terms)))
     else:
-        figures.append(charts.curves(f"{prefix}Loss", _styled(arm, {"total": "CE(y, s_1)"})))
+        figures.append(charts.curves("Loss", _styled(arm, {"total": "CE(y, s_1)"})))
     shares = {
         "test_accuracy": "test accuracy",
         "test_mean_class_accuracy": "mean over classes",
         "val_accuracy": "validation accuracy",
         "teacher_agreement": "agreement with the teacher, in training",
     }
+    means = ("test_accuracy", "test_mean_class_accuracy")  # alike where classes are equally large
+    rows = [row for run in arm.runs for row in run.rows if means[1] in row]
+    if all(abs(row[means[0]] - row[means[1]]) < 1e-9 for row in rows):
+        del shares[means[1]]
     if lines := _styled(arm, shares):
-        figures.append(charts.curves(f"{prefix}Accuracy", lines, percent=True))
+        figures.append(charts.curves("Accuracy", lines, percent=True))
     if loss.self_weight > 0:
         lines = _styled(arm, {"raised": "raised", "unbounded": "unbounded"})
-        title = f"{prefix}Raised and unbounded rows"
-        figures.append(charts.curves(title, lines, percent=True, low=0, high=1))
+        figures.append(
+            charts.curves("Raised and unbounded rows", lines, percent=True, low=0, high=1)
+        )
     return figures
 
 
@@ -542,8 +551,9 @@ def _calibration(arms: Sequence[Arm]) -> str:
     if not figures:
         return _p(NOTHING)
     return f'<div class="charts">{"".join(figures)}</div>' + _p(
-        "Bars below the dashed line: the model says more than it knows. Above it: it is more often "
-        "right than it says.",
+        "Bars: the share of clouds that are right. Short lines: how sure the model was. A bar "
+        "below the dashed line: the model says more than it knows; above: it is more often right "
+        "than it says.",
         "faint",
     )
 
@@ -717,25 +727,30 @@ def _made(arms: Sequence[Arm]) -> str:
     for run, each in environments.items():
         distinct.setdefault(tuple(each.get(name, "-") for name in names), []).append(run)
     heads = ["", *(", ".join(runs) for runs in distinct.values())]
+    if len(distinct) == 1:
+        heads[1] = "all runs"
+    took = [f"{run.name} {_seconds(run):.0f} s" for arm in arms for run in arm.runs]
     rows = [("", [name, *(cells[i] for cells in distinct)]) for i, name in enumerate(names)]
     return (
         f'<pre class="wrap">{escape(text)}</pre>'
         + _p("Made from run.json; the files are named as it names them.", "faint")
         + "<h3>Environment</h3>"
-        + _table(
-            heads if len(distinct) > 1 else ["", "all runs" if len(environments) > 1 else "run"],
-            rows,
-        )
+        + _table(heads, rows)
+        + _p(f"Training took: {'; '.join(took)}.")
     )
+
+
+def _seconds(run: RunFacts) -> float:
+    """Return how long the epochs of a run took to train, in seconds."""
+    return float(sum(row.get("train_seconds", 0) for row in run.rows))
 
 
 def _environment(run: RunFacts) -> dict[str, str]:
     """Return {name: value} of what a run was computed with."""
     there = {name.replace("_", " "): _plain(v) for name, v in run.config.provenance.items()}
-    seconds = sum(row.get("train_seconds", 0) for row in run.rows)
     again = run.trained.get("continued_with")
     continued = {"continued with": _made_with(again)} if again else {}
-    return there | continued | ({"training took": f"{seconds:.0f} s"} if len(run.rows) else {})
+    return there | continued
 
 
 def _made_with(provenance: Any) -> str:

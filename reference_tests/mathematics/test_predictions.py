@@ -1,4 +1,4 @@
-"""What is counted from predictions.csv, against definitions written as loops, and what is refused."""
+"""What is counted from predictions.csv, against its definitions, and what is refused."""
 
 import numpy as np
 import pytest
