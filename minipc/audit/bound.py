@@ -4,6 +4,7 @@ The rows come from a record, or they are an example: the teacher is sure of the 
 self is less sure, and they disagree on the other classes.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -39,12 +40,14 @@ def example_rows(classes: int, rows: int = 2000) -> Rows:
     return Rows(labels, v, u, what)
 
 
-def unbounded_shares(rows: Rows, a: float, smoothing: float) -> dict[tuple[float, float], float]:
-    """Return {(b, T): share of rows whose raw loss has no lower bound} for the grid B x T."""
+def unbounded_shares(
+    rows: Rows, a: float, smoothing: float, b: Iterable[float] = B, T: Iterable[float] = T
+) -> dict[tuple[float, float], float]:
+    """Return {(b, T): share of rows whose raw loss has no lower bound} for the grid b x T."""
     shares: dict[tuple[float, float], float] = {}
     for temperature in T:
         safe = _safe(rows, LossConfig(a, 0.0, temperature, smoothing))
-        shares |= {(b, temperature): float((safe < b).mean()) for b in B}
+        shares |= {(each, temperature): float((safe < each).mean()) for each in b}
     return shares
 
 

@@ -46,6 +46,7 @@ OF_ARMS -= {"seed"}
     help="Folder of the runs and of compare.md, .csv, .json, .svg.",
     unless_given="STUDY; for runs, nothing is written",
 )
+@option("--no-report")
 @option(
     "--at-a-time",
     group="Machine",
@@ -60,6 +61,7 @@ OF_ARMS -= {"seed"}
 def command(
     paths: tuple[str, ...],
     out: str | None,
+    no_report: bool,
     at_a_time: int | None,
     threads: int,
     backend: str,
@@ -80,14 +82,16 @@ def command(
     studies = [path for path in paths if path.endswith(".toml")]
     if studies and len(paths) > 1:
         raise click.UsageError(f"{studies[0]}: is a study; name it alone, or name runs alone")
+    arms: dict[str, dict[str, Any]] = {}
     with Console(quiet, verbose) as console:
         if studies:
             arms, seeds = read_study(studies[0])
+            out = out or os.path.basename(studies[0]).removesuffix(".toml")
             try:
                 values = compare.study(
                     arms,
                     seeds,
-                    out or os.path.basename(studies[0]).removesuffix(".toml"),
+                    out,
                     at_a_time=at_a_time,
                     threads=threads,
                     xp=load(backend, console.say),
@@ -102,7 +106,19 @@ def command(
                     flag = f"--{name.replace('_', '-')}"
                     raise click.UsageError(f"{flag} goes with STUDY.toml: runs are trained already")
             values = compare.compare_runs(paths, out)
+        if out is not None and not no_report:
+            from minipc.verbs.report import report_at_end
+
+            beside: dict[str, Any] = {name: _of_all(arms, name) for name in ("data", "record")}
+            report = report_at_end([out] if studies else paths, out, console.say, **beside)
+            values["files"] += [report] if report else []
     result(values, as_json, of_compare)
+
+
+def _of_all(arms: dict[str, dict[str, Any]], name: str) -> str | None:
+    """Return the file that all arms name so, or None: the report then looks beside the runs."""
+    files = {asked[name] for asked in arms.values()}
+    return files.pop() if len(files) == 1 else None
 
 
 def read_study(path: str) -> tuple[dict[str, dict[str, Any]], list[int]]:

@@ -5,6 +5,7 @@ EXAMPLES = {  # by the name of the verb's table; tests parse each
     "verify": "minipc verify record.h5 --teacher teacher",
     "train": "minipc train --record record.h5 --self-weight 0.2 --temperature 4 --out tiny",
     "compare": "minipc compare study.toml --at-a-time 2",
+    "report": "minipc report tiny -o tiny.html",
     "eval": "minipc eval tiny vessels.h5 --teacher teacher",
     "predict": "minipc predict tiny vessels/mug --top 2",
     "data.make": "minipc data make -o shapes.h5",

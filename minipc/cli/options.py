@@ -49,6 +49,7 @@ RECURRING: dict[str, dict[str, Any]] = {
         "is_flag": True,
         "help": "Check everything, say what would be done, write nothing.",
     },
+    "--no-report": {"is_flag": True, "help": "Write no report.html."},
     "--show": {"is_flag": True},
     "--num-points": {
         "group": "Clouds",

@@ -63,6 +63,7 @@ class Views(click.ParamType):
     unless_given="drawn from the seed",
 )
 @option("--out", metavar="FOLDER", help="Run folder.", unless_given="run, run-2, ...")
+@option("--no-report")
 @option("--dry-run")
 @option(
     "--model",
@@ -105,6 +106,7 @@ def command(
     self_record: str | None,
     init: str | None,
     out: str | None,
+    no_report: bool,
     dry_run: bool,
     model: str,
     labels_only: bool,
@@ -127,7 +129,7 @@ def command(
     from minipc.backend import load
     from minipc.report.compare import of_compare
     from minipc.report.lines import of_train
-    from minipc.verbs import train
+    from minipc.verbs import demo, train
 
     # a variable or a key in a file may be set for other runs
     typed = [name for name, source in given_options().items() if source is COMMANDLINE]
@@ -147,7 +149,7 @@ def command(
             if stop_after is not None or init:
                 flag = "--init" if init else "--stop-after"
                 raise click.UsageError(f"{flag} needs DATA or --record FILE; name one")
-            out = out and os.path.normpath(out)  # shells complete study/
+            out = os.path.normpath(out or demo.STUDY)  # shells complete study/
             try:
                 study = _study(model, given, files, dict(out=out, dry_run=dry_run), running)
             except KeyboardInterrupt as error:
@@ -163,12 +165,19 @@ def command(
                     run = train.train(**asked, out=out, dry_run=dry_run, **running)
             except KeyboardInterrupt as error:
                 raise KeyboardInterrupt(_goes_on(out, files)) from error
-    if dry_run:
-        result({"dry_run": True}, as_json, of_train)
-    elif bare:
+        if dry_run:
+            result({"dry_run": True}, as_json, of_train)
+            return
+        report = None
+        if not no_report:
+            from minipc.verbs.report import report_at_end
+
+            report = report_at_end([out], out, console.say, data=data, record=record)
+    if bare:
+        study["files"] += [report] if report else []
         result(study, as_json, of_compare)
     else:
-        result(run.values, as_json, of_train)
+        result(run.values | {"report": report}, as_json, of_train)
 
 
 def _is_record(path: str) -> bool:
@@ -251,7 +260,6 @@ def _study(
     asked = arguments(model, given, files)
     for name in ("data", "record", "labels_only", "init"):
         del asked[name]
-    place = place | {"out": place["out"] or demo.STUDY}
     return demo.train(**asked, **place, **running)
 
 

@@ -107,7 +107,10 @@ WIDTH, LEFT, RIGHT, ROW, TOP = 760, 180, 580, 36, 44  # pixels
 
 
 def svg(values: Values) -> str:
-    """Return the differences to the reference, in points, as the text of an SVG file."""
+    """Return the differences to the reference, in points, as the text of an SVG file.
+
+    Its classes are for a page that shows it in other colours.
+    """
     arms = [arm for arm in values["arms"] if arm["difference"]]
     ends = [0.0]
     for arm in arms:
@@ -124,7 +127,7 @@ def svg(values: Values) -> str:
     parts = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
         f'viewBox="0 0 {WIDTH} {height}" font-family="sans-serif" font-size="13">',
-        f'<rect width="{WIDTH}" height="{height}" fill="white"/>',
+        f'<rect class="paper" width="{WIDTH}" height="{height}" fill="white"/>',
         _text(LEFT, 22, f"points of accuracy above {values['reference']}, after the last epoch"),
         f'<line x1="{x(0):.1f}" y1="{TOP - 10}" x2="{x(0):.1f}" y2="{bottom}" stroke="#888"/>',
         _text(x(0), bottom + 16, "0", "middle"),
@@ -135,8 +138,8 @@ def svg(values: Values) -> str:
         if found["interval"]:
             first, last = (x(end) for end in found["interval"])
             parts.append(
-                f'<line x1="{first:.1f}" y1="{y}" x2="{last:.1f}" y2="{y}" stroke="#1f5fa8" '
-                'stroke-width="3"/>'
+                f'<line class="interval" x1="{first:.1f}" y1="{y}" x2="{last:.1f}" y2="{y}" '
+                'stroke="#1f5fa8" stroke-width="3"/>'
             )
         parts += [
             f'<circle cx="{x(share):.1f}" cy="{y}" r="4" fill="#e08214" fill-opacity="0.7"/>'
@@ -144,13 +147,11 @@ def svg(values: Values) -> str:
         ]
         mean = x(found["mean"])
         parts.append(
-            f'<line x1="{mean:.1f}" y1="{y - 9}" x2="{mean:.1f}" y2="{y + 9}" stroke="black" '
-            'stroke-width="2"/>'
+            f'<line class="mean" x1="{mean:.1f}" y1="{y - 9}" x2="{mean:.1f}" y2="{y + 9}" '
+            'stroke="black" stroke-width="2"/>'
         )
         parts.append(_text(RIGHT + 12, y + 4, f"{100 * found['mean']:+.2f}"))
-    parts.append(
-        _text(LEFT, bottom + 34, "dots: seeds; black: their mean; blue: its 95 % interval")
-    )
+    parts.append(_text(LEFT, bottom + 34, "dots: seeds; tick: their mean; bar: its 95 % interval"))
     return "\n".join([*parts, "</svg>", ""])
 
 

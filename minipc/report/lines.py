@@ -311,6 +311,8 @@ def of_train(values: Values) -> list[str]:
             f"({100 * chosen['val_accuracy']:.2f}%){tested}: {chosen['model']}"
         )
     lines += _negative_weight(values)
+    if values.get("report"):
+        lines.append(f"report: {values['report']}")
     out = shlex.quote(values["out"])
     if values["epochs_done"] < values["epochs"]:
         stopped = f"stopped after epoch {values['epochs_done']} of {values['epochs']}"
@@ -616,6 +618,10 @@ def _map(values: Values) -> list[str]:
         "      b  " + "".join(f"T = {T:<5g}" for T in Ts),
         *(f"  {b:5g}  " + "".join(f"{100 * shares[b, T]:<9.3g}" for T in Ts) for b in bs),
     ]
+
+
+def of_report(values: Values) -> list[str]:
+    return [f"{printable(values['report'])}: {size(values['bytes'])}; open it in any browser"]
 
 
 # doctor

@@ -204,7 +204,7 @@ def way(made, tmp_path, monkeypatch):
 def test_a_study_trains_ordinary_runs_and_adds_the_arm_on_labels(way):
     assert {path.name for path in (way / "study").iterdir()} == {
         *("labels-0", "labels-1", "kd-0", "kd-1"),
-        *("compare.md", "compare.csv", "compare.json", "compare.svg"),
+        *("compare.md", "compare.csv", "compare.json", "compare.svg", "report.html"),
     }
     for name in ("labels", "kd"):
         for seed in (0, 1):
@@ -270,7 +270,10 @@ def test_finished_runs_are_grouped_by_their_settings(way, say):
         "labels": 2,
     }
     assert say("compare", *runs, "--out", "told")[0] == 0
-    assert sorted(os.listdir("told")) == [f"compare.{end}" for end in ("csv", "json", "md", "svg")]
+    assert sorted(os.listdir("told")) == [
+        *(f"compare.{end}" for end in ("csv", "json", "md", "svg")),
+        "report.html",
+    ]
 
 
 def test_one_seed_has_no_interval(way, say):

@@ -207,6 +207,12 @@ MISTAKES = {
         (3, "compare study.toml --out no/where", "no/where"),
         (3, "compare study.toml --out clouds.h5", "choose another --out"),
     ],
+    "Reports": [
+        (3, "report nowhere", "name the folder of a run or of a study"),
+        (3, "report taken", "holds no run.json"),
+        (2, "report good good", "named twice"),
+        (2, "report good --out clouds.h5", "exists already"),
+    ],
     "Single clouds": [
         (3, "predict none.h5 vessels/mug/001.xyz", "none.h5"),
         (3, "predict good none.xyz", "none.xyz"),

@@ -36,16 +36,17 @@ record.fields record.plan record.embedded record.writer record.reader record.sha
 record.store record.recording record.contract record.recorder record.verify
 record.parallel.processes record.parallel.scheduler
 distil.evaluate distil.self_target distil.statistics distil.averaging distil.augmentation
-distil.state distil.train runs.folder runs.config runs.compare
+distil.state distil.train runs.folder runs.config runs.predictions runs.compare
 audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weights
 audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit
 report.describe report.environment report.confusion report.lines report.page report.clouds
-report.braille report.gallery report.compare verbs.compare verbs.demo verbs.show
+report.braille report.gallery report.compare verbs.compare verbs.demo
+report.charts report.commands report.run_page verbs.report verbs.show
 cli.terminal cli.hints cli.completion cli.options cli.show
 cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
-cli.data cli.audit cli.loss cli.doctor cli.main __main__
+cli.data cli.audit cli.loss cli.report cli.doctor cli.main __main__
 """.split()
 
 
