@@ -23,9 +23,6 @@ OF_ONE_AVERAGE = {"average_decay": "ema", "average_epochs": "last"}
 FILES = ("data", "record", "labels_only", "self_record", "views", "init")  # of verbs.train
 
 
-STUDY_KEPT = "finished epochs are kept; the same command again goes on"
-
-
 class Views(click.ParamType):
     """A range of views: A:B, or B, which means 0:B."""
 
@@ -129,7 +126,6 @@ def command(
     from minipc.backend import load
     from minipc.report.compare import of_compare
     from minipc.report.lines import of_train
-    from minipc.verbs import demo, train
 
     # a variable or a key in a file may be set for other runs
     typed = [name for name, source in given_options().items() if source is COMMANDLINE]
@@ -145,39 +141,27 @@ def command(
         running |= dict(say=console.say, progress=console.progress)
         files: dict[str, Any] = dict(data=data, record=record, labels_only=labels_only)
         files |= dict(self_record=self_record, views=views, init=init)
+        place = dict(out=out and os.path.normpath(out), dry_run=dry_run)  # shells complete run/
         if bare:
             if stop_after is not None or init:
                 flag = "--init" if init else "--stop-after"
                 raise click.UsageError(f"{flag} needs DATA or --record FILE; name one")
-            out = os.path.normpath(out or demo.STUDY)  # shells complete study/
-            try:
-                study = _study(model, given, files, dict(out=out, dry_run=dry_run), running)
-            except KeyboardInterrupt as error:
-                raise KeyboardInterrupt(STUDY_KEPT) from error
+            out, values = _study(model, given, files, place, running)
         else:
             running |= dict(detail=console.detail, stop_after=stop_after)
-            out = os.path.normpath(out) if out else _folder(resume)
-            try:
-                if resume:
-                    run = _resumed(out, data, record, self_record, running)
-                else:
-                    asked = arguments(model, given, files)
-                    run = train.train(**asked, out=out, dry_run=dry_run, **running)
-            except KeyboardInterrupt as error:
-                raise KeyboardInterrupt(_goes_on(out, files)) from error
-        if dry_run:
-            result({"dry_run": True}, as_json, of_train)
-            return
-        report = None
-        if not no_report:
+            out, values = _run(model, given, files, place, running, resume)
+        if values and not no_report:
             from minipc.verbs.report import report_at_end
 
             report = report_at_end([out], out, console.say, data=data, record=record)
-    if bare:
-        study["files"] += [report] if report else []
-        result(study, as_json, of_compare)
+            if bare:
+                values["files"] += [report] if report else []
+            else:
+                values["report"] = report
+    if bare and values:
+        result(values, as_json, of_compare)
     else:
-        result(run.values | {"report": report}, as_json, of_train)
+        result(values or {"dry_run": True}, as_json, of_train)
 
 
 def _is_record(path: str) -> bool:
@@ -251,8 +235,8 @@ def _study(
     files: dict[str, Any],
     place: dict[str, Any],
     running: dict[str, Any],
-) -> Any:
-    """Return the values of the study of the bare command, None of a dry run."""
+) -> tuple[str, Any]:
+    """Return the folder and the values of the study of the bare command, None of a dry run."""
     from minipc.verbs import demo
 
     typed = given_options()
@@ -260,7 +244,37 @@ def _study(
     asked = arguments(model, given, files)
     for name in ("data", "record", "labels_only", "init"):
         del asked[name]
-    return demo.train(**asked, **place, **running)
+    place = place | {"out": place["out"] or demo.STUDY}
+    try:
+        return place["out"], demo.train(**asked, **place, **running)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            "finished epochs are kept; the same command again goes on"
+        ) from error
+
+
+def _run(
+    model: str,
+    given: dict[str, Any],
+    files: dict[str, Any],
+    place: dict[str, Any],
+    running: dict[str, Any],
+    resume: bool,
+) -> tuple[str, Any]:
+    """Return the folder and the values of a run, new or resumed, None of a dry run."""
+    from minipc.verbs import train
+
+    out = place["out"] or _folder(resume)
+    try:
+        if resume:
+            named = {name: files[name] for name in ("data", "record", "self_record")}
+            run = train.resume(out, **named, given=_given(), **running)
+        else:
+            asked = arguments(model, given, files)
+            run = train.train(**asked, **place | {"out": out}, **running)
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(_goes_on(out, files)) from error
+    return out, run and run.values | {"report": None}
 
 
 def arguments(model: str, given: dict[str, Any], files: dict[str, Any]) -> dict[str, Any]:
@@ -279,20 +293,6 @@ def arguments(model: str, given: dict[str, Any], files: dict[str, Any]) -> dict[
     (loss,) = take(weights, LossConfig)
     training, earlier = take(given, TrainConfig, SelfConfig)
     return dict(model=model, loss=loss, config=training, self_config=earlier, **files)
-
-
-def _resumed(
-    out: str,
-    data: str | None,
-    record: str | None,
-    self_record: str | None,
-    running: dict[str, Any],
-) -> Any:
-    """Return the Run of a resumed run folder."""
-    from minipc.verbs import train
-
-    what = dict(record=record, data=data, self_record=self_record, given=_given(), **running)
-    return train.resume(out, **what)
 
 
 def _given() -> dict[str | None, dict[str, Any]]:
