@@ -268,7 +268,7 @@ def _run(
     try:
         if resume:
             named = {name: files[name] for name in ("data", "record", "self_record")}
-            run = train.resume(out, **named, given=_given(), **running)
+            run: Any = train.resume(out, **named, given=_given(), **running)
         else:
             asked = arguments(model, given, files)
             run = train.train(**asked, **place | {"out": out}, **running)
