@@ -339,7 +339,6 @@ def test_a_config_survives_run_json(tmp_path):
         loss=LossConfig(),
         self_target=None,
         training=TrainConfig(),
-        baseline=None,
         init=None,
     )
     (tmp_path / "run.json").write_text(json.dumps(asdict(run)))

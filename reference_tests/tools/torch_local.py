@@ -48,7 +48,7 @@ class PointNet2(nn.Module):
         channels, levels = (config.entry or (0,))[-1], []
         for level in config.parsed:
             scales = nn.ModuleList(column((3 + channels, *widths)) for _, widths in level.scales)
-            channels = level.width
+            channels = sum(widths[-1] for _, widths in level.scales)
             levels.append(
                 nn.ModuleDict(
                     {"scales": scales, "residual": column((channels,) * (1 + level.residual))}
