@@ -1,6 +1,5 @@
 """How Sphinx reads the pages: plain Markdown in, pages with typeset formulas out.  See build.py."""
 
-import json
 import re
 import sys
 from pathlib import Path
@@ -23,10 +22,10 @@ release = version = minipc.__version__
 html_title = f"minipc {release}"
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
-source_suffix = {".md": "markdown", ".py": "markdown", ".toml": "markdown", ".ipynb": "markdown"}
+source_suffix = {".md": "markdown", ".py": "markdown", ".toml": "markdown"}
 include_patterns = [
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "play.md"),
-    *("docs/*.md", "docs/tutorial/**", "docs/studies/*.toml"),
+    *("docs/*.md", "docs/tutorial/**", "docs/studies/*"),
     *("examples/*.py", "examples/*.toml", "api/*.md"),
 ]
 exclude_patterns = ["docs/tutorial/**/*.py"]  # a lesson's own code is no page
@@ -73,15 +72,15 @@ def table_of_contents(source):
             if path.suffix in source_suffix and path.name != "__init__.py"
         ]
 
-    named = {f"docs/{name}" for names in CHAPTERS.values() for name in names}
+    named = {f"docs/{name}" for names in (*CHAPTERS.values(), ["reading"]) for name in names}
     rest = [name for name in there("docs", "*.md") if name not in named]
-    parts = {"Lessons": there("docs/tutorial", "**/*.md") + there("docs/tutorial", "**/*.ipynb")}
+    parts = {"Lessons": there("docs/tutorial", "**/*.md")}
     if Path(source, "play.md").exists():
         parts["Lessons"].append("play")
     parts |= {chapter: [f"docs/{name}" for name in names] for chapter, names in CHAPTERS.items()}
     parts["Files"] += rest
-    parts["Measured"] += there("docs/studies", "*.toml")
-    parts["Code"] = ["api/index", "CONTRIBUTING", "CHANGELOG"]
+    parts["Measured"] += there("docs/studies")
+    parts["Code"] = ["docs/reading", "api/index", "CONTRIBUTING", "CHANGELOG"]
     parts["Examples"] = there("examples")
     return "".join(
         f"\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n:caption: {name}\n\n"
@@ -93,28 +92,13 @@ def table_of_contents(source):
 
 
 def read_page(app, name, source):
-    """Turn an example, a study or a notebook into Markdown; add the tree to the front page."""
+    """Turn an example or a study into Markdown; add the tree to the front page."""
     path = Path(app.env.doc2path(name))
     if path.suffix in (".py", ".toml"):
         language = {".py": "python", ".toml": "toml"}[path.suffix]
         source[0] = f"# {path.name}\n\n````{language}\n{source[0]}````\n"
-    elif path.suffix == ".ipynb":
-        source[0] = "\n\n".join(map(_cell, json.loads(source[0])["cells"]))
     if name == root_doc:
         source[0] += table_of_contents(app.srcdir)
-
-
-def _cell(cell):
-    """Return a cell of a notebook as Markdown, with the text that it printed."""
-    text = "".join(cell["source"])
-    if cell["cell_type"] != "code":
-        return text
-    printed = "".join(
-        "".join(output.get("text", output.get("data", {}).get("text/plain", "")))
-        for output in cell.get("outputs", [])
-    )
-    shown = f"````python\n{text}\n````"
-    return f"{shown}\n\n````text\n{printed}\n````" if printed.strip() else shown
 
 
 # Formulas

@@ -82,8 +82,11 @@ def report_at_end(
     try:
         return report(paths, out=os.path.join(folder, REPORT), **named)[0]
     except MinipcError as reason:
-        say(f"{folder}: no report ({reason}); later: minipc report {folder}")
-        return None
+        why = str(reason)
+    except OSError as reason:  # such as a full disk
+        why = reason.strerror or str(reason)
+    say(f"{folder}: no report ({why}); later: minipc report {folder}")
+    return None
 
 
 def gather(paths: Sequence[str], data: str | None = None, record: str | None = None) -> Subject:

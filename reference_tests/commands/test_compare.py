@@ -460,7 +460,8 @@ def test_a_study_is_its_file_whatever_the_variables_say(way, monkeypatch):
 
 
 def test_every_option_of_train_is_an_arms_or_says_how_to_run():
-    how = "data out dry-run resume stop-after seed backend threads quiet verbose json config"
+    how = "data out dry-run no-report resume stop-after seed backend threads quiet verbose json"
+    how += " config"
     names = {name.replace("-", "_") for name in options_of(train_command)}
     assert names - {name.replace("-", "_") for name in how.split()} == OF_ARMS
 

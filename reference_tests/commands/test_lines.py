@@ -55,7 +55,7 @@ def test_the_lines_are_made_from_the_values_of_json_alone(of, words, way, say):
 def test_the_lines_of_a_training_are_made_from_the_values_of_json_alone(way, say):
     values = json.loads(say("train", "--record", "record.h5", "--out", "a", *QUICK, "--json")[1])
     text = say("train", "--record", "record.h5", "--out", "b", *QUICK)[1]
-    assert text.splitlines() == lines.of_train(values | {"out": "b"})
+    assert text.splitlines() == lines.of_train(values | {"out": "b", "report": "b/report.html"})
 
 
 def test_the_lines_of_a_dry_run_are_made_from_the_values_of_json_alone(way, say):

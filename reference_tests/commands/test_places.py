@@ -106,7 +106,7 @@ def test_a_disk_that_fills_while_recording_loses_nothing_and_the_same_command_co
 def test_a_disk_that_fills_while_training_loses_no_finished_epoch(
     data, folder, say, mounted, monkeypatch
 ):
-    whole = ("train", data, "--labels-only", *QUICK)
+    whole = ("train", data, "--labels-only", "--no-report", *QUICK)
     assert say(*whole, "--out", "whole")[0] == 0
     disk = mounted("100k")
     assert say(*whole, "--out", disk / "run", "--stop-after", 2)[0] == 0

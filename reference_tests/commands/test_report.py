@@ -1,5 +1,6 @@
 """`minipc report`: one page that holds what the runs say, opens anywhere, and hides nothing."""
 
+import errno
 import json
 import os
 import re
@@ -346,15 +347,22 @@ def test_a_mistake_is_told_in_one_line_and_nothing_is_written(way, say, words, c
     assert {path: path.read_bytes() for path in way.rglob("*") if path.is_file()} == before
 
 
-def test_a_training_is_not_lost_by_its_report(way, say, monkeypatch):
+FULL = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x/report.html")
+
+
+@pytest.mark.parametrize(
+    ("reason", "told"),
+    [(MinipcError("disk: full"), "disk: full"), (FULL, "No space left on device")],
+)
+def test_a_training_is_not_lost_by_its_report(way, say, monkeypatch, reason, told):
     def full(*_, **__):
-        raise MinipcError("disk: full")
+        raise reason
 
     monkeypatch.setattr(verb, "write_page", full)
     words = [word for word in QUICK if word != "--quiet"]
     code, out, err = say("train", "clouds.h5", "--labels-only", "--out", "x", "--json", *words)
     assert code == 0 and json.loads(out)["report"] is None
-    assert "x: no report (disk: full); later: minipc report x" in err
+    assert f"x: no report ({told}); later: minipc report x" in err
     assert os.path.exists("x/model.h5") and not os.path.exists("x/report.html")
 
 

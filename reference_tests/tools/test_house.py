@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from minipc.audit import checks, mutants
 from minipc.data.clouds import read_clouds
 from minipc.models.file import new_model, write_model
 from minipc.models.pointnet import sizes
@@ -302,9 +303,9 @@ def test_type_annotations_are_not_counted(tmp_path):
 
 
 def marked(mark):
-    """Return the modules that the README's list of files marks so."""
+    """Return the modules that the list of files marks so."""
     line = rf"^\| {re.escape(mark)} `minipc/([\w/]+)\.py` "
-    found = re.findall(line, (ROOT / "README.md").read_text(), re.M)
+    found = re.findall(line, (ROOT / "docs/reading.md").read_text(), re.M)
     return {name.replace("/", ".") for name in found}
 
 
@@ -325,3 +326,10 @@ def test_method_and_mathematics_are_an_afternoon():
 def test_neighbourhoods_are_three_quarters_of_an_afternoon_more():
     tokens = {name: tokens_of(modules_of(PACKAGE)[name]) for name in marked("+")}
     assert sum(tokens.values()) <= 0.75 * MOST_TOKENS, tokens
+
+
+def test_the_front_page_counts_what_it_promises():
+    front = (ROOT / "README.md").read_text()
+    assert f"in {len(checks.LINES)} lines" in front
+    assert f"it breaks {len(mutants.MUTANTS)} things on purpose" in front
+    assert f"are {len(marked('*'))} files with fewer than {MOST_TOKENS:,} tokens" in front
