@@ -129,4 +129,6 @@ def command(
                 data, teacher, share=share, workers=workers, scheduler=scheduler, **settings
             )
     of_done = lines.of_record_share if isinstance(done, Share) else lines.of_record
+    if data is None and out == demo.RECORD:
+        of_done = lines.of_demo_record
     result(done._asdict(), as_json, of_done)

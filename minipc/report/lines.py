@@ -211,6 +211,10 @@ def of_record(values: Values) -> list[str]:
     ]
 
 
+def of_demo_record(values: Values) -> list[str]:
+    return [*of_record(values)[:-1], "next: minipc train"]
+
+
 def of_record_share(values: Values) -> list[str]:
     return [
         f"{values['out']}: share {values['share']} is there, {values['shards_there']} of "

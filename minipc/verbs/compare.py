@@ -67,7 +67,8 @@ def study(
     open_jobs = [job for job in jobs if not _finished(job)]
     total, done = sum(job.config.training.epochs for job in jobs), len(jobs) - len(open_jobs)
     at_a_time = min(at_a_time or default_threads(np), len(open_jobs))
-    say(f"{out}: {len(jobs)} runs, {done} finished, {at_a_time} at a time")
+    speed = f", {at_a_time} at a time" if open_jobs else ""
+    say(f"{out}: {len(jobs)} runs, {done} finished{speed}")
     devices = 0 if xp is np else xp.cuda.runtime.getDeviceCount()
     work = [(job.folder, job.asked) for job in open_jobs]
     if work:

@@ -218,14 +218,14 @@ def _predictions(
 
 
 def _arms(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
-    """Return {name: runs whose settings differ in the seed alone}, in the order of the runs."""
+    """Return {name: runs whose settings differ in the seed alone}; those on labels come first."""
     groups: dict[str, list[RunFacts]] = {}
     for run in runs:
         clouds = run.config.clouds  # the same settings on other clouds are another arm, too
         key = run_id_of({**statistics.settings_of_run(run.config), "clouds": clouds})
         groups.setdefault(key, []).append(run)
     arms: dict[str, list[RunFacts]] = {}
-    for group in groups.values():
+    for group in sorted(groups.values(), key=lambda group: not group[0].config.labels_only):
         name = group[0].name
         if len(group) > 1:
             name = name.removesuffix(f"-{group[0].config.training.seed}")

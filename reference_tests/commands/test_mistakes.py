@@ -256,6 +256,7 @@ MISTAKES = {
         (2, "train clouds.h5", "--record FILE"),
         (2, "train --labels-only", "name the data"),
         (2, "train clouds.h5 --labels-only --model huge", "16-16-32-64:32"),
+        (2, "train clouds.h5 --labels-only --model tiny@x", "tiny@0.3"),
         (3, "train clouds.h5 --labels-only --model pointnet2", "fewer centres"),
         (
             2,

@@ -94,7 +94,7 @@ def test_another_shape_and_nan_do_not_conform():
 
 def test_the_command_holds_every_number(say):
     code, out, _ = say("audit", "--vectors")
-    assert code == 0 and "48 cases, 4" in out and "1e-12 is allowed" in out
+    assert code == 0 and f"{len(vectors.cases())} cases, 4" in out and "1e-12 is allowed" in out
     code, out, _ = say("audit", "--vectors", "--json")
     told = json.loads(out)
     assert told["passed"] and "failed" not in told and told["cases"] == len(vectors.cases())

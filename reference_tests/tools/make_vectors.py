@@ -115,6 +115,9 @@ def cases():
         case("logits a thousand apart", far, v, u, 0, "0.9", "0.2", "4", "0.1"),
         case("a teacher that is sure", z, far, u, 0, "0.9", "0.2", "4", "0.1"),
         case(
+            "teacher and earlier self a thousand apart, T 1", z, far, far, 2, "0.9", "0.2", "1", "0"
+        ),
+        case(
             "an earlier self that is sure: unbounded without the guard",
             z,
             v,
