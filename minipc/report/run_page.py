@@ -223,9 +223,10 @@ def _result(subject: Subject) -> str:
     if not any("test_accuracy" in row for row in last):
         text += _p("No accuracy: no test cloud is labelled, or no epoch is done.")
     text += _p(
-        "After the last epoch, on the test split. Mean class: the mean over classes of the share "
-        "right. NLL: negative log-likelihood, in nats. ECE: expected calibration error. The best "
-        "epoch on the test split was chosen on the test split, so it flatters; it decides nothing.",
+        "After the last epoch, on the test split; ±: the standard deviation over seeds. Mean "
+        "class: the mean over classes of the share right. NLL: negative log-likelihood, in nats. "
+        "ECE: expected calibration error. The best epoch on the test split was chosen on the test "
+        "split, so it flatters; it decides nothing.",
         "faint",
     )
     guarded = [arm.name for arm in subject.arms if _raised(arm) >= MOSTLY_GUARD]
@@ -265,7 +266,7 @@ def _mean_of(arm: Arm, cells: int) -> list[str]:
         values = [run.rows[-1][name] for run in arm.runs if run.rows and name in run.rows[-1]]
         whole = len(values) == len(arm.runs)
         sd = 100 * float(np.std(values, ddof=1)) if whole else 0.0
-        row.append(f"{_share(float(np.mean(values)))} (sd {sd:.2f})" if whole else "-")
+        row.append(f"{100 * np.mean(values):.2f} ± {sd:.2f} %" if whole else "-")
     return row + [""] * (cells - len(row))
 
 
@@ -627,7 +628,8 @@ def _errors(arms: Sequence[Arm], each: int) -> str:
         if found is None or not found.known.any():
             parts.append(_p(NOTHING))
             continue
-        rows = counted.surest_errors(found, max(each, 6))
+        tested = len(next(run.predictions.labels for run in arm.runs if run.predictions))
+        rows = counted.surest_errors(found, max(each, 6), tested)
         wrong, known = int(found.wrong.sum()), int(found.known.sum())
         if not len(rows):
             parts.append(_p(f"No error on {known} labelled test clouds."))

@@ -137,10 +137,13 @@ def reliability(found: Predictions, bins: int = ECE_BINS) -> Reliability:
     return Reliability(clouds, confidence, accuracy)
 
 
-def surest_errors(found: Predictions, most: int) -> np.ndarray:
+def surest_errors(found: Predictions, most: int, clouds: int) -> np.ndarray:
     """Return at most `most` rows of wrong clouds, the surest first: (m,) int64.
 
-    Of the same probability, the first cloud comes first.
+    clouds: of the test split; where several models were joined, a cloud is named once, by the model
+    that is surest.  Of the same probability, the first row comes first.
     """
     wrong = np.flatnonzero(found.wrong)
-    return wrong[np.argsort(-found.probability[wrong], kind="stable")[:most]]
+    surest = wrong[np.argsort(-found.probability[wrong], kind="stable")]
+    _, first = np.unique(surest % clouds, return_index=True)
+    return surest[np.sort(first)[:most]]

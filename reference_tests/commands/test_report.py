@@ -199,7 +199,7 @@ def test_the_mean_of_two_seeds_is_that_of_their_last_epochs(way, say):
     ]
     one, other = (row["test_accuracy"] for row in last)
     sd = 100 * abs(one - other) / 2**0.5
-    wanted = f"plain, mean of 2 {50 * (one + other):.2f} % (sd {sd:.2f})"
+    wanted = f"plain, mean of 2 {50 * (one + other):.2f} ± {sd:.2f} %"
     assert wanted in told("study/report.html")
 
 

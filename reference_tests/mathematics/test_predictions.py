@@ -87,8 +87,15 @@ def test_the_surest_errors_are_wrong_labelled_and_in_order():
         np.array([0.5, 0.99, 0.98, 0.9, 0.5, 0.9]),
     )
     # 1 is right and 2 has no label; equal ones by their number
-    assert surest_errors(found, 9).tolist() == [3, 5, 0, 4]
-    assert surest_errors(found, 2).tolist() == [3, 5]
+    assert surest_errors(found, 9, 6).tolist() == [3, 5, 0, 4]
+    assert surest_errors(found, 2, 6).tolist() == [3, 5]
+
+
+def test_a_cloud_that_several_models_have_wrong_is_named_once_by_the_surest():
+    labels = np.array([0, 1, 1])
+    one = Predictions(labels, np.array([1, 0, 1]), np.array([0.6, 0.9, 1.0]))
+    two = Predictions(labels, np.array([1, 0, 0]), np.array([0.7, 0.8, 0.5]))
+    assert surest_errors(joined([one, two]), 9, 3).tolist() == [1, 3, 5]
 
 
 def test_several_models_are_counted_together():
