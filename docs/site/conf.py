@@ -133,12 +133,13 @@ def _fresh_text(node):
 def set_formulas(app, page):
     """Typeset the indented blocks and the letters of the pages of mathematics."""
     name = app.env.docname
-    if name in WITH_FORMULAS:
+    lesson = name.startswith("docs/tutorial/")
+    if name in WITH_FORMULAS or lesson:
         for found in list(page.findall(nodes.literal_block)):
             if not found.get("language") or found["language"] == "none":
                 formula = formulas.block(found.astext())
                 found.replace_self(nodes.raw("", formula, format="html"))
-    if name in WITH_LETTERS or name.startswith("api/"):
+    if name in WITH_LETTERS or lesson or name.startswith("api/"):
         for text in _fresh_text(page):
             made = []
             for base, sub, sup in formulas.inline(text.astext()):
