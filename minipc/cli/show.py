@@ -45,12 +45,18 @@ class Console:
         self.end()
         complain(str(reason))
 
-    def last_run(self, wanted: str) -> str:
-        """Return the last run here, and say which.  Raises UsageError that names what is wanted."""
-        from minipc.runs.folder import last_run  # late, so that --help does not wait for NumPy
+    def last_run(self, wanted: str, or_study: bool = False) -> str:
+        """Return the last run here, and say which.  Raises UsageError that names what is wanted.
 
-        name = last_run(wanted)
-        self.say(f"{name}: the last run here")
+        or_study: where there is no run, the study of the bare commands.
+        """
+        from minipc.runs.folder import (
+            STUDY,
+            last_run,
+        )  # late, so that --help does not wait for NumPy
+
+        name = last_run(wanted, or_study)
+        self.say(f"{name}: the {'study' if name == STUDY else 'last run'} here")
         return name
 
     def _echo(self, line: str) -> None:

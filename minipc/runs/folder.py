@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from minipc.models.file import Model
 
 MOST_TEXT = 1 << 24  # largest size of run.json, in bytes
+STUDY = "study"  # the folder of the bare commands
 
 
 def _numbered(base: str) -> Iterator[str]:
@@ -53,12 +54,14 @@ def last_name(base: str, inside: str = "") -> str | None:
     return names[-1] if names else None
 
 
-def last_run(wanted: str) -> str:
-    """Return the last of run, run-2, ... here that is a run.
+def last_run(wanted: str, or_study: bool = False) -> str:
+    """Return the last of run, run-2, ... here that is a run; or_study: STUDY where there is none.
 
     Raises UsageError if there is none; wanted: what the user can name instead.
     """
     name = last_name("run", "run.json")
+    if name is None and or_study and os.path.isdir(STUDY):
+        name = STUDY
     if name is None:
         raise UsageError(f"there is no run here; name {wanted}, or train one: minipc train")
     return name

@@ -18,7 +18,7 @@ from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.progress import quiet
 from minipc.record.reader import RecordReader
 from minipc.record.recording import Forecast, check_request
-from minipc.runs.folder import model_path
+from minipc.runs.folder import STUDY, model_path
 from minipc.storage.places import is_free_folder
 from minipc.verbs import compare
 from minipc.verbs import record as record_verb
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from minipc.record.recorder import Recorded, Share
     from minipc.settings import SelfConfig
 
-DATA, TEACHER, RECORD, STUDY = "shapes.h5", "teacher", "record.h5", "study"
+DATA, TEACHER, RECORD = "shapes.h5", "teacher", "record.h5"
 # Chosen on other seeds of the shapes, so that the teacher knows more (docs/results.md).
 TEACHER_TRAINING = TrainConfig(epochs=20, batch_size=16, lr=1e-3, warmup_steps=50)
 STUDENT = {"epochs": 40, "labels_per_class": 5}  # settings unless given

@@ -175,10 +175,18 @@ def test_without_a_model_the_last_run_is_taken_and_named(trained, say):
     assert say("eval", "vessels.h5", "--json")[1] == out
     code, told, err = say("info", "--json")
     assert (code, json.loads(told)["file"]) == (0, "run-2") and "run-2: the last run here" in err
+    code, told, err = say("report", "--json")
+    assert (code, json.loads(told)["report"]) == (0, "run-2/report.html") and "run-2" in err
     os.mkdir("run-3")  # no run
     assert "run-2: the last run here" in say("info")[2]
     os.rename("run", "elsewhere")  # the names no longer follow one another, as for --resume
     assert say("info")[0] == 2
+    code, _, err = say("report")
+    assert code == 2 and "there is no run here; name RUN" in err
+    os.mkdir("study")
+    os.rename("elsewhere", "study/labels-0")
+    code, told, err = say("report")
+    assert code == 0 and "study: the study here" in err and "study/report.html" in told
 
 
 AXES = [(up, wanted) for up in "xyz" for wanted in "xyz" if up != wanted]
