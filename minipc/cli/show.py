@@ -50,10 +50,8 @@ class Console:
 
         or_study: where there is no run, the study of the bare commands.
         """
-        from minipc.runs.folder import (
-            STUDY,
-            last_run,
-        )  # late, so that --help does not wait for NumPy
+        # late, so that --help does not wait for NumPy
+        from minipc.runs.folder import STUDY, last_run
 
         name = last_run(wanted, or_study)
         self.say(f"{name}: the {'study' if name == STUDY else 'last run'} here")
