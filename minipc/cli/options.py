@@ -113,7 +113,7 @@ class Verb(click.Command):
         super().__init__(*arguments, **settings)
         self.interrupted = interrupted
         for name, option in options_of(self).items():
-            option.envvar = f"MINIPC_{name.replace('-', '_').upper()}"
+            option.envvar = option.envvar or f"MINIPC_{name.replace('-', '_').upper()}"
 
     def format_options(self, context: click.Context, formatter: click.HelpFormatter) -> None:
         """Write the example, and the options below the headings of their groups."""

@@ -349,11 +349,12 @@ def of_eval(values: Values, columns: int = 80) -> list[str]:
     """Return lines of at most so many columns, where it is ours to choose."""
     few = values["labelled"] < values["clouds"]
     known = f", {values['labelled'] or 'none'} of them labelled" * few
-    lines = [f"{values['model']} on {values['clouds']} test clouds of {values['data']}{known}:"]
+    what = values["model" if "model" in values else "logits"]
+    lines = [f"{what} on {values['clouds']} test clouds of {values['data']}{known}:"]
     if values["labelled"]:
         lines += [
             _accuracies(values),
-            f"negative log-likelihood {values['nll']:.4f} nats, calibration error (15 bins) "
+            f"negative log-likelihood {_finite(values['nll'])} nats, calibration error (15 bins) "
             f"{_percent(values['ece'])}",
         ]
     else:
@@ -361,15 +362,28 @@ def of_eval(values: Values, columns: int = 80) -> list[str]:
     if "voted" in values and values["labelled"]:
         voted = values["voted"]
         lines.append(f"voting over {voted['votes']} views: {_accuracies(voted)}")
-    if "teacher" in values:
-        agreement = _percent(values["teacher_agreement"])
-        lines.append(f"agreement with {values['teacher']}: {agreement}")
-    return [
-        *lines,
-        f"{values['parameters']} parameters, {values['macs_per_cloud'] / 1e6:.2f} M multiply-adds "
-        "a cloud",
-        *class_lines(values["class_names"], values["confusion"], columns),
-    ]
+    lines += [_compared(pair) for pair in values.get("compared", [])]
+    if "parameters" in values:
+        lines.append(
+            f"{values['parameters']} parameters, {values['macs_per_cloud'] / 1e6:.2f} M "
+            "multiply-adds a cloud"
+        )
+    return [*lines, *class_lines(values["class_names"], values["confusion"], columns)]
+
+
+def _finite(value: float | None) -> str:
+    """Return a number for people; JSON has None for one that is infinite."""
+    return "infinite" if value in (None, math.inf) else f"{value:.4f}"
+
+
+def _compared(pair: Values) -> str:
+    told = f"agreement with {pair['with']}: {_percent(pair['agreement'])}"
+    if pair["mcnemar"] is None:
+        return told
+    return (
+        f"{told}; right alone: {pair['gained']} clouds here, {pair['lost']} there, McNemar's exact "
+        f"p {pair['mcnemar']:.3g}"
+    )
 
 
 def _accuracies(values: Values) -> str:

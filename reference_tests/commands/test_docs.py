@@ -135,6 +135,7 @@ NOT_RUN = {
     "python -m reference_tests.tools.speed_augmented": "a benchmark, minutes",
     "python -m reference_tests.tools.scale": "gigabytes of disk, as measured",
     "vessels/": "a drawing of folders; test_formats.py reads such trees",
+    "minipc eval --logits theirs.npy vessels.h5": "another program's; test_eval_logits.py has some",
     "minipc compare study.toml --at-a-time 2": "nine trainings; test_compare.py trains a study",
 }
 

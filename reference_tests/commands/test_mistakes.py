@@ -122,6 +122,9 @@ MISTAKES = {
         (3, "eval none.h5 clouds.h5", "none.h5"),
         (3, "eval taken clouds.h5", "model.h5"),
         (3, "eval pipe.h5 clouds.h5", "pipe"),
+        (3, "eval --logits shares.npy clouds.h5", "add --probabilities"),
+        (3, "eval --logits hole.npy clouds.h5", "finite"),
+        (3, "eval --logits classes.npz clouds.h5", "no logits"),
         (3, "info none.h5", "none.h5"),
         (3, "info text.h5", "not a minipc file"),
         (3, "info flipped.h5", "damaged"),
@@ -158,6 +161,9 @@ MISTAKES = {
         (3, "eval good renamed.h5", "class names"),
         (3, "eval good turned.h5", "up axis"),
         (3, "eval good clouds.h5 --teacher forty.h5", "class names"),
+        (3, "eval --logits short.npy clouds.h5", "a row for each test cloud"),
+        (3, "eval --logits other-names.csv clouds.h5", "class names"),
+        (3, "eval --logits moved.npz clouds.h5", "in the order of its test clouds"),
         (3, "predict good vessels/mug/001.xyz --up-axis y", "up axis"),
         (3, "train clouds.h5 --labels-only --init forty.h5", "class names"),
         (3, "train clouds.h5 --labels-only --init untrained.h5", "shared is (8,), but"),
@@ -324,6 +330,8 @@ MISTAKES = {
         (2, "eval clouds.h5", "name MODEL"),
         (2, "info", "name FILE"),
         (2, "eval good clouds.h5 --votes -1", "votes"),
+        (2, "eval good clouds.h5 --logits short.npy", "in place of a model"),
+        (2, "eval --logits short.npy", "name DATA"),
         (2, "audit --inject sign-of-c", "did you mean sign-of-b?"),
         (2, "audit --temperature 4", "has no use without --record"),
         (3, "audit --record none.h5", "none.h5"),
@@ -374,6 +382,7 @@ def spoil(folder):
         os.mkfifo(folder / name)
     (folder / "misspelt.toml").write_text("[train]\nepoch = 3\n")
     (folder / "broken.toml").write_text("[train\n")
+    spoil_logits(folder, splits.test.labels)
     spoil_studies(folder)
     from_the_future(folder)
     spoil_trees(folder)
@@ -398,6 +407,17 @@ def spoil_studies(folder):
         "missing": 'record = "none.h5"\n[arms.distilled]',
     }.items():
         (folder / f"{name}.toml").write_text(text + "\n")
+
+
+def spoil_logits(folder, labels):
+    values = np.random.default_rng(0).standard_normal((len(labels), 3))
+    hole = values.copy()
+    hole[4, 1] = np.nan
+    for name, rows in {"short": values[:-1], "hole": hole, "shares": np.eye(3)[labels]}.items():
+        np.save(folder / f"{name}.npy", rows)
+    np.savez(folder / "moved.npz", logits=values, labels=np.roll(labels, 1))
+    np.savez(folder / "classes.npz", logits=np.eye(3, dtype=np.int64)[labels])
+    np.savetxt(folder / "other-names.csv", values, delimiter=",", header="a,b,c", comments="")
 
 
 def spoil_groups(folder, clouds):

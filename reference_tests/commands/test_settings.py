@@ -164,10 +164,11 @@ def default_of(each, verbs):
     return "; ".join([f"{said}", *(f"{OTHER[verb, each.option]} for `{verb}`" for verb in others)])
 
 
-def three_places(name):
+def three_places(name, variable=None):
     """Return the cells of an option, its variable and its key; --config is no key of a file."""
     key = "" if name == "config" else f"`{name}`"
-    return [f"`--{name}`", f"`MINIPC_{name.replace('-', '_').upper()}`", key]
+    usual = f"MINIPC_{name.replace('-', '_').upper()}"
+    return [f"`--{name}`", f"`{variable or usual}`", key]
 
 
 def escaped(text):
@@ -179,7 +180,7 @@ def as_typed(verb):
 
 
 def other_options():
-    """Return {(name, default, values, meaning): verbs} of the options that are no settings."""
+    """Return {(name, variable, default, values, meaning): verbs} of all that are no settings."""
     settings = {
         (verb, each.option.replace("_", "-"))
         for kind, verbs in KINDS.items()
@@ -191,7 +192,8 @@ def other_options():
         for name, option in options_of(command).items():
             if (verb, name) not in settings:
                 meaning, _, words = option.help.partition("  [default: ")
-                row = (name, words.rstrip("]") or plain_default(option), values(option), meaning)
+                default = words.rstrip("]") or plain_default(option)
+                row = (name, option.envvar, default, values(option), meaning)
                 rows.setdefault(row, []).append(verb)
     return rows
 
@@ -250,9 +252,9 @@ def page():
         "| option | variable | key | verbs | default | values | meaning |",
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for (name, default, allowed, meaning), verbs in sorted(other_options().items()):
+    for (name, variable, default, allowed, meaning), verbs in sorted(other_options().items()):
         of = "every verb" if len(verbs) == len(VERBS) else ", ".join(map(as_typed, verbs))
-        cells = [*three_places(name), of, default, escaped(allowed), escaped(meaning)]
+        cells = [*three_places(name, variable), of, default, escaped(allowed), escaped(meaning)]
         lines.append(f"| {' | '.join(cells)} |")
     lines.append("")
     return "\n".join(lines)

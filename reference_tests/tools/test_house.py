@@ -38,6 +38,7 @@ record.store record.recording record.contract record.recorder record.verify
 record.parallel.processes record.parallel.scheduler
 distil.evaluate distil.self_target distil.statistics distil.averaging distil.augmentation
 distil.state distil.train runs.folder runs.config runs.predictions runs.compare
+runs.logits_file
 audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weights
 audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
