@@ -65,11 +65,13 @@ def read_logits(
             "votes are no logits"
         )
     values = table.values.astype(np.float64)
-    finite = np.isfinite(values).all(axis=1)
-    if not finite.all():
-        cloud = int(finite.argmin())
-        bad = values[cloud][~np.isfinite(values[cloud])][0]
-        raise DataError(f"{path}: cloud {cloud}: expected finite numbers, found {bad}; correct it")
+    beyond = ~(abs(values) <= np.finfo(np.float32).max)  # also NaN: nothing below overflows
+    if beyond.any():
+        cloud, column = np.argwhere(beyond)[0]
+        raise DataError(
+            f"{path}: cloud {cloud}: expected finite float32 numbers, found "
+            f"{values[cloud, column]}; correct it"
+        )
     if table.labels is not None:
         _check_labels(path, table.labels, test, data)
     sums = values.sum(axis=1)

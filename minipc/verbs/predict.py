@@ -13,6 +13,7 @@ import numpy as np
 from minipc.backend import default_threads
 from minipc.data.clouds import check_count
 from minipc.data.readers.point_files import point_files, read_prepared
+from minipc.data.readers.standard_input import reading
 from minipc.distil import evaluate
 from minipc.errors import DataError, UsageError
 from minipc.models.file import on_module, read_model
@@ -42,6 +43,7 @@ def predict(
     say: Callable[[str], None] = quiet,
     progress: Callable[[int, int, str], None] = quiet,
     failed: Callable[[DataError], None] | None = None,
+    standard_input: str | None = None,
 ) -> dict[str, Any]:
     """Predict the class of the cloud in each file; return values for JSON.
 
@@ -49,7 +51,8 @@ def predict(
     below.  Clouds are prepared as by `data pack`; num_points None: as many points as in training.
     up_axis: of the files, None: unknown; turn: the up axis of the files, "x", "y" or "z", from
     which the clouds are turned to the model's (data.prepare.turned), before all else.  All files
-    are read before anything is computed.  failed(reason) receives each file or folder that is no
+    are read before anything is computed.  standard_input: the file that the path "-" stands for
+    (data.readers.standard_input).  failed(reason) receives each file or folder that is no
     cloud, and the others are predicted; None: the first raises.  say and progress as in
     progress.py.  Raises DataError for a file that is not a cloud, and for an up axis that is not
     the model's.
@@ -72,7 +75,8 @@ def predict(
     files, clouds = _found(paths, say, on_failure), {}
     for number, file in enumerate(files):
         try:
-            clouds[number] = read_prepared(file, described["normalisation"], count, turning)[0]
+            with reading(file, standard_input) as place:
+                clouds[number] = read_prepared(place, described["normalisation"], count, turning)[0]
         except DataError as reason:
             on_failure(reason)
         if len(files) > 1:

@@ -15,6 +15,7 @@ from minipc.data import augment
 from minipc.data.clouds import UNLABELLED, check_count
 from minipc.data.prepare import fit_points
 from minipc.data.readers.point_files import read_points
+from minipc.data.readers.standard_input import reading
 from minipc.errors import UsageError, short
 from minipc.nn.ops import log_softmax_forward
 from minipc.record.reader import RecordReader
@@ -118,21 +119,28 @@ def _refuse(asked: dict[str, Any], why: str) -> None:
             raise UsageError(f"{why} --{name}")
 
 
-def of_files(paths: Sequence[str], most: int, up_axis: str) -> Shown:
+def of_files(
+    paths: Sequence[str], most: int, up_axis: str, standard_input: str | None = None
+) -> Shown:
     """Return the clouds of files of one cloud each, as `predict` reads them."""
     _check_number(len(paths))
     points, shown = [], []
     for path in paths:
-        whole = read_points(path)
+        with reading(path, standard_input) as place:
+            whole = read_points(place)
         points.append(_few(whole, most))
         shown.append(_one(points[-1], len(whole)) | {"file": str(path)})
     return _values("files", paths, up_axis, shown), points
 
 
-def of_predictions(values: dict[str, Any]) -> Shown:
-    """Return the clouds of the files that predict() has classified, with the points that it saw."""
+def of_predictions(values: dict[str, Any], standard_input: str | None = None) -> Shown:
+    """Return the clouds of the files that predict() has classified, with the points that it saw.
+
+    standard_input: as predict() was given it.
+    """
     predictions = values["predictions"]
-    made, points = of_files([one["file"] for one in predictions], values["points"], "unknown")
+    paths = [one["file"] for one in predictions]
+    made, points = of_files(paths, values["points"], "unknown", standard_input)
     for one, predicted in zip(made["shown"], predictions, strict=True):
         one["predicted"] = predicted["top"][0]
     return made | {"up_axis": values["up_axis"]}, points

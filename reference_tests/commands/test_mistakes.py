@@ -231,6 +231,8 @@ MISTAKES = {
         (2, "predict good vessels/mug/001.xyz --turn y --up-axis z", "leave one out"),
         (3, "predict unknown.h5 vessels/mug/001.xyz --turn y", "leave --turn out"),
         (2, "predict good vessels/mug/001.xyz --top 0", "top"),
+        (2, "predict good - -", "name - once"),
+        (2, "predict good vessels/mug/001.xyz --format npy", "goes with -"),
     ],
     "Looking at clouds": [
         (3, "data show none.h5", "none.h5"),

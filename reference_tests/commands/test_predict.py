@@ -1,8 +1,11 @@
 """minipc predict: the class of single files, prepared as packing prepares them."""
 
+import io
 import json
 import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 
 from minipc.data.clouds import read_clouds
 from minipc.data.prepare import turned
+from minipc.data.readers import standard_input
 from minipc.data.readers.point_files import read_prepared
 from minipc.distil import evaluate
 from minipc.errors import DataError
@@ -268,3 +272,138 @@ def test_a_file_name_that_is_no_text_is_no_hindrance(trained, say):
     assert code == 0 and out.strip().isprintable(), err
     code, out, err = say("predict", "run", name, "--quiet", "--json")
     assert code == 0 and json.loads(out)["predictions"][0]["file"] == name, err
+
+
+class Terminal(io.BytesIO):
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def send(monkeypatch):
+    """Put bytes on standard input."""
+
+    def into(content, stream=io.BytesIO):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(stream(content)))
+
+    return into
+
+
+def npz_of(points):
+    file = io.BytesIO()
+    np.savez(file, points)
+    return file.getvalue()
+
+
+def npy_of(points):
+    file = io.BytesIO()
+    np.save(file, points)
+    return file.getvalue()
+
+
+def test_standard_input_is_predicted_as_the_file_of_its_bytes(trained, say, send):
+    path = "vessels/mug/001.xyz"
+    (wanted,) = predict("run", [path], top=2)["predictions"]
+    text, points = Path(path).read_bytes(), np.loadtxt(path)
+    commas = text.replace(b" ", b",")
+    for content in (text, commas, text.replace(b"\n", b"\r\n"), npy_of(points), npz_of(points)):
+        send(content)
+        code, out, err = say("predict", "run", "-", "--top", 2, "--json", "-q")
+        assert code == 0, err
+        assert json.loads(out)["predictions"] == [wanted | {"file": "-"}]
+    send(text)
+    code, out, err = say("predict", "-", "vessels/mug/002.xyz", "--up-axis", "z")
+    assert code == 0 and err == "run: the last run here\n"
+    assert [line.split()[0] for line in out.splitlines()] == ["-", "vessels/mug/002.xyz"]
+
+
+def test_standard_input_is_prepared_and_drawn_as_a_file_is(trained, say, send):
+    text = Path("vessels/mug/001.xyz").read_bytes()
+    told = {}
+    for name in ("vessels/mug/001.xyz", "-"):
+        send(text)
+        words = ("--num-points", 7, "--turn", "y", "--show", "-q")
+        code, out, err = say("predict", "run", name, *words)
+        assert code == 0, err
+        told[name] = out.replace(name, "NAME").split()
+    assert told["-"] == told["vessels/mug/001.xyz"] and any("\u28ff" >= c > "\u2800" for c in out)
+
+
+def test_the_form_of_standard_input_can_be_named(trained, say, send):
+    points = np.loadtxt("vessels/mug/001.xyz")
+    send(npy_of(points))
+    assert say("predict", "run", "-", "--format", "npy", "-q")[0] == 0
+    send(npy_of(points))
+    code, out, err = say("predict", "run", "-", "--format", "xyz", "-q")
+    assert (code, out) == (3, "") and "standard input: cannot be read as text" in err
+    send(npy_of(points))
+    code, out, err = say("predict", "run", "-", "--format", "stl2", "-q")
+    assert (code, out) == (2, "") and "--format: expected one of npy, npz, xyz" in err
+
+
+@pytest.mark.parametrize(
+    "content, named",
+    [
+        (b"", "standard input: is empty"),
+        (b"\n\n", "standard input: holds no points"),
+        (b"1 2 3\n4 nan 6\n", "standard input: line 2: column 2"),
+        (b"\x93NUMPY\x01\x00", "standard input: is damaged"),
+        (b"\xff\xfe1 2 3\n", "standard input: cannot be read as text"),
+    ],
+)
+def test_what_is_no_cloud_on_standard_input_is_one_line_and_3(content, named, trained, say, send):
+    send(content)
+    code, out, err = say("predict", "run", "-", "-q")
+    assert (code, out) == (3, "") and named in err and err.count("\n") == 1
+    assert "minipc-" not in err  # the temporary file is nobody's business
+
+
+def test_too_much_on_standard_input_is_refused_before_all_of_it_is_kept(trained, monkeypatch):
+    class Endless(io.RawIOBase):
+        parts = 0
+
+        def read(self, size=-1):
+            self.parts += 1
+            return bytes(size)
+
+    monkeypatch.setattr(standard_input, "LARGEST", 5 << 20)
+    stream = Endless()
+    with pytest.raises(DataError, match="more than 5242880 bytes"), standard_input.kept(stream):
+        pass
+    assert stream.parts <= 7  # of a MiB
+
+
+def test_standard_input_of_several_parts_is_whole(folder):
+    content = np.random.default_rng(0).bytes((2 << 20) + 5)
+    for size in (1, 1 << 20, 2 << 20, len(content)):
+        with standard_input.kept(io.BytesIO(content[:size])) as path:
+            assert Path(path).read_bytes() == content[:size]
+        assert not os.path.exists(os.path.dirname(path))
+
+
+def test_a_terminal_is_told_what_is_waited_for(trained, say, send):
+    text = Path("vessels/mug/001.xyz").read_bytes()
+    send(text, Terminal)
+    assert "type x y z, a point on each line" in say("predict", "run", "-")[2]
+    send(text)
+    assert "type x y z" not in say("predict", "run", "-")[2]
+
+
+def test_a_closed_standard_input_is_told(trained, say, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    code, out, err = say("predict", "run", "-", "-q")
+    assert (code, out) == (3, "") and "standard input: is closed" in err and err.count("\n") == 1
+
+
+def test_a_pipe_into_the_command_is_read(trained, folder):
+    with open("vessels/mug/001.xyz", "rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-m", "minipc", "predict", "run", "-", "--json", "-q"],
+            stdin=file,
+            capture_output=True,
+            check=True,
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
+        )
+    found = json.loads(done.stdout)["predictions"]
+    (wanted,) = predict("run", ["vessels/mug/001.xyz"])["predictions"]
+    assert found == [wanted | {"file": "-"}]
