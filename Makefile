@@ -93,6 +93,13 @@ docs: $(VENV)/ready  ## the site of the documentation, in build/docs/html; a war
 	$(BIN)/python docs/site/build.py build/docs
 	MINIPC_SITE=build/docs/html $(BIN)/python -m pytest -q reference_tests/tools/test_site.py
 
+dist: $(VENV)/ready  ## wheel and source distribution in dist/, checked
+	$(BIN)/pip install --quiet --editable '.[dist]'
+	rm -rf dist minipc.egg-info
+	$(BIN)/python -m build --quiet --outdir dist
+	$(BIN)/twine check --strict dist/*
+	MINIPC_DIST=dist $(BIN)/python -m pytest -q reference_tests/tools/test_packaging.py
+
 lint: $(VENV)/ready  ## ruff: the format and the rules of pyproject.toml
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
@@ -102,5 +109,5 @@ types: $(VENV)/ready  ## mypy: every function of the package is annotated, and t
 
 check: lint types test  ## what to run before a commit
 
-.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures tutorial docs lint types check
+.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures tutorial docs dist lint types check
 .DEFAULT_GOAL := help

@@ -21,8 +21,8 @@ from minipc.errors import BackendError, UsageError
 BLOCK = 32
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
 REMEDY = (
-    "install minipc[gpu12] or minipc[gpu13] on a machine with an NVIDIA driver, or use "
-    "--backend numpy"
+    "pip install -e '.[gpu12]' or '.[gpu13]' in the checkout, on a machine with an NVIDIA driver, "
+    "or use --backend numpy"
 )
 
 
@@ -129,9 +129,9 @@ def blas_on_one_thread(say: Callable[[str], Any] | None = None) -> Iterator[None
                 if say:
                     say(
                         "BLAS may use several threads: results are not promised to repeat bit for "
-                        "bit, and steps are slower beside other work; pip install minipc[threads], "
-                        "or set OPENBLAS_NUM_THREADS, MKL_NUM_THREADS and OMP_NUM_THREADS to 1 "
-                        "before NumPy is imported"
+                        "bit, and steps are slower beside other work; in the checkout pip install "
+                        "-e '.[threads]', or set OPENBLAS_NUM_THREADS, MKL_NUM_THREADS and "
+                        "OMP_NUM_THREADS to 1 before NumPy is imported"
                     )
             else:
                 limits.enter_context(threadpool_limits(1, "blas"))

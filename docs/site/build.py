@@ -16,7 +16,10 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 SITE = Path(__file__).parent
 
-TOP = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "setup.cfg", "Makefile")
+TOP = (
+    *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "LICENSE", "CITATION.cff"),
+    *("setup.cfg", "Makefile"),
+)
 COPIED = ("docs", "examples", "minipc", "reference_tests")  # what pages link to
 LEFT = ("__pycache__", "site", "*.h5", "frozen", "*.pyc")
 

@@ -55,6 +55,7 @@ CHAPTERS = {
     ],
     "Files": ["record_format", "file_formats", "reliability", "scale"],
     "Measured": ["results", "performance"],
+    "Code": ["reading", "releasing"],
 }
 
 
@@ -72,7 +73,7 @@ def table_of_contents(source):
             if path.suffix in source_suffix and path.name != "__init__.py"
         ]
 
-    named = {f"docs/{name}" for names in (*CHAPTERS.values(), ["reading"]) for name in names}
+    named = {f"docs/{name}" for names in CHAPTERS.values() for name in names}
     rest = [name for name in there("docs", "*.md") if name not in named]
     parts = {"Lessons": there("docs/tutorial", "**/*.md")}
     if Path(source, "play.md").exists():
@@ -80,7 +81,7 @@ def table_of_contents(source):
     parts |= {chapter: [f"docs/{name}" for name in names] for chapter, names in CHAPTERS.items()}
     parts["Files"] += rest
     parts["Measured"] += there("docs/studies")
-    parts["Code"] = ["docs/reading", "api/index", "CONTRIBUTING", "CHANGELOG"]
+    parts["Code"] += ["api/index", "CONTRIBUTING", "CHANGELOG"]
     parts["Examples"] = there("examples")
     return "".join(
         f"\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n:caption: {name}\n\n"

@@ -134,6 +134,8 @@ NOT_RUN = {
     "--out pointnet2-8": "hours of training, as measured",
     "python -m reference_tests.tools.speed_augmented": "a benchmark, minutes",
     "python -m reference_tests.tools.scale": "gigabytes of disk, as measured",
+    "python3 -m venv /tmp/minipc-wheel": "needs a network; make dist looks into both",
+    'git tag -a v0.1.0 -m "minipc 0.1.0"': "a release, by hand",
     "vessels/": "a drawing of folders; test_formats.py reads such trees",
     "minipc eval --logits theirs.npy vessels.h5": "another program's; test_eval_logits.py has some",
     "minipc compare study.toml --at-a-time 2": "nine trainings; test_compare.py trains a study",

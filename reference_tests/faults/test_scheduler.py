@@ -360,7 +360,7 @@ def test_without_dask_the_extra_is_named(data, whole, say, monkeypatch):
         "--scheduler",
         "tcp://127.0.0.1:9",
     )
-    assert (code, out) == (5, "") and "pip install minipc[dask]" in err and err.count("\n") == 1
+    assert (code, out) == (5, "") and "pip install -e '.[dask]'" in err and err.count("\n") == 1
 
 
 def test_a_shard_that_a_worker_committed_elsewhere_is_noticed(tmp_path, monkeypatch):

@@ -152,7 +152,8 @@ def _client(address: str) -> Iterator[Any]:
         from distributed import Client
     except ImportError as reason:
         raise BackendError(
-            f"scheduler: Dask is not installed ({reason}); pip install minipc[dask]"
+            f"scheduler: Dask is not installed ({reason}); in the checkout: "
+            "pip install -e '.[dask]'"
         ) from reason
     # our own one-line error is enough
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
