@@ -17,6 +17,11 @@ from minipc.errors import BackendError, short
 from minipc.installed import cupy_distributions, version_of
 
 STANDS_ON = ("NumPy", "SciPy", "h5py", "click")
+# what an extra brings; looked up, never imported
+OPTIONAL = (
+    *("threadpoolctl", "distributed", "torch", "onnx", "onnxruntime", "safetensors"),
+    *("trimesh", "laspy"),
+)
 
 
 def versions() -> str:
@@ -58,6 +63,7 @@ def examine() -> dict[str, Any]:
         "hdf5": h5py.version.hdf5_version,
         "click": version_of("click"),
         "cupy": {"distributions": cupy_distributions(), **_devices()},
+        "optional": {name: version_of(name) for name in OPTIONAL},
         "variables": {
             name: _safe(value)
             for name, value in sorted(os.environ.items())

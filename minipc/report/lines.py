@@ -663,6 +663,8 @@ def of_doctor(values: Values) -> list[str]:
         f"h5py      {values['h5py']}, HDF5 {values['hdf5']}",
         f"click     {values['click']}",
         f"CuPy      {installed or 'not installed'}; {devices or cupy['reason']}",
+        "optional  "
+        + ", ".join(f"{name} {number or 'absent'}" for name, number in values["optional"].items()),
         f"variables {_settings(values['variables']) or 'none'}",
         f"folder    locks: {folder['locks']}; posix_fallocate: {folder['posix_fallocate']}",
     ]

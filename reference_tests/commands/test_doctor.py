@@ -48,6 +48,20 @@ def test_doctor_names_all_that_minipc_stands_on(say, folder):
     assert os.listdir(folder) == []
 
 
+def test_what_extras_bring_is_told_with_its_version_and_imported_by_nobody(say, monkeypatch):
+    there = {"torch": "2.99.0", "trimesh": "4.0"}
+    monkeypatch.setattr(
+        environment, "version_of", lambda name: there.get(name, None if name.islower() else "1")
+    )
+    for name in environment.OPTIONAL:
+        monkeypatch.setitem(sys.modules, name, None)  # an import would fail
+    monkeypatch.setattr(environment, "_devices", lambda: {"devices": [], "reason": "none"})
+    values = report(say)["optional"]
+    assert values == {name: there.get(name) for name in environment.OPTIONAL}
+    out = say("doctor")[1]
+    assert "torch 2.99.0, onnx absent, onnxruntime absent, safetensors absent, trimesh 4.0" in out
+
+
 def test_doctor_names_no_host_no_user_and_no_path(say, monkeypatch, folder):
     monkeypatch.setenv("MINIPC_OUT", f"{folder}/secret")
     monkeypatch.setenv("MINIPC_TEACHER", "~/secret")
