@@ -35,8 +35,8 @@ def predict(
 
     The model's arrays belong to module xp.  groups: what the model's prepare() returns for these
     clouds, on the host; None: computed from points.  The logits of a cloud do not depend on the
-    other clouds or on threads: the model's evaluator() guarantees it, and every block is padded to
-    32 clouds, because a device's library may choose its algorithm by their number.
+    other clouds or on threads: the model's evaluator() guarantees it, and on a device every block
+    is padded to 32 clouds, because its library may choose its algorithm by their number.
     Raises MinipcError for logits that are not finite: a metric would hide them.
     """
     compute = net(model.config).evaluator(model.params, model.stats, model.config, engine)
@@ -44,11 +44,12 @@ def predict(
         groups = net(model.config).prepare(model.config, points)
     check_groups(groups, len(points))
 
+    def block(array: np.ndarray, first: int) -> np.ndarray:
+        return array[first : first + BLOCK] if xp is np else padded_block(array, first, BLOCK)
+
     @np.errstate(over="ignore", invalid="ignore")  # the check below raises instead
     def block_logits(first: int) -> np.ndarray:
-        points_here, *groups_here = (
-            xp.asarray(padded_block(array, first, BLOCK)) for array in (points, *groups)
-        )
+        points_here, *groups_here = (xp.asarray(block(each, first)) for each in (points, *groups))
         return to_host(compute(Inputs(points_here, tuple(groups_here))))[: len(points) - first]
 
     logits = np.concatenate(list(ordered_map(block_logits, range(0, len(points), BLOCK), threads)))
