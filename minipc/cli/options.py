@@ -244,17 +244,24 @@ def options_of(verb: click.Command) -> dict[str, click.Option]:
     return {max(option.opts, key=len).lstrip("-"): option for option in options}
 
 
-def _meant(typed: str, options: Iterable[str]) -> str | None:
+def _meant(typed: str, options: dict[str, click.Option]) -> str | None:
     """Return what to say of an option that does not exist, or None for one that nobody knows.
 
-    options: the names of those that exist; typed: with dashes, as on the command line.
+    options: those that exist, by name; typed: with dashes, as on the command line.
     """
     name = typed.lstrip("-").lower().replace("_", "-")
     meant = [f"--{name}", *ELSEWHERE.get(name, [])]
     for each in meant:
-        if each.partition(" ")[0].removeprefix("--") in options:
+        option, _, value = each.removeprefix("--").partition(" ")
+        # an option of this name may be another one: --logits of record and of eval
+        if option in options and (
+            not value or value in getattr(options[option].type, "choices", ())
+        ):
             return f"here it is {each}"
-    return f"and this verb has no {meant[1].partition(' ')[0]}" if meant[1:] else None
+    if not meant[1:]:
+        return None
+    option = meant[1].partition(" ")[0]
+    return f"and this verb has no {meant[1] if option.removeprefix('--') in options else option}"
 
 
 def given_options() -> dict[str, ParameterSource | None]:

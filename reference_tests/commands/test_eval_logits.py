@@ -433,6 +433,11 @@ def test_predictions_of_other_clouds_are_no_comparison(place, say):
     assert (code, out) == (3, "") and "are not the 32 test clouds of fewer.h5" in err
 
 
+def test_what_another_program_calls_half_precision_is_no_file_of_logits(say):
+    assert "here it is --logits float16" in say("record", "--fp16")[2]
+    assert "this verb has no --logits float16" in say("eval", "--fp16")[2]
+
+
 def test_from_python(place):
     found = evaluate_logits("logits.npy", "clouds.h5", against="run")
     assert found["compared"][0]["agreement"] == 1

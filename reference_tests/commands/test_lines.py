@@ -38,6 +38,7 @@ def way(data, say):
         (lines.of_verify, "verify record.h5"),
         (lines.of_verify, "verify record.h5 --teacher teacher --sample all"),
         (lines.of_eval, "eval run --votes 2 --teacher teacher"),
+        (lines.of_eval, "eval run --against teacher"),
         (lines.of_train, "train clouds.h5 --labels-only --dry-run"),
         (lines.of_audit_list, "audit --list"),
         (lines.of_audit_vectors, "audit --vectors"),
