@@ -31,11 +31,11 @@ def read_off(path: str, file: BinaryIO) -> Mesh:
     header = HEADER.fullmatch(line)
     if not header:
         raise refused(path, number, f"expected OFF, found {shown(line)}; save it as a text .off")
-    line = header[1]
-    if not line:
+    if not header[1]:
         number, line = next(lines, (number, b""))
-    counts = [whole(path, number, field, "a count") for field in line.split()]
-    if len(counts) not in (2, 3) or min(counts) < 0:
+    said = (header[1] or line).split()
+    counts = [int(field) for field in said if field.isdigit() and len(field) < 19]
+    if not 2 <= len(said) <= 3 or len(counts) != len(said):
         raise refused(
             path,
             number,
