@@ -467,7 +467,7 @@ EDITS = st.lists(
     "name, data",
     [(name, data) for files in (CLOUDS, MESHES) for name, data in files.items()],
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(edits=EDITS)
 @example(edits=[(0, 1, 255)])
 def test_whatever_bytes_a_scan_holds_it_is_read_or_refused(tmp_path_factory, name, data, edits):

@@ -50,7 +50,10 @@ def scan(folder: str, request: Request) -> Listing:
     kept = [(path, i, split) for path, i, split in entries if joins or split not in third]
     return Listing(
         len(kept),
-        (Cloud(read_points(path), label, split, path) for path, label, split in kept),
+        (
+            Cloud(read_points(path), label, split, path, os.path.relpath(path, folder))
+            for path, label, split in kept
+        ),
         tuple(names),
         kinds == {False},
         made_from(f"folder {os.path.basename(os.path.abspath(folder))}"),
