@@ -74,7 +74,11 @@ def test_the_points_that_are_drawn_on_a_mesh_are_frozen(tmp_path):
     np.testing.assert_allclose(points[[0, 1, 9999]], FROZEN, rtol=1e-12)
 
 
-FROZEN = None
+FROZEN = [
+    [0.14048742410223025, 1.5177931931463653, 5.402463917298348],
+    [0.0, 1.2394461838006803, 5.058820027504611],
+    [0.0, 1.5458224528081483, 3.696266785203663],
+]
 
 
 def test_every_format_is_tested_here():
@@ -192,7 +196,7 @@ HUGE = b"1000000000000"
     "name, data, message",
     [
         # truncated, and longer than they say
-        ("a.ply", P[:49], "its header does not end; copy it again"),
+        ("a.ply", P[: P.index(b"end")], "its header does not end; copy it again"),
         ("a.ply", P[:-6], "says 2 times vertex, found 1; the file is cut"),
         ("a.ply", P + b"4 5 6\n", "expected its end after its elements, found line 10"),
         ("a.ply", MESHES["big.ply"][:-1], "says 4 times face, found 3"),
@@ -235,7 +239,7 @@ HUGE = b"1000000000000"
         ("a.ply", MESHES["text.ply"].replace(b"vertex_indices", b"corner"), "expected a list"),
         ("a.ply", MESHES["text.ply"].replace(b"face 4", b"tristrips 4"), "save it as points"),
         ("a.off", b"4OFF\n1 0 0\n1 2 3 4\n", "line 1: expected OFF, found '4OFF'"),
-        ("a.off", b"OFF BINARY\n", "line 1: expected OFF, found 'OFF BINARY'"),
+        ("a.off", b"OFF BINARY\n", "line 1: expected counts .* found 'OFF BINARY'"),
         ("a.off", b"OFF\n2\n", "line 2: expected counts of vertices, faces and edges, found '2'"),
         ("a.obj", b"v 0 0 1\ncurv 0 1 1 2\n", "line 2: expected v, f .* found 'curv'; save the"),
         ("a.obj", b"\x7fELF\x01", "line 1: expected v, f or another word of a mesh"),

@@ -235,12 +235,17 @@ class _Binary:
 
     def skip(self, element: Element) -> None:
         if element.has_lists:
-            self.lists(element, next(i for i, p in enumerate(element.properties) if p.size))
+            self.walked(element)
         elif element.properties:
             self.table(element)
 
     def lists(self, element: Element, place: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return the lengths and the values of one property, a list; step over the others."""
+        sizes, values = self.walked(element, place)
+        kind = element.properties[place].kind.newbyteorder(self.order)
+        return np.array(sizes), np.frombuffer(values, kind).astype(np.int64)
+
+    def walked(self, element: Element, place: int = -1) -> tuple[array, bytearray]:
+        """Return the lengths and the bytes of one property, a list; step over the others."""
         sizes, values = array("q"), bytearray()
         kinds = [
             (p.size and struct.Struct(self.order + p.size.char), p.kind.itemsize)
@@ -265,8 +270,7 @@ class _Binary:
                 at = stop
             check_corners(self.path, len(values) // width)
         self.at = at
-        kind = element.properties[place].kind.newbyteorder(self.order)
-        return np.array(sizes), np.frombuffer(values, kind).astype(np.int64)
+        return sizes, values
 
     def rest(self) -> str:
         """Return what follows the last element, "" for nothing."""
