@@ -202,17 +202,6 @@ def _check_files(names: tuple, clouds: int) -> None:
             )
 
 
-def shown_file(name: str) -> str:
-    """Return a file name as text of one line: what cannot be printed becomes an escape.
-
-    A name may hold line ends, control characters, and bytes that are no text (as surrogates).
-    """
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
-        for letter in name
-    )
-
-
 def _one_cloud(i: int, array: Any) -> np.ndarray:
     """Return cloud i of a caller's arrays by float_points, (P, 3).  Raises DataError naming it."""
     try:

@@ -16,8 +16,7 @@ from contextlib import suppress
 from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
-from minipc.data.clouds import shown_file
-from minipc.errors import DataError, MinipcError, UsageError
+from minipc.errors import DataError, MinipcError, UsageError, escaped
 from minipc.models.checkpoint import read_checkpoint, write_checkpoint
 from minipc.models.file import model_id as identity_of
 from minipc.models.file import read_model, write_model
@@ -240,7 +239,7 @@ class RunFolder:
                     class_names[best],
                     int(best == label) if known else "",
                     f"{row[best]:.6f}",
-                    *([shown_file(names[cloud])] if names else []),
+                    *([escaped(names[cloud])] if names else []),
                 ]
             )
         self._write_csv("predictions.csv", lines)
