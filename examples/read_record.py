@@ -10,16 +10,16 @@ import h5py
 
 
 def check(path: str) -> None:
-    """Raise ValueError unless path is a complete, undamaged record of version 1 or 2."""
+    """Raise ValueError unless path is a complete, undamaged record of version 1, 2 or 3."""
     with open(path, "rb") as file:
         head = file.read(512).ljust(512)
         digest = hashlib.sha256(head[:40] + bytes(32) + head[72:])
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     magic, kind, version, _, length, expected_digest = struct.unpack("<8s16sIIQ32s", head[:72])
-    header = magic, kind.rstrip(b"\0"), version in (1, 2), length, expected_digest
+    header = magic, kind.rstrip(b"\0"), version in (1, 2, 3), length, expected_digest
     if header != (b"\x89minipc\n", b"record", True, os.path.getsize(path), digest.digest()):
-        raise ValueError(f"{path}: is damaged, or no record of version 1 or 2")
+        raise ValueError(f"{path}: is damaged, or no record of version 1 to 3")
 
 
 def read_record(path: str):

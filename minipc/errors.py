@@ -43,6 +43,17 @@ def short(value: object, most: int = 60) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+def escaped(text: str) -> str:
+    """Return text on one line: every letter that cannot be printed becomes an escape.
+
+    A file name may hold line ends, control characters, and bytes that are no text (as surrogates).
+    """
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode()
+        for letter in text
+    )
+
+
 def check_shape(name: str, array: Any, expected: tuple[int | None, ...]) -> None:
     """Raise DataError unless array.shape equals expected, a tuple in which None fits any length."""
     if len(array.shape) != len(expected) or any(

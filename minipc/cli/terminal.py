@@ -11,6 +11,8 @@ from typing import TextIO
 
 import click
 
+from minipc.errors import escaped
+
 COLOURS = {
     "red": r"^minipc:|\bFAILED\b.*|\bNOT (?:verified|bounded below)\b|\bNOTHING$",
     "yellow": r"^(?:warning|note):",
@@ -50,5 +52,5 @@ def columns(stream: TextIO | None) -> int:
 
 def complain(message: str) -> None:
     """Print the line of an expected failure on stderr."""
-    line = " ".join(message.split())
+    line = escaped(" ".join(message.split()))  # it may name a file, whose name may be anything
     click.echo(painted(f"minipc: {line}", sys.stderr), err=True)

@@ -23,8 +23,10 @@ from minipc.storage import files, hdf5
 from minipc.storage.places import check_new_file
 from minipc.streams import stream
 
-KIND, VERSION = "clouds", 2
+KIND, VERSION = "clouds", 3
 META = {"class_names", "up_axis", "normalisation"}  # of version 1; version 2 adds source
+WITH_FILES = 3  # of a data file that names the files of its clouds; without names it is 2
+MOST_NAME = 4096  # bytes of a file name with its folders, as systems have it
 MOST_POINTS = 10_000_000  # of one cloud
 UNLABELLED = -1  # the label of a cloud without one
 UP_AXES = ("x", "y", "z", "unknown")
@@ -40,6 +42,7 @@ class Clouds:
     up_axis: str  # "x", "y", "z" or "unknown"
     normalisation: str  # "unit_sphere" or "none"
     source: str = ""  # origin, for people: never compared, never hashed
+    files: tuple = ()  # N names of their files, for people as well, or none
 
     def __post_init__(self) -> None:
         check_shape("points", self.points, (None, None, 3))
@@ -84,6 +87,7 @@ class Clouds:
             )
         if not isinstance(self.source, str):
             raise DataError(f"clouds: expected a source that is text, got {self.source!r}")
+        _check_files(self.files, len(self.points))
 
     @classmethod
     def from_arrays(
@@ -150,6 +154,11 @@ class Clouds:
     def __len__(self) -> int:
         return len(self.points)
 
+    def taken(self, rows: np.ndarray) -> Self:
+        """Return the clouds in rows, a mask (N,) bool or indices."""
+        files = tuple(self.files[i] for i in np.arange(len(self))[rows]) if self.files else ()
+        return replace(self, points=self.points[rows], labels=self.labels[rows], files=files)
+
     @cached_property
     def points_hash(self) -> str:
         """SHA-256 of the points, as hexadecimal digits."""
@@ -173,6 +182,24 @@ class Clouds:
             "up_axis": self.up_axis,
             "normalisation": self.normalisation,
         }
+
+
+def _check_files(names: tuple, clouds: int) -> None:
+    """Raise DataError unless names are none, or one name for each of so many clouds."""
+    if names and len(names) != clouds:
+        raise DataError(f"clouds: expected {clouds} file names or none, got {len(names)}")
+    for name in names:
+        try:
+            size = len(name.encode("utf-8", "surrogateescape"))  # as systems store them
+        except (AttributeError, UnicodeEncodeError) as reason:
+            raise DataError(
+                f"clouds: expected file names that are text, got {short(ascii(name))}"
+            ) from reason
+        if size > MOST_NAME or "\0" in name:
+            raise DataError(
+                f"clouds: expected file names of at most {MOST_NAME} bytes, got {size}: "
+                f"{short(ascii(name))}"
+            )
 
 
 def _one_cloud(i: int, array: Any) -> np.ndarray:
@@ -276,6 +303,35 @@ class Splits(NamedTuple):
     test: Clouds
 
 
+def names_of(splits: Splits) -> list[str]:
+    """Return the names of the files of all clouds, training clouds first; [] where none has one."""
+    return [
+        name
+        for clouds in splits
+        for name in (clouds.files or [""] * len(clouds))
+        if any(each.files for each in splits)
+    ]
+
+
+def with_names(splits: Splits, names: Any, where: str) -> Splits:
+    """Return splits with the names that names_of gave, read from a file.  Raises DataError."""
+    if names == []:
+        return splits
+    train, test = splits
+    if not isinstance(names, list) or len(names) != len(train) + len(test):
+        raise DataError(
+            f"{where}: files: expected {len(train) + len(test)} names, got {short(ascii(names))}; "
+            "make it again"
+        )
+    try:
+        return Splits(
+            replace(train, files=tuple(names[: len(train)])),
+            replace(test, files=tuple(names[len(train) :])),
+        )
+    except DataError as reason:
+        raise DataError(f"{where}: {reason}") from reason
+
+
 def check_same_kind(
     described: Mapping[str, Any], expected: Mapping[str, Any], name: str, expected_by: str
 ) -> None:
@@ -353,12 +409,7 @@ def hold_out(splits: Splits, fraction: float, seed: int = 0) -> Splits:
             "with more of them"
         )
     source = made_from(f"training clouds ({clouds.source or 'of unknown source'})")
-    return Splits(
-        *(
-            replace(clouds, points=clouds.points[rows], labels=clouds.labels[rows], source=source)
-            for rows in (~out, out)
-        )
-    )
+    return Splits(*(replace(clouds.taken(rows), source=source) for rows in (~out, out)))
 
 
 def repeated(splits: Splits) -> int:
@@ -378,13 +429,16 @@ def write_clouds(path: str | PathLike, splits: Splits) -> None:
         splits.test.described, splits.train.described, "the test split", "the training split"
     )
 
+    named = names_of(splits)
+
     def fill(file: h5py.File) -> None:
-        hdf5.write_meta(file, {**splits.train.described, "source": splits.train.source})
+        meta = {**splits.train.described, "source": splits.train.source}
+        hdf5.write_meta(file, meta | ({"files": named} if named else {}))
         for name, clouds in zip(Splits._fields, splits, strict=True):
             file.create_dataset(f"{name}/points", data=clouds.points, dtype="<f4")
             file.create_dataset(f"{name}/labels", data=clouds.labels, dtype="<i8")
 
-    hdf5.write_hdf5(path, KIND, VERSION, fill)
+    hdf5.write_hdf5(path, KIND, WITH_FILES if named else 2, fill)
 
 
 def read_clouds(path: str | PathLike) -> Splits:
@@ -397,14 +451,12 @@ def read_clouds(path: str | PathLike) -> Splits:
         meta = hdf5.read_meta(file, path)
         if set(meta) == META:
             meta["source"] = ""
+        named = meta.pop("files", [])
         splits = []
         for name in Splits._fields:
             hdf5.check_members(file[name], {"points", "labels"}, path)
             points = hdf5.read_array(file, f"{name}/points", np.float32, (None, None, 3), path)
             labels = hdf5.read_array(file, f"{name}/labels", np.int64, (None,), path)
-            splits.append(
-                files.from_dict(
-                    Clouds, {"points": points, "labels": labels, **meta}, f"{path}: {name}"
-                )
-            )
-    return Splits(*splits)
+            values = {"points": points, "labels": labels, "files": (), **meta}
+            splits.append(files.from_dict(Clouds, values, f"{path}: {name}"))
+    return with_names(Splits(*splits), named, str(path))

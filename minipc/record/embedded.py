@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from minipc.data.clouds import Clouds, Splits
+from minipc.data.clouds import Clouds, Splits, names_of, with_names
 from minipc.errors import DataError
 from minipc.storage import files
 
@@ -21,14 +21,20 @@ if TYPE_CHECKING:
     from minipc.storage.hdf5 import Stored
 
 WITH_CLOUDS = 2  # header version of a record that carries its clouds
-CLOUDS_META = {"dtype", "exponent", "source"}
+WITH_FILES = 3  # ... and the names of their files
+CLOUDS_META = {"dtype", "exponent", "source"}  # of version 2; version 3 adds files
 
 
 class Embedded(NamedTuple):
     """Clouds as a record stores them."""
 
-    meta: dict  # keys CLOUDS_META
+    meta: dict  # keys CLOUDS_META, and files where they have names
     arrays: dict  # {field name: array}
+
+    @property
+    def version(self) -> int:
+        """The header version of a record that carries them."""
+        return WITH_FILES if "files" in self.meta else WITH_CLOUDS
 
     @property
     def bytes(self) -> int:
@@ -50,14 +56,15 @@ def encode(splits: Splits) -> Embedded:
     arrays = {}
     for name, clouds, values in zip(Splits._fields, splits, stored, strict=True):
         arrays[f"clouds/{name}/points"], arrays[f"clouds/{name}/labels"] = values, clouds.labels
-    return Embedded(
-        {"dtype": dtype, "exponent": exponent, "source": splits.train.source or None}, arrays
-    )
+    meta = {"dtype": dtype, "exponent": exponent, "source": splits.train.source or None}
+    named = names_of(splits)
+    return Embedded(meta | ({"files": named} if named else {}), arrays)
 
 
 def check_meta(meta: dict[str, Any], path: str) -> None:
     """Raise DataError unless meta, read from a file, is a valid Embedded.meta."""
-    files.check_keys(meta, CLOUDS_META, path)
+    named = isinstance(meta, dict) and "files" in meta
+    files.check_keys(meta, CLOUDS_META | ({"files"} if named else set()), path)
     kind, exponent = meta["dtype"], meta["exponent"]
     if not (
         kind == "float32"
@@ -75,7 +82,7 @@ def decode(stored: dict[str, Stored], meta: dict[str, Any], plan: Plan, path: st
     Raises DataError unless the training split has the hashes that the plan names.
     """
     described = {name: getattr(plan, name) for name in ("class_names", "up_axis", "normalisation")}
-    described["source"] = meta["source"] or ""
+    described |= {"source": meta["source"] or "", "files": ()}
     splits = []
     for name in Splits._fields:
         points, labels = (stored[f"clouds/{name}/{part}"].read() for part in ("points", "labels"))
@@ -86,7 +93,7 @@ def decode(stored: dict[str, Stored], meta: dict[str, Any], plan: Plan, path: st
             )
         )
     check_recorded(splits[0], plan, f"{path}: clouds/train")
-    return Splits(*splits)
+    return with_names(Splits(*splits), meta.get("files", []), f"{path}: clouds")
 
 
 def check_recorded(clouds: Clouds, plan: Plan, where: str) -> None:

@@ -44,7 +44,7 @@ class RecordReader:
     def __init__(self, path: str) -> None:
         self.path, self._place = path, os.path.abspath(path)
         with ExitStack() as stack:
-            whole = stack.enter_context(files.guarded(path, "record", embedded.WITH_CLOUDS))
+            whole = stack.enter_context(files.guarded(path, "record", embedded.WITH_FILES))
             with hdf5.hdf5_in(whole, path) as file:
                 self.meta = hdf5.read_meta(file, path)
                 self.plan = _checked_plan(self.meta, path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -312,7 +311,7 @@ def _try_teacher(
     # labelled clouds first, because these alone tell a teacher from a guess
     order = order[np.argsort(clouds.labels[order] == UNLABELLED, kind="stable")]
     chosen = np.sort(order[:TRIAL])
-    some = replace(clouds, points=clouds.points[chosen], labels=clouds.labels[chosen])
+    some = clouds.taken(chosen)
     groups = tuple(group[chosen] for group in recording.groups)
     few, *near = (padded_block(array, 0, plan.block) for array in (some.points, *groups))
     views = apply(few, draw(plan.seed, 0, 0, len(few), recording.augment))

@@ -191,7 +191,7 @@ class Store:
                 carried = embedded.Embedded(old.meta["clouds"], arrays)
             meta, version, clouds = self._merged_meta(old and old.meta), FORMAT, ((), {})
             if carried is not None:
-                meta, version = {**meta, "clouds": carried.meta}, embedded.WITH_CLOUDS
+                meta, version = {**meta, "clouds": carried.meta}, carried.version
                 clouds = cloud_fields(carried.meta["dtype"]), carried.arrays
             fields, blocks = record_fields(plan.logits), self._blocks(old, progress)
             write_rows(self.out, "record", version, meta, fields, plan.sizes, blocks, *clouds)

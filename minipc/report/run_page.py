@@ -672,6 +672,7 @@ def _error(arm: Arm, found: Predictions, row: int) -> tuple[int, list[str]]:
         f"{100 * found.probability[row]:.1f} % sure",
         f"test row {at} of {arm.config.data}",
     ]
+    lines += [f"file {found.files[row]}"] if found.files and found.files[row] else []
     return at, lines + ([f"run {run.name}"] if len(arm.runs) > 1 else [])
 
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from itertools import count, takewhile
 from typing import TYPE_CHECKING
 
-from minipc.errors import DataError, MinipcError, UsageError
+from minipc.errors import DataError, MinipcError, UsageError, escaped
 from minipc.models.checkpoint import read_checkpoint, write_checkpoint
 from minipc.models.file import model_id as identity_of
 from minipc.models.file import read_model, write_model
@@ -215,14 +215,21 @@ class RunFolder:
             write_model(self.file("best.h5"), model)
 
     def ended(
-        self, class_names: Sequence[str], labels: np.ndarray, probabilities: np.ndarray
+        self,
+        class_names: Sequence[str],
+        labels: np.ndarray,
+        probabilities: np.ndarray,
+        names: Sequence[str] = (),
     ) -> None:
         """Commit predictions.csv: one line for each test cloud, by the last model.
 
         labels (N,) indices into class_names, or -1 for none: the fields label and right are then
-        empty.  probabilities (N, K).
+        empty.  probabilities (N, K).  names: of the N files of the clouds, or none; what cannot be
+        printed in them is escaped.
         """
         lines: list[list[Any]] = [["cloud", "label", "predicted", "right", "probability"]]
+        if names:
+            lines[0].append("file")
         for cloud, (label, row) in enumerate(zip(labels, probabilities, strict=True)):
             best, known = int(row.argmax()), label >= 0
             lines.append(
@@ -232,6 +239,7 @@ class RunFolder:
                     class_names[best],
                     int(best == label) if known else "",
                     f"{row[best]:.6f}",
+                    *([escaped(names[cloud])] if names else []),
                 ]
             )
         self._write_csv("predictions.csv", lines)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 FIELDS = ("cloud", "label", "predicted", "right", "probability")
+NAMED = (*FIELDS, "file")  # where the data name the files of their clouds
 
 
 class Predictions(NamedTuple):
@@ -29,6 +30,7 @@ class Predictions(NamedTuple):
     labels: np.ndarray  # (n,) int64, UNLABELLED for none
     said: np.ndarray  # (n,) int64, the class with the largest probability
     probability: np.ndarray  # (n,) float64, of that class
+    files: tuple[str, ...] = ()  # n names of their files, as they can be printed, or none
 
     @property
     def known(self) -> np.ndarray:
@@ -47,18 +49,21 @@ def parsed(data: bytes, class_names: Sequence[str], place: str) -> Predictions:
     Raises DataError for a file that a run of these classes did not write.
     """
     index = {name: number for number, name in enumerate(class_names)}
-    labels, said, probability = [], [], []
+    labels, said, probability, names = [], [], [], []
     try:
         lines = csv.reader(io.StringIO(data.decode(), newline=""), strict=True)
-        if tuple(next(lines, ())) != FIELDS:
+        if (fields := tuple(next(lines, ()))) not in (FIELDS, NAMED):
             raise ValueError(f"its first line is not {','.join(FIELDS)}")
-        for number, (cloud, label, predicted, right, share) in enumerate(lines):
+        for number, (cloud, label, predicted, right, share, *name) in enumerate(lines):
+            names += name
             labels.append(index[label] if label else UNLABELLED)
             said.append(index[predicted])
             probability.append(float(share))
             is_right = str(int(label == predicted)) if label else ""
             if (cloud, right) != (str(number), is_right) or not 0 <= probability[-1] <= 1:
                 raise ValueError(f"cloud {number}: its line contradicts itself")
+            if len(name) != len(fields) - len(FIELDS):
+                raise ValueError(f"cloud {number}: its line has another number of fields")
     except (KeyError, ValueError, csv.Error) as reason:
         raise DataError(
             f"{place}: cannot be read ({reason!r}); restore it, or write it again: "
@@ -67,12 +72,14 @@ def parsed(data: bytes, class_names: Sequence[str], place: str) -> Predictions:
     if not said:
         raise DataError(f"{place}: names no cloud; restore it")
     whole = np.array([labels, said], np.int64)
-    return Predictions(whole[0], whole[1], np.array(probability, np.float64))
+    return Predictions(whole[0], whole[1], np.array(probability, np.float64), tuple(names))
 
 
 def joined(each: Sequence[Predictions]) -> Predictions:
     """Return the Predictions of several models, one after the other."""
-    return Predictions(*(np.concatenate(arrays) for arrays in zip(*each, strict=True)))
+    labels, said, probability = (np.concatenate([one[i] for one in each]) for i in range(3))
+    names = tuple(name for one in each for name in one.files)
+    return Predictions(labels, said, probability, names if all(one.files for one in each) else ())
 
 
 def confusion(found: Predictions, classes: int) -> np.ndarray:

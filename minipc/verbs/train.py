@@ -478,7 +478,7 @@ def write_epochs(
         if number == last_epoch:
             break
     log_p, _ = log_softmax_forward(epoch.test_logits.astype(np.float64))
-    folder.ended(test.class_names, test.labels, np.exp(log_p))
+    folder.ended(test.class_names, test.labels, np.exp(log_p), test.files)
     return epoch
 
 

@@ -41,7 +41,12 @@ MISTAKES = {
         (3, "data pack one-class -o new.h5", "at least 2"),
         (3, "data pack empty-class -o new.h5", "spoon"),
         (3, "data pack half-split -o new.h5", "half-split"),
-        (3, "data pack meshes -o new.h5", ".off"),
+        (3, "data pack parts -o new.h5", ".step"),
+        (3, "data pack bad-mesh -o new.h5", "triangulate the mesh"),
+        (3, "data pack bad-flat-mesh -o new.h5", "have no area"),
+        (3, "data pack bad-cut-mesh -o new.h5", "copy it again"),
+        (3, "data pack bad-lying-ply -o new.h5", "says 1000000000000 times vertex"),
+        (3, "data pack bad-order -o new.h5", "check the byte order"),
         (3, "data pack vessels/mug/001.xyz -o new.h5", "pack the folder"),
         (3, "data pack no-class.h5 -o new.h5", "class 1 has no training cloud"),
         (3, "data pack bad-header -o new.h5", "or remove the line"),
@@ -67,7 +72,7 @@ MISTAKES = {
         (3, "data pack bad-ind -o new.h5", "-1.#IND"),
         (3, "data pack bad-numbered -o new.h5", "remove the line"),
         (3, "data pack bad-index -o new.h5", "index=False"),
-        (3, "data pack bad-decimals -o new.h5", "write decimals with a point"),
+        (3, "data pack bad-decimals -o new.h5", "write all decimals with a point"),
         (3, "data pack bad-transposed -o new.h5", "at most 16 columns"),
         (3, "data pack bad-far -o new.h5", "subtract an offset"),
         (3, "data pack far -o new.h5 --normalisation none", "normalise to unit_sphere"),
@@ -240,7 +245,7 @@ MISTAKES = {
         (3, "data show good", "is a run"),
         (3, "data show untrained.h5", "is a minipc model file, but a clouds file is wanted"),
         (3, "data show no-points.h5", "data pack"),
-        (3, "data show meshes/mug/mug.off", "expected .npy"),
+        (3, "data show parts/mug/mug.step", "expected .npy"),
         (3, "data show bad-nan/mug/bad.xyz", "line 3"),
         (3, "data show clouds.h5 vessels/mug/001.xyz", "is a minipc clouds file"),
         (3, "data show pipe.xyz", "pipe"),
@@ -457,13 +462,36 @@ def tree(folder, name, classes=tuple(STRETCH)):
     return folder / name
 
 
+PLY = """ply
+format {} 1.0
+element vertex {}
+property float x
+property float y
+property float z
+end_header
+"""
+
+
 def spoil_trees(folder):
     tree(folder, "one-class", ["mug"])
     (tree(folder, "empty-class") / "spoon").mkdir()
     half = tree(folder, "half-split") / "mug" / "train"
     half.mkdir()
     (half / "3.xyz").write_text("0 0 1\n1 2 3\n")
-    (tree(folder, "meshes") / "mug" / "mug.off").write_text("OFF\n")
+    (tree(folder, "parts") / "mug" / "mug.step").write_text("ISO-10303-21;\n")
+    corners = "0 0 0\n1 0 0\n0 1 0\n1 1 0\n"
+    for name, text in {
+        "mesh.off": f"OFF\n4 1 0\n{corners}4 0 1 2 3\n",  # it crosses itself
+        "flat-mesh.off": f"OFF\n4 1 0\n{corners}3 0 0 1\n",
+        "cut-mesh.off": f"OFF\n4 2 0\n{corners}3 0 1 2\n",
+        "lying-ply.ply": PLY.format("ascii", 10**12) + corners,
+    }.items():
+        stem, suffix = name.split(".")
+        (tree(folder, f"bad-{stem}") / "mug" / f"bad.{suffix}").write_text(text)
+    values = np.random.default_rng(0).standard_normal((9, 3)).astype(">f4")
+    (tree(folder, "bad-order") / "mug" / "bad.ply").write_bytes(
+        PLY.format("binary_little_endian", 9).encode() + values.tobytes()
+    )
     for name, text in {
         "nan": "0 0 1\n1 2 3\n4 nan 6\n",
         "inf": "0 0 1\n1 2 3\n4 inf 6\n",
@@ -479,7 +507,7 @@ def spoil_trees(folder):
         "ind": "1 2 3\n4 5 -1.#IND\n",
         "numbered": "0,1,2\n0.5,0.1,0.7\n",
         "index": "0,1.5,2.5,3.5\n1,4.5,5.5,6.5\n2,7.5,8.5,9.5\n",
-        "decimals": "1,5;2,5;3,5\n4,5;5,5;6,5\n",
+        "decimals": "1,5;2,5;3,5\n4.5;5.5;6.5\n",
         "transposed": f"{'1 ' * 40}\n{'2 ' * 40}\n{'3 ' * 40}\n",
     }.items():
         (tree(folder, f"bad-{name}") / "mug" / "bad.xyz").write_text(text)

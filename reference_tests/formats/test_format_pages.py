@@ -68,6 +68,7 @@ def versions_are_those_of_the_code(text):
         ["shard", str(plan.FORMAT)],
         ["record", str(plan.FORMAT)],
         ["record", str(embedded.WITH_CLOUDS)],
+        ["record", str(embedded.WITH_FILES)],
     ]
     assert of_the_plan[1] == str(plan.FORMAT)
 
@@ -190,7 +191,7 @@ def golden_records_have_the_fields_of_the_page(text):
     """Read with h5py alone, by the page alone."""
     rows = [row[0] for row in table(text, "Of a record")]
     more = [row[0] for row in table(text, "Of a record with clouds")]
-    for version, names in ((1, rows), (2, rows + more)):
+    for version, names in ((1, rows), (2, rows + more), (3, rows + more)):
         with h5py.File(GOLDEN / f"record-{version}.h5") as file:
             assert datasets(file) == {*names, "meta"}
             assert all(
@@ -209,7 +210,7 @@ def metadata_is_that_of_the_code(text):
     for heading, wanted in (
         ("Of the record", RECORD_META | {"clouds"}),
         ("Of the shard", shard.SHARD_META),
-        ("Of the clouds", embedded.CLOUDS_META),
+        ("Of the clouds", embedded.CLOUDS_META | {"files"}),
     ):
         found = [row[0] for row in table(text, heading)]
         assert len(found) == len(set(found)) and set(found) == wanted, heading
@@ -253,7 +254,7 @@ def versions_of_files_are_those_of_the_code(text):
 
 
 def clouds_are_those_of_the_code(text):
-    with h5py.File(GOLDEN / "clouds-2.h5") as file:
+    with h5py.File(GOLDEN / "clouds-3.h5") as file:
         for name, dtype, axes in table(text, "Clouds"):
             assert file[name].dtype == dtype and len(axes.split()) == file[name].ndim
         meta = files.parse_json(file["meta"][...], "golden")
@@ -371,7 +372,7 @@ def test_the_page_of_files_says_what_the_code_does(check):
             "| 40 | 32 | bytes | digest",
             "| 48 | 32 | bytes | digest",
         ),
-        (RECORD, versions_are_those_of_the_code, "| record | 2 |", "| record | 3 |"),
+        (RECORD, versions_are_those_of_the_code, "| record | 2 |", "| record | 4 |"),
         (RECORD, versions_are_those_of_the_code, "of the plan | 1 |", "of the plan | 2 |"),
         (RECORD, canonical_json_is_spelled_as_the_page_says, "`1e-05`", "`1e-5`"),
         (RECORD, canonical_json_is_spelled_as_the_page_says, "`\\f`", "`\\v`"),
@@ -417,7 +418,7 @@ def test_the_page_of_files_says_what_the_code_does(check):
             "view-00001-row-00004096",
             "view-0001-row-00004096",
         ),
-        (FILES, versions_of_files_are_those_of_the_code, "| clouds | 2 |", "| clouds | 9 |"),
+        (FILES, versions_of_files_are_those_of_the_code, "| clouds | 3 |", "| clouds | 9 |"),
         (
             FILES,
             clouds_are_those_of_the_code,

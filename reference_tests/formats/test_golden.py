@@ -36,13 +36,20 @@ def dyadic(*shape):
     return ((np.arange(count) * 37 % 101 - 50) / 64).astype(np.float32).reshape(shape)
 
 
-def golden_splits(source=""):
-    def clouds(n):
+def golden_splits(source="", named=False):
+    def clouds(n, split):
+        names = [f"{split}/{i}.xyz" for i in range(n - 1)] + [f"{split}/\udcff\n.xyz"]
         return Clouds(
-            dyadic(n, 4, 3), np.arange(n) % 3, ("bed", "bowl", "desk"), "z", "none", source
+            dyadic(n, 4, 3),
+            np.arange(n) % 3,
+            ("bed", "bowl", "desk"),
+            "z",
+            "none",
+            source,
+            tuple(names) if named else (),
         )
 
-    return Splits(clouds(5), clouds(3))
+    return Splits(clouds(5, "train"), clouds(3, "test"))
 
 
 def golden_model():
@@ -74,9 +81,9 @@ def first_point(points):
     return points[:, 0, :]
 
 
-def golden_record(path, carry=False):
+def golden_record(path, carry=False, named=False):
     """Write the record of first_point over two views, with its clouds or without."""
-    splits = golden_splits()
+    splits = golden_splits(named=named)
     return record(
         Recording(
             splits.train,
@@ -138,12 +145,14 @@ def golden_groups():
 def write_all(folder):
     """Write the golden files of the current versions into an empty folder; used once a version."""
     write_clouds(str(folder / "clouds-2.h5"), golden_splits("golden points"))
+    write_clouds(str(folder / "clouds-3.h5"), golden_splits("golden points", named=True))
     write_model(str(folder / "model-2.h5"), golden_model())
     write_model(str(folder / "model-2-pointnet2.h5"), golden_local_model())
     write_checkpoint(str(folder / "checkpoint-1.h5"), golden_checkpoint())
     write_groups(str(folder / "groups-1.h5"), golden_groups())
     golden_record(str(folder / "record-1.h5"))
     golden_record(str(folder / "record-2.h5"), carry=True)
+    golden_record(str(folder / "record-3.h5"), carry=True, named=True)
     golden_shard(folder)
 
 
@@ -164,12 +173,14 @@ def test_groups_of_version_1_are_read_and_are_those_that_are_made_today():
         np.testing.assert_array_equal(read, mine, strict=True)
 
 
-@pytest.mark.parametrize("version, source", [(1, ""), (2, "golden points")])
+@pytest.mark.parametrize("version, source", [(1, ""), (2, "golden points"), (3, "golden points")])
 def test_clouds_of_every_version_are_read(version, source):
     for wanted, found in zip(
-        golden_splits(), read_clouds(str(GOLDEN / f"clouds-{version}.h5")), strict=True
+        golden_splits(named=version > 2),
+        read_clouds(str(GOLDEN / f"clouds-{version}.h5")),
+        strict=True,
     ):
-        assert found.source == source
+        assert found.source == source and found.files == wanted.files
         np.testing.assert_array_equal(found.points, wanted.points)
         np.testing.assert_array_equal(found.labels, wanted.labels)
         assert found.described == wanted.described
@@ -222,8 +233,8 @@ def test_groups_and_logits_of_the_golden_pointnet2_are_those_of_its_first_day():
     assert sha256_arrays(*(group.astype(np.uint32) for group in groups)) == GROUPS_HASH
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_record_of_either_version_is_read_and_keeps_its_run_id(version):
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_record_of_every_version_is_read_and_keeps_its_run_id(version):
     clouds = golden_splits().train
     with RecordReader(str(GOLDEN / f"record-{version}.h5")) as reader:
         reader.check_belongs(clouds)
@@ -242,6 +253,13 @@ def test_a_record_of_either_version_is_read_and_keeps_its_run_id(version):
             np.testing.assert_array_equal(shift, params.shift)
             applied = (clouds.points[:, 0] * scale + shift).astype(np.float16)
             np.testing.assert_array_equal(logits, applied)
+
+
+def test_the_clouds_in_a_record_of_version_3_have_the_names_of_their_files():
+    with RecordReader(str(GOLDEN / "record-3.h5")) as reader:
+        for found, wanted in zip(reader.clouds(), golden_splits(named=True), strict=True):
+            assert found.files == wanted.files and found.files[-1].endswith("\udcff\n.xyz")
+            assert found.points.tobytes() == wanted.points.tobytes()
 
 
 def test_the_clouds_in_a_record_of_version_2_are_read():
@@ -276,7 +294,14 @@ def test_a_shard_of_version_1_counts_in_a_recording_that_continues_today(tmp_pat
 
 def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp_path):
     write_all(tmp_path)
-    newest = [("clouds", 2), ("model", 2), ("shard", 1), ("checkpoint", 1), ("groups", 1)]
+    newest = [
+        ("clouds", 2),
+        ("clouds", 3),
+        ("model", 2),
+        ("shard", 1),
+        ("checkpoint", 1),
+        ("groups", 1),
+    ]
     files = [(f"{kind}-{version}.h5", kind, version) for kind, version in newest]
     for name, kind, version in (*files, ("model-2-pointnet2.h5", "model", 2)):
         with (
@@ -284,10 +309,10 @@ def test_what_is_written_today_equals_the_golden_files_in_all_but_provenance(tmp
             hdf5.open_hdf5(str(GOLDEN / name), kind, version) as old,
         ):
             assert content(new) == content(old)
-    for name in ("record-1.h5", "record-2.h5"):
+    for name in ("record-1.h5", "record-2.h5", "record-3.h5"):
         with (
-            hdf5.open_hdf5(str(tmp_path / name), "record", 2) as new,
-            hdf5.open_hdf5(str(GOLDEN / name), "record", 2) as old,
+            hdf5.open_hdf5(str(tmp_path / name), "record", 3) as new,
+            hdf5.open_hdf5(str(GOLDEN / name), "record", 3) as old,
         ):
             assert content(new) | {"meta": 0} == content(old) | {"meta": 0}
             metas = [hdf5.read_meta(file, name) | {"provenance": 0} for file in (new, old)]

@@ -46,6 +46,29 @@ def test_text_in_its_usual_spellings_is_the_same_cloud(tmp_path, name, text):
     np.testing.assert_array_equal(found.astype(np.float32), POINTS)
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0;0;1\n1,5;-2;3e-3\n4;5;6\n",
+        "0,0;0;1,000\n1,5;-2;3E-03\n4;5;6\n",
+        "0\t0\t1\n1,5\t-2\t0,003\n4\t5\t6\n",
+        "x;y;z;note\n0;0;1;a.b,c\n1,5;-2;3e-3;0.5\n4;5;6;\n",
+    ],
+)
+def test_decimals_may_have_commas_between_semicolons_and_tabs(tmp_path, text):
+    found = read_points(saved(tmp_path / "a.csv", text))
+    np.testing.assert_array_equal(found.astype(np.float32), POINTS)
+
+
+def test_the_mark_of_decimals_is_one_in_all_parts_of_a_text(tmp_path, monkeypatch):
+    monkeypatch.setattr("minipc.data.readers.text_points.PART", 100)
+    whole, commas, points = "1;2;3\n" * 50, "1,5;2;3\n" * 50, "1.5;2;3\n" * 50
+    assert len(read_points(saved(tmp_path / "a.csv", whole + commas + whole + commas))) == 200
+    for text, line in ((whole + commas + points, 101), (points + whole + commas, 101)):
+        with pytest.raises(DataError, match=f"line {line}: column 1: expected one mark of dec"):
+            read_points(saved(tmp_path / "a.csv", text))
+
+
 @pytest.mark.parametrize("dtype", ["f4", "f8", ">f4", "f2"])
 @pytest.mark.parametrize("columns", [3, 6])
 def test_arrays_of_any_real_dtype_are_the_same_cloud(tmp_path, dtype, columns):
@@ -139,8 +162,18 @@ def test_integers_are_coordinates_too(tmp_path):
         ),
         ("1 2 3#a\n4 5 6\n", "line 1: column 3: expected a number, found '3#a'"),
         (
-            "0,1;0,2;0,3\n0,4;0,5;0,6\n",
-            "line 1: column 1: expected a number, found '0,1' .*; write decimals with a point",
+            "0,1;0,2;0,3\n0.4;0,5;0,6\n",
+            "line 1: column 1: expected one mark of decimals .*found points and commas, here '0,1'",
+        ),
+        ("1.234,5;2;3\n", "line 1: column 1: expected one mark of decimals .*thousands without"),
+        ("1;2;3\n1,234,5;2;3\n", "line 2: column 1: expected a number, found '1,234,5'"),
+        (
+            "1,25,2,5,3,0\n2,25,3,5,3,0\n",
+            "line 1: has 6 whole numbers between commas, which may be decimal ones, .* or name the",
+        ),
+        (
+            "0,1 0,2 0,3\n0,4 0,5 0,6\n",
+            "line 1: has commas beside blanks, which may be decimal ones, .* with a point",
         ),
         (
             "0,1, 0,2, 0,3\n0,4, 0,5, 0,6\n",
@@ -268,14 +301,14 @@ def test_what_an_array_file_promises_but_does_not_hold_is_refused(tmp_path):
 def test_a_path_that_is_no_such_file_is_refused_and_a_pipe_does_not_hang(tmp_path):
     os.mkfifo(tmp_path / "pipe.xyz")
     (tmp_path / "folder.xyz").mkdir()
-    (tmp_path / "mesh.off").write_text("OFF\n")
+    (tmp_path / "part.step").write_text("ISO-10303-21;\n")
     for name, message in (
         ("none.xyz", "No such file"),
         ("folder.xyz", "found a folder"),
         ("pipe.xyz", "found a pipe"),
         (
-            "mesh.off",
-            "unknown suffix '.off', expected .npy, .npz, .xyz, .txt, .csv or .pts; convert it",
+            "part.step",
+            "unknown suffix '.step', expected .npy, .npz, .xyz, .* .las or .laz; convert it",
         ),
     ):
         with pytest.raises(DataError, match=message):

@@ -30,8 +30,10 @@ nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.pointwi
 nn.fast.local nn.fast.local_eval nn.engine
 nn.levels nn.widening models.inputs models.pointnet models.pointnet2 models.model
 data.prepare data.clouds data.groups_file data.augment data.shapes
-data.readers.packed data.readers.text_points data.readers.point_files
-data.readers.standard_input data.readers.foreign_hdf5
+data.readers.packed data.readers.text_points data.readers.lines data.readers.surface
+data.readers.ply data.readers.off data.readers.obj data.readers.stl data.readers.pcd
+data.readers.las data.readers.point_files data.readers.standard_input
+data.readers.foreign_hdf5
 data.readers.modelnet data.readers.tree data.readers.source
 models.file models.checkpoint
 record.fields record.plan record.embedded record.writer record.reader record.shard record.parts

@@ -70,6 +70,7 @@ class Cloud(NamedTuple):
     label: int  # index into the class names, or UNLABELLED
     split: str | None  # train, test or a third one; None if the source has no split
     where: str  # for messages: the file, and which cloud in it
+    file: str = ""  # its name within the source, where a file holds one cloud
 
 
 class Listing(NamedTuple):
@@ -109,7 +110,7 @@ def collect(
             f"{path}: has a split of its own, so a test fraction has no use; leave it out"
         )
     joins = request.joins_training(path, listing.third)
-    points, labels, test, stored, moved = _read(path, listing, request, joins, progress)
+    points, labels, test, stored, moved, names = _read(path, listing, request, joins, progress)
     described: dict[str, Any] = {
         "class_names": _checked_names(path, labels, listing.class_names),
         "up_axis": request.up_axis or listing.up_axis,
@@ -128,7 +129,8 @@ def collect(
     splits = []
     for name, rows in zip(Splits._fields, (~test, test), strict=True):
         try:
-            splits.append(Clouds(points[rows], labels[rows], **described))
+            named = tuple(names[rows].tolist()) if names.any() else ()
+            splits.append(Clouds(points[rows], labels[rows], files=named, **described))
         except DataError as reason:
             raise DataError(f"{path}: {name} split: {reason}") from reason
     size = request.num_points
@@ -139,15 +141,16 @@ def collect(
 def _read(
     path: str, listing: Listing, request: Request, joins: bool, progress: Callable[..., Any]
 ) -> tuple[np.ndarray, ...]:
-    """Return arrays over the N clouds that are kept: points, labels, test, stored, moved.
+    """Return arrays over the N clouds that are kept: points, labels, test, stored, moved, names.
 
     points (N, num_points, 3) float32; test: whether a cloud is a test cloud; stored: how many
-    points it had; moved: whether it was normalised.
+    points it had; moved: whether it was normalised; names: str of their files.
     """
     count, done = listing.size, 0  # clouds
     points = np.empty((count, request.num_points, 3), np.float32)
     labels, stored = np.empty((2, count), np.int64)
     test, kept, moved = np.zeros((3, count), bool)
+    names = np.full(count, "", object)
     for cloud in listing.clouds:
         if done == count:
             raise _other_count(path, count, "more")
@@ -158,13 +161,14 @@ def _read(
         except DataError as reason:
             raise DataError(f"{cloud.where}: {reason}") from reason
         labels[done], test[done] = cloud.label, cloud.split == "test"
+        names[done] = cloud.file
         kept[done] = joins or cloud.split not in listing.third
         done += 1
         if done % max(count // 100, 1) == 0 or done == count:
             progress(done, count, f"reading {path}")
     if done < count:
         raise _other_count(path, count, done)
-    arrays = points, labels, test, stored, moved
+    arrays = points, labels, test, stored, moved, names
     return arrays if kept.all() else tuple(array[kept] for array in arrays)
 
 

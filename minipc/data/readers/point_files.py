@@ -1,7 +1,8 @@
-"""Read one cloud of points from a user's file: .npy, .npz, .xyz, .txt, .csv or .pts.
+"""Read one cloud of points from a user's file: an array, a text, a cloud or mesh of some format.
 
-The coordinates are the first three columns, or the columns that the header of a text names x, y
-and z; other columns (normals, colours) are ignored.  We skip nothing silently and unpickle nothing.
+The coordinates are the first three columns, or those that a header names x, y and z; other columns
+(normals, colours) are ignored.  Of a mesh, points are drawn on its faces (surface.py).  We skip
+nothing silently and unpickle nothing.
 """
 
 import os
@@ -11,13 +12,23 @@ from collections.abc import Callable
 import numpy as np
 
 from minipc.data.prepare import float_points, prepare, turned
+from minipc.data.readers.las import read_las
+from minipc.data.readers.obj import read_obj
+from minipc.data.readers.off import read_off
+from minipc.data.readers.pcd import read_pcd
+from minipc.data.readers.ply import read_ply
+from minipc.data.readers.stl import read_stl
+from minipc.data.readers.surface import Mesh, sampled, triangles_of
 from minipc.data.readers.text_points import COLUMNS, read_text
 from minipc.errors import DataError, short
 from minipc.storage import files
 
-TEXT = (".xyz", ".txt", ".csv", ".pts")
-SUFFIXES = (".npy", ".npz", *TEXT)
+TEXT = (".xyz", ".txt", ".csv", ".pts", ".asc", ".xyzn")
+MESH = {".ply": read_ply, ".off": read_off, ".obj": read_obj, ".stl": read_stl}
+LIDAR = (".las", ".laz")
+SUFFIXES = (".npy", ".npz", *TEXT, *MESH, ".pcd", *LIDAR)
 LARGEST = 1 << 30  # bytes of one cloud; a small archive can unpack to any number
+FARTHEST = 1e18  # a coordinate: above, squares of distances overflow in float32
 EXPECTED = f"expected one cloud, (P, 3) real numbers or up to {COLUMNS} columns"
 
 
@@ -37,7 +48,10 @@ def read_points(path: str) -> np.ndarray:
             f"has {size} bytes, expected at most {LARGEST} for one cloud" if size else "is empty"
         )
         raise DataError(f"{path}: {fault}; put one cloud into it, or remove the file")
-    values = read_text(path) if suffix in TEXT else _array(path, _npz if suffix == ".npz" else _npy)
+    values, faces = _values(path, suffix), None
+    if isinstance(values, Mesh):
+        faces = values if len(values.sizes) else None
+        values = values.vertices
     if values.ndim != 2 or not 3 <= values.shape[1] <= COLUMNS or values.dtype.kind not in "iuf":
         raise DataError(
             f"{path}: {EXPECTED}, found {values.shape} {short(values.dtype)}; save one cloud a file"
@@ -45,9 +59,33 @@ def read_points(path: str) -> np.ndarray:
     if not len(values):
         raise DataError(f"{path}: holds no points; put some into it, or remove the file")
     try:
-        return float_points(values[:, :3])
+        points = float_points(values[:, :3])
+        _check_far(points)
+        return points if faces is None else sampled(points, triangles_of(faces))
     except DataError as reason:
         raise DataError(f"{path}: {reason}") from reason
+
+
+def _values(path: str, suffix: str) -> np.ndarray | Mesh:
+    """Return what a file holds.  Raises DataError."""
+    if suffix in TEXT:
+        return read_text(path)
+    if suffix in LIDAR:
+        return read_las(path)
+    if suffix in (".npy", ".npz"):
+        return _array(path, _npz if suffix == ".npz" else _npy)
+    with open(path, "rb") as file:
+        return read_pcd(path, file) if suffix == ".pcd" else MESH[suffix](path, file)
+
+
+def _check_far(points: np.ndarray) -> None:
+    """Raise DataError for coordinates that no unit of length explains."""
+    far = abs(points).max(axis=1)
+    if far.max() > FARTHEST:
+        raise DataError(
+            f"point {far.argmax()}: expected coordinates up to {FARTHEST:g}, found "
+            f"{far.max():.3g}; check the byte order and the type of the numbers"
+        )
 
 
 def read_prepared(

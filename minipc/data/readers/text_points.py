@@ -1,8 +1,9 @@
 """Read one cloud from a text file: one point a line, with blanks, tabs, commas or semicolons.
 
-Many programs write such tables, and a shifted column still looks like a cloud.  So every line must
-have as many fields as the first, and we refuse what is ambiguous instead of guessing.  We read a
-file in parts, so it needs no more memory than its points.
+Between semicolons or tabs, decimals may have commas.  Many programs write such tables, and a
+shifted column still looks like a cloud.  So every line must have as many fields as the first, and
+we refuse what is ambiguous instead of guessing.  We read a file in parts, so it needs no more
+memory than its points.
 """
 
 import re
@@ -23,6 +24,8 @@ COMMENT = re.compile(r"(?:^|(?<=[\s,;]))#.*")  # not inside a number: -1.#IND
 COUNT = re.compile(r"\d{1,12}")
 # 1.#QNAN, -1.#IND00, NaN(ind)
 NOT_FINITE = re.compile(r"[-+]?(nan.*|inf.*|\d\.#(ind|inf|qnan|snan).*)", re.IGNORECASE)
+WHOLE = r"[-+\d\s,;]*"  # a line of whole numbers
+DECIMAL_COMMAS = ("\t", ";")  # separators between which a comma is the mark of decimals
 DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
 
 
@@ -46,6 +49,7 @@ class Form(NamedTuple):
     declared_line: int  # number of that line
     named: bool  # whether a header names the columns
     ordinals: bool  # whether the first point is 0, 1, 2, ..., as programs number columns
+    marks: str = ""  # of decimals so far, in the order seen: "." or ",", or both, which is refused
 
 
 def read_text(path: str) -> np.ndarray:
@@ -64,6 +68,7 @@ def _points(path: str, file: TextIO) -> np.ndarray:
     form, first = _form(path, file)
     parts: list[np.ndarray] = []
     for number, part in _parts(path, file, first, form.line):
+        form = _marked(form, part)
         values = _values(form, part)
         if values is None:
             raise _refusal(path, form, number, part)
@@ -72,6 +77,12 @@ def _points(path: str, file: TextIO) -> np.ndarray:
                 f"{path}: line {form.line}: expected a point, found {short(first.strip())!r}, "
                 "which numbers the columns; remove the line (pandas: header=False), or name the "
                 "columns x, y and z"
+            )
+        if not parts and _may_be_decimals(form, part):
+            raise DataError(
+                f"{path}: line {form.line}: has {form.fields} whole numbers between commas, which "
+                f"may be decimal ones, in {short(repr(first.strip()))}; write decimals with a "
+                "point, or name the columns in a line above: x,y,z,..."
             )
         parts.append(values)
     points = np.concatenate(parts)
@@ -147,11 +158,12 @@ def _columns(
             f"{path}: line {number}: expected 3 numbers with {_between(separator)} between them, "
             f"found {short(line.strip())!r}; save x, y and z of one point a line"
         )
-    if separator == "," and "." not in line and re.search(r",\d.*, |, .*,\d", line):
+    mixed = re.search(r"(\d\s+[-+]?\d)|,\d.*, |, .*,\d", line)
+    if separator == "," and "." not in line and mixed:
+        where = "beside blanks" if mixed[1] else "with and without a blank behind them"
         raise DataError(
-            f"{path}: line {number}: has commas with and without a blank behind them, which may be "
-            f"decimal ones, in {short(repr(line.strip()))}; write decimals with a point, and all "
-            "separators alike"
+            f"{path}: line {number}: has commas {where}, which may be decimal ones, in "
+            f"{short(repr(line.strip()))}; write decimals with a point, and all separators alike"
         )
     if size > COLUMNS and named != size:
         raise DataError(
@@ -226,9 +238,11 @@ def _values(form: Form, part: str) -> np.ndarray | None:
         sizes = {len(line.split()) for line in lines}
         mixed = "\t" in part and any("\t" in line for line in lines)
     else:
+        if form.marks == ",":
+            lines = [line.replace(",", ".") for line in lines]
         sizes = {line.count(form.separator) + 1 - form.trailing for line in lines}
         mixed = form.trailing and not all(line.endswith(form.separator) for line in lines)
-    if mixed or sizes != {form.fields}:
+    if mixed or sizes != {form.fields} or len(form.marks) > 1:
         return None
     try:
         values = np.loadtxt(
@@ -241,7 +255,31 @@ def _values(form: Form, part: str) -> np.ndarray | None:
 
 def _decimals(form: Form, part: str) -> bool:
     """Return whether the lines after the first hold anything but whole numbers."""
-    return not all(re.fullmatch(r"[-+\d\s,;]*", line) for line in _lines(form, part)[1:])
+    return not all(re.fullmatch(WHOLE, line) for line in _lines(form, part)[1:])
+
+
+def _may_be_decimals(form: Form, part: str) -> bool:
+    """Return whether every two fields may be one number with a decimal comma."""
+    pairs = form.separator == "," and form.fields >= 6 and not form.fields % 2
+    return pairs and not form.named and all(re.fullmatch(WHOLE, x) for x in _lines(form, part))
+
+
+def _marked(form: Form, part: str) -> Form:
+    """Return form with the marks of decimals in the coordinates of a part added.
+
+    Between semicolons and tabs a comma can be such a mark, in all numbers of a file or in none.
+    """
+    other = {".": ",", ",": "."}.get(form.marks, "")
+    if form.separator not in DECIMAL_COMMAS or other and other not in part:
+        return form
+    marks = form.marks
+    for line in _lines(form, part):
+        fields = line.split(form.separator)
+        for column in form.columns:
+            for letter in fields[column] if column < len(fields) else "":
+                if letter in ".," and letter not in marks:
+                    marks += letter
+    return form._replace(marks=marks)
 
 
 def _refusal(path: str, form: Form, first: int, part: str) -> DataError:
@@ -272,8 +310,15 @@ def _fault(form: Form, line: str, first: bool) -> str | None:
         field, at = fields[column], f"column {column + 1}: expected"
         if not field:
             return f"{at} a number, found an empty field in {shown}; fill it, or remove the line"
+        if form.marks[1:] and (form.marks[1] in field or "," in field):
+            return (
+                f"{at} one mark of decimals in all lines, found points and commas, here "
+                f"{short(repr(field))} in {shown}; write all decimals with a point, and thousands "
+                "without a mark"
+            )
+        number = field.replace(",", ".") if form.marks == "," else field
         try:
-            value = float(field.replace("_", "?"))
+            value = float(number.replace("_", "?"))
         except ValueError:
             if not NOT_FINITE.fullmatch(field):
                 remedy = "repair it, or name the columns x, y and z in it" if first else "repair it"

@@ -3,7 +3,8 @@
 Layouts: class/file; class/train/file with class/test/file; train/class/file with test/class/file.
 A folder val beside train and test is a third split.  A folder unlabelled, beside the classes,
 beside train and test, or in train, holds training clouds without a label.  Class names are folder
-names, sorted.  We ignore hidden names; everything else must be a file that read_points accepts.
+names, sorted.  We ignore hidden names and materials of meshes; everything else must be a file that
+read_points accepts.
 """
 
 import os
@@ -15,6 +16,7 @@ from minipc.data.readers.point_files import read_points
 from minipc.errors import DataError
 
 SPLITS = (*Splits._fields, *VALIDATION)
+MATERIALS = ".mtl"  # beside .obj files; they hold no points
 NO_CLASS = "unlabelled"  # the folder of clouds without a label
 TREE = (
     "expected class/file, class/train/file and class/test/file, or train/class/file and "
@@ -34,6 +36,7 @@ def scan(folder: str, request: Request) -> Listing:
         for i, split, place in groups
         if os.path.lexists(place)
         for name in _entries(place)
+        if not name.lower().endswith(MATERIALS)
     ]
     for path, _, _ in entries:
         if os.path.isdir(path):
@@ -50,7 +53,10 @@ def scan(folder: str, request: Request) -> Listing:
     kept = [(path, i, split) for path, i, split in entries if joins or split not in third]
     return Listing(
         len(kept),
-        (Cloud(read_points(path), label, split, path) for path, label, split in kept),
+        (
+            Cloud(read_points(path), label, split, path, os.path.relpath(path, folder))
+            for path, label, split in kept
+        ),
         tuple(names),
         kinds == {False},
         made_from(f"folder {os.path.basename(os.path.abspath(folder))}"),
