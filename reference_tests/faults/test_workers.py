@@ -167,7 +167,7 @@ def test_two_recorders_that_finish_at_once_both_finish(
             raise OSError(errno.EBADF, "Bad file descriptor")
         real(fd, how)
 
-    monkeypatch.setattr(parts.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     clouds = read_clouds(data).train
 
     one = partial(recorded, clouds, views=8)

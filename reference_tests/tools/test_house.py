@@ -24,7 +24,7 @@ PACKAGE = ROOT / "minipc"
 
 ORDER = """
 errors settings progress streams installed backend provenance
-storage.files storage.hdf5 storage.layout storage.places
+storage.locks storage.files storage.hdf5 storage.layout storage.places
 nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
 nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.pointwise
 nn.fast.local nn.fast.local_eval nn.engine
