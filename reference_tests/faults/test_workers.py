@@ -18,7 +18,7 @@ import pytest
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import read_clouds
 from minipc.errors import CheckFailed, DataError, UsageError
-from minipc.record import parts, recorder, recording
+from minipc.record import recorder, recording
 from minipc.record.parallel.processes import device_of, run_workers
 from minipc.record.plan import read_plan
 from minipc.record.recorder import Share, here, record
