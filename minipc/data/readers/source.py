@@ -1,11 +1,18 @@
-"""Read any source: a ModelNet HDF5 folder, a tree of files, or one HDF5 file."""
+"""Read any source: the folder of a known data set, a tree of files, or one HDF5 file."""
 
 import os
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
-from minipc.data.readers import foreign_hdf5, modelnet, tree
+from minipc.data.readers import (
+    foreign_hdf5,
+    modelnet,
+    modelnet_texts,
+    scanobjectnn,
+    shapenet_part,
+    tree,
+)
 from minipc.data.readers.packed import Packed, Request, collect
 
 
@@ -19,13 +26,24 @@ def read_source(
     """
     request = Request(num_points, **options)
     request.check()
-    return collect(path, _reader_of(path).scan(path, request), request, progress)
+    reader = _reader_of(path)
+    if reader not in (scanobjectnn, modelnet_texts):
+        request.refuse(path, "variant")
+    if reader is not scanobjectnn:
+        request.refuse(path, "background")
+    return collect(path, reader.scan(path, request), request, progress)
 
 
 def _reader_of(path: str) -> ModuleType:
     """Return the module whose scan() reads path."""
     if modelnet.has_lists(path):
         return modelnet
+    if modelnet_texts.variants(path):
+        return modelnet_texts
+    if shapenet_part.has_categories(path):
+        return shapenet_part
+    if scanobjectnn.folder_of(path):
+        return scanobjectnn
     if os.path.isdir(path):
         return tree
     return foreign_hdf5
