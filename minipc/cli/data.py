@@ -140,6 +140,7 @@ def pack(
             variant=variant,
             background=background,
             progress=console.progress,
+            say=console.say,
         )
     if not dry_run:
         write_clouds(out, packed.splits)
@@ -201,7 +202,9 @@ def check(
                 )
             splits = read_clouds(source)
         else:
-            splits = read_source(source, num_points, **how, progress=console.progress).splits
+            splits = read_source(
+                source, num_points, **how, progress=console.progress, say=console.say
+            ).splits
         found = check(splits, console.progress)
     result({**describe_splits(source, splits), **found}, as_json, of_data_check)
     if strict and found["findings"]:

@@ -32,7 +32,7 @@ nn.levels nn.widening models.inputs models.pointnet models.pointnet2 models.mode
 data.prepare data.clouds data.duplicates data.check data.groups_file data.augment data.shapes
 data.readers.packed data.readers.text_points data.readers.point_files data.readers.foreign_hdf5
 data.readers.modelnet data.readers.modelnet_texts data.readers.shapenet_part
-data.readers.scanobjectnn data.readers.tree data.readers.source
+data.readers.scanobjectnn data.readers.tree data.readers.limited data.readers.source
 models.file models.checkpoint
 record.fields record.plan record.embedded record.writer record.reader record.shard record.parts
 record.store record.recording record.contract record.recorder record.verify

@@ -7,6 +7,7 @@ from typing import Any
 
 from minipc.data.readers import (
     foreign_hdf5,
+    limited,
     modelnet,
     modelnet_texts,
     scanobjectnn,
@@ -14,15 +15,25 @@ from minipc.data.readers import (
     tree,
 )
 from minipc.data.readers.packed import Packed, Request, collect
+from minipc.progress import quiet
+
+OF_HDF5 = (foreign_hdf5, modelnet, scanobjectnn)
 
 
 def read_source(
-    path: str, num_points: int, *, progress: Callable[..., Any] = lambda *_: None, **options: Any
+    path: str,
+    num_points: int,
+    *,
+    progress: Callable[..., Any] = quiet,
+    say: Callable[[str], Any] = quiet,
+    limits: bool = True,
+    **options: Any,
 ) -> Packed:
     """Return the Packed of any source; options: the other fields of packed.Request.
 
-    progress(done, total, text) reports how many clouds are read.  Raises DataError if path is not
-    one of these sources, UsageError for invalid or contradictory options.
+    progress(done, total, text) reports how many clouds are read; say(line) tells if HDF5 is read
+    without limits, because this system has none.  limits: whether to use them.  Raises DataError if
+    path is not one of these sources, UsageError for invalid or contradictory options.
     """
     request = Request(num_points, **options)
     request.check()
@@ -31,7 +42,11 @@ def read_source(
         request.refuse(path, "variant")
     if reader is not scanobjectnn:
         request.refuse(path, "background")
-    return collect(path, reader.scan(path, request), request, progress)
+    if limits and reader in OF_HDF5:
+        listing = limited.scan(reader.__name__.rpartition(".")[2], path, request, say)
+    else:
+        listing = reader.scan(path, request)
+    return collect(path, listing, request, progress)
 
 
 def _reader_of(path: str) -> ModuleType:
