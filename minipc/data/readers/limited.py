@@ -147,6 +147,8 @@ class _Pipe:
 
     def __init__(self, fd: int) -> None:
         self.fd, self.buffer, self.at = fd, bytearray(), 0
+        self.poll = select.poll()  # select.select takes no descriptor above 1023
+        self.poll.register(fd, select.POLLIN)
 
     def line(self) -> bytes:
         """Return the next line, b"" at the end.  Raises EOFError, TimeoutError, ValueError."""
@@ -175,7 +177,7 @@ class _Pipe:
 
     def _more(self) -> int:
         """Wait for more bytes; return how many came."""
-        if not select.select([self.fd], [], [], SILENCE)[0]:
+        if not self.poll.poll(1000 * SILENCE):
             raise TimeoutError
         data = os.read(self.fd, 1 << 20)
         del self.buffer[: self.at]  # what was taken
