@@ -83,6 +83,17 @@ def inflated(path):
         file["labels"] = np.arange(count) % 2
 
 
+def overfull(path):
+    """Clouds in a chunk that says 46 kB and inflates to a gigabyte."""
+    packer, zeros = zlib.compressobj(1), bytes(1 << 24)
+    packed = b"".join([packer.compress(zeros) for _ in range(64)] + [packer.flush()])
+    with h5py.File(path, "w") as file:
+        shape = (60, 64, 3)
+        file.create_dataset("points", shape, "<f4", chunks=shape, compression="gzip")
+        file["points"].id.write_direct_chunk((0, 0, 0), packed)
+        file["labels"] = np.arange(60) % 2
+
+
 def nested(path):
     """Groups a thousand deep, and links that lead back."""
     write_good(path)
@@ -95,12 +106,19 @@ def nested(path):
         del file["labels"]
 
 
+HOSTILE = {
+    "names": lambda path: amplified(path, names=2000, links=2000),  # 4 million names
+    "inflated": inflated,
+    "overfull": overfull,
+    "nested": nested,
+}
+
+
 def test_hostile_files_end_within_limits_and_the_good_one_is_read(tmp_path):
-    files = {name: tmp_path / f"{name}.h5" for name in ("good", "names", "inflated", "nested")}
+    files = {name: tmp_path / f"{name}.h5" for name in ("good", *HOSTILE)}
     write_good(files["good"])
-    amplified(files["names"], names=2000, links=2000)  # 4 million names
-    inflated(files["inflated"])
-    nested(files["nested"])
+    for name, make in HOSTILE.items():
+        make(files[name])
     assert max(path.stat().st_size for path in files.values()) < 20 << 20
     done = subprocess.run(
         [sys.executable, "-c", READ_ALL, *map(str, files.values())],
@@ -111,6 +129,7 @@ def test_hostile_files_end_within_limits_and_the_good_one_is_read(tmp_path):
     assert done.returncode == 0, done.stderr
     told = dict(zip(files, json.loads(done.stdout), strict=True))
     assert told["good"][0] == "read"
+    assert told["overfull"][0] != "read"
     assert "memory" in told["names"][0]  # of libhdf5, h5py or Python, whichever asks last
     assert "declares" in told["inflated"][0] and "expected points" in told["nested"][0]
     for outcome, seconds, memory in told.values():
