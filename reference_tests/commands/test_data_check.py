@@ -195,4 +195,8 @@ def test_of_modelnet40_about_a_quarter_of_the_test_clouds_is_nearly_in_training(
     _, out, _ = say("data", "check", FOLDER, "-q", "--json")
     found = json.loads(out)
     assert found["test_clouds_in_training"] == 0 and found["compared"] == 2468
-    assert 560 <= len(found["near"]) <= 620  # 592 here; the choice of points does not differ
+    # 592 here; another kernel may round a ratio beside the limit to the other side
+    assert 585 <= len(found["near"]) <= 599
+    assert len(found["degenerate"]) == 31 and {one["is"] for one in found["degenerate"]} == {
+        "plane"
+    }

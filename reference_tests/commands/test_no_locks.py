@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -53,6 +54,17 @@ def test_without_locks_what_reads_works_with_the_same_words(data, say, without):
 def test_without_locks_a_data_file_is_written_bit_for_bit(data, say, without):
     assert say("data", "hold-out", data, "-o", "with.h5")[0] == 0
     assert without("data", "hold-out", data, "-o", "without.h5")[0] == 0
+    assert Path("with.h5").read_bytes() == Path("without.h5").read_bytes()
+
+
+def test_without_limits_hdf5_of_others_is_read_and_it_says_so_once(folder, say, without):
+    with h5py.File("others.h5", "w") as file:
+        file["points"] = np.random.default_rng(0).standard_normal((20, 40, 3))
+        file["labels"] = np.arange(20) % 2
+    words = ("data", "pack", "others.h5", "--num-points", 40, "-o")
+    assert say(*words, "with.h5", "--quiet")[0] == 0
+    code, _, err = without(*words, "without.h5")
+    assert code == 0 and err.count("\n") == 1 and "is read without limits" in err
     assert Path("with.h5").read_bytes() == Path("without.h5").read_bytes()
 
 
