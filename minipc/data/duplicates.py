@@ -19,8 +19,9 @@ from minipc.progress import quiet
 
 MOST, FEWEST = 1024, 64  # distinct points that are compared of a cloud; below, chance decides
 CANDIDATES = 24  # training clouds that are compared with each test cloud
-# Ratio of distances up to which two clouds are near duplicates.  In 1,234 test clouds of ModelNet40,
-# parted at random into two of 512 points, it was 1.01 in the median and at most 1.10 in 98 %.
+# Ratio of distances up to which two clouds are near duplicates.  In 1,234 clouds of ModelNet40
+# that were parted at random into two of 512 points it was 1.01 in the median, and at most 1.10 in
+# 98 %.
 LIMIT = 1.10
 SCREENED = 128  # points of the first, coarse comparison
 COARSE = 1.3  # its limit: the mean of 128 distances varies by 5 % (they by half their mean)
