@@ -1,12 +1,53 @@
-"""minipc data: make, pack, hold out and show clouds; `data info` is `info`."""
+"""minipc data: make, pack, check, hold out and show clouds; `data info` is `info`."""
+
+import os
+from collections.abc import Callable
+from typing import Any
 
 import click
 
 from minipc.cli.completion import classes
 from minipc.cli.info import command as info
-from minipc.cli.options import FILE, Verbs, common_options, option
+from minipc.cli.options import FILE, Verbs, common_options, given_options, option
 from minipc.cli.show import Console, asked_width, picture_width, result
 from minipc.cli.train import Views
+from minipc.errors import CheckFailed, UsageError
+
+
+def source_options(function: Callable[..., None]) -> Callable[..., None]:
+    """Add the options of how a source is read: its split, and which of its data sets."""
+    for add in (
+        option(
+            "--background",
+            group="Clouds",
+            type=click.Choice(["keep", "drop"]),
+            help="What becomes of points that ScanObjectNN marks as background.",
+            unless_given="keep",
+        ),
+        option(
+            "--variant",
+            group="Clouds",
+            metavar="NAME",
+            help="Which data set, where SRC holds several (ScanObjectNN, ModelNet texts).",
+        ),
+        option(
+            "--val-split",
+            group="Clouds",
+            type=click.Choice(["train", "leave-out"]),
+            help="What becomes of a third split (val): joined to the training clouds, or not "
+            "packed.",
+        ),
+        option(
+            "--test-fraction",
+            group="Clouds",
+            metavar="F",
+            type=float,
+            help="Share of each class, where SRC has no split.",
+            unless_given="0.2",
+        ),
+    ):
+        function = add(function)
+    return function
 
 
 @click.group("data", cls=Verbs)
@@ -48,7 +89,7 @@ def make(out: str, seed: int, show: bool, as_json: bool, quiet: bool, verbose: b
 @option(
     "--up-axis",
     help="Of the clouds; stored in the file.",
-    unless_given="y for ModelNet40, else unknown",
+    unless_given="y for the known data sets, else unknown",
 )
 @option(
     "--normalisation",
@@ -57,20 +98,7 @@ def make(out: str, seed: int, show: bool, as_json: bool, quiet: bool, verbose: b
     default="unit_sphere",
     help="What is done to each whole cloud.",
 )
-@option(
-    "--test-fraction",
-    group="Clouds",
-    metavar="F",
-    type=float,
-    help="Share of each class, where SRC has no split.",
-    unless_given="0.2",
-)
-@option(
-    "--val-split",
-    group="Clouds",
-    type=click.Choice(["train", "leave-out"]),
-    help="What becomes of a third split (val): joined to the training clouds, or not packed.",
-)
+@source_options
 @common_options
 def pack(
     source: str,
@@ -81,12 +109,15 @@ def pack(
     normalisation: str,
     test_fraction: float | None,
     val_split: str | None,
+    variant: str | None,
+    background: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Pack SRC into one file: the HDF5 folder of ModelNet40, a tree of files, or one HDF5 file.
+    """Pack SRC into one file: a known data set, a tree of files, or one HDF5 file.
 
+    Known are ModelNet40 (HDF5, or texts with normals), ScanObjectNN and ShapeNet part.
     A tree is class/file, class/train/file or train/class/file, a file one cloud: .npy, .npz, .xyz,
     .txt, .csv or .pts.  A cloud with more points than asked for is sampled, one with fewer repeated
     (of ModelNet40 the first are kept, as is customary).
@@ -106,7 +137,10 @@ def pack(
             normalisation=normalisation,
             test_fraction=test_fraction,
             val_split=val_split,
+            variant=variant,
+            background=background,
             progress=console.progress,
+            say=console.say,
         )
     if not dry_run:
         write_clouds(out, packed.splits)
@@ -120,6 +154,61 @@ def pack(
         "dry_run": dry_run,
     }
     result(values, as_json, of_data_pack)
+
+
+@command.command("check", short_help="Look for clouds that are there twice, or flat, or rare.")
+@click.argument("source", metavar="DATA", type=FILE)
+@option("--num-points", default=1024, help="Points of each cloud, where DATA is not packed.")
+@source_options
+@option("--strict", help="End with exit code 4 if there is a finding.", is_flag=True)
+@common_options
+def check(
+    source: str,
+    num_points: int,
+    test_fraction: float | None,
+    val_split: str | None,
+    variant: str | None,
+    background: str | None,
+    strict: bool,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Say what is suspicious in DATA: a data file, or anything that `data pack` takes.
+
+    Clouds with the same points, test clouds that nearly are training clouds, clouds that are a
+    point, a line or a plane, classes without clouds and the balance of the others.  A finding is
+    told and is no error, unless --strict is given.
+    """
+    from minipc.data.check import check
+    from minipc.data.clouds import read_clouds
+    from minipc.data.readers.source import read_source
+    from minipc.report.describe import describe_splits
+    from minipc.report.lines import of_data_check
+    from minipc.storage.files import kind_of
+
+    how: dict[str, Any] = {
+        "test_fraction": test_fraction,
+        "val_split": val_split,
+        "variant": variant,
+        "background": background,
+    }
+    with Console(quiet, verbose) as console:
+        if not os.path.isdir(source) and kind_of(source) == "clouds":
+            if {*how, "num_points"} & set(given_options()):
+                raise UsageError(
+                    f"{source}: is packed, so how it is read is decided; leave out the options of "
+                    "a source"
+                )
+            splits = read_clouds(source)
+        else:
+            splits = read_source(
+                source, num_points, **how, progress=console.progress, say=console.say
+            ).splits
+        found = check(splits, console.progress)
+    result({**describe_splits(source, splits), **found}, as_json, of_data_check)
+    if strict and found["findings"]:
+        raise CheckFailed(f"{source}: {found['findings']} findings, as told above (--strict)")
 
 
 @command.command("hold-out", short_help="Training clouds alone, some of them for testing.")

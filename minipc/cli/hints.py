@@ -10,6 +10,7 @@ EXAMPLES = {  # by the name of the verb's table; tests parse each
     "predict": "minipc predict tiny vessels/mug --top 2",
     "data.make": "minipc data make -o shapes.h5",
     "data.pack": "minipc data pack vessels -o vessels.h5 --num-points 256 --up-axis z",
+    "data.check": "minipc data check vessels.h5",
     "data.hold-out": "minipc data hold-out vessels.h5 -o choosing.h5",
     "data.info": "minipc data info vessels.h5",
     "data.show": "minipc data show vessels.h5 -o vessels.html",

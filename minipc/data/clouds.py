@@ -28,6 +28,8 @@ META = {"class_names", "up_axis", "normalisation"}  # of version 1; version 2 ad
 WITH_FILES = 3  # of a data file that names the files of its clouds; without names it is 2
 MOST_NAME = 4096  # bytes of a file name with its folders, as systems have it
 MOST_POINTS = 10_000_000  # of one cloud
+# Words in the source of clouds of which several are of one object, which does not say which.
+SEVERAL = "several clouds of one object"
 UNLABELLED = -1  # the label of a cloud without one
 UP_AXES = ("x", "y", "z", "unknown")
 
@@ -41,7 +43,7 @@ class Clouds:
     class_names: tuple  # K distinct names
     up_axis: str  # "x", "y", "z" or "unknown"
     normalisation: str  # "unit_sphere" or "none"
-    source: str = ""  # origin, for people: never compared, never hashed
+    source: str = ""  # origin, for people: never compared, never hashed; SEVERAL has a meaning
     files: tuple = ()  # N names of their files, for people as well, or none
 
     def __post_init__(self) -> None:
@@ -350,6 +352,19 @@ def check_fraction(fraction: float) -> None:
         raise UsageError(f"test fraction: expected a number between 0 and 1, got {fraction!r}")
 
 
+def check_splittable(clouds: Clouds, what: str) -> None:
+    """Raise UsageError naming what if a drawn split could part the clouds of one object.
+
+    What is measured on one part would then be on objects that the other part has seen.
+    """
+    if SEVERAL in clouds.source:
+        raise UsageError(
+            f"{what}: these clouds are {SEVERAL}, and which is not known, so a drawn split would "
+            "have the same objects on both sides; choose on data with one cloud of each, such as "
+            "ScanObjectNN's objectdataset"
+        )
+
+
 def stratified(labels: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
     """Return a mask (N,) bool that selects round(fraction n) random clouds of the n of each class.
 
@@ -397,11 +412,12 @@ def hold_out(splits: Splits, fraction: float, seed: int = 0) -> Splits:
 
     What is chosen by accuracy is chosen on these; the test split has no part in it.  The clouds are
     drawn by stratified() from the streams (seed, "heldout", class); those without a label stay
-    in training.  Raises UsageError unless fraction lies between 0 and 1, DataError if no class has
-    two labelled clouds.
+    in training.  Raises UsageError unless fraction lies between 0 and 1, or if the clouds may not
+    be split, DataError if no class has two labelled clouds.
     """
     check_fraction(fraction)
     clouds = splits.train
+    check_splittable(clouds, "hold out")
     out = stratified(clouds.labels, fraction, seed, "heldout")
     if not out.any():
         raise DataError(

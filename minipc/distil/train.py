@@ -17,7 +17,7 @@ import numpy as np
 
 from minipc.backend import default_threads, module_of, tree_to
 from minipc.data.augment import Params, apply, draw
-from minipc.data.clouds import check_same_kind, kept_labels, stratified
+from minipc.data.clouds import check_same_kind, check_splittable, kept_labels, stratified
 from minipc.distil.augmentation import NetworkAugmentation
 from minipc.distil.averaging import averaging
 from minipc.distil.evaluate import measured, predict
@@ -280,6 +280,8 @@ def train(
     MinipcError if the loss is not finite.
     """
     clouds = splits.train
+    if config.val_fraction:
+        check_splittable(clouds, "val fraction")
     learnt, held = split_rows(clouds.labels, config)
     labels = kept_labels(clouds, learnt, config, needed=loss_config.kd_weight == 0)
     if (loss_config.self_weight > 0) != (self_target is not None):

@@ -7,7 +7,6 @@ recorders may work on one plan.
 
 from __future__ import annotations
 
-import fcntl
 import os
 from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING
 from minipc.errors import DataError
 from minipc.record.plan import read_plan, write_plan
 from minipc.record.shard import commit_shard, read_shard, shard_name
-from minipc.storage import files
+from minipc.storage import files, locks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -85,8 +84,9 @@ class Parts:
     def begin(self) -> list[str]:
         """Remove temporaries of killed writers, commit the plan, rename bad files.
 
-        Returns a line for each renamed file.
+        Returns a line for each renamed file.  Raises MinipcError on a system without locks.
         """
+        locks.check_locks(self.path)
         files.sweep(self.path)
         lines = self.commit_plan() if self.finished < self.plan.views else []
         return lines + self._scan(self._set_aside)
@@ -169,7 +169,11 @@ class Parts:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the lock on the folder, so that only one recorder at a time merges and removes."""
+        """Hold the lock on the folder, so that only one recorder at a time merges and removes.
+
+        Raises MinipcError on a system without locks.
+        """
+        locks.check_locks(self.path)
         while True:
             self.commit_plan()
             with ExitStack() as held:
@@ -195,12 +199,12 @@ class Parts:
         try:
             path, fd = self.path, opened(self.path, os.O_RDONLY | os.O_DIRECTORY)
             try:
-                fcntl.flock(fd, fcntl.LOCK_EX)
+                locks.lock(fd)
             except OSError:  # NFS locks only files open for writing; a folder cannot be
                 path = self._lock_path()
                 fd = opened(path, os.O_RDWR | os.O_CREAT)
                 with suppress(OSError):  # a file system without locks
-                    fcntl.flock(fd, fcntl.LOCK_EX)
+                    locks.lock(fd)
             return os.path.samestat(os.fstat(fd), os.stat(path))
         except FileNotFoundError:
             return False

@@ -4,7 +4,6 @@ It is for bug reports, so it leaves out the names of hosts, users and folders.
 """
 
 import errno
-import fcntl
 import os
 import platform
 import re
@@ -15,6 +14,7 @@ from typing import Any
 from minipc import __version__
 from minipc.errors import BackendError, short
 from minipc.installed import cupy_distributions, version_of
+from minipc.storage import locks
 
 STANDS_ON = ("NumPy", "SciPy", "h5py", "click")
 # what an extra brings; looked up, never imported
@@ -112,10 +112,10 @@ def _works(function: Callable[..., None], *arguments: Any) -> str:
 
 def _lock_twice(file: Any) -> None:
     """Raise OSError unless a second descriptor of a locked file is refused the lock."""
-    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    locks.lock(file, wait=False)
     with open(file.name, "rb") as again:
         try:
-            fcntl.flock(again, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(again, wait=False)
         except BlockingIOError:
             return
     raise OSError(errno.ENOLCK, "a lock was given twice")

@@ -7,7 +7,6 @@ loses nothing.  A folder belongs to one run and one process.
 from __future__ import annotations
 
 import csv
-import fcntl
 import hashlib
 import io
 import json
@@ -20,7 +19,7 @@ from minipc.errors import DataError, MinipcError, UsageError, escaped
 from minipc.models.checkpoint import read_checkpoint, write_checkpoint
 from minipc.models.file import model_id as identity_of
 from minipc.models.file import read_model, write_model
-from minipc.storage import files
+from minipc.storage import files, locks
 from minipc.storage.places import check_new_run
 
 if TYPE_CHECKING:
@@ -90,8 +89,9 @@ class RunFolder:
         """Make the folder and commit run.json (described: JSON), or open an existing run.
 
         Raises UsageError if path exists, or if another process is training in it; DataError if it
-        cannot be made or is not a run.
+        cannot be made or is not a run; MinipcError on a system without locks.
         """
+        locks.check_locks(path)
         self.path, self.new = path, described is not None
         made = False
         if self.new:
@@ -135,7 +135,7 @@ class RunFolder:
                 f"{self.path}: cannot be opened ({reason.strerror}); name the folder of a run"
             ) from reason
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locks.lock(fd, wait=False)
         except BlockingIOError:
             os.close(fd)
             raise UsageError(
@@ -152,7 +152,7 @@ class RunFolder:
         if os.getpid() == self._owner:
             # unlock explicitly: a process forked meanwhile would keep the lock until it ends
             with suppress(OSError):
-                fcntl.flock(self._lock, fcntl.LOCK_UN)
+                locks.unlock(self._lock)
         os.close(self._lock)
 
     def file(self, name: str) -> str:

@@ -8,7 +8,6 @@ schema: the module that owns a kind of file defines its contents.
 """
 
 import errno
-import fcntl
 import hashlib
 import io
 import json
@@ -21,22 +20,37 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import fields
 from os import PathLike
+from threading import Lock
 from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 
 from minipc.errors import DataError, MinipcError
+from minipc.storage import locks
 
 KINDS = ("clouds", "model", "record", "shard", "checkpoint", "groups")
 USER_BLOCK = 512  # bytes; the smallest that HDF5 allows
 CAP = 1 << 40  # bytes; larger files are not hashed unasked
 CHUNK = 1 << 20  # bytes hashed or zeroed at a time
 
+# flags of os.open that a system without them has no need of; only Windows has O_BINARY
+_FLAGS = ("O_CLOEXEC", "O_BINARY")
+_NO_WAIT = ("O_NONBLOCK", "O_NOCTTY")
+
 _MAGIC = b"\x89minipc\n"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HEADER = struct.Struct("<8s16sIIQ32s")  # magic, kind, version, zero, length, digest
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
+_POSITION = Lock()  # of descriptors, where a system cannot read or write at a place
 _BAD_PLACE = "EACCES EPERM EROFS ENOENT ENOTDIR EISDIR ENAMETOOLONG ELOOP ENXIO".split()
+
+
+def _flags(*names: str) -> int:
+    """Return those of the named flags of os.open that this system has."""
+    flags = 0
+    for name in (*names, *_FLAGS):
+        flags |= getattr(os, name, 0)
+    return flags
 
 
 def canonical_json(value: Any) -> bytes:
@@ -132,7 +146,12 @@ def replacing(path: str | PathLike, swept: bool = False) -> Iterator[int]:
         fd, temporary = _new_temporary(folder, base)
         yield fd
         os.fsync(fd)
-        os.rename(temporary, place)
+        if locks.available():
+            os.rename(temporary, place)
+        else:  # Windows renames no open file
+            os.close(fd)
+            fd = None
+            os.replace(temporary, place)
         temporary, state = None, "was written, but may not survive a power failure"
         sync_folder(folder)
     except OSError as reason:
@@ -158,7 +177,9 @@ def write_error(message: str, reason: OSError) -> MinipcError:
 
 def sync_folder(folder: str | PathLike) -> None:
     """Make the names in folder durable, if its file system supports that."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    if not hasattr(os, "O_DIRECTORY"):  # Windows opens no folder
+        return
+    fd = os.open(folder, os.O_RDONLY | _flags("O_DIRECTORY"))
     try:
         os.fsync(fd)
     except OSError as reason:
@@ -172,9 +193,27 @@ def write_at(fd: int, at: int, data: Any) -> int:
     """Write all of a bytes-like at byte `at` of fd; return where it ends.  Python retries EINTR."""
     view = memoryview(data).cast("B") if memoryview(data).nbytes else b""  # (0, 3) has no cast
     while view:
-        written = os.pwrite(fd, view, at)
+        written = _pwrite(fd, view, at)
         view, at = view[written:], at + written
     return at
+
+
+def _pread(fd: int, size: int, at: int) -> bytes:
+    """Return up to size bytes of fd from byte `at`; without os.pread one thread at a time."""
+    if hasattr(os, "pread"):
+        return os.pread(fd, size, at)
+    with _POSITION:
+        os.lseek(fd, at, os.SEEK_SET)
+        return os.read(fd, size)
+
+
+def _pwrite(fd: int, data: Any, at: int) -> int:
+    """Write at byte `at` of fd and return how many bytes; without os.pwrite as _pread."""
+    if hasattr(os, "pwrite"):
+        return os.pwrite(fd, data, at)
+    with _POSITION:
+        os.lseek(fd, at, os.SEEK_SET)
+        return os.write(fd, data)
 
 
 def seal(fd: int, kind: str, version: int) -> None:
@@ -193,7 +232,7 @@ def sweep(folder: str | PathLike, base: str | None = None) -> None:
             match = _TEMPORARY.fullmatch(name)
             if match and base in (None, match[1]):
                 with suppress(OSError, DataError), _Exact(os.path.join(folder, name)) as file:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    locks.lock(file, wait=False)
                     os.unlink(os.path.join(folder, name))
 
 
@@ -201,9 +240,9 @@ def _new_temporary(folder: str, base: str) -> tuple[int, str]:
     """Create and lock an exclusive file whose name fits _TEMPORARY; return (fd, path)."""
     while True:
         path = os.path.join(folder, f".{base}.{secrets.token_hex(8)}.tmp")
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _flags(), 0o666)
         with suppress(OSError):  # a file system without locks
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            locks.lock(fd)
         if os.path.exists(path):  # no sweep removed it before the lock
             return fd, path
         os.close(fd)
@@ -245,7 +284,7 @@ def digest_of(path: str | PathLike) -> str:
 def digest_in(file: "_Exact") -> str:
     """Return the digest in the header of a file that guarded yields.  Raises DataError."""
     with _reading(file.path):
-        head = os.pread(file.fileno(), _HEADER.size, 0)
+        head = _pread(file.fileno(), _HEADER.size, 0)
     if len(head) < _HEADER.size:
         raise DataError(f"{file.path}: is damaged: it ends after {len(head)} bytes; restore a copy")
     return _HEADER.unpack(head)[5].hex()
@@ -253,7 +292,7 @@ def digest_in(file: "_Exact") -> str:
 
 def _head(path: str | PathLike) -> bytes:
     with _Exact(path) as file, _reading(path):
-        return os.pread(file.fileno(), _HEADER.size, 0)
+        return _pread(file.fileno(), _HEADER.size, 0)
 
 
 def read_bytes(path: str | PathLike, most: int) -> bytes:
@@ -265,7 +304,7 @@ def read_bytes(path: str | PathLike, most: int) -> bytes:
         size = os.fstat(file.fileno()).st_size
         if size > most:
             raise DataError(f"{path}: expected at most {most} bytes, found {size}; check the name")
-        return os.pread(file.fileno(), size, 0)
+        return _pread(file.fileno(), size, 0)
 
 
 @contextmanager
@@ -290,7 +329,7 @@ class _Exact(io.RawIOBase):
         self.path, self._position = path, 0
         self._fd: int | None = None
         try:
-            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+            fd = os.open(path, os.O_RDONLY | _flags(*_NO_WAIT))
         except (OSError, ValueError) as reason:  # ValueError: a zero byte in the name
             why = getattr(reason, "strerror", None) or reason
             code = errno.errorcode.get(getattr(reason, "errno", None) or 0)
@@ -330,7 +369,7 @@ class _Exact(io.RawIOBase):
         view = memoryview(buffer).cast("B")
         while view:
             with _reading(self.path):
-                piece = os.pread(self.fileno(), min(len(view), CHUNK), at)
+                piece = _pread(self.fileno(), min(len(view), CHUNK), at)
             if not piece:
                 raise DataError(
                     f"{self.path}: became shorter while it was read: another program writes into "
@@ -367,7 +406,7 @@ def _guard(fd: int, path: str | PathLike, kind: str, version: int, cap: int) -> 
     All versions share the header and the digest, so this function can tell damage from a newer
     version.  It checks the kind first, before it hashes a large file.
     """
-    size, head = os.fstat(fd).st_size, os.pread(fd, USER_BLOCK, 0)
+    size, head = os.fstat(fd).st_size, _pread(fd, USER_BLOCK, 0)
     if not head:
         raise DataError(f"{path}: is empty; restore a copy or make it again")
     if head.startswith(_HDF5_MAGIC):
@@ -415,6 +454,6 @@ def sealed(kind: str, version: int, length: int, chunks: Iterable[bytes | memory
 def _chunks(fd: int, stop: int) -> Iterator[bytes]:
     """Yield the bytes of fd from the end of the user block to stop, or to the end of the file."""
     at = USER_BLOCK
-    while at < stop and (chunk := os.pread(fd, min(CHUNK, stop - at), at)):
+    while at < stop and (chunk := _pread(fd, min(CHUNK, stop - at), at)):
         yield chunk
         at += len(chunk)

@@ -17,7 +17,7 @@ import numpy as np
 
 from minipc.backend import blas_on_one_thread, default_threads
 from minipc.data.augment import AugmentConfig
-from minipc.data.clouds import UNLABELLED, Splits, kept_labels
+from minipc.data.clouds import UNLABELLED, Splits, check_splittable, kept_labels
 from minipc.data.groups_file import indices_of, kept_groups
 from minipc.distil import train as training
 from minipc.distil.augmentation import largest
@@ -319,6 +319,8 @@ def prepare(
     else:
         reader.check_belongs(splits.train)
         views = recorded_views(reader, config.labels_only, *config.views)  # type: ignore[misc]
+    if config.training.val_fraction:
+        check_splittable(splits.train, "val fraction")
     learnt, held = split_rows(splits.train.labels, config.training)
     needed = config.loss.kd_weight == 0
     labels = kept_labels(splits.train, learnt, config.training, needed)

@@ -17,7 +17,7 @@ import pytest
 from conftest import STRETCH, write_three_classes, write_vessels
 
 from minipc.cli.main import main
-from minipc.data.clouds import UNLABELLED, Clouds, Splits, read_clouds, write_clouds
+from minipc.data.clouds import SEVERAL, UNLABELLED, Clouds, Splits, read_clouds, write_clouds
 from minipc.data.groups_file import groups_path, indices_of, kept_groups
 from minipc.models.file import new_model, write_model
 from minipc.models.model import sizes as model_sizes
@@ -86,6 +86,15 @@ MISTAKES = {
         (3, "data pack blind-test -o new.h5", "measure nothing"),
         (2, "data pack three.h5 -o new.h5", "--val-split"),
         (2, "data pack vessels -o new.h5 --val-split train", "no third split"),
+        (2, "data pack two-sets -o new.h5", "pass --variant with one of"),
+        (2, "data pack two-sets -o new.h5 --variant modelnet50", "no variant 'modelnet50'"),
+        (3, "data pack two-sets -o new.h5 --variant modelnet40", "missing, though"),
+        (2, "data pack vessels -o new.h5 --variant x", "holds one data set"),
+        (2, "data pack vessels -o new.h5 --background drop", "marks no background"),
+        (2, "data hold-out several.h5 -o new.h5", "one cloud of each"),
+        (2, "train several.h5 --labels-only --val-fraction 0.2 --out new", "one cloud of each"),
+        (2, "data check clouds.h5 --num-points 64", "is packed"),
+        (3, "data check none.h5", "none.h5"),
         (2, "data pack vessels -o clouds.h5", "exists already"),
         (3, "data pack vessels -o no/where.h5", "no/where.h5"),
         (3, "data pack vessels -o folder.h5/x/y.h5", "folder.h5"),
@@ -375,6 +384,8 @@ def spoil(folder):
     )
     nowhere = {**splits.train.described, "up_axis": "unknown"}
     write_model("unknown.h5", new_model(sizes("tiny", 3), nowhere, 0))
+    several = [replace(clouds, source=SEVERAL) for clouds in splits]
+    write_clouds("several.h5", Splits(*several))
     spoil_groups(folder, splits.train)
     whole = (folder / "clouds.h5").read_bytes()
     (folder / "cut.h5").write_bytes(whole[:-100])
@@ -393,6 +404,7 @@ def spoil(folder):
     spoil_studies(folder)
     from_the_future(folder)
     spoil_trees(folder)
+    spoil_lists(folder)
     spoil_hdf5(folder)
 
 
@@ -528,6 +540,15 @@ def spoil_trees(folder):
     short = tree(folder, "bad-short") / "mug" / "bad.npy"
     np.save(short, np.zeros((50, 3)))
     short.write_bytes(short.read_bytes()[:-8])
+
+
+def spoil_lists(folder):
+    """Make two-sets: lists of two data sets beside each other, one of which names no file."""
+    (folder / "two-sets").mkdir()
+    for name in ("modelnet10", "modelnet40"):
+        (folder / f"two-sets/{name}_shape_names.txt").write_text("mug\nvase\n")
+        for number, split in enumerate(("train", "test")):
+            (folder / f"two-sets/{name}_{split}.txt").write_text(f"mug_{number:04d}\n")
 
 
 def spoil_hdf5(folder):

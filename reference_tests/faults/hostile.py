@@ -43,7 +43,7 @@ def points_of(splits):
 
 
 def read_single(path):
-    return points_of(read_source(path, 16).splits)
+    return points_of(read_source(path, 16, limits=False).splits)
 
 
 def read_folder(path):
@@ -57,7 +57,7 @@ def read_folder(path):
             with open(os.path.join(folder, f"{name}.txt"), "w") as file:
                 file.write(text)
         os.symlink(os.path.abspath(path), os.path.join(folder, "part.h5"))
-        return points_of(read_source(folder, 16)[0])
+        return points_of(read_source(folder, 16, limits=False)[0])
 
 
 def read_parameters(path):

@@ -18,7 +18,7 @@ import pytest
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import read_clouds
 from minipc.errors import CheckFailed, DataError, UsageError
-from minipc.record import parts, recorder, recording
+from minipc.record import recorder, recording
 from minipc.record.parallel.processes import device_of, run_workers
 from minipc.record.plan import read_plan
 from minipc.record.recorder import Share, here, record
@@ -167,7 +167,7 @@ def test_two_recorders_that_finish_at_once_both_finish(
             raise OSError(errno.EBADF, "Bad file descriptor")
         real(fd, how)
 
-    monkeypatch.setattr(parts.fcntl, "flock", flock)
+    monkeypatch.setattr(fcntl, "flock", flock)
     clouds = read_clouds(data).train
 
     one = partial(recorded, clouds, views=8)

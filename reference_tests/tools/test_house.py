@@ -24,17 +24,18 @@ PACKAGE = ROOT / "minipc"
 
 ORDER = """
 errors settings progress streams installed backend provenance
-storage.files storage.hdf5 storage.layout storage.places
+storage.locks storage.files storage.hdf5 storage.layout storage.places
 nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
 nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.pointwise
 nn.fast.local nn.fast.local_eval nn.engine
 nn.levels nn.widening models.inputs models.pointnet models.pointnet2 models.model
-data.prepare data.clouds data.groups_file data.augment data.shapes
+data.prepare data.clouds data.duplicates data.check data.groups_file data.augment data.shapes
 data.readers.packed data.readers.text_points data.readers.lines data.readers.surface
 data.readers.ply data.readers.off data.readers.obj data.readers.stl data.readers.pcd
 data.readers.las data.readers.point_files data.readers.standard_input
 data.readers.foreign_hdf5
-data.readers.modelnet data.readers.tree data.readers.source
+data.readers.modelnet data.readers.modelnet_texts data.readers.shapenet_part
+data.readers.scanobjectnn data.readers.tree data.readers.limited data.readers.source
 models.file models.checkpoint
 record.fields record.plan record.embedded record.writer record.reader record.shard record.parts
 record.store record.recording record.contract record.recorder record.verify

@@ -20,6 +20,8 @@ from minipc.errors import DataError, short
 from minipc.storage import files
 
 LARGEST = 16 * 2**30  # most bytes that a member may declare; a tiny file can declare 160 TiB
+INFLATED = 256 * 2**20  # most bytes of a member that is compressed more than TIMES
+TIMES = 100  # coordinates are rarely compressed more than twofold
 COLUMNS = 16  # most columns of a point: more mean a transposed array (N, 3, P)
 # most bytes of one cloud, and of one compressed chunk: both must be in memory at once
 PIECE = 16 * 2**20
@@ -77,7 +79,8 @@ def member(file: h5py.File, name: str, path: str) -> h5py.Dataset:
     dataset = file[name]
     stored = dataset.id.get_storage_size()
     # gzip compresses by a factor of 1032 at most
-    if dataset.external or dataset.is_virtual or dataset.nbytes > min(LARGEST, 1100 * stored):
+    most = min(LARGEST, 1100 * stored, max(INFLATED, TIMES * stored))
+    if dataset.external or dataset.is_virtual or dataset.nbytes > most:
         raise DataError(
             f"{path}: {name} declares {dataset.nbytes} bytes and has {stored} in this file; copy "
             "it again"

@@ -14,7 +14,7 @@ import numpy as np
 from minipc.data.clouds import made_from, whole_labels
 from minipc.data.readers.foreign_hdf5 import blocks, foreign, member
 from minipc.data.readers.packed import VALIDATION, Cloud, Listing, Request
-from minipc.errors import DataError, UsageError
+from minipc.errors import DataError
 from minipc.storage import files
 
 LIST = 2**20  # most bytes of a list of names
@@ -34,11 +34,8 @@ def scan(folder: str, request: Request) -> Listing:
     draw here would be an augmentation that no record stores.  A list val_files.txt is a third
     split.  Raises DataError naming the file, what was expected and found, and UsageError.
     """
-    if request.test_fraction is not None:
-        raise UsageError(
-            f"{folder}: has a split of its own, so a test fraction has no use; leave it out"
-        )
-    names = tuple(_lines(folder, "shape_names.txt"))
+    request.refuse(folder, "test_fraction")
+    names = tuple(lines_of(folder, "shape_names.txt"))
     third = [
         word for word in VALIDATION if os.path.lexists(os.path.join(folder, f"{word}_files.txt"))
     ]
@@ -76,7 +73,7 @@ def _listed(folder: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     parts: list[tuple[str, str]] = []
     for split in splits:
         name = f"{split}_files.txt"
-        for line in _lines(folder, name):
+        for line in lines_of(folder, name):
             part = ntpath.basename(line)
             if any(part == other and (split == "test") == (of == "test") for other, of in parts):
                 raise DataError(
@@ -87,7 +84,8 @@ def _listed(folder: str, splits: Sequence[str]) -> list[tuple[str, str]]:
     return parts
 
 
-def _lines(folder: str, name: str) -> list[str]:
+def lines_of(folder: str, name: str) -> list[str]:
+    """Return the lines of a list of names, without empty ones.  Raises DataError."""
     path = os.path.join(folder, name)
     if not os.path.lexists(path):
         raise DataError(f"{path}: missing; {LAYOUT}")

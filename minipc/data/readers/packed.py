@@ -27,6 +27,14 @@ from minipc.errors import DataError, UsageError, short
 TEST_FRACTION = 0.2
 VALIDATION = ("val", "valid", "validation", "dev")  # customary names of a third split
 VAL_SPLITS = ("train", "leave-out")  # what the user may decide about it
+BACKGROUNDS = ("keep", "drop")  # what the user may decide about points that are not of the object
+
+
+REFUSED = {  # fields of a Request that not every source has a use for
+    "test_fraction": "has a split of its own, so a test fraction has no use",
+    "variant": "holds one data set, so --variant has no use",
+    "background": "marks no background, so --background has no use",
+}
 
 
 class Request(NamedTuple):
@@ -37,6 +45,8 @@ class Request(NamedTuple):
     normalisation: str = "unit_sphere"
     test_fraction: float | None = None
     val_split: str | None = None  # one of VAL_SPLITS
+    variant: str | None = None  # where one folder holds several data sets
+    background: str | None = None  # one of BACKGROUNDS, where a data set marks it
 
     def check(self) -> None:
         """Raise UsageError for values that are wrong for every source."""
@@ -47,6 +57,25 @@ class Request(NamedTuple):
             raise UsageError(
                 f"val split: expected {' or '.join(VAL_SPLITS)}, got {self.val_split!r}"
             )
+
+    def refuse(self, path: str, *names: str) -> None:
+        """Raise UsageError if one of the named fields is specified: path has no use for it."""
+        for name in names:
+            if getattr(self, name) is not None:
+                raise UsageError(f"{path}: {REFUSED[name]}; leave it out")
+
+    def chosen(self, path: str, variants: Sequence[str]) -> str:
+        """Return which of the variants that path holds is meant.  Raises UsageError."""
+        if self.variant is None and len(variants) > 1:
+            raise UsageError(
+                f"{path}: holds several data sets; pass --variant with one of {', '.join(variants)}"
+            )
+        if self.variant not in (None, *variants):
+            raise UsageError(
+                f"{path}: has no variant {self.variant!r}; pass --variant with one of "
+                f"{', '.join(variants)}"
+            )
+        return self.variant or variants[0]
 
     def joins_training(self, path: str, third: Sequence[str]) -> bool:
         """Return whether the clouds of a third split become training clouds.
@@ -84,6 +113,7 @@ class Listing(NamedTuple):
     third: Sequence[str] = ()  # names of a third split
     up_axis: str = "unknown"  # if the request names none
     keeps_first: bool = False  # keep the first points, instead of a random subset
+    note: str = ""  # on the split, for people
 
 
 class Packed(NamedTuple):
@@ -105,10 +135,8 @@ def collect(
     test_fraction (None: 0.2) of each class is drawn from the streams (0, "split", class); at least
     one training cloud of each stays.  Raises DataError naming the cloud, and UsageError.
     """
-    if listing.has_split and request.test_fraction is not None:
-        raise UsageError(
-            f"{path}: has a split of its own, so a test fraction has no use; leave it out"
-        )
+    if listing.has_split:
+        request.refuse(path, "test_fraction")
     joins = request.joins_training(path, listing.third)
     points, labels, test, stored, moved, names = _read(path, listing, request, joins, progress)
     described: dict[str, Any] = {
@@ -125,6 +153,8 @@ def collect(
     if listing.third:
         became = "joined to the training clouds" if joins else "left out"
         how += f", {short(', '.join(listing.third))} {became}"
+    if listing.note:
+        how += f", {listing.note}"
     _check_split(path, labels, test, described["class_names"], listing.has_split)
     splits = []
     for name, rows in zip(Splits._fields, (~test, test), strict=True):
