@@ -141,7 +141,10 @@ class SetAbstraction(torch.nn.Module):
     def __init__(self, channels: int, level: Any, config: Any) -> None:
         """channels of the features that it reads; level: a pointnet2.Level."""
         super().__init__()
-        made = [list(zip(*layers_of((3 + channels, *widths), config))) for _, widths in level.scales]
+        made = [
+            list(zip(*layers_of((3 + channels, *widths), config), strict=True))
+            for _, widths in level.scales
+        ]
         convs, norms = zip(*made, strict=True)
         if len(made) == 1:
             self.mlp_convs = torch.nn.ModuleList(convs[0])

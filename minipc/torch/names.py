@@ -65,8 +65,12 @@ def places(config: Any) -> list[Place]:
         elif part == "level" and levels[at[0]].count("/") > 1:
             sa, rest = f"sa{at[0] + 1}", f"{at[1]}.{at[2]}"
             turned = at[2] == 0 and fan_in > 3
-            found.append(Place(layer, f"{sa}.conv_blocks.{rest}", f"{sa}.bn_blocks.{rest}", 2, turned))
+            found.append(
+                Place(layer, f"{sa}.conv_blocks.{rest}", f"{sa}.bn_blocks.{rest}", 2, turned)
+            )
         else:
             sa = {"entry": "entry", "level": f"sa{at[0] + 1}", "last": f"sa{len(levels) + 1}"}[part]
-            found.append(Place(layer, f"{sa}.mlp_convs.{at[-1]}", f"{sa}.mlp_bns.{at[-1]}", 2, False))
+            found.append(
+                Place(layer, f"{sa}.mlp_convs.{at[-1]}", f"{sa}.mlp_bns.{at[-1]}", 2, False)
+            )
     return found

@@ -68,7 +68,8 @@ def from_state_dict(
     _check_names(state, config, where)
     model = net(config)
     specs, initial = model.param_specs(config), model.initial_stats(config)
-    params, stats = {}, {}
+    params: dict[str, Any] = {}
+    stats: dict[str, Any] = {}
     for place in places(config):
         layer, shape = place.layer, specs[f"{place.layer}.W"].shape
         weight = _array(state, f"{place.weight}.weight", (*shape[::-1], *[1] * place.ones), where)
@@ -101,7 +102,8 @@ def from_state_dict(
 
 def _check_names(state: Mapping[str, Any], config: Any, where: str) -> None:
     """Raise DataError unless a state dict has the names of a model, a bias more or not."""
-    needed, allowed = set(), set()
+    needed: set[str] = set()
+    allowed: set[str] = set()
     for place in places(config):
         needed.add(f"{place.weight}.weight")
         (allowed if place.norm else needed).add(f"{place.weight}.bias")

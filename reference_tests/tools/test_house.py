@@ -34,7 +34,7 @@ data.readers.packed data.readers.text_points data.readers.point_files data.reade
 data.readers.modelnet data.readers.tree data.readers.source
 models.file models.checkpoint
 record.fields record.plan record.embedded record.writer record.reader record.shard record.parts
-record.store record.recording record.contract record.recorder record.verify
+record.store record.recording record.contract record.recorder record.function record.verify
 record.parallel.processes record.parallel.scheduler
 distil.evaluate distil.self_target distil.statistics distil.averaging distil.augmentation
 distil.state distil.train runs.folder runs.config runs.predictions runs.compare
@@ -42,6 +42,8 @@ audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weig
 audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit
+torch.present torch.names torch.loss torch.state_dict torch.modules torch.checkpoints
+torch.published torch.dataset torch.teacher torch.record
 report.describe report.environment report.confusion report.lines report.page report.clouds
 report.braille report.gallery report.compare verbs.compare verbs.demo
 report.charts report.commands report.run_page verbs.report verbs.show
