@@ -99,10 +99,9 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     except (
         Exception
     ) as reason:  # UnpicklingError, RuntimeError, EOFError, whatever a file can cause
-        said = short(" ".join(str(reason).split()) or type(reason).__name__, 100)
         raise DataError(
-            f"{path}: torch.load reads no weights from it ({said}); save the state dict alone: "
-            "torch.save(module.state_dict(), PATH)"
+            f"{path}: torch.load reads no weights from it ({_why(reason)}); save the state dict "
+            "alone: torch.save(module.state_dict(), PATH)"
         ) from reason
     for name in WRAPPERS:
         if isinstance(found, Mapping) and isinstance(found.get(name), Mapping):
@@ -116,6 +115,14 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     if all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
     return dict(zip(names, found.values(), strict=True))
+
+
+def _why(reason: Exception) -> str:
+    """Return why torch.load reads nothing, without its advice to trust the file."""
+    said = " ".join(str(reason).split())
+    if found := re.search(r"GLOBAL ([\w.]+)", said):
+        return f"it holds {found[1]}, which is neither a tensor nor a number"
+    return "it is damaged, or not of torch.save" if said else type(reason).__name__
 
 
 def _contents(found: Any) -> str:
@@ -203,9 +210,9 @@ def widths_of(state: Mapping[str, Any], names: str, first: int, where: str) -> t
     """Return the outputs of the layers with names such as "fc{}", numbered from first."""
     widths: list[int] = []
     while (name := f"{names.format(first + len(widths))}.weight") in state:
-        shape = getattr(state[name], "shape", ())
+        shape: tuple = tuple(getattr(state[name], "shape", ()))
         if len(shape) < 2 or 0 in shape:
-            raise DataError(f"{where}: {name}: expected shape (O, I, ...), found {tuple(shape)}")
+            raise DataError(f"{where}: {name}: expected shape (O, I, ...), found {shape}")
         widths.append(int(shape[0]))
     return tuple(widths)
 

@@ -46,7 +46,7 @@ class _Opened(NamedTuple):
 
 
 class RecordDataset(torch.utils.data.Dataset):
-    """The rows of a record, view after view; one after the other, each an Item.
+    """The rows of a record, view after view; item i is an Item.
 
     record: path.  data: path of the clouds file or the training Clouds; None: the clouds that the
     record carries, or the file that it names.  views: those to serve, in this order; None: all.

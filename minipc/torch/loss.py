@@ -31,10 +31,9 @@ def loss(
 
     logits, teacher_logits, self_logits (B, K); labels (B,) integers, -1 for none; has_self (B,)
     bool, which rows have a self target, None for all.  logits are float32 or float64; teacher and
-    self logits are constants of any real floating dtype, converted to that of the logits.  A second
-    derivative is refused by PyTorch.  Raises UsageError for weights that LossConfig refuses, and
-    for teacher or self logits that require a gradient; DataError for other shapes, dtypes and
-    labels.
+    self logits are constants of any real floating dtype, converted to that of the logits.  Raises
+    UsageError for weights that LossConfig refuses, for teacher or self logits that require a
+    gradient, and in a backward with create_graph; DataError for other shapes, dtypes and labels.
     """
     config = LossConfig(kd_weight, self_weight, temperature, label_smoothing, guard)
     if not isinstance(logits, torch.Tensor) or logits.dtype not in (torch.float32, torch.float64):
@@ -64,14 +63,17 @@ class _Loss(torch.autograd.Function):
         return torch.tensor(terms.total, dtype=logits.dtype, device=logits.device)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, dtotal: Any) -> tuple:
+        if torch.is_grad_enabled():  # a graph of the gradient is asked for; NumPy leaves none
+            raise UsageError(
+                "loss: has no second derivative; call backward() without create_graph=True"
+            )
         dz = torch.from_numpy(loss_backward(ctx.cache)).to(dtotal.device)
         return dz * dtotal, None, None, None, None, None
 
 
 def _kind(value: Any) -> str:
-    return str(getattr(value, "dtype", type(value).__name__))
+    return str(value.dtype if isinstance(value, torch.Tensor) else type(value).__name__)
 
 
 def _host(tensor: Any) -> np.ndarray:
