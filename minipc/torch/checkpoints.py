@@ -92,13 +92,13 @@ def read_checkpoint(path: str | os.PathLike) -> dict[str, Any]:
     than tensors and numbers, or no state dict.
     """
     try:
-        with torch.serialization.safe_globals(SCALARS):
-            found = torch.load(path, map_location="cpu", weights_only=True)
+        file = open(path, "rb")  # noqa: SIM115  what it raises differs from a file that is damaged
     except OSError as reason:
         raise DataError(f"{path}: cannot be read: {reason.strerror or reason}") from reason
-    except (
-        Exception
-    ) as reason:  # UnpicklingError, RuntimeError, EOFError, whatever a file can cause
+    try:
+        with file, torch.serialization.safe_globals(SCALARS):
+            found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as reason:  # UnpicklingError, RuntimeError, EOFError: whatever a file causes
         raise DataError(
             f"{path}: torch.load reads no weights from it ({_why(reason)}); save the state dict "
             "alone: torch.save(module.state_dict(), PATH)"
