@@ -19,4 +19,6 @@ except ImportError:
         allow_module_level=True,
     )
 
+torch.set_num_threads(1)  # its threads wait for each other where other work has the processors
+
 __all__ = ["torch"]
