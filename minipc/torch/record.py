@@ -30,6 +30,11 @@ if TYPE_CHECKING:
     from minipc.record.recorder import Recorded, Share
 
 
+DEFAULTS: dict[str, Any] = dict(  # of the options of a ModuleTeacher
+    device="cpu", batch=BLOCK, channels_first=False, transform=None, output=None, teacher_id=None
+)
+
+
 def record_module(
     module: Any,
     data: str | Splits | Clouds,
@@ -56,12 +61,12 @@ def record_module(
     a function without arguments that returns one of the two.  data: path of a clouds file or of a
     record with clouds, or Splits, or the training Clouds.  workers: processes that compute the
     shares, each with a module that the function makes and its part of the processors, or with one
-    CUDA device in turn; they need a text.  device to teacher_id: as in ModuleTeacher, which a
-    ModuleTeacher has said already.  The rest is as in Recording and recorder.record.  The same call
-    continues after an interruption.
+    CUDA device in turn; they need a text.  device to teacher_id: as in ModuleTeacher, and not
+    beside one.  The rest is as in Recording and recorder.record.  The same call continues after an
+    interruption.
 
-    Raises as recorder.record and ModuleTeacher; UsageError for workers without a text, and for
-    with_clouds without a test split.
+    Raises as recorder.record and ModuleTeacher; UsageError for workers without a text, for
+    with_clouds without a test split, and for options beside a ModuleTeacher.
     """
     if workers > 1 and not isinstance(module, str):
         raise UsageError(
@@ -85,7 +90,7 @@ def record_module(
     recording = _recording(teacher, data, out, **settings)
     store = recording.open()  # raises what it can before processes start
     if workers > 1 and recording.missing(store):
-        devices = torch.cuda.device_count() if device == "cuda" else 0
+        devices = torch.cuda.device_count() if teacher.device == torch.device("cuda") else 0
         threads = max(default_threads(np) // workers, 1)
         run_workers(
             partial(_record_share, module, data, out, devices, threads, settings, options),
@@ -104,7 +109,15 @@ def _teacher(module: Any, options: dict[str, Any]) -> ModuleTeacher:
                 f"record: expected a module, or a text such as file.py:function, got {module!r}"
             )
         module = call_function(module)
-    return module if isinstance(module, ModuleTeacher) else ModuleTeacher(module, **options)
+    if not isinstance(module, ModuleTeacher):
+        return ModuleTeacher(module, **options)
+    given = [name for name, value in options.items() if value != DEFAULTS[name]]
+    if given:
+        raise UsageError(
+            f"record: {', '.join(given)}: the module is a ModuleTeacher already; say so where it "
+            "is made"
+        )
+    return module
 
 
 def _recording(

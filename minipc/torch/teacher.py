@@ -47,7 +47,10 @@ class ModuleTeacher:
         batch: int = BLOCK,
         teacher_id: str | None = None,
     ) -> None:
-        """Move module to device.  Raises UsageError for what is no module, device or batch."""
+        """Move module to device, where it stays.
+
+        Raises UsageError for what is no module, device or batch.
+        """
         if not isinstance(module, torch.nn.Module):
             raise UsageError(
                 f"teacher: expected a torch.nn.Module, got {type(module).__name__}; pass the "

@@ -128,7 +128,9 @@ def test_every_command_and_every_python_block_of_a_page_runs_in_its_order(
         monkeypatch.syspath_prepend(place)
     for settings in blocks(text, "toml"):
         (place / "settings.toml").write_text(settings)
-    for language, block in re.findall(r"^```(sh|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    for language, block in re.findall(
+        r"^```(sh|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL
+    ):
         for words in commands(f"```sh\n{block}```\n") if language == "sh" else []:
             execute(words, monkeypatch)
         if name := re.match(r"# (\w+\.py)\n", block):

@@ -204,7 +204,20 @@ def test_what_is_no_module_or_returns_no_logits_is_one_line(data, folder):
         record_module(net(), data, "r.h5", views=1, workers=2)
     with pytest.raises(UsageError, match="with_clouds needs both splits"):
         record_module(net(), read_clouds(data).train, "r.h5", views=1, with_clouds=True)
+    with pytest.raises(UsageError, match="batch: the module is a ModuleTeacher already"):
+        record_module(ModuleTeacher(net()), data, "r.h5", views=1, batch=8)
     assert not (folder / "r.h5").exists()
+
+
+def test_a_device_says_what_the_processor_says():
+    if not torch.cuda.is_available():
+        pytest.skip("no CUDA device for PyTorch")
+    points = np.random.default_rng(0).standard_normal((32, 50, 3)).astype(np.float32)
+    want = ModuleTeacher(net(), channels_first=True, output=first)(points)
+    teacher = ModuleTeacher(net(), channels_first=True, output=first, device="cuda")
+    # float32 products in another order; TF32 would differ by 1e-3
+    np.testing.assert_allclose(teacher(points), want, atol=1e-5)
+    assert teacher.made_with["torch_cuda"] == torch.version.cuda
 
 
 def test_two_workers_record_a_pointnet2_and_a_student_learns_from_a_data_loader(data, folder, mine):
