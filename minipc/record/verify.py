@@ -16,7 +16,7 @@ from minipc.errors import DataError
 from minipc.models.inputs import check_groups
 from minipc.progress import quiet
 from minipc.provenance import unlike
-from minipc.record.recorder import compute_shard, provenance_of
+from minipc.record.recorder import compute_shard, provenance_of, said_by
 from minipc.storage.files import from_dict
 from minipc.streams import stream
 
@@ -83,7 +83,7 @@ def verify(
             f"{reader.path}: recorded with {plan.augment['order']!r}; this minipc draws {ORDER!r}"
         )
     blocks = _sample(plan, reader.views, sample) if logits_of else {}
-    here = provenance_of(xp, engine, logits_of)
+    here = provenance_of(xp, engine) | said_by(logits_of)
     reasons = (
         [unlike(item["made_with"], here) for item in reader.meta["provenance"]] if logits_of else []
     )
