@@ -48,10 +48,11 @@ KERNELS :=
 test-kernels: $(VENV)/ready  ## the tests that touch BLAS under every kernel that runs here, or KERNELS="Haswell Nehalem"
 	$(BIN)/python -m reference_tests.tools.kernels $(KERNELS)
 
-TORCH_TESTS := $(addprefix reference_tests/,mathematics/test_torch_parity.py commands/test_docs.py \
+TORCH_TESTS := $(addprefix reference_tests/,mathematics/test_torch_parity.py mathematics/test_torch_loss.py \
+	formats/test_torch_dataset.py formats/test_torch_models.py commands/test_torch_record.py commands/test_docs.py \
 	formats/test_shared_reader.py commands/test_contract.py)
 
-test-torch: $(VENV)/ready  ## parity with PyTorch, its examples, its DataLoader; installed if absent, a missing PyTorch is a failure
+test-torch: $(VENV)/ready  ## minipc.torch, parity with PyTorch, its examples, its DataLoader; installed if absent, a missing PyTorch is a failure
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
 	MINIPC_REQUIRE_TORCH=1 $(BIN)/python -m pytest $(TORCH_TESTS) -k "torch or your_loss"
 

@@ -1,11 +1,8 @@
-"""Record a PyTorch teacher: train it as you like, then give record() a function of NumPy arrays.
+"""Record a PyTorch teacher: train it as you like, then give the module to record_module().
 
-Put the network in evaluation mode: with batch statistics or dropout, the logits of a cloud would
-change with the other clouds of its block.  The id names the weights, so another training run makes
-another record.
+It is called in evaluation mode, so that the logits of a cloud do not depend on the other clouds of
+its block.  The id names the weights, so another training run makes another record.
 """
-
-import hashlib
 
 import numpy as np
 import torch
@@ -14,8 +11,7 @@ from torch import nn
 from minipc.data.augment import AugmentConfig, apply, draw
 from minipc.data.clouds import Clouds
 from minipc.data.shapes import built_in_shapes
-from minipc.record.recorder import record
-from minipc.record.recording import Recording
+from minipc.torch.record import record_module
 
 
 class Teacher(nn.Module):
@@ -50,26 +46,12 @@ def trained(clouds: Clouds, steps: int, batch: int = 32) -> Teacher:
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-    return model.eval()
-
-
-def weights_id(model: nn.Module) -> str:
-    """Return an id that only these weights have."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(name.encode() + value.numpy().tobytes())
-    return f"torch-{digest.hexdigest()}"
+    return model
 
 
 def main(out: str = "torch_teacher.h5", steps: int = 250) -> None:
     clouds = built_in_shapes(0).train
-    model = trained(clouds, steps)
-
-    @torch.inference_mode()
-    def logits_of(points):
-        return model(torch.from_numpy(points)).numpy()
-
-    done = record(Recording(clouds, weights_id(model), out, views=2), logits_of)
+    done = record_module(trained(clouds, steps), clouds, out, views=2)
     print(
         f"{out}: {done.views} views, teacher accuracy {100 * done.teacher_accuracy:.1f} %, "
         f"{done.bytes} bytes"

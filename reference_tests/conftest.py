@@ -72,6 +72,7 @@ def torch():
         if os.environ.get("MINIPC_REQUIRE_TORCH") == "1":
             raise
         pytest.skip("torch is not installed (MINIPC_REQUIRE_TORCH=1 makes this a failure)")
+    torch.set_num_threads(1)  # as in tools/with_torch.py
     return torch
 
 

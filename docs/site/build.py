@@ -34,6 +34,7 @@ PARTS = {
     "runs": "Run folders",
     "audit": "Audit",
     "verbs": "Verbs, on files",
+    "torch": "With PyTorch",
     "report": "What people read",
 }
 

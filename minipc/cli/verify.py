@@ -31,7 +31,10 @@ class Sample(click.ParamType):
 )
 @click.argument("record", metavar="RECORD", type=FILE)
 @click.argument("data", metavar="[DATA]", type=FILE, required=False)
-@option("--teacher", help="Run this model again over a sample of the rows.")
+@option(
+    "--teacher",
+    help="Run this model again over a sample of the rows; or FILE.py:FUNCTION, which makes it.",
+)
 @option("--sample", type=Sample(), default="1024", help="Rows for --teacher, or all.")
 @shared_options
 def command(
@@ -49,7 +52,8 @@ def command(
     """Verify RECORD: its bytes, its data, every stored parameter, and with --teacher its logits.
 
     DATA are the clouds it was made from; without, they are taken from the record or looked for
-    beside it.  Ends with 4 if something does not hold.
+    beside it.  A teacher of others is named by a function that returns it: FILE.py:FUNCTION or
+    PACKAGE.MODULE:FUNCTION.  Ends with 4 if something does not hold.
     """
     from minipc.backend import load
     from minipc.report.lines import of_verify

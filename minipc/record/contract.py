@@ -3,6 +3,10 @@
 A teacher is any callable from points (B, P, 3) to logits (B, K).  The same cloud must always give
 the same logits, whatever else is in the block.  The teacher must return logits, not probabilities,
 and must be better than chance.
+
+It may have two attributes, which `minipc verify` compares: teacher_id, the id under which it is
+recorded, and made_with, a dict of JSON values: what its own library computes with, for the
+provenance of the shards.
 """
 
 from __future__ import annotations

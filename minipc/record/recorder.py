@@ -93,7 +93,7 @@ def here(
 
     A thread writes one shard while the next one is computed.
     """
-    made_with = provenance_of(recording.xp, recording.engine)
+    made_with = provenance_of(recording.xp, recording.engine) | said_by(teacher)
     with ThreadPoolExecutor(1, "minipc-commit") as committer:
         committing: Any = None
         for view, first, stop in missing:
@@ -242,6 +242,11 @@ def _recorded(recording: Recording, clouds_bytes: int, rate: float, present: int
 def provenance_of(xp: ModuleType, engine: str | None) -> dict[str, Any]:
     """Return the provenance of a shard: provenance(), and the engine if the teacher is ours."""
     return provenance(xp) | ({"engine": engine} if engine else {})
+
+
+def said_by(teacher: Callable[..., Any] | None) -> dict[str, Any]:
+    """Return what a teacher of others adds to the provenance: its made_with (contract.py)."""
+    return dict(getattr(teacher, "made_with", {}))
 
 
 def compute_shard(

@@ -16,7 +16,7 @@ from minipc.errors import DataError
 from minipc.models.inputs import check_groups
 from minipc.progress import quiet
 from minipc.provenance import unlike
-from minipc.record.recorder import compute_shard, provenance_of
+from minipc.record.recorder import compute_shard, provenance_of, said_by
 from minipc.storage.files import from_dict
 from minipc.streams import stream
 
@@ -59,14 +59,16 @@ def verify(
     xp: ModuleType = np,
     threads: int = 1,
     engine: str | None = None,
+    repeats: bool = True,
     progress: Callable[[int, int, str], None] = quiet,
 ) -> Verified:
     """Return Verified of an open record made from clouds.
 
     logits_of: the teacher, as in recorder.record, or None to skip it; groups: of the clouds, as in
     Recording; sample: rows to compute again, drawn as whole blocks of the plan, None for all.
-    engine: the engine of ours that was recorded.  Raises DataError if the record was not made from
-    clouds, or uses an augmentation that this version cannot draw.
+    engine: the engine of ours that was recorded.  repeats: whether equal provenance promises equal
+    bits; False for a teacher whose library promises none.  Raises DataError if the record was not
+    made from clouds, or uses an augmentation that this version cannot draw.
     """
     reader.check_belongs(clouds)
     check_groups(groups, len(clouds))
@@ -81,11 +83,13 @@ def verify(
             f"{reader.path}: recorded with {plan.augment['order']!r}; this minipc draws {ORDER!r}"
         )
     blocks = _sample(plan, reader.views, sample) if logits_of else {}
-    here = provenance_of(xp, engine)
+    here = provenance_of(xp, engine) | said_by(logits_of)
     reasons = (
         [unlike(item["made_with"], here) for item in reader.meta["provenance"]] if logits_of else []
     )
     why = next(filter(None, reasons), "")
+    if logits_of and not repeats:
+        why = why or "no library but minipc's own promises here that bits repeat"
     bitwise = not why if logits_of else None
     total, done, wrong, different, same, largest = sum(map(len, blocks.values())), 0, 0, 0, 0, 0.0
     for view in range(reader.views):

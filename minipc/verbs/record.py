@@ -76,7 +76,7 @@ def record(
             partial(_record_share, data, teacher, out, devices, what | each),
             workers,
             say=say,
-            progress=partial(_look, out, views * -(-len(splits.train) // MOST_ROWS), progress),
+            progress=partial(look, out, views * -(-len(splits.train) // MOST_ROWS), progress),
         )
     with blas_on_one_thread(say):
         done = recorder.record(
@@ -144,7 +144,7 @@ def _record_share(
     record(data, teacher, out, xp=xp, share=(number, count), **settings)
 
 
-def _look(out: str, shards: int, progress: Callable[[int, int, str], None]) -> None:
+def look(out: str, shards: int, progress: Callable[[int, int, str], None]) -> None:
     """Report how many shards of the recording exist."""
     parts = f"{out}.parts"
     there = os.listdir(parts) if os.path.isdir(parts) else []

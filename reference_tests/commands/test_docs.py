@@ -115,15 +115,28 @@ def execute(words, monkeypatch):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_and_every_python_block_of_a_page_runs_in_its_order(page, place, monkeypatch):
-    """The commands are typed as they stand, with small data and small models behind the names."""
+def test_every_command_and_every_python_block_of_a_page_runs_in_its_order(
+    page, place, monkeypatch, request
+):
+    """The commands are typed as they stand, with small data and small models behind the names.
+
+    A block of Python whose first line is `# NAME.py` is a file of that name, which later ones use.
+    """
     text = page.read_text()
+    if "import torch" in "".join(blocks(text, "python")):
+        request.getfixturevalue("torch")  # skips without it
+        monkeypatch.syspath_prepend(place)
     for settings in blocks(text, "toml"):
         (place / "settings.toml").write_text(settings)
-    for words in commands(text):
-        execute(words, monkeypatch)
-    for code in blocks(text, "python"):
-        exec(compile(code, str(page), "exec"), {})
+    for language, block in re.findall(
+        r"^```(sh|python)\n(.*?)^```", text, re.MULTILINE | re.DOTALL
+    ):
+        for words in commands(f"```sh\n{block}```\n") if language == "sh" else []:
+            execute(words, monkeypatch)
+        if name := re.match(r"# (\w+\.py)\n", block):
+            (place / name[1]).write_text(block)
+        elif language == "python":
+            exec(compile(block, str(page), "exec"), {"__name__": "__main__"})
 
 
 # Blocks of text, by their first line, and why nobody runs them.  Options in them are known ones.
@@ -139,6 +152,9 @@ NOT_RUN = {
     "vessels/": "a drawing of folders; test_formats.py reads such trees",
     "minipc eval --logits theirs.npy vessels.h5": "another program's; test_eval_logits.py has some",
     "minipc compare study.toml --at-a-time 2": "nine trainings; test_compare.py trains a study",
+    'record_module(published_pointnet("best_model.pth"), "clouds.h5", "record.h5", views=20)': (
+        "needs a checkpoint; test_torch_models.py makes one of random weights"
+    ),
 }
 
 

@@ -38,7 +38,7 @@ data.readers.modelnet data.readers.modelnet_texts data.readers.shapenet_part
 data.readers.scanobjectnn data.readers.tree data.readers.limited data.readers.source
 models.file models.checkpoint
 record.fields record.plan record.embedded record.writer record.reader record.shard record.parts
-record.store record.recording record.contract record.recorder record.verify
+record.store record.recording record.contract record.recorder record.function record.verify
 record.parallel.processes record.parallel.scheduler
 distil.evaluate distil.self_target distil.statistics distil.averaging distil.augmentation
 distil.state distil.train runs.folder runs.config runs.predictions runs.compare
@@ -47,6 +47,8 @@ audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weig
 audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit
+torch.present torch.names torch.loss torch.state_dict torch.modules torch.checkpoints
+torch.published torch.dataset torch.teacher torch.record
 report.describe report.environment report.confusion report.lines report.page report.clouds
 report.braille report.gallery report.compare verbs.compare verbs.demo
 report.charts report.commands report.run_page verbs.report verbs.show
