@@ -11,20 +11,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipc import __version__
+from minipc.export.described import Described
 from minipc.export.folding import Map, Network
 from minipc.export.int8 import WholeMap, WholeNetwork
 
 COLUMNS = 100
-
-
-class Described(NamedTuple):
-    """What a program says of its model besides the numbers."""
-
-    title: str
-    class_names: tuple
-    points: int  # of each cloud in training
-    up_axis: str
-    normalisation: str
 
 
 class Field(NamedTuple):

@@ -379,6 +379,64 @@ def _accuracies(values: Values) -> str:
     )
 
 
+def of_export(values: Values) -> list[str]:
+    what = {"onnx": "an ONNX graph", "safetensors": "a safetensors file"}.get(values["form"])
+    what = what or f"a C program in {values['numbers']}"
+    first = f"{values['out']}: {values['title']} as {what}"
+    if values["form"] == "safetensors":
+        return [f"{first}, {values['bytes']:,} bytes"]
+    if values["form"] == "onnx":
+        lines = [f"{first}, opset {values['opset']}, {values['bytes']:,} bytes"]
+        next_steps = []
+    else:
+        lines = [
+            f"{first}: {', '.join(values['files'])}",
+            f"weights {values['weights_bytes']:,} bytes"
+            + f", with code {values['code_and_weights_bytes']:,} bytes (cc -Os)"
+            * bool(values.get("code_and_weights_bytes"))
+            + f", buffers {values['buffer_bytes']:,} bytes",
+        ]
+        if "milliseconds" in values:
+            lines.append(f"{values['milliseconds']:.3g} ms a cloud here (cc -O3, one thread)")
+        folder = shlex.quote(values["out"])
+        next_steps = [f"next: make -C {folder} && {folder}/selftest && {folder}/classify FILE"]
+    return [*lines, *_checked(values), *next_steps]
+
+
+def _checked(values: Values) -> list[str]:
+    """Return lines on how an exported form was checked, and on its accuracy."""
+    tool = values["checked_with"]
+    lines = []
+    if tool is None:
+        lines.append("not run here: " + _WITHOUT[values["form"]])
+    if "same_class" in values:
+        clouds = values["clouds"]
+        run = f"run by {tool} on" if tool == "onnxruntime" else "compiled by cc and run on"
+        allowed = f" (allowed {values['allowed']:.2g})" if "allowed" in values else ""
+        lines.append(
+            f"{run if tool else 'computed as the program would for'} {clouds} test clouds: largest "
+            f"difference of a logit {values['largest_difference']:.2g}{allowed}, the same class on "
+            f"{values['same_class']} of {clouds}"
+        )
+    if "accuracy" in values:
+        exported = values.get("exported_accuracy")
+        model = f"that of the model {_percent(values['accuracy'])}"
+        if exported is not None:
+            lines.append(f"accuracy {_percent(exported)}, {model}")
+    if values.get("numbers") == "int8":
+        lines.append(
+            f"scales from {values['calibrated_on']} training clouds"
+            + ("; every logit is the one that docs/export.md defines" * bool(tool))
+        )
+    return lines
+
+
+_WITHOUT = {
+    "c": "no cc, or --no-check",
+    "onnx": "no onnxruntime (pip install -e '.[onnx]'), or --no-check",
+}
+
+
 def of_predict(values: Values) -> list[str]:
     names = [printable(one["file"]) for one in values["predictions"]]
     width = max(map(len, names), default=0)
