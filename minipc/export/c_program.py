@@ -95,9 +95,7 @@ def _number(value: Any) -> str:
 
 def _array(kind: str, name: str, values: np.ndarray) -> str:
     flat = values.ravel()
-    return (
-        f"static const {kind} {name}[{flat.size}] = {{\n{_wrapped(map(_number, flat))}\n}};\n"
-    )
+    return f"static const {kind} {name}[{flat.size}] = {{\n{_wrapped(map(_number, flat))}\n}};\n"
 
 
 def _comment(about: Described, what: str) -> str:
@@ -173,8 +171,9 @@ def _header(
     unit = repr(whole.logit) if whole else "1.0"
     levels = network.levels
     points = max(about.points, levels[0].centres) if levels else about.points
-    most = f"""
-/* The most points of a cloud, on which the buffers depend; at least {levels[0].centres} are needed. */
+    most = (
+        f"""
+/* The most points of a cloud, for which there are buffers; it needs {levels[0].centres}. */
 #ifndef MINIPC_MOST_POINTS
 #define MINIPC_MOST_POINTS MINIPC_POINTS
 #endif
@@ -183,13 +182,20 @@ struct minipc_near {{
     float squared;
     size_t index;
 }};
-""" if levels else ""
-    stream = "" if levels else """
+"""
+        if levels
+        else ""
+    )
+    stream = (
+        ""
+        if levels
+        else """
 /* The same point after point, which needs no array of points. */
 void minipc_start(minipc_state *state);
 void minipc_point(minipc_state *state, const float *point);
 int minipc_finish(minipc_state *state, minipc_logit *logits);
 """
+    )
     what = "whole numbers of 8 bits" if whole else "float32"
     return f"""{_comment(about, what)}
 #ifndef MINIPC_MODEL_H
@@ -289,7 +295,8 @@ const char *const minipc_class_names[MINIPC_CLASSES] = {{
 
 def _places(network: Network, places: dict[str, int]) -> str:
     """Return the tables of levels and their scales."""
-    scales, levels = [], []
+    scales: list[str] = []
+    levels: list[str] = []
     for level in network.levels:
         first = len(scales)
         for scale in level.scales:

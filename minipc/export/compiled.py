@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 STRICT = ("-std=c99", "-ffp-contract=off")
 # What the library adds: the size of the state, which C alone knows.
-SHIM = '#include "model.h"\nsize_t state_bytes(void);\nsize_t state_bytes(void)\n{\n    return sizeof(minipc_state);\n}\n'
+SHIM = """#include "model.h"
+size_t state_bytes(void);
+size_t state_bytes(void)
+{
+    return sizeof(minipc_state);
+}
+"""
 
 
 def compiler() -> str | None:
@@ -39,8 +45,14 @@ class Compiled:
     """A program in memory of this process; threads may share it."""
 
     def __init__(self, library: Any, classes: int, dtype: Any, code: int | None) -> None:
-        self._classify, self.classes, self.dtype = library.minipc_classify, classes, dtype
-        self._classify.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_void_p]
+        self.library, self.classes, self.dtype = library, classes, dtype
+        self._classify = library.minipc_classify
+        self._classify.argtypes = [
+            ctypes.c_void_p,
+            ctypes.c_void_p,
+            ctypes.c_size_t,
+            ctypes.c_void_p,
+        ]
         library.state_bytes.restype = ctypes.c_size_t
         self.buffers: int = library.state_bytes()  # bytes of the state
         self.code = code  # bytes of instructions and tables for a small program; None: not known
@@ -53,31 +65,31 @@ class Compiled:
         state = ctypes.create_string_buffer(self.buffers)
         for i, cloud in enumerate(points):
             start = time.perf_counter()
-            classes[i] = self._classify(
-                state, cloud.ctypes.data, len(cloud), logits[i].ctypes.data
-            )
+            classes[i] = self._classify(state, cloud.ctypes.data, len(cloud), logits[i].ctypes.data)
             seconds[i] = time.perf_counter() - start
         return Answers(logits, classes, seconds)
 
 
 @contextmanager
 def compiled(
-    cc: str, files: dict[str, str], classes: int, dtype: Any, points: int
+    cc: str, files: dict[str, str], classes: int, dtype: Any, points: int, fast: bool = True
 ) -> Iterator[Compiled]:
     """Yield the program of these files {name: text}, compiled by cc in a temporary folder.
 
-    dtype: of its logits; points: the most of a cloud.  Raises MinipcError where cc fails.
+    dtype: of its logits; points: the most of a cloud.  fast: with all of cc's optimisation, and
+    once more for a small program, whose size is told.  Raises MinipcError where cc fails.
     """
     with tempfile.TemporaryDirectory(prefix="minipc-") as folder:
         for name, text in {**files, "shim.c": SHIM}.items():
             with open(os.path.join(folder, name), "w", encoding="ascii") as file:
                 file.write(text)
-        most = [f"-DMINIPC_MOST_POINTS={points}"]
-        _run(cc, "-O3", *STRICT, *most, "-shared", "-fPIC", "-o", "model.so", "model.c", "shim.c", "-lm", folder=folder)
-        _run(cc, "-Os", *STRICT, "-c", "model.c", folder=folder)
-        yield Compiled(
-            ctypes.CDLL(os.path.join(folder, "model.so")), classes, dtype, _size(folder)
-        )
+        level, most = "-O3" if fast else "-O0", f"-DMINIPC_MOST_POINTS={points}"
+        shared = (level, *STRICT, most, "-shared", "-fPIC", "-o", "model.so")
+        _run(cc, *shared, "model.c", "shim.c", "-lm", folder=folder)
+        if fast:
+            _run(cc, "-Os", *STRICT, "-c", "model.c", folder=folder)
+        size = _size(folder) if fast else None
+        yield Compiled(ctypes.CDLL(os.path.join(folder, "model.so")), classes, dtype, size)
 
 
 def _run(*command: str, folder: str) -> None:

@@ -72,7 +72,10 @@ def folded(model: Model) -> Network:
     levels = [
         Level(
             centres,
-            [Scale(*near, column(rf"level{i}\.scale{s}\.")) for s, near in enumerate(scales)],
+            [
+                Scale(members, radius, column(rf"level{i}\.scale{s}\."))
+                for s, (members, radius) in enumerate(scales)
+            ],
             maps.get(f"level{i}.residual"),
         )
         for i, (centres, scales) in enumerate(net(config).grouping(config))
@@ -88,7 +91,9 @@ def _map(model: Model, name: str) -> Map:
     if name == "out":
         scale, beta, mean = 1.0, model.params["out.b"].astype(np.float64), 0.0
     else:
-        gamma, beta = (model.params[f"{name}.{part}"].astype(np.float64) for part in ("gamma", "beta"))
+        gamma, beta = (
+            model.params[f"{name}.{part}"].astype(np.float64) for part in ("gamma", "beta")
+        )
         mean, var = (model.stats[f"{name}.{part}"].astype(np.float64) for part in ("mean", "var"))
         with np.errstate(invalid="ignore"):  # a negative variance: found below
             scale = gamma / np.sqrt(var + model.config.eps)

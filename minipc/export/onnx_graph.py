@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minipc.errors import UsageError
+from minipc.errors import BackendError
 
 if TYPE_CHECKING:
     from minipc.export.described import Described
@@ -21,11 +21,11 @@ REMEDY = "pip install -e '.[onnx]'"
 
 
 def model(network: Network, about: Described) -> Any:
-    """Return the onnx.ModelProto.  Raises UsageError without the package onnx."""
+    """Return the onnx.ModelProto.  Raises BackendError without the package onnx."""
     try:
         import onnx
     except ImportError as reason:
-        raise UsageError(f"--onnx needs the package onnx: {REMEDY}") from reason
+        raise BackendError(f"--onnx needs the package onnx: {REMEDY}") from reason
     helper, graph = onnx.helper, _Graph(onnx)
     logits = graph.logits(network)
     graph.node("Identity", [logits], output="logits")
@@ -98,7 +98,9 @@ class _Graph:
         if number == 0:
             at = self.gather(positions, self.farthest(positions, level.centres))
         else:  # the first of the order of the level below
-            at = self.node("Slice", [positions, self.whole(0), self.whole(level.centres), self.whole(1)])
+            at = self.node(
+                "Slice", [positions, self.whole(0), self.whole(level.centres), self.whole(1)]
+            )
         most = max(scale.members for scale in level.scales)
         points = self.node("Gather", [self.node("Shape", [positions]), self.whole(1)])
         k = self.node("Min", [points, self.whole(most)])
@@ -108,7 +110,9 @@ class _Graph:
                 "TopK", [self.distances(at, positions), k], [squared, nearest], largest=0, axis=2
             )
         )
-        features = self.concat(*(self.scale(each, positions, at, x, squared, nearest) for each in level.scales))
+        features = self.concat(
+            *(self.scale(each, positions, at, x, squared, nearest) for each in level.scales)
+        )
         if level.residual:
             features = self.node("Add", [self.layers([level.residual], features), features])
         return at, features
@@ -203,7 +207,10 @@ class _Graph:
         steps, more = self.constant(np.array(count, np.int64)), self.constant(np.array(True))
         self.nodes.append(
             helper.make_node(
-                "Loop", [steps, more, start, first], ["nearest at last", "last chosen", "chosen points"], body=loop
+                "Loop",
+                [steps, more, start, first],
+                ["nearest at last", "last chosen", "chosen points"],
+                body=loop,
             )
         )
         order = self.node("Transpose", ["chosen points"], perm=[1, 0, 2])  # (B, count, 1)

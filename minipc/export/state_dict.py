@@ -55,8 +55,9 @@ def _place(layer: str, config: Any) -> tuple[str, str, int, bool]:
         return f"sa{at[0] + 1}.residual_conv", f"sa{at[0] + 1}.residual_bn", 2, False
     if layer.startswith("level") and scales[at[0]] > 1:
         level, scale, number = at
-        names = (f"sa{level + 1}.{kind}_blocks.{scale}.{number}" for kind in ("conv", "bn"))
-        return *names, 2, number == 0
+        of_layer = f"blocks.{scale}.{number}"
+        sa = f"sa{level + 1}"
+        return f"{sa}.conv_{of_layer}", f"{sa}.bn_{of_layer}", 2, number == 0
     above = len(scales) if layer.startswith("last") else at[0]
     part = "entry" if layer.startswith("entry") else f"sa{above + 1}"
     return f"{part}.mlp_convs.{at[-1]}", f"{part}.mlp_bns.{at[-1]}", 2, False

@@ -437,6 +437,34 @@ _WITHOUT = {
 }
 
 
+def of_bench(values: Values) -> list[str]:
+    forms, block = values["forms"], values["block"]
+    kernel = f"{values['blas']}{', kernel ' * bool(values['kernel'])}{values['kernel']}"
+    threads = f"{values['threads']} thread{'s' * (values['threads'] > 1)}"
+    width = max(len(one["form"]) for one in forms)
+    rows = [
+        f"  {one['form']:{width}}  {one['milliseconds']:9.3f} {one['milliseconds_95']:9.3f}  "
+        f"{one['clouds_per_second']:10,.0f}  {_bytes(one.get('bytes')):>9}  "
+        f"{_bytes(one.get('peak_bytes')):>9}"
+        for one in forms
+    ]
+    return [
+        f"{values['model']}: {values['title']}, {values['parameters']:,} parameters, "
+        f"{values['macs_per_cloud'] / 1e6:.2f} M multiply-adds a cloud of {values['points']} "
+        "points",
+        f"{threads}, engine {values['engine']}, BLAS {kernel}; C programs use one thread",
+        f"  {'':{width}}  ms median  95th pct    clouds/s       size    buffers",
+        *rows,
+        f"ms: one cloud alone; predict makes its constants anew and computes a block of {block}, "
+        f"as `minipc predict` does; the evaluator keeps them; clouds/s: {block} clouds at once",
+        *(f"not measured: {reason}" for reason in values["missing"]),
+    ]
+
+
+def _bytes(count: int | None) -> str:
+    return "-" if count is None else size(count)
+
+
 def of_predict(values: Values) -> list[str]:
     names = [printable(one["file"]) for one in values["predictions"]]
     width = max(map(len, names), default=0)

@@ -91,7 +91,7 @@ def export(
         files.commit(out, content)
         return values | {"form": "safetensors", "bytes": len(content)}
     network = folded(read)
-    proto = onnx_graph.model(network, about) if onnx else None
+    graph = onnx_graph.model(network, about).SerializeToString() if onnx else b""
     trained = read.trained
     data, splits = find_data(
         data, trained.get("data_file"), path, points_hash=trained.get("points_hash")
@@ -106,15 +106,12 @@ def export(
     checking = Checking(points, groups, test.labels[some], logits)
     values |= {"data": data, "clouds": len(points), **_accuracy("accuracy", checking, logits)}
     if onnx:
-        content = proto.SerializeToString()
-        values |= {"form": "onnx", "opset": onnx_graph.OPSET, "bytes": len(content)}
-        values |= _run_onnx(content, network, checking, check, threads, progress)
-        files.commit(out, content)
+        values |= {"form": "onnx", "opset": onnx_graph.OPSET, "bytes": len(graph)}
+        values |= _run_onnx(graph, network, checking, check, threads, progress)
+        files.commit(out, graph)
         return values
     numbers = whole_of(network, read.config, splits.train, threads, progress) if whole else None
-    made, values_of_c = _c_program(
-        network, about, checking, numbers, check, threads, progress
-    )
+    made, values_of_c = _c_program(network, about, checking, numbers, check, threads, progress)
     _commit_folder(out, made.files)
     if whole:
         values_of_c["calibrated_on"] = min(CALIBRATED, len(splits.train))
@@ -143,7 +140,8 @@ def whole_of(
     largest: dict[str, float] = {}
 
     def see(first: int) -> dict[str, float]:
-        some, seen = points[first : first + TOGETHER], {}
+        some = points[first : first + TOGETHER]
+        seen: dict[str, float] = {}
         int8.see(network, some, net(config).prepare(config, some), seen)
         return seen
 
@@ -174,7 +172,9 @@ def simulated(
         groups = tuple(group[some] for group in checking.groups)
         return int8.simulated(network, numbers, checking.points[some], groups)
 
-    return np.concatenate(_blocks(compute, len(checking.points), threads, progress, "whole numbers"))
+    return np.concatenate(
+        _blocks(compute, len(checking.points), threads, progress, "whole numbers")
+    )
 
 
 def _c_program(
@@ -305,7 +305,7 @@ def _accuracy(name: str, checking: Checking, logits: np.ndarray) -> dict[str, fl
 
 
 def _commit_folder(path: str, contents: dict[str, str]) -> None:
-    """Make a folder with these files, all of them or nothing.  Raises the errors of files.commit."""
+    """Make a folder with these files, all or nothing.  Raises the errors of files.commit."""
     place = os.path.abspath(path)
     temporary = os.path.join(
         os.path.dirname(place), f".{os.path.basename(place)}.{secrets.token_hex(8)}.tmp"

@@ -35,7 +35,7 @@ static int next_word(FILE *file, char *word, size_t size)
         marks += c == ',' || c == ';';
     while (c != EOF && c != '\n' && c != ' ' && c != '\t' && c != ',' && c != ';') {
         if (n < size - 1)
-            word[n++] = (char)c;
+            word[n++] = (char)(c ? c : '?'); /* a zero byte would end the number */
         c = next(file);
     }
     word[n] = 0;
