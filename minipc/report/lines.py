@@ -389,12 +389,12 @@ def of_export(values: Values) -> list[str]:
         lines = [f"{first}, opset {values['opset']}, {values['bytes']:,} bytes"]
         next_steps = []
     else:
+        code = values.get("code_and_weights_bytes")
         lines = [
             f"{first}: {', '.join(values['files'])}",
-            f"weights {values['weights_bytes']:,} bytes"
-            + f", with code {values['code_and_weights_bytes']:,} bytes (cc -Os)"
-            * bool(values.get("code_and_weights_bytes"))
-            + f", buffers {values['buffer_bytes']:,} bytes",
+            f"weights {values['weights_bytes']:,} bytes, "
+            f"{f'with code {code:,} bytes (cc -Os), ' if code else ''}buffers "
+            f"{values['buffer_bytes']:,} bytes",
         ]
         if "milliseconds" in values:
             lines.append(f"{values['milliseconds']:.3g} ms a cloud here (cc -O3, one thread)")
