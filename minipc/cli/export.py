@@ -4,7 +4,7 @@ import os
 
 import click
 
-from minipc.cli.options import FILE, Verb, common_options, option
+from minipc.cli.options import FILE, SAMPLE, Verb, common_options, option
 from minipc.cli.show import Console, result
 
 OF_DATA = ("clouds", "record")  # kinds of files with a test split
@@ -17,13 +17,7 @@ OF_DATA = ("clouds", "record")  # kinds of files with a test split
 @option("--safetensors", metavar="FILE", type=FILE, help="Its arrays under PyTorch's names.")
 @option("--c", metavar="FOLDER", type=FILE, help="C99 that allocates nothing, with a self-test.")
 @option("--int8", is_flag=True, help="With --c: whole numbers of 8 bits.")
-@option(
-    "--sample",
-    metavar="N",
-    type=click.IntRange(1),
-    help="Test clouds to check with.",
-    unless_given="all",
-)
+@option("--sample", type=SAMPLE, default="all", help="Test clouds to check with.")
 @option("--no-check", is_flag=True, help="Do not compile or run it here.")
 @option("--threads")
 @common_options
@@ -34,7 +28,7 @@ def command(
     safetensors: str | None,
     c: str | None,
     int8: bool,
-    sample: int | None,
+    sample: int,
     no_check: bool,
     threads: int | None,
     as_json: bool,
@@ -61,7 +55,7 @@ def command(
             c=c,
             whole=int8,
             data=data,
-            sample=sample,
+            sample=sample or None,
             check=not no_check,
             threads=threads,
             say=console.say,
