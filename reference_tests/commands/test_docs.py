@@ -135,6 +135,9 @@ NOT_RUN = {
     "python -m reference_tests.tools.speed_augmented": "a benchmark, minutes",
     "python -m reference_tests.tools.scale": "gigabytes of disk, as measured",
     "vessels/": "a drawing of folders; test_formats.py reads such trees",
+    "make -C tiny-c": "needs cc and make; test_export.py does it",
+    '#include "model.h"': "C; test_export.py compiles it",
+    "minipc export tiny --onnx tiny.onnx": "needs the extra onnx; test_export.py does it",
     "minipc compare study.toml --at-a-time 2": "nine trainings; test_compare.py trains a study",
 }
 

@@ -1,6 +1,7 @@
 """minipc export and minipc bench: what they write and say, and what they refuse."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from conftest import write_three_classes
 from minipc.cli.main import main
 from minipc.errors import MinipcError
 from minipc.export import c_program, compiled, onnx_graph
-from minipc.models.file import read_model
+from minipc.export.described import described
+from minipc.export.folding import folded
+from minipc.models.file import new_model, read_model
+from minipc.models.model import sizes
 
 needs_cc = pytest.mark.skipif(compiled.compiler() is None, reason="no C compiler, cc")
 NEAR = "8/4:6,6"
@@ -85,6 +89,42 @@ def test_the_whole_way_from_a_run_to_a_class(here, say):
     (said,) = json.loads(out)["predictions"]
     done = subprocess.run(["board/classify", "flat.xyz"], capture_output=True, text=True)
     assert done.stdout == f"flat.xyz: {said['class']}\n"
+
+
+PAGE = Path(__file__).parents[2] / "docs" / "export.md"
+
+
+@needs_cc
+def test_the_program_of_the_page_compiles(here, say):
+    (code,) = re.findall(r'^```text\n(#include "model.h".*?)^```', PAGE.read_text(), re.M | re.S)
+    strict = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
+    for model in ("tiny", "near"):
+        assert say("export", model, "--c", model + "-c", "--no-check")[0] == 0
+        Path(model + "-c", "mine.c").write_text(code)
+        command = [compiled.compiler(), *strict, "-c", "mine.c", "-o", "mine.o"]
+        subprocess.run(command, check=True, cwd=model + "-c")
+
+
+def test_the_bytes_of_the_page_are_those_of_the_programs():
+    for name, *told in re.findall(
+        r"^\| `(\S+)` \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \| ([\d,]+) \|$", PAGE.read_text(), re.M
+    ):
+        about = {"class_names": list(map(str, range(40))), "up_axis": "z", "normalisation": "none"}
+        model = new_model(sizes(name, 40), about, 0)
+        network, about = folded(model), described(model)
+        two_parts = {network.last[0].name} if network.levels else set()
+        two_parts |= {(network.head or [network.out])[0].name} if network.mean else set()
+        for number, level in enumerate(network.levels):
+            if number or network.entry:
+                two_parts |= {scale.maps[0].name for scale in level.scales}
+        whole = sum(
+            each.A.size + each.c.size * (4 * (1 + (each.name in two_parts)) + 8 + 1)
+            for each in network.maps
+        )
+        real = 4 * sum(each.A.size + each.c.size for each in network.maps)
+        buffers = (sum(f.bytes for f in c_program._state(network, about, w)) for w in (False, True))
+        found = [real, next(buffers), whole, next(buffers)]
+        assert [int(one.replace(",", "")) for one in told] == found, name
 
 
 def test_without_a_compiler_the_program_is_written_and_the_command_says_so(here, say, monkeypatch):
