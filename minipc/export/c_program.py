@@ -49,10 +49,12 @@ def program(
     clouds (C, N, 3) float32 and their logits expected (C, K), float32 or int32, are the self-test;
     allowed: by how much a logit may differ.
     """
-    state = _state(network, about, whole is not None)
+    least = network.levels[0].centres if network.levels else 1
+    most = max(about.points, clouds.shape[1], least)
+    state = _state(network, about._replace(points=most), whole is not None)
     tables, weights = _tables(network, whole)
     text = {
-        "model.h": _header(network, about, whole, state),
+        "model.h": _header(network, about, whole, state, most),
         "model.c": _source(network, about, whole, tables),
         "selftest.c": _selftest(clouds, expected, allowed),
         "classify.c": _part("classify.c"),
@@ -159,7 +161,11 @@ def _channels(level: Any) -> int:
 
 
 def _header(
-    network: Network, about: Described, whole: WholeNetwork | None, state: list[Field]
+    network: Network,
+    about: Described,
+    whole: WholeNetwork | None,
+    state: list[Field],
+    most: int,
 ) -> str:
     kinds = "uint8_t int16_t int32_t int32_t" if whole else "float float float float"
     names = ("minipc_feature", "minipc_element", "minipc_sum", "minipc_logit")
@@ -171,11 +177,11 @@ def _header(
     unit = repr(whole.logit) if whole else "1.0"
     levels = network.levels
     points = max(about.points, levels[0].centres) if levels else about.points
-    most = (
+    near = (
         f"""
 /* The most points of a cloud, for which there are buffers; it needs {levels[0].centres}. */
 #ifndef MINIPC_MOST_POINTS
-#define MINIPC_MOST_POINTS MINIPC_POINTS
+#define MINIPC_MOST_POINTS {most}
 #endif
 
 struct minipc_near {{
@@ -209,7 +215,7 @@ int minipc_finish(minipc_state *state, minipc_logit *logits);
 #define MINIPC_UNIT {unit} /* a logit is a minipc_logit times this */
 
 {types}
-{most}
+{near}
 /* The buffers: one variable of the caller, about {sum(field.bytes for field in state)} bytes. */
 typedef struct {{
 {fields}

@@ -250,6 +250,13 @@ def test_the_programs_prove_themselves_under_sanitizers(name, whole, tmp_path):
 
 
 @needs_cc
+def test_a_self_test_may_have_more_points_than_the_clouds_of_the_training(tmp_path):
+    case = Case(*MODELS["more members than points"])
+    case.about = case.about._replace(points=16)
+    assert run(built(case, tmp_path) / "selftest").returncode == 0
+
+
+@needs_cc
 def test_a_self_test_fails_where_the_program_computes_something_else(tmp_path):
     case = Case("6", 7)
     case.logits = case.logits + np.float32(0.01)
@@ -370,6 +377,26 @@ def test_weights_that_are_not_finite_are_refused():
     model.stats["shared0.var"][:] = -1
     with pytest.raises(DataError, match="layer shared0"):
         folded(model)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        {"up_axis": "*/ int evil; /*"},
+        {"normalisation": ["none"]},
+        {"class_names": [1, 2, 3, 4, 5]},
+        {"class_names": ["a", "b", "c", "d", "\n#define evil"]},
+        {"points": "16 /* evil"},
+        {"points": 10**9},
+    ],
+    ids=str,
+)
+def test_words_of_a_strangers_model_never_become_source_code(words):
+    model = model_of("6")
+    told = {name: value for name, value in words.items() if name != "points"}
+    trained = {name: value for name, value in words.items() if name == "points"}
+    with pytest.raises(DataError, match="train the model again"):
+        described(model._replace(described=model.described | told, trained=trained))
 
 
 def test_a_layer_of_too_many_inputs_for_sums_of_32_bits_is_refused():
