@@ -210,6 +210,10 @@ int minipc_finish(minipc_state *state, minipc_logit *logits);
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef __cplusplus
+extern "C" {{
+#endif
+
 #define MINIPC_CLASSES {len(about.class_names)}
 #define MINIPC_POINTS {points} /* of each cloud in training */
 #define MINIPC_UNIT {unit} /* a logit is a minipc_logit times this */
@@ -235,6 +239,10 @@ int minipc_normalise(const MINIPC_RAW *raw, size_t count, float *points);
    finite{", too few or too many" if levels else ", and for none"}. */
 int minipc_classify(minipc_state *state, const float *points, size_t count, minipc_logit *logits);
 {stream}
+#ifdef __cplusplus
+}}
+#endif
+
 #endif
 """
 

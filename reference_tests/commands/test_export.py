@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -103,6 +104,9 @@ def test_the_program_of_the_page_compiles(here, say):
         Path(model + "-c", "mine.c").write_text(code)
         command = [compiled.compiler(), *strict, "-c", "mine.c", "-o", "mine.o"]
         subprocess.run(command, check=True, cwd=model + "-c")
+        if shutil.which("c++"):  # as boards' own tools compile
+            command = ["c++", "-Wall", "-Werror", "-x", "c++", "-c", "mine.c", "-o", "mine.o"]
+            subprocess.run(command, check=True, cwd=model + "-c")
 
 
 def test_the_bytes_of_the_page_are_those_of_the_programs():
