@@ -91,7 +91,7 @@ def _wrapped(words: Any, indent: str = "    ") -> str:
 def _number(value: Any) -> str:
     """Return a number of an array as C reads it back: the shortest text of a float32."""
     if isinstance(value, np.floating):
-        return f"{value}f"
+        return f"{value!s}f"  # without !s as many digits as a double has
     return str(int(value))
 
 

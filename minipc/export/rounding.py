@@ -1,10 +1,11 @@
 """How far two float32 programs of one network differ: standard deviations of rounding errors.
 
-A sum of n products, added in any order, with or without fused multiply-adds, is wrong by about
-sqrt(n) u |A| |x|, u = 2^-24, if its n roundings are independent (Higham & Mary 2019, SIAM J. Sci.
-Comput. 41, A2815).  The error of the input passes through A as variances do, ReLU and a maximum
-enlarge none.  The bound without that assumption, n u |A| |x| through |A|, is thousands of times
-larger than what is ever seen, and would let mistakes pass.
+Each of the n roundings of a sum is wrong by at most u = 2^-24 of the partial sum there.  Taken as
+independent (Higham & Mary 2019, SIAM J. Sci. Comput. 41, A2815), their variances add.  The order of
+the terms is not known, and a partial sum is taken to be a walk to y in steps a x, of mean square
+below y^2 + sum (a x)^2.  The error of the input passes through A as variances do, ReLU and a
+maximum enlarge none.  The bound that assumes nothing, n u |A| |x| through |A|, is thousands of
+times larger than what is ever seen, and would let mistakes pass.
 """
 
 from typing import NamedTuple
@@ -17,7 +18,7 @@ U = 2.0**-24  # unit roundoff of float32
 # Roundings of a folded weight: ours has one, the model's own engines at most six (variance + eps,
 # root, quotient, product with the weight; its product with the mean; the sum with beta).
 OF_WEIGHTS = 6
-DEVIATIONS = 10  # errors of different channels have some cause in common
+DEVIATIONS = 4  # of roundings taken at their largest; what is seen stays below a tenth of it
 
 
 class Rounded(NamedTuple):
@@ -73,6 +74,7 @@ class _Errors:
 
     def logits(self, each: Map, x: Rounded) -> Rounded:
         A, c = each.A.astype(np.float64), each.c.astype(np.float64)
-        y, sizes = x.x @ A + c, x.terms @ abs(A) + each.terms
-        rounded = (len(A) + 1 + OF_WEIGHTS) * (U * sizes) ** 2
+        y = x.x @ A + c
+        walks = x.terms**2 @ A**2 + each.terms**2 + y**2
+        rounded = (len(A) + 1 + OF_WEIGHTS**2) * U**2 * walks
         return Rounded(y, x.variance @ A**2 + rounded, abs(y))
