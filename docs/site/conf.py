@@ -48,7 +48,7 @@ python_maximum_signature_line_length = 88
 
 # The order of reading; what is not named comes after what is.
 CHAPTERS = {
-    "Use": ["using", "torch", "settings", "mistakes"],
+    "Use": ["using", "torch", "export", "settings", "mistakes"],
     "Mathematics": [
         *("math", "conventions", "negative_weights", "gradient_checking", "conformance"),
         "fast_engine",

@@ -17,6 +17,8 @@ EXAMPLES = {  # by the name of the verb's table; tests parse each
     "info": "minipc info record.h5",
     "audit": "minipc audit --inject sign-of-b",
     "loss": "minipc loss --record record.h5 --self-weight 0.2 --temperature 4",
+    "export": "minipc export tiny --c tiny-c --int8",
+    "bench": "minipc bench tiny",
     "doctor": "minipc doctor --json",
 }
 

@@ -21,7 +21,7 @@ for _name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS"):
 
 VERBS = (
     *("record", "verify", "train", "compare", "eval", "predict", "data", "info", "audit", "loss"),
-    *("report", "doctor"),
+    *("export", "bench", "report", "doctor"),
 )
 
 

@@ -31,7 +31,25 @@ class _Name(click.Path):
         return super().convert(value, parameter, context)
 
 
+class _Sample(click.ParamType):
+    """A number, or "all", which becomes 0."""
+
+    name = "N|all"
+
+    def convert(
+        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
+    ) -> Any:
+        if value is None or isinstance(value, int):
+            return value
+        if value == "all":
+            return 0
+        if not value.isdigit() or not int(value):
+            self.fail(f"{value!r} is neither a positive number nor all", parameter, context)
+        return int(value)
+
+
 FILE = _Name(readable=False)
+SAMPLE = _Sample()
 MOST_CONFIG = 1 << 20  # bytes
 MOST_NAME = 30  # width of the first column of --help; the text of a longer option starts below it
 

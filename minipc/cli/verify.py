@@ -1,29 +1,10 @@
 """minipc verify: the certificate of a record."""
 
-from typing import Any
-
 import click
 
-from minipc.cli.options import FILE, Verb, given_options, option, shared_options
+from minipc.cli.options import FILE, SAMPLE, Verb, given_options, option, shared_options
 from minipc.cli.show import Console, result
 from minipc.errors import CheckFailed
-
-
-class Sample(click.ParamType):
-    """A number of rows, or "all", which becomes 0."""
-
-    name = "N|all"
-
-    def convert(
-        self, value: Any, parameter: click.Parameter | None, context: click.Context | None
-    ) -> Any:
-        if value is None or isinstance(value, int):
-            return value
-        if value == "all":
-            return 0
-        if not value.isdigit() or not int(value):
-            self.fail(f"{value!r} is neither a positive number of rows nor all", parameter, context)
-        return int(value)
 
 
 @click.command(
@@ -35,7 +16,7 @@ class Sample(click.ParamType):
     "--teacher",
     help="Run this model again over a sample of the rows; or FILE.py:FUNCTION, which makes it.",
 )
-@option("--sample", type=Sample(), default="1024", help="Rows for --teacher, or all.")
+@option("--sample", type=SAMPLE, default="1024", help="Rows for --teacher, or all.")
 @shared_options
 def command(
     record: str,

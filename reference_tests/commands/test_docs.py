@@ -151,6 +151,9 @@ NOT_RUN = {
     'git tag -a v0.1.0 -m "minipc 0.1.0"': "a release, by hand",
     "vessels/": "a drawing of folders; test_formats.py reads such trees",
     "minipc eval --logits theirs.npy vessels.h5": "another program's; test_eval_logits.py has some",
+    "make -C tiny-c": "needs cc and make; test_export.py does it",
+    '#include "model.h"': "C; test_export.py compiles it",
+    "minipc export tiny --onnx tiny.onnx": "needs the extra onnx; test_export.py does it",
     "minipc compare study.toml --at-a-time 2": "nine trainings; test_compare.py trains a study",
     'record_module(published_pointnet("best_model.pth"), "clouds.h5", "record.h5", views=20)': (
         "needs a checkpoint; test_torch_models.py makes one of random weights"

@@ -34,7 +34,7 @@ KINDS = {  # with the verbs that take their settings
     TrainConfig: ("train",),
     RecordConfig: ("record",),
 }
-ALSO = {"engine": ("record", "verify", "eval", "predict")}
+ALSO = {"engine": ("record", "verify", "eval", "predict", "bench")}
 WITHOUT = {("audit", "guard")}  # it looks at the loss without the guard
 OTHER = {("audit", "self_weight"): 0.2}  # a default of its own
 EACH = [(kind, each) for kind in KINDS for each in settings_of(kind).values()]

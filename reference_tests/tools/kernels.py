@@ -27,7 +27,7 @@ TESTS = """
     mathematics/gradcheck mathematics/optim mathematics/losses mathematics/trajectory
     mathematics/evaluate mathematics/self_target mathematics/audit mathematics/augment
     mathematics/levels_device formats/golden
-    mathematics/groups mathematics/local mathematics/pointnet2
+    mathematics/groups mathematics/local mathematics/pointnet2 mathematics/exported_programs
     commands/train commands/recorder commands/verify faults/resume
 """
 IN_TWO = ("-n", "2", "--dist", "worksteal")

@@ -46,15 +46,18 @@ runs.logits_file
 audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weights
 audit.checks audit.mutants
 audit.teacher audit.bound audit.conventions
+export.described export.folding export.rounding export.int8 export.c_program export.compiled
+export.onnx_graph export.state_dict export.safetensors_file
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit
 torch.present torch.names torch.loss torch.state_dict torch.modules torch.checkpoints
 torch.published torch.dataset torch.teacher torch.record
+verbs.export verbs.bench
 report.describe report.environment report.confusion report.lines report.page report.clouds
 report.braille report.gallery report.compare verbs.compare verbs.demo
 report.charts report.commands report.run_page verbs.report verbs.show
 cli.terminal cli.hints cli.completion cli.options cli.show
 cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
-cli.data cli.audit cli.loss cli.report cli.doctor cli.main __main__
+cli.data cli.audit cli.loss cli.export cli.bench cli.report cli.doctor cli.main __main__
 """.split()
 
 
