@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import platform
 import threading
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from minipc.backend import BLOCK
@@ -137,17 +137,19 @@ def evaluation(module: Any) -> Iterator[None]:
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Switch off TF32, and what does not repeat in cuDNN, inside this block."""
-    products = torch.get_float32_matmul_precision()
-    with ExitStack() as after:
-        torch.set_float32_matmul_precision("highest")
-        after.callback(torch.set_float32_matmul_precision, products)
-        after.enter_context(
-            torch.backends.cudnn.flags(
-                enabled=torch.backends.cudnn.enabled,
-                benchmark=False,
-                deterministic=True,
-                allow_tf32=False,
-            )
-        )
+    """Switch off TF32, bfloat16 for float32, and what does not repeat in cuDNN, in this block."""
+    backends = torch.backends
+    products = (backends.cuda.matmul, backends.mkldnn.matmul)
+    others = (backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.conv, backends.mkldnn.rnn)
+    wanted: list[tuple[Any, str, Any]] = [
+        (part, "fp32_precision", "ieee") for part in (*products, *others)
+    ]
+    wanted += [(backends.cudnn, "benchmark", False), (backends.cudnn, "deterministic", True)]
+    before = [(part, name, getattr(part, name)) for part, name, _ in wanted]
+    try:
+        for part, name, value in wanted:
+            setattr(part, name, value)
         yield
+    finally:
+        for part, name, value in before:
+            setattr(part, name, value)

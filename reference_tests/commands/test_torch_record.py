@@ -144,28 +144,30 @@ def test_the_id_names_weights_class_and_layout_and_nothing_else():
     assert len({module_id(net()), module_id(changed), module_id(half)}) == 3
 
 
-def test_precision_and_autocast_of_the_caller_do_not_reach_the_teacher(monkeypatch):
+def test_precision_and_autocast_of_the_caller_do_not_reach_the_teacher():
     points = np.random.default_rng(0).standard_normal((32, 50, 3)).astype(np.float32)
     seen = []
 
     class Spy(Net):
         def forward(self, x):
-            seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+            backends = torch.backends
+            seen.append((backends.mkldnn.matmul.fp32_precision, backends.cudnn.conv.fp32_precision))
             return super().forward(x)
 
     spy = Spy()
     spy.load_state_dict(net().state_dict())
     teacher = ModuleTeacher(spy, channels_first=True, output=first)
     want = teacher(points)
-    was = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("medium")
+    matmul = torch.backends.mkldnn.matmul
+    was = matmul.fp32_precision
+    matmul.fp32_precision = "bf16"
     try:
         with torch.autocast("cpu", torch.bfloat16):
             assert teacher(points).tobytes() == want.tobytes()
-        assert torch.get_float32_matmul_precision() == "medium"
+        assert matmul.fp32_precision == "bf16"
     finally:
-        torch.set_float32_matmul_precision(was)
-    assert seen == [("highest", False)] * 2
+        matmul.fp32_precision = was
+    assert seen == [("ieee", "ieee")] * 2
     assert want.dtype == np.float32 and want.shape == (32, 3)
 
 
