@@ -579,8 +579,8 @@ def of_bench(values: Values) -> list[str]:
         f"{threads}, engine {values['engine']}, BLAS {kernel}; C programs use one thread",
         f"  {'':{width}}  ms median  95th pct    clouds/s       size    buffers",
         *rows,
-        f"ms: one cloud alone; predict makes its constants anew and computes a block of {block}, "
-        f"as `minipc predict` does; the evaluator keeps them; clouds/s: {block} clouds at once",
+        "ms: one cloud alone; predict makes the model's constants anew, as `minipc predict` does; "
+        f"the evaluator keeps them; clouds/s: {block} clouds at once",
         *(f"not measured: {reason}" for reason in values["missing"]),
     ]
 
