@@ -41,7 +41,7 @@ def bombs():
     whole = MESHES["binary.stl"]
     yield "count.stl", whole[:80] + b"\xff\xff\xff\xff" + whole[84:]
     off = b"OFF\n8 1 0\n" + b"".join(b"%d %d 0\n" % (i * i, i) for i in range(8))
-    yield "long-face.off", off + b"9000 " + b"0 1 2 " * 3000 + b"\n"
+    yield "long-face.off", off + b"9001 " + b"0 1 2 " * 3000 + b"\n"
     yield "long-line.off", b"OFF\n" + b"1 " * 10_000_000
     yield "long-line.ply", b"ply\n" + b"comment " * 10_000_000
     yield "long-header.ply", b"ply\nformat ascii 1.0\n" + b"comment a\n" * 1_000_000

@@ -112,8 +112,8 @@ def test_progress_is_told_for_every_file(tmp_path):
     "spoil, message",
     [
         (
-            lambda root: (root / "mug/mesh.off").write_text("OFF"),
-            r"mug/mesh.off: unknown suffix '.off'",
+            lambda root: (root / "mug/mesh.step").write_text("OFF"),
+            r"mug/mesh.step: unknown suffix '.step'",
         ),
         (
             lambda root: (root / "notes.md").write_text("my notes"),

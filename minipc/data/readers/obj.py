@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from minipc.data.readers.lines import coordinates, numbered, refused, shown, whole
+from minipc.data.readers.lines import LINE, coordinates, numbered, refused, shown, whole
 from minipc.data.readers.surface import Mesh, check_corners
 
 IGNORED = {
@@ -55,9 +55,12 @@ def _statements(path: str, file: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
     before: list[bytes] = []
     for number, line in numbered(path, file):
         line = line.partition(b"#")[0].strip()
-        fields = before + line.removesuffix(b"\\").split()
-        before = fields if line.endswith(b"\\") else []
-        if fields and not before:
-            yield number, fields
+        before += line.removesuffix(b"\\").split()
+        if len(before) > LINE:
+            raise refused(path, number, f"has more than {LINE} words; save the file again")
+        if not line.endswith(b"\\"):
+            if before:
+                yield number, before
+            before = []
     if before:
         raise refused(path, number, "continues beyond the end of the file; copy it again")
