@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minipc.backend import default_threads, module_of, tree_to
+from minipc.backend import module_of, tree_to, worker_threads
 from minipc.data.augment import Params, apply, draw
 from minipc.data.clouds import check_same_kind, kept_labels, stratified
 from minipc.distil.augmentation import NetworkAugmentation
@@ -284,7 +284,7 @@ def train(
     labels = kept_labels(clouds, learnt, config, needed=loss_config.kd_weight == 0)
     if (loss_config.self_weight > 0) != (self_target is not None):
         raise UsageError("self weight: a self target and a weight above 0 go together")
-    threads = threads or default_threads(xp)
+    threads = worker_threads(xp, threads)
     groups, test_groups = (
         groups_of(model_config, split.points, given)
         for split, given in zip(splits, groups or (None, None), strict=True)

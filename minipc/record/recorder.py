@@ -317,19 +317,15 @@ def _try_teacher(
     few, *near = (padded_block(array, 0, plan.block) for array in (some.points, *groups))
     views = apply(few, draw(plan.seed, 0, 0, len(few), recording.augment))
     check_repeats(teacher, views, plan.classes, xp, alone=not recording.force, groups=near)
+
+    def logits_of(rows: int) -> np.ndarray:
+        shard = (some, teacher, plan, recording.augment, 0, 0, rows)
+        return compute_shard(*shard, xp, recording.threads, groups=groups)[2]
+
+    if xp is not np:
+        logits_of(min(plan.block, len(some)))  # untimed: a device compiles its kernels
     start = time.perf_counter()
-    logits = compute_shard(
-        some,
-        teacher,
-        plan,
-        recording.augment,
-        0,
-        0,
-        len(some),
-        xp,
-        recording.threads,
-        groups=groups,
-    )[2]
+    logits = logits_of(len(some))
     rate = len(some) / (time.perf_counter() - start)
     check_no_probabilities(logits)
     if clouds.labelled:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minipc.backend import default_threads
+from minipc.backend import worker_threads
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import check_same_kind
 from minipc.data.groups_file import kept_groups
@@ -53,7 +53,7 @@ def evaluate(
     test = splits.test
     check_same_kind(test.described, read.described, data, path)
     making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
-    groups, threads = kept_groups(read.config, test, data, **making), threads or default_threads(xp)
+    groups, threads = kept_groups(read.config, test, data, **making), worker_threads(xp, threads)
     on_device = on_module(read, xp)
     logits = predict(on_device, test.points, xp, threads, engine, groups)
     plain = _measured(test, logits)

@@ -240,6 +240,12 @@ def test_every_dependency_has_a_lowest_version():
     assert all(requirements(*TRIED).values()), requirements(*TRIED)
 
 
+def test_the_extras_of_a_device_bring_the_libraries_of_cuda():
+    """Before 14, and without ctk, CuPy installs and has no compiler."""
+    assert requirements("gpu12").items() >= {"cupy-cuda12x[ctk]": "14"}.items()
+    assert requirements("gpu13").items() >= {"cupy-cuda13x[ctk]": "14"}.items()
+
+
 @pytest.mark.skipif(os.environ.get("MINIPC_OLDEST") != "1", reason="not by make test-oldest")
 def test_the_oldest_environment_holds_the_lowest_versions_that_setup_cfg_admits():
     lowest = requirements(*TRIED)
