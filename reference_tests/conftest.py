@@ -71,6 +71,12 @@ def device(request):
 
 
 @pytest.fixture
+def cupy():
+    """CuPy on a device that answers: the fake one compiles no kernels."""
+    return _real_cupy()
+
+
+@pytest.fixture
 def torch():
     """PyTorch; without it a test is skipped, or fails with MINIPC_REQUIRE_TORCH=1."""
     try:

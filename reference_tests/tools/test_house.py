@@ -25,7 +25,7 @@ PACKAGE = ROOT / "minipc"
 ORDER = """
 errors settings progress streams installed backend provenance
 storage.files storage.hdf5 storage.layout storage.places
-nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
+nn.params nn.ops nn.losses nn.exact nn.kernels nn.optim nn.gradcheck nn.local nn.groups
 nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.pointwise
 nn.fast.local nn.fast.local_eval nn.engine
 nn.levels nn.widening models.inputs models.pointnet models.pointnet2 models.model
@@ -278,7 +278,7 @@ NEIGHBOURHOODS = {
 }
 AUGMENTATION = {"nn.widening", "distil.augmentation"}  # a network may be trained without it
 # The same products and levels once more, in the form that is fast on a machine.
-SPEED_ALONE = {"nn.fast.products", "nn.fast.local_eval"}
+SPEED_ALONE = {"nn.fast.products", "nn.fast.local_eval", "nn.kernels"}
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 
