@@ -10,6 +10,11 @@ form on a device.  No kernel uses atomics: every sum has one order.
 from functools import cache
 from typing import Any
 
+import numpy as np
+
+from minipc.backend import module_of
+
+BLOCK = 128  # threads of a block that adds up: a power of two
 ROUNDED_ONE_BY_ONE = ("--fmad=false",)
 
 
@@ -23,17 +28,336 @@ def _elementwise(xp: Any, name: str, given: str, changed: str, body: str) -> Any
     return xp.ElementwiseKernel(given, changed, body, name, options=ROUNDED_ONE_BY_ONE)
 
 
-def join(arrays: dict[str, Any], work: Any, name: str, fresh: bool) -> Any:
-    """Return the one array in which all arrays lie, weights of linear layers (".W") first.
+@cache
+def _raw(xp: Any, name: str, dtype: Any, body: str) -> Any:
+    """Return the kernel of this name, whose T is float or double."""
+    kind = "float" if dtype == np.float32 else "double"
+    return xp.RawKernel(f"typedef {kind} T;\n{SUM}\n{body}", name)
+
+
+def _plain(dtype: Any, *arrays: Any) -> list:
+    """Return arrays as a kernel of C reads them: of this dtype, contiguous; most are already."""
+    return [module_of(array).ascontiguousarray(array, dtype) for array in arrays]
+
+
+# the sum of x over the threads of a block, which all get it: by halves, always in the same order
+SUM = f"""
+__device__ double over_block(double x) {{
+  __shared__ double parts[{BLOCK}];
+  __syncthreads();
+  parts[threadIdx.x] = x;
+  for (int half = {BLOCK} / 2; half; half /= 2) {{
+    __syncthreads();
+    if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+  }}
+  __syncthreads();
+  return parts[0];
+}}"""
+
+
+def multiply(a: Any, b: Any, out: Any, scale: float = 1.0) -> Any:
+    """out = scale a b, for each cloud where there are clouds: one call of cuBLAS, no copies.
+
+    a (R, I) or (C, R, I), b (I, N) or (C, I, N), out (R, N) or (C, R, N) whose last axis is
+    contiguous.  Returns out.
+    """
+    xp, item = module_of(a, b, out), out.itemsize
+    if a.dtype != out.dtype or b.dtype != out.dtype or not _fits(a) or not _fits(b):
+        return xp.multiply(xp.matmul(a, b), scale, out=out)
+    # cuBLAS counts along columns, so it is told out^T = b^T a^T
+    (rows, points), inner = out.shape[-2:], a.shape[-1]
+    cublas, clouds = xp.cuda.cublas, out.shape[0] if out.ndim == 3 else 1
+    numbers = np.array([scale, 0.0], out.dtype)
+    (cublas.sgemmStridedBatched if item == 4 else cublas.dgemmStridedBatched)(
+        *(xp.cuda.Device().cublas_handle, _flipped(b), _flipped(a), points, rows, inner),
+        *(numbers.ctypes.data, b.data.ptr, *_steps(b), a.data.ptr, *_steps(a)),
+        *(numbers.ctypes.data + item, out.data.ptr, *_steps(out), clouds),
+    )
+    return out
+
+
+def _flipped(a: Any) -> int:
+    """Return 1 for a matrix whose columns lie together, 0 for one whose rows do."""
+    return int(a.shape[-1] > 1 and a.strides[-1] != a.itemsize)
+
+
+def _fits(a: Any) -> bool:
+    return not _flipped(a) or a.shape[-2] == 1 or a.strides[-2] == a.itemsize
+
+
+def _steps(a: Any) -> tuple[int, int]:
+    """Return the numbers from one row, or flipped column, to the next, and from cloud to cloud."""
+    along, across = (-1, -2) if _flipped(a) else (-2, -1)
+    cloud = a.strides[0] // a.itemsize if a.ndim == 3 else 0
+    return max(a.strides[along] // a.itemsize, a.shape[across]), cloud
+
+
+def total(parts: Any, out: Any) -> Any:
+    """out = the sum of parts (C, ...) over clouds, in their order in float64.  Returns out."""
+    given, xp = "raw T parts, int64 clouds", module_of(out)
+    return _elementwise(xp, "total", given, "float64 out", TOTAL)(parts, len(parts), out)
+
+
+TOTAL = """
+    double sum = 0;
+    for (long long b = 0; b < clouds; ++b) sum += parts[b * _ind.size() + i];
+    out = sum;
+"""
+
+
+def affine(
+    moments: Any, W: Any, gamma: Any, beta: Any, shift: Any, eps: float, work: Any, name: str
+) -> tuple[tuple, tuple, tuple[Any, Any]]:
+    """Return (c, m, CW, inv_std), ([A^T | c - s'] (O, I + 1), s', -s'), (mean, var): (F1), (F8).
+
+    moments (I + 1, I + 1) float64, of x shifted by shift (I,); s' = relu(beta).  Sums are float64.
+    """
+    (inputs, width), dtype = W.shape, W.dtype
+    shapes = {"c": (width,), "m": (inputs,), "CW": W.shape, "inv_std": (width,)}
+    shapes |= {"A": (width, inputs + 1), "shift": (width,), "floor": (width,)}
+    found = [work.array(f"{name} {part}", shape, dtype) for part, shape in shapes.items()]
+    stats = work.xp.empty(width, dtype), work.xp.empty(width, dtype)  # of one batch among several
+    sizes = (float(eps), inputs, width)
+    given = *_plain(np.float64, moments), *_plain(dtype, W, gamma, beta, shift)
+    _raw(work.xp, "affine", dtype, AFFINE)((width,), (BLOCK,), (*given, *sizes, *found, *stats))
+    return tuple(found[:4]), tuple(found[4:]), stats
+
+
+AFFINE = """
+extern "C" __global__ void affine(const double* M, const T* W, const T* gamma, const T* beta,
+    const T* moved_by, double eps, long long I, long long O, T* c, T* m, T* CW, T* inv_std, T* A,
+    T* shift, T* floor, T* mean, T* var) {
+  const long long o = blockIdx.x;
+  const double* mu = M + I * (I + 1);
+  double square = 0, centre = 0, moved = 0;
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) {
+    double sum = 0, w = W[i * O + o];
+    for (long long j = 0; j < I; ++j) sum += (M[j * (I + 1) + i] - mu[i] * mu[j]) * W[j * O + o];
+    CW[i * O + o] = sum;
+    square += w * sum;
+    centre += w * mu[i];
+    moved += w * (mu[i] + moved_by[i]);
+    if (o == 0) m[i] = mu[i];
+  }
+  square = over_block(square), centre = over_block(centre), moved = over_block(moved);
+  const double variance = square < 0 ? 0 : square, inverse = 1 / sqrt(variance + eps);
+  const T scale = gamma[o] * inverse, s = beta[o] < 0 ? 0 : beta[o];
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) A[o * (I + 1) + i] = W[i * O + o] * scale;
+  if (threadIdx.x == 0) {
+    c[o] = beta[o] - gamma[o] * inverse * centre;
+    A[o * (I + 1) + I] = c[o] - s;
+    inv_std[o] = inverse, shift[o] = s, floor[o] = -s, mean[o] = moved, var[o] = variance;
+  }
+}"""
+
+
+def gradients(
+    products: Any, rows: int, affine: Any, work: Any, name: str
+) -> tuple[Any, Any, Any, Any]:
+    """Return dW, dgamma, dbeta by (F2), (F3) and [-Q | k | A] (I, I + 1 + O) of (F4).
+
+    products Z~ D^T (I + 1, O) float64.  Where the parameters are joined, so are their gradients.
+    """
+    _, _, m, CW, W, gamma, inv_std, _ = affine
+    (inputs, width), dtype = W.shape, W.dtype
+    dW, dgamma, dbeta = (
+        gradient_of(work, f"{name}.{part}", shape, dtype)
+        for part, shape in (("W", W.shape), ("gamma", (width,)), ("beta", (width,)))
+    )
+    spare = work.array(f"{name} spare", W.shape, dtype)
+    K = work.array(f"{name} K", (inputs, inputs + 1 + width), dtype)
+    sizes = (inputs, width, float(rows))
+    (products,), (W, gamma) = _plain(np.float64, products), _plain(dtype, W, gamma)
+    _raw(work.xp, "gradients", dtype, GRADIENTS)(
+        (width,),
+        (BLOCK,),
+        (products, W, m, CW, gamma, inv_std, *sizes, dW, dgamma, dbeta, spare),
+    )
+    multiply(spare, W.T, K[:, :inputs], scale=-1)
+    _raw(work.xp, "constant", dtype, CONSTANT)(
+        (inputs,), (BLOCK,), (W, m, gamma, inv_std, dbeta, *sizes, K)
+    )
+    return dW, dgamma, dbeta, K
+
+
+def gradient_of(work: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return where the gradient of a parameter goes: into the joined ones where they fit."""
+    view = work.joined.get("gradients", (None, {}))[1].get(name)
+    if view is not None and (view.shape, view.dtype) == (shape, dtype):
+        return view
+    return work.array(f"{name} gradient", shape, dtype)
+
+
+GRADIENTS = """
+extern "C" __global__ void gradients(const double* products, const T* W, const T* m, const T* CW,
+    const T* gamma, const T* inv_std, long long I, long long O, double rows, T* dW, T* dgamma,
+    T* dbeta, T* spare) {
+  const long long o = blockIdx.x;
+  const double d = products[I * O + o], inverse = inv_std[o];
+  double sum = 0;
+  for (long long i = threadIdx.x; i < I; i += blockDim.x)
+    sum += W[i * O + o] * (products[i * O + o] - m[i] * d);
+  const double dg = over_block(sum) * inverse, scale = gamma[o] * inverse;
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) {
+    const double R = products[i * O + o] - m[i] * d;
+    dW[i * O + o] = (R - CW[i * O + o] * dg * inverse) * scale;
+    spare[i * O + o] = W[i * O + o] * (scale * dg * inverse / rows);
+  }
+  if (threadIdx.x == 0) dgamma[o] = dg, dbeta[o] = d;
+}"""
+
+# one block for each row i of K, after its first I columns: k = Q m - A dbeta / rows, then A
+CONSTANT = """
+extern "C" __global__ void constant(const T* W, const T* m, const T* gamma, const T* inv_std,
+    const T* dbeta, long long I, long long O, double rows, T* K) {
+  const long long i = blockIdx.x;
+  T* row = K + i * (I + 1 + O);
+  double sum = 0;
+  for (long long j = threadIdx.x; j < I; j += blockDim.x) sum -= row[j] * (double)m[j];
+  for (long long o = threadIdx.x; o < O; o += blockDim.x) {
+    const T a = W[i * O + o] * (gamma[o] * inv_std[o]);
+    sum -= a * (double)dbeta[o] / rows;
+    row[I + 1 + o] = a;
+  }
+  sum = over_block(sum);
+  if (threadIdx.x == 0) row[I] = sum;
+}"""
+
+
+def masked(z: Any, floor: Any, dx: Any) -> None:
+    """z = dx where z > floor, else 0: D over Z in the tower.    (C, O, N), floor (O, 1)"""
+    body = "z = dx * (T)(z > floor)"
+    _elementwise(module_of(z), "masked", "T floor, T dx", "T z", body)(floor, dx, z)
+
+
+def pool(P: Any, c: Any, h: Any, winners: Any, positive: Any) -> None:
+    """h = relu(c_o + max_n P), with the first n that attains it, and whether h > 0.  (F5)
+
+    P (C, O, N), c (O,); h, winners and positive (C, O); all contiguous.
+    """
+    clouds, width, points = P.shape
+    _raw(module_of(P), "pool", P.dtype, POOL)(
+        (clouds * width,), (BLOCK,), (P, c, width, points, h, winners, positive)
+    )
+
+
+# not a number counts as the largest, as in argmax
+POOL = f"""
+extern "C" __global__ void pool(const T* P, const T* c, long long O, long long N, T* h,
+    long long* winners, bool* positive) {{
+  __shared__ T values[{BLOCK}];
+  __shared__ long long places[{BLOCK}];
+  const int t = threadIdx.x;
+  const T* row = P + blockIdx.x * N;
+  T best = row[t < N ? t : 0];
+  long long at = t < N ? t : 0;
+  for (long long n = t + {BLOCK}; n < N; n += {BLOCK})
+    if (row[n] > best || (row[n] != row[n] && best == best)) best = row[n], at = n;
+  values[t] = best, places[t] = at;
+  for (int half = {BLOCK} / 2; half; half /= 2) {{
+    __syncthreads();
+    if (t < half) {{
+      const T mine = values[t], other = values[t + half];
+      const bool same = mine == other || (mine != mine && other != other);
+      if (same ? places[t + half] < places[t] : other > mine || (other != other && mine == mine))
+        values[t] = other, places[t] = places[t + half];
+    }}
+  }}
+  if (t == 0) {{
+    const T y = values[0] + c[blockIdx.x % O];
+    h[blockIdx.x] = y < 0 ? 0 : y, winners[blockIdx.x] = places[0], positive[blockIdx.x] = y > 0;
+  }}
+}}"""
+
+
+def at_winners(z: Any, winners: Any, g: Any, out: Any) -> None:
+    """out = Z~ S over all clouds, in float64.  (F6)
+
+    z (B, I, N) whose points are contiguous, winners and g (B, O) contiguous, out (I + 1, O).
+    """
+    (clouds, inputs), width, item = z.shape[:2], g.shape[1], z.itemsize
+    given = "raw T z, raw int64 at, raw T g, int64 B, int64 I, int64 O, int64 cloud, int64 row"
+    xp, (cloud, row, _) = module_of(z), z.strides
+    flat = xp.ndarray((1,), z.dtype, z.data)  # the kernel computes places itself
+    kernel = _elementwise(xp, "at_winners", given, "float64 out", AT_WINNERS)
+    kernel(flat, winners, g, clouds, inputs, width, cloud // item, row // item, out)
+
+
+AT_WINNERS = """
+    const long long c = i / O, o = i % O;
+    double sum = 0;
+    for (long long b = 0; b < B; ++b)
+      sum += c == I ? (double)g[b * O + o]
+                    : (double)g[b * O + o] * (&z[0])[b * cloud + c * row + at[b * O + o]];
+    out = sum;
+"""
+
+
+def add_at_winners(dx: Any, winners: Any, g: Any, At: Any, work: Any) -> None:
+    """dx += A S^T.  (F7)    dx (C, I, N), winners and g (C, O), all contiguous; At (O, I)
+
+    Channels that the same point won form a list, in their order; one thread adds up a list.
+    """
+    xp, (clouds, inputs, points), width = work.xp, dx.shape, g.shape[1]
+    after, leads = (work.array(f"winners {name}", g.shape, np.int32) for name in ("after", "leads"))
+    given = "raw int64 at, int64 O"
+    _elementwise(xp, "lists", given, "int32 after, int32 leads", LISTS)(
+        winners, width, after, leads
+    )
+    row = At.strides[0] // At.itemsize
+    given = "raw int32 after, raw int32 leads, raw int64 at, raw T g, raw T A, int64 I, int64 O"
+    flat = xp.ndarray((1,), At.dtype, At.data)
+    kernel = _elementwise(xp, "add_lists", f"{given}, int64 N, int64 row", "raw T dx", ADD_LISTS)
+    sizes = (inputs, width, points, row)
+    kernel(after, leads, winners, g, flat, *sizes, dx, size=clouds * width * inputs)
+
+
+LISTS = """
+    const long long o = i % O, first = i - o;
+    after = -1, leads = 1;
+    for (long long other = 0; other < o && leads; ++other) leads = at[first + other] != at[i];
+    for (long long other = o + 1; other < O && after < 0; ++other)
+      if (at[first + other] == at[i]) after = other;
+"""
+
+ADD_LISTS = """
+    const long long c = i % I, first = i / (I * O) * O, lead = first + i / I % O;
+    if (leads[lead]) {
+      T sum = 0;
+      for (long long o = lead - first; o >= 0; o = after[first + o])
+        sum += g[first + o] * (&A[0])[o * row + c];
+      dx[(i / (I * O) * I + c) * N + at[lead]] += sum;
+    }
+"""
+
+
+def tracked(running: tuple[Any, Any], batch: tuple[Any, Any], rows: int, momentum: float) -> tuple:
+    """Return new mean and variance (M9), with the bits of ops.track."""
+    xp, number = module_of(*running), running[0].dtype.type
+    given = "T mean, T var, T batch_mean, T batch_var, T keep, T momentum, T unbiased"
+    kernel = _elementwise(xp, "tracked", given, "T new_mean, T new_var", TRACKED)
+    factors = (1 - momentum, momentum, rows / max(rows - 1, 1))
+    return kernel(*running, *batch, *map(number, factors))
+
+
+TRACKED = """
+    new_mean = keep * mean + momentum * batch_mean;
+    new_var = keep * var + momentum * (batch_var * unbiased);
+"""
+
+
+def join(arrays: dict[str, Any], order: list[str], work: Any, name: str, fresh: bool) -> Any:
+    """Return the one array in which all arrays lie, in this order.
 
     Arrays that are not there are copied, and the dict then holds views.  The Workspace work keeps
     the array by its name.  fresh: the copies must not overwrite the views of another dict.
     """
-    order = sorted(arrays, key=lambda key: not key.endswith(".W"))
     memory, views = work.joined.get(name, (None, {}))
     there = {key for key in order if arrays[key] is views.get(key)}
     shapes = {key: arrays[key].shape for key in order}
-    if {key: view.shape for key, view in views.items()} != shapes or (fresh and there != {*order}):
+    if [(key, view.shape) for key, view in views.items()] != [*shapes.items()] or (
+        fresh and there != {*order}
+    ):
         memory, first, there = work.xp.empty(_size(arrays), arrays[order[0]].dtype), 0, set()
         views = {}
         for key in order:
@@ -58,8 +382,9 @@ def adamw(
 
     The first call moves params, m and v into one array each; rates: of the step, see ADAMW.
     """
+    order = sorted(params, key=lambda name: not name.endswith(".W"))  # what decays comes first
     given = [
-        join(arrays, work, name, fresh)
+        join(arrays, order, work, name, fresh)
         for arrays, name, fresh in (
             (grads, "gradients", False),
             (params, "params", True),

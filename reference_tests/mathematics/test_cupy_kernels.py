@@ -3,10 +3,14 @@
 import numpy as np
 import pytest
 
-from minipc.models.pointnet import param_specs, sizes
+from minipc.models.inputs import Inputs
+from minipc.models.model import net, sizes
+from minipc.models.pointnet import param_specs
 from minipc.nn import optim
+from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.params import initialise
+from reference_tests.tools.fake_device import assert_agrees, map_arrays, on_host
 
 
 def drawn(dtype, seed):
@@ -22,6 +26,7 @@ def test_adamw_has_the_bits_of_numpy(cupy, dtype):
         state = optim.adamw_start(params)
         for step in range(1, 5):
             grads = {name: xp.asarray(value) for name, value in drawn(dtype, step).items()}
+            grads = dict(reversed(grads.items()))  # as a backward returns them
             state = optim.adamw_in_place(params, grads, state, 1e-2, 0.1, work)
         of = {"params": params, "m": state.m, "v": state.v}
         trained[xp] = {(key, name): x for key, found in of.items() for name, x in found.items()}
@@ -42,3 +47,49 @@ def test_two_trainings_in_one_workspace_do_not_write_into_each_other(cupy):
     optim.adamw_in_place(second, dict(grads), optim.adamw_start(second), 1e-2, 0.1, work)
     for name, value in first.items():
         np.testing.assert_array_equal(cupy.asnumpy(value), cupy.asnumpy(kept[name]))
+
+
+def forward_and_backward(xp, config, params, points, dlogits, groups, steps=2):
+    """Return logits, statistics and gradients of the last of some steps on one Workspace."""
+    work, module = Workspace(xp), net(config)
+    params = {name: xp.asarray(value) for name, value in params.items()}
+    inputs = Inputs(xp.asarray(points), tuple(map(xp.asarray, groups)))
+    state = optim.adamw_start(params)
+    for _ in range(steps):
+        z, batch, tape = module.forward_train(params, inputs, config, None, "fused", work)
+        grads, _ = backward(xp.asarray(dlogits), tape)
+        found = on_host((z, {name: stats[:2] for name, stats in batch.items()}, grads))
+        kept = map_arrays(np.copy, found)
+        state = optim.adamw_in_place(params, dict(grads), state, 0.0, 0.0, work)
+    return kept
+
+
+MODELS = (
+    "tiny",
+    "5-7-130:33-9",
+    "6:",
+    "8,16/5:12+,8/4:16,24+mean:12",
+    "16/0.9x6:8-12/4:8-6,8/4:12-16+,24-16:12",
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_step_of_the_fast_engine_is_that_of_the_host(cupy, name, dtype):
+    """The second step, whose gradients go to their place among the joined ones."""
+    config = sizes(name, 5)
+    rng = np.random.default_rng(0)
+    params = initialise(net(config).param_specs(config), rng, dtype)
+    for key, value in params.items():
+        if key.endswith(("gamma", "beta")):  # of both signs, and zero
+            value[...] = rng.standard_normal(value.shape)
+            value[0] = 0
+    points = rng.standard_normal((6, 40, 3)).astype(dtype)
+    dlogits = rng.standard_normal((6, 5)).astype(dtype)
+    groups = net(config).prepare(config, points.astype(np.float32))
+    given = config, params, points, dlogits, groups
+    # rounding, in another order of sums (the rate is 0: both steps have the same weights)
+    digits = 1e-9 if dtype == np.float64 else 1e-3
+    assert_agrees(
+        cupy, forward_and_backward(cupy, *given), forward_and_backward(np, *given), digits
+    )

@@ -278,7 +278,7 @@ NEIGHBOURHOODS = {
 }
 AUGMENTATION = {"nn.widening", "distil.augmentation"}  # a network may be trained without it
 # The same products and levels once more, in the form that is fast on a machine.
-SPEED_ALONE = {"nn.fast.products", "nn.fast.local_eval", "nn.kernels"}
+SPEED_ALONE = {"nn.fast.products", "nn.fast.winners", "nn.fast.local_eval", "nn.kernels"}
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from minipc.nn import kernels
 from minipc.nn.fast.workspace import Workspace
 
 SMALL = 10**6  # multiply-adds up to which these kernels multiply without copying
@@ -25,6 +26,8 @@ def product(a: Any, z: Any, out: Any, work: Workspace) -> Any:
     """
     (rows, inner), (clouds, _, points) = a.shape, z.shape
     group, parts = _divided(rows, inner, points, work)
+    if kernels.on_device(work.xp):
+        return kernels.multiply(a, z, out)
     if group == rows and parts == 1:
         return work.xp.matmul(a, z, out=out)
     work.xp.matmul(
@@ -43,7 +46,7 @@ def inner_product(z: Any, d: Any, work: Workspace) -> Any:
     (clouds, inner, points), rows = z.shape, d.shape[1]
     group, parts = _divided(rows, inner, points, work)
     if group == rows and parts == 1:
-        return _outer(z, d, work).sum(axis=0, dtype=np.float64)
+        return _over_clouds(_outer(z, d, work), work)
     pieces = work.xp.matmul(
         z.reshape(clouds, inner, parts, -1).swapaxes(1, 2)[:, :, None],
         d.reshape(clouds, -1, group, parts, points // parts).transpose(0, 3, 1, 4, 2),
@@ -57,7 +60,14 @@ def second_moments(z: Any, work: Workspace) -> Any:
     z (clouds, inner, points) -> (inner, inner).  NumPy sees that both factors are one array
     and asks BLAS for half the products (syrk).
     """
-    return _outer(z, z, work).sum(axis=0, dtype=np.float64)
+    return _over_clouds(_outer(z, z, work), work)
+
+
+def _over_clouds(parts: Any, work: Workspace) -> Any:
+    """Return the sum of parts (clouds, ...) over clouds, in float64."""
+    if kernels.on_device(work.xp):
+        return kernels.total(parts, work.xp.empty(parts.shape[1:]))
+    return parts.sum(axis=0, dtype=np.float64)
 
 
 def _outer(z: Any, d: Any, work: Workspace) -> Any:
@@ -66,6 +76,9 @@ def _outer(z: Any, d: Any, work: Workspace) -> Any:
     The matmul of NumPy 2.4 keeps the interpreter's lock where its result has at most 500 numbers,
     however long the sums; dot, the same call to BLAS, never does.
     """
+    if kernels.on_device(work.xp):
+        shape = (len(z), z.shape[1], d.shape[1])
+        return kernels.multiply(z, d.swapaxes(1, 2), work.scratch("outer", shape, z.dtype))
     if work.xp is np and len(z) * z.shape[1] * d.shape[1] <= 500:
         return np.stack([np.dot(one, other.T) for one, other in zip(z, d, strict=True)])
     return work.xp.matmul(z, d.swapaxes(1, 2))
