@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from minipc.backend import module_of
 from minipc.errors import UsageError
-from minipc.nn import ops
+from minipc.nn import kernels, ops
 from minipc.nn.fast import fused
 from minipc.nn.fast.workspace import Workspace
 
@@ -154,6 +154,16 @@ class Fast(Textbook):
     def pooled(self, tape: Tape, x: Any, layer: str) -> Any:
         """As Textbook.pooled."""
         return self._fused(tape, x, layer, fused.pooled_forward, fused.pooled_backward)
+
+    def dense(self, tape: Tape, x: Any, layer: str) -> Any:
+        """As Textbook.dense; on a device, batch norm and ReLU are one kernel."""
+        if not kernels.on_device(self.work.xp):
+            return super().dense(tape, x, layer)
+        names, values = tape.of(layer, "gamma", "beta")
+        x = self._linear(tape, x, layer)
+        y, cache, stats = kernels.norm_relu(x, values[0], values[1], tape.eps, self.work, layer)
+        tape.batch[layer] = stats
+        return tape.push((y, cache), kernels.norm_relu_backward, *names)
 
     def _fused(self, tape: Tape, x: Any, layer: str, forward: Callable, backward: Callable) -> Any:
         names, values = tape.of(layer, "W", "gamma", "beta")

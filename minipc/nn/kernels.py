@@ -8,11 +8,12 @@ form on a device.  No kernel uses atomics: every sum has one order.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from minipc.backend import module_of
+from minipc.nn.ops import BatchStats
 
 BLOCK = 128  # threads of a block that adds up: a power of two
 ROUNDED_ONE_BY_ONE = ("--fmad=false",)
@@ -329,6 +330,83 @@ ADD_LISTS = """
       dx[(i / (I * O) * I + c) * N + at[lead]] += sum;
     }
 """
+
+
+class NormReluCache(NamedTuple):
+    xhat: Any  # (B, O), the normalised input
+    inv_std: Any  # (O,)
+    gamma: Any  # (O,)
+    y: Any  # (B, O)
+    work: Any
+    name: str
+
+
+def norm_relu(
+    x: Any, gamma: Any, beta: Any, eps: float, work: Any, name: str
+) -> tuple[Any, NormReluCache, BatchStats]:
+    """(M5), (M10) of the head, with sums in float64.    x (B, O) -> y (B, O), cache, BatchStats"""
+    xp, (rows, width), dtype = work.xp, x.shape, x.dtype
+    y, xhat = (work.array(f"{name} {part}", x.shape, dtype) for part in ("y", "xhat"))
+    inv_std = work.array(f"{name} inv_std", (width,), dtype)
+    stats = xp.empty(width, dtype), xp.empty(width, dtype)
+    given = (*_plain(dtype, x, gamma, beta), float(eps), rows, width)
+    _raw(xp, "norm_relu", dtype, NORM_RELU)((width,), (BLOCK,), (*given, y, xhat, inv_std, *stats))
+    return y, NormReluCache(xhat, inv_std, gamma, y, work, name), BatchStats(*stats, rows)
+
+
+NORM_RELU = """
+extern "C" __global__ void norm_relu(const T* x, const T* gamma, const T* beta, double eps,
+    long long B, long long O, T* y, T* xhat, T* inv_std, T* mean, T* var) {
+  const long long o = blockIdx.x;
+  double sum = 0, square = 0;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) sum += x[b * O + o];
+  const double mu = over_block(sum) / B;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    const double d = x[b * O + o] - mu;
+    square += d * d;
+  }
+  const double variance = over_block(square) / B, inverse = 1 / sqrt(variance + eps);
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    const double h = (x[b * O + o] - mu) * inverse;
+    const T p = gamma[o] * h + beta[o];
+    xhat[b * O + o] = h, y[b * O + o] = p < 0 ? 0 : p;
+  }
+  if (threadIdx.x == 0) mean[o] = mu, var[o] = variance, inv_std[o] = inverse;
+}"""
+
+
+def norm_relu_backward(dy: Any, cache: NormReluCache) -> tuple[Any, Any, Any]:
+    """(M11), then (M6).    dy (B, O) -> dx (B, O), dgamma (O,), dbeta (O,)"""
+    xhat, inv_std, gamma, y, work, name = cache
+    (rows, width), dtype = xhat.shape, xhat.dtype
+    dx = work.array(f"{name} dx", xhat.shape, dtype)
+    dgamma, dbeta = (
+        gradient_of(work, f"{name}.{part}", (width,), dtype) for part in ("gamma", "beta")
+    )
+    (dy, gamma), sizes = _plain(dtype, dy, gamma), (rows, width)
+    _raw(work.xp, "norm_relu_backward", dtype, NORM_RELU_BACKWARD)(
+        (width,), (BLOCK,), (dy, xhat, inv_std, gamma, y, *sizes, dx, dgamma, dbeta)
+    )
+    return dx, dgamma, dbeta
+
+
+NORM_RELU_BACKWARD = """
+extern "C" __global__ void norm_relu_backward(const T* dy, const T* xhat, const T* inv_std,
+    const T* gamma, const T* y, long long B, long long O, T* dx, T* dgamma, T* dbeta) {
+  const long long o = blockIdx.x;
+  double first = 0, second = 0;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    const double d = dy[b * O + o] * (T)(y[b * O + o] > 0);
+    first += d, second += d * xhat[b * O + o];
+  }
+  first = over_block(first), second = over_block(second);
+  const double scale = (double)gamma[o] * inv_std[o];
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    const double d = dy[b * O + o] * (T)(y[b * O + o] > 0);
+    dx[b * O + o] = (d - first / B - xhat[b * O + o] * second / B) * scale;
+  }
+  if (threadIdx.x == 0) dgamma[o] = second, dbeta[o] = first;
+}"""
 
 
 def tracked(running: tuple[Any, Any], batch: tuple[Any, Any], rows: int, momentum: float) -> tuple:

@@ -262,30 +262,38 @@ def compute_shard(
 
     Computes clouds first .. stop - 1 of one view, R in all, in blocks of plan.block clouds.  Blocks
     are aligned to the cloud number and padded at the end, so that the bytes do not depend on how
-    shards are divided.  groups: of all clouds, see Recording.  The KL is the largest
+    shards are divided.  groups: of all clouds, see Recording.  A device gets the clouds of the
+    shard in one transfer, and its logits come back in one.  The KL is the largest
     KL(softmax(v) || softmax(v as stored)) at T = 1.
     """
     # imported here: slow, and training and evaluation read records without it
     from scipy.special import log_softmax
 
-    params = draw(plan.seed, view, first, stop - first, augment)
+    params, rows = draw(plan.seed, view, first, stop - first, augment), stop - first
+    whole = -(-rows // plan.block) * plan.block
+    points, *near = (
+        xp.asarray(padded_block(array[:stop], first, whole)) for array in (clouds.points, *groups)
+    )
+    applied = [xp.asarray(padded_block(value, 0, whole)) for value in params]
 
-    def block_logits(start: int) -> np.ndarray:
-        points, *near = (
-            xp.asarray(padded_block(array[:stop], start, plan.block))
-            for array in (clouds.points, *groups)
-        )
-        applied = Params(
-            *(xp.asarray(padded_block(value, start - first, plan.block)) for value in params)
-        )
-        logits = asked(logits_of, apply(points, applied), near)
-        return answer(logits, (plan.block, plan.classes))[: stop - start]
+    def block_logits(start: int) -> Any:
+        here = slice(start, start + plan.block)
+        views = apply(points[here], Params(*(value[here] for value in applied)))
+        logits = asked(logits_of, views, [group[here] for group in near])
+        if xp is not np and isinstance(logits, xp.ndarray):
+            return xp.array(logits)  # a copy: the teacher may reuse its output
+        return answer(logits, (plan.block, plan.classes))
 
     blocks = []
-    for logits in ordered_map(block_logits, range(first, stop, plan.block), threads):
+    for start, logits in zip(
+        range(0, rows, plan.block),
+        ordered_map(block_logits, range(0, rows, plan.block), threads),
+        strict=True,
+    ):
         blocks.append(logits)
-        block_done(len(logits))
-    exact = np.concatenate(blocks)
+        block_done(min(plan.block, rows - start))
+    together = (np if isinstance(blocks[0], np.ndarray) else xp).concatenate(blocks)
+    exact = answer(together, (whole, plan.classes))[:rows]
     if not np.isfinite(exact).all():
         raise DataError(
             f"teacher: logits of view {view} are not finite; check the model and its input"
