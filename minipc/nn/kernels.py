@@ -107,19 +107,19 @@ TOTAL = """
 
 
 def affine(
-    moments: Any, W: Any, gamma: Any, beta: Any, shift: Any, eps: float, work: Any, name: str
+    x: Any, W: Any, gamma: Any, beta: Any, eps: float, name: str
 ) -> tuple[tuple, tuple, tuple[Any, Any]]:
     """Return (c, m, CW, inv_std), ([A^T | c - s'] (O, I + 1), s', -s'), (mean, var): (F1), (F8).
 
-    moments (I + 1, I + 1) float64, of x shifted by shift (I,); s' = relu(beta).  Sums are float64.
+    x: an Activation with moments; s' = relu(beta).  Sums are float64.
     """
-    (inputs, width), dtype = W.shape, W.dtype
+    (inputs, width), dtype, work = W.shape, W.dtype, x.work
     shapes = {"c": (width,), "m": (inputs,), "CW": W.shape, "inv_std": (width,)}
     shapes |= {"A": (width, inputs + 1), "shift": (width,), "floor": (width,)}
     found = [work.array(f"{name} {part}", shape, dtype) for part, shape in shapes.items()]
     stats = work.xp.empty(width, dtype), work.xp.empty(width, dtype)  # of one batch among several
     sizes = (float(eps), inputs, width)
-    given = *_plain(np.float64, moments), *_plain(dtype, W, gamma, beta, shift)
+    given = *_plain(np.float64, x.moments), *_plain(dtype, W, gamma, beta, x.shift)
     _raw(work.xp, "affine", dtype, AFFINE)((width,), (BLOCK,), (*given, *sizes, *found, *stats))
     return tuple(found[:4]), tuple(found[4:]), stats
 
@@ -231,15 +231,18 @@ def masked(z: Any, floor: Any, dx: Any) -> None:
     _elementwise(module_of(z), "masked", "T floor, T dx", "T z", body)(floor, dx, z)
 
 
-def pool(P: Any, c: Any, h: Any, winners: Any, positive: Any) -> None:
-    """h = relu(c_o + max_n P), with the first n that attains it, and whether h > 0.  (F5)
+def pool(At: Any, c: Any, z: Any, work: Any) -> tuple[Any, Any, Any]:
+    """h = relu(c_o + max_n (A^T z)_on), the first n that attains it, and whether h > 0.  (F5)
 
-    P (C, O, N), c (O,); h, winners and positive (C, O); all contiguous.
+    At (O, I), c (O,), z (C, I, N) -> h (C, O), winners (C, O) int64, positive (C, O) bool
     """
-    clouds, width, points = P.shape
-    _raw(module_of(P), "pool", P.dtype, POOL)(
-        (clouds * width,), (BLOCK,), (P, c, width, points, h, winners, positive)
+    (width, clouds, points), xp, dtype = (len(At), len(z), z.shape[2]), work.xp, z.dtype
+    P = multiply(At, z, work.scratch("P", (clouds, width, points), dtype))
+    h, winners, positive = (xp.empty((clouds, width), kind) for kind in (dtype, np.int64, bool))
+    _raw(xp, "pool", dtype, POOL)(
+        (clouds * width,), (BLOCK,), (P, *_plain(dtype, c), width, points, h, winners, positive)
     )
+    return h, winners, positive
 
 
 # not a number counts as the largest, as in argmax
@@ -271,17 +274,18 @@ extern "C" __global__ void pool(const T* P, const T* c, long long O, long long N
 }}"""
 
 
-def at_winners(z: Any, winners: Any, g: Any, out: Any) -> None:
-    """out = Z~ S over all clouds, in float64.  (F6)
+def at_winners(z: Any, winners: Any, g: Any) -> Any:
+    """Return Z~ S over all clouds, (I + 1, O) float64.  (F6)
 
-    z (B, I, N) whose points are contiguous, winners and g (B, O) contiguous, out (I + 1, O).
+    z (B, I, N) whose points are contiguous, winners and g (B, O)
     """
     (clouds, inputs), width, item = z.shape[:2], g.shape[1], z.itemsize
     given = "raw T z, raw int64 at, raw T g, int64 B, int64 I, int64 O, int64 cloud, int64 row"
     xp, (cloud, row, _) = module_of(z), z.strides
     flat = xp.ndarray((1,), z.dtype, z.data)  # the kernel computes places itself
     kernel = _elementwise(xp, "at_winners", given, "float64 out", AT_WINNERS)
-    kernel(flat, winners, g, clouds, inputs, width, cloud // item, row // item, out)
+    out = xp.empty((inputs + 1, width))
+    return kernel(flat, winners, g, clouds, inputs, width, cloud // item, row // item, out)
 
 
 AT_WINNERS = """
@@ -329,6 +333,89 @@ ADD_LISTS = """
         sum += g[first + o] * (&A[0])[o * row + c];
       dx[(i / (I * O) * I + c) * N + at[lead]] += sum;
     }
+"""
+
+
+def shared_eval(points: Any, maps: Any, work: Any) -> Any:
+    """Return the pooled features h (B, O) of points (B, N, I) under maps, as fused.shared_eval."""
+    xp, (clouds, count, _) = work.xp, points.shape
+    z = xp.ascontiguousarray(points.swapaxes(1, 2))
+    *narrow, (At, c) = maps
+    add_relu = _elementwise(xp, "add_relu", "T b", "T z", "z += b; z = z < 0 ? 0 : z")
+    for number, (A, b) in enumerate(narrow):
+        z = multiply(A, z, work.scratch(f"z {number}", (clouds, len(A), count), z.dtype))
+        add_relu(b[:, None], z)
+    return pool(At, c, z, work)[0]
+
+
+def norm_relu_eval(x: Any, norm: Any, eps: float) -> Any:
+    """(M7) and (M10) with the bits of ops.    x (B, O), norm = gamma, beta, mean, var, (O,) each"""
+    given = "T x, T gamma, T beta, T mean, T var, T eps"
+    kernel = _elementwise(module_of(x), "norm_relu_eval", given, "T y", NORM_RELU_EVAL)
+    return kernel(x, *norm, x.dtype.type(eps))
+
+
+NORM_RELU_EVAL = """
+    y = (x - mean) * (gamma * ((T)1 / sqrt(var + eps))) + beta;
+    y = y < 0 ? 0 : y;
+"""
+
+
+def exact_product(x: Any, stacks: list, unit: Any, bits: int) -> Any:
+    """y = x W by (F10), with the bits of exact.product.    x (B, I), the others of W's Factor"""
+    xp, (rows, inputs), (parts, width) = module_of(x), x.shape, (len(stacks), unit.shape[1])
+    n, of_rows = xp.empty((rows, parts * inputs)), xp.empty((rows, 1))
+    sizes = (inputs, parts, bits)
+    _raw(xp, "whole_numbers", x.dtype, WHOLE_NUMBERS)(
+        (rows,), (BLOCK,), (*_plain(x.dtype, x), *sizes, n, of_rows)
+    )
+    sums = xp.empty((parts, rows, width))
+    for last, stack in enumerate(stacks):
+        multiply(n[:, : (last + 1) * inputs], stack, sums[last])
+    given = "raw float64 sums, float64 u, float64 v, int64 parts, float64 step"
+    y = xp.empty((rows, width), x.dtype)
+    kernel = _elementwise(xp, "brackets", given, "T y", BRACKETS)
+    return kernel(sums, of_rows, unit, parts, 2.0**-bits, y)
+
+
+WHOLE_NUMBERS = f"""
+extern "C" __global__ void whole_numbers(const T* x, long long I, long long parts, long long bits,
+    double* n, double* unit) {{
+  __shared__ T values[{BLOCK}];
+  const T* row = x + blockIdx.x * I;
+  T largest = 0;
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) {{
+    const T size = fabs(row[i]);
+    if (size > largest || size != size) largest = size;
+  }}
+  values[threadIdx.x] = largest;
+  for (int half = {BLOCK} / 2; half; half /= 2) {{
+    __syncthreads();
+    if (threadIdx.x < half) {{
+      const T mine = values[threadIdx.x], other = values[threadIdx.x + half];
+      values[threadIdx.x] = other > mine || other != other ? other : mine;
+    }}
+  }}
+  __syncthreads();
+  int exponent;
+  frexp(values[0], &exponent);
+  const double u = ldexp(1.0, exponent - (int)bits), step = ldexp(1.0, (int)bits);
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) {{
+    double rest = row[i] / u;
+    for (long long part = 0; part < parts; ++part) {{
+      const double whole = rint(rest);
+      n[(blockIdx.x * parts + part) * I + i] = whole;
+      rest = (rest - whole) * step;
+    }}
+  }}
+  if (threadIdx.x == 0) unit[blockIdx.x] = u;
+}}"""
+
+BRACKETS = """
+    double sum = 0;
+    for (long long last = parts - 1; last >= 0; --last)
+      sum = sum * step + sums[last * _ind.size() + i];
+    y = (T)(sum * (u * v));
 """
 
 

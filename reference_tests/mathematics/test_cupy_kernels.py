@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
+from minipc.models.file import new_model
 from minipc.models.inputs import Inputs
 from minipc.models.model import net, sizes
 from minipc.models.pointnet import param_specs
-from minipc.nn import optim
-from minipc.nn.engine import backward
+from minipc.nn import exact, kernels, optim
+from minipc.nn.engine import backward, eval_norm_relu
+from minipc.nn.fast.products import second_moments
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.params import initialise
-from reference_tests.tools.fake_device import assert_agrees, map_arrays, on_host
+from reference_tests.tools.fake_device import assert_agrees, map_arrays, moved, on_host
 
 
 def drawn(dtype, seed):
@@ -93,3 +95,56 @@ def test_a_step_of_the_fast_engine_is_that_of_the_host(cupy, name, dtype):
     assert_agrees(
         cupy, forward_and_backward(cupy, *given), forward_and_backward(np, *given), digits
     )
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_an_exact_product_and_batch_norm_in_evaluation_have_the_bits_of_numpy(cupy, dtype):
+    """Also for rows of zeros, of one large number, and of what is not finite."""
+    rng = np.random.default_rng(0)
+    x, W = rng.standard_normal((7, 200)).astype(dtype), rng.standard_normal((200, 9)).astype(dtype)
+    x[0], x[1, 3], x[2, 5] = 0, 1e20, 1e-20
+    want = exact.product(x, exact.factor(W))
+    got = exact.product(cupy.asarray(x), exact.factor(cupy.asarray(W)))
+    np.testing.assert_array_equal(cupy.asnumpy(got), want)
+    norm = [rng.standard_normal(9).astype(dtype) ** 2 for _ in range(4)]
+    got = eval_norm_relu(got, [cupy.asarray(value) for value in norm], 1e-5)
+    np.testing.assert_array_equal(cupy.asnumpy(got), eval_norm_relu(want, norm, 1e-5))
+    x[3, 4] = np.nan
+    with np.errstate(invalid="ignore"):
+        want = np.isnan(exact.product(x, exact.factor(W)))
+    got = exact.product(cupy.asarray(x), exact.factor(cupy.asarray(W)))
+    np.testing.assert_array_equal(np.isnan(cupy.asnumpy(got)), want)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_evaluation_is_that_of_the_host(cupy, name):
+    config, rng = sizes(name, 5), np.random.default_rng(0)
+    model = new_model(config, {}, 0)
+    stats = {
+        key: rng.uniform(0.5, 2, value.shape).astype(np.float32)
+        for key, value in model.stats.items()
+    }
+    points = rng.standard_normal((6, 40, 3)).astype(np.float32)
+    inputs = Inputs(points, net(config).prepare(config, points))
+    want = net(config).evaluator(model.params, stats, config)(inputs)
+    params, stats, there = moved(cupy, (model.params, stats, inputs))
+    # float32 sums of at most 1,024 terms in another order
+    assert_agrees(cupy, net(config).evaluator(params, stats, config)(there), want, 1e-5)
+
+
+def test_the_pool_takes_the_first_of_equal_points_and_keeps_what_is_not_a_number(cupy):
+    z = np.zeros((2, 1, 300), np.float32)
+    z[0, 0, [7, 200, 250]], z[1, 0, 299], z[1, 0, 150] = 3, np.inf, np.nan
+    At, c = cupy.asarray([[1.0], [-1.0]], np.float32), cupy.zeros(2, np.float32)
+    h, winners, positive = kernels.pool(At, c, cupy.asarray(z), Workspace(cupy))
+    assert winners.tolist() == [[7, 0], [150, 150]]
+    np.testing.assert_array_equal(cupy.asnumpy(h), [[3, 0], [np.nan, np.nan]])
+    assert positive.tolist() == [[True, False], [False, False]]
+
+
+def test_the_moments_of_one_block_are_summed_over_clouds_in_float64(cupy):
+    """A device takes all clouds as one block; in float32 their sum would lose what is added."""
+    z = np.ones((4097, 1, 2), np.float32)
+    z[0] = 2.0**12
+    found = second_moments(cupy.asarray(z), Workspace(cupy))
+    assert found.dtype == np.float64 and float(found[0, 0]) == 2 * 2.0**24 + 2 * 4096

@@ -206,9 +206,7 @@ def affine_map(
     check_shape("beta", beta, W.shape[1:])
     xp, dtype, work = x.work.xp, W.dtype, x.work
     if kernels.on_device(xp):
-        (c, m, CW, inv_std), shifted, stats = kernels.affine(
-            x.moments, W, gamma, beta, x.shift, eps, work, name
-        )
+        (c, m, CW, inv_std), shifted, stats = kernels.affine(x, W, gamma, beta, eps, name)
         affine = Affine(shifted[0][:, :-1], c, m, CW, W, gamma, inv_std, shifted)
         return affine, BatchStats(*stats, x.rows)
     m = x.moments[-1, :-1]
@@ -408,10 +406,7 @@ def pooled_forward(
     largest = work.array(f"{name} largest", (clouds, width), W.dtype)
 
     if kernels.on_device(xp):
-        h, positive = xp.empty_like(largest), xp.empty(largest.shape, bool)
-        P = work.scratch("P", (*h.shape, points), h.dtype)
-        product(affine.At, x.of(slice(None)), P, work)
-        kernels.pool(P, affine.c, h, winners, positive)
+        h, winners, positive = kernels.pool(affine.At, affine.c, x.of(slice(None)), work)
         return h, PooledCache(x, affine, winners, positive, name), stats
 
     def pool(clouds: slice) -> None:
@@ -443,11 +438,10 @@ def pooled_backward(dh: Any, cache: PooledCache) -> tuple[Gradient, Any, Any, An
     x, affine, winners, positive, name = cache
     work, g = claim(x), dh * positive
     inputs, width = affine.W.shape
-    exact = kernels.on_device(work.xp)
-    products = work.array(f"{name} products", (inputs + 1, width), np.float64 if exact else g.dtype)
-    if exact:
-        kernels.at_winners(x.of(slice(None)), winners, g, products)
+    if kernels.on_device(work.xp):
+        products = kernels.at_winners(x.of(slice(None)), winners, g)
     else:
+        products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
         products[-1] = g.sum(axis=0)
         sum_at_winners(x.of(slice(None)), winners, g, products[:-1], work)
     dW, dgamma, dbeta, K = gradients(products, x, affine, name)
@@ -485,6 +479,8 @@ def shared_eval(points: Any, maps: Sequence[tuple[Any, Any]], work: Workspace) -
     neither do its bits.
     """
     xp, (clouds, count, channels), dtype = work.xp, points.shape, points.dtype
+    if kernels.on_device(xp):
+        return kernels.shared_eval(points, maps, work)
     *narrow, (At, c) = maps
     h = xp.empty((clouds, len(At)), dtype)
     widest = max([channels, *(len(A) for A, _ in narrow)])

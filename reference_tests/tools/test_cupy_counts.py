@@ -1,0 +1,84 @@
+"""How many operations a device is given in a training step and in a recorded block: a bound.
+
+Counted on an emulated CUDA (bash ../shared/tools/cuda_emulation/run python -m pytest), where
+that lies beside the checkout; a count says nothing about time.  Whoever lowers a count lowers its
+bound here.
+"""
+
+import numpy as np
+import pytest
+
+from minipc.backend import load
+from minipc.data.augment import Params, apply
+from minipc.distil.train import Task, TrainConfig, _dropout_mask
+from minipc.models.file import new_model, on_module
+from minipc.models.model import sizes
+from minipc.nn.fast.workspace import Workspace
+from minipc.nn.losses import LABELS_ALONE, LossConfig
+from minipc.record.recorder import model_teacher
+
+CLOUDS, POINTS, CLASSES = 32, 64, 5
+MOST_OF_A_STEP = {
+    ("tiny", "labels"): 105,
+    ("student", "labels"): 105,
+    ("teacher", "labels"): 127,
+    ("tiny", "record"): 187,
+}
+MOST_OF_A_BLOCK = {"tiny": 22, "student": 22, "teacher": 29}
+
+
+@pytest.fixture(scope="module")
+def emulation():
+    return pytest.importorskip(
+        "cuda_emulation", reason="counted only on the emulated device (see the module's docstring)"
+    )
+
+
+def task_of(xp, name, data):
+    """Return a Task on three batches of clouds, its first State and the arguments of step()."""
+    rng, rows = np.random.default_rng(0), 3 * CLOUDS
+    points = rng.standard_normal((rows, 3, POINTS)).astype(np.float32)
+    loss = LossConfig(0.9) if data == "record" else LossConfig(**LABELS_ALONE)
+    task = Task(
+        xp.asarray(points),
+        xp.asarray(rng.integers(0, CLASSES, rows)),
+        (),
+        sizes(name, CLASSES),
+        loss,
+        TrainConfig(epochs=2, batch_size=CLOUDS, warmup_steps=1),
+        None,
+        Workspace(xp),
+        xp,
+    )
+    views = Params(*(xp.asarray(rng.uniform(0.7, 1.3, (rows, 3)).astype("f")) for _ in range(2)))
+    logits = rng.standard_normal((rows, CLASSES)).astype(np.float16)
+    given = views, xp.asarray(logits) if data == "record" else None
+    return task, task.start(new_model(task.model, {}, 0)), given
+
+
+@pytest.mark.parametrize("name, data", MOST_OF_A_STEP)
+def test_a_training_step(emulation, name, data):
+    xp = load("cupy")
+    task, state, given = task_of(xp, name, data)
+    for number in range(3):  # the first makes buffers, the second joins gradients
+        rows = np.arange(CLOUDS) + CLOUDS * number
+        mask = _dropout_mask(task.model, task.config, 0, number, xp)
+        with emulation.counting() as found:
+            state, _ = task.step(state, rows, *given, mask, 1e-3, (0, number))
+    assert found.counts["all"] <= MOST_OF_A_STEP[name, data], found.names
+    assert found.counts["sync"] == found.counts["D2H"] == 0  # the host never waits
+    assert found.counts["H2D"] <= 1  # which clouds
+
+
+@pytest.mark.parametrize("name", MOST_OF_A_BLOCK)
+def test_a_recorded_block(emulation, name):
+    xp = load("cupy")
+    rng = np.random.default_rng(0)
+    teacher = model_teacher(on_module(new_model(sizes(name, CLASSES), {}, 0), xp))
+    points = xp.asarray(rng.standard_normal((CLOUDS, POINTS, 3)).astype(np.float32))
+    views = Params(*(xp.asarray(rng.uniform(0.7, 1.3, (CLOUDS, 3)).astype("f")) for _ in range(2)))
+    for _ in range(2):
+        with emulation.counting() as found:
+            xp.array(teacher(apply(points, views)))
+    assert found.counts["all"] <= MOST_OF_A_BLOCK[name], found.names
+    assert found.counts["sync"] == found.counts["D2H"] == found.counts["H2D"] == 0
