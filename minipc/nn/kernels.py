@@ -496,6 +496,106 @@ extern "C" __global__ void norm_relu_backward(const T* dy, const T* xhat, const 
 }"""
 
 
+def smooth_labels(labels: Any, classes: int, smoothing: float, dtype: Any) -> Any:
+    """(L3) with the bits of losses.smooth_labels.    labels (B,) -> y (B, K) of dtype"""
+    xp = module_of(labels)
+    y, rates = xp.empty((len(labels), classes), dtype), (1 - smoothing, smoothing / classes)
+    given = "raw L labels, int64 classes, float64 one, float64 each"
+    return _elementwise(xp, "smooth_labels", given, "T y", SMOOTH)(labels, classes, *rates, y)
+
+
+SMOOTH = """
+    const long long label = labels[i / classes];
+    y = (T)((label == i % classes) * one + (label >= 0) * each);
+"""
+
+
+def loss(z: Any, y: Any, v: Any, u: Any, has_u: Any, config: Any, floor: float) -> tuple:
+    """Return the terms of losses.loss_forward and dz (B, K) of (L7), with sums in float64.
+
+    As loss_forward: z, y, v, u (B, K), has_u (B,), and v, u with has_u may be None.
+    """
+    xp, (rows, classes), dtype = module_of(z), z.shape, z.dtype
+    dz, of_rows, means = xp.empty(z.shape, dtype), xp.empty((7, rows)), xp.empty(6, dtype)
+    given = [0 if x is None else _plain(dtype, x)[0] for x in (z, y, v, u, has_u)]
+    rates = (config.kd_weight, config.self_weight, config.temperature, floor)
+    sizes = (np.int64(config.guard == "clip"), rows, classes)
+    _raw(xp, "loss_of_rows", dtype, LOSS_OF_ROWS)(
+        (rows,), (BLOCK,), (*given, *map(float, rates), *sizes, dz, of_rows)
+    )
+    _raw(xp, "loss_means", dtype, LOSS_MEANS)((6,), (BLOCK,), (of_rows, rows, means))
+    return tuple(means), dz
+
+
+# Letters as in losses.py: s at temperature 1 and T of the student, p of the teacher, r of its
+# earlier self, q' the target of the guard.  One block for each row.
+LOSS_OF_ROWS = """
+struct Softmax {  // log softmax of row / T is row / T - shift
+  const T* row;
+  double T_, shift;
+  __device__ double log(long long k) const { return row[k] / T_ - shift; }
+};
+
+__device__ Softmax softmax(const T* row, double T_, long long K) {
+  __shared__ double largest;
+  if (threadIdx.x == 0) {
+    largest = row[0];
+    for (long long k = 1; k < K; ++k) if (row[k] > largest) largest = row[k];
+  }
+  __syncthreads();
+  const double most = largest / T_;
+  double sum = 0;
+  for (long long k = threadIdx.x; k < K; k += blockDim.x) sum += exp(row[k] / T_ - most);
+  return {row, T_, most + log(over_block(sum))};
+}
+
+extern "C" __global__ void loss_of_rows(const T* z, const T* y, const T* v, const T* u,
+    const T* has_u, double a, double self_weight, double T_, double floor, long long clip,
+    long long B, long long K, T* dz, double* rows) {
+  const long long row = blockIdx.x, first = row * K;
+  const double has = u ? (double)has_u[row] : 0, b = self_weight * has;
+  const Softmax s = softmax(z + first, 1, K), s_T = softmax(z + first, T_, K);
+  const Softmax p = softmax((v ? v : z) + first, T_, K), r = softmax((u ? u : z) + first, T_, K);
+  double labels = 0, kd = 0, self = 0, guard = 0, weight = 0, sum_q = 0, raised = 0, unbounded = 0;
+  for (long long k = threadIdx.x; k < K; k += blockDim.x) {
+    const double P = v ? exp(p.log(k)) : 0, R = u ? exp(r.log(k)) : 0, Y = y[first + k];
+    labels -= Y * s.log(k), weight += Y;
+    if (v) kd += P * (p.log(k) - s_T.log(k));
+    if (u) self += R * (r.log(k) - s_T.log(k));
+    const double q = a * P - b * R, least = floor * (a * P), kept = q < least ? least : q;
+    raised += kept > q, unbounded += (1 - a) * Y + T_ * q < 0;
+    if (clip) guard += (kept - q) * s_T.log(k);
+    sum_q += clip ? kept : q;
+  }
+  labels = over_block(labels), kd = T_ * T_ * over_block(kd), self = T_ * T_ * over_block(self);
+  guard = T_ * T_ * over_block(guard), weight = over_block(weight), sum_q = over_block(sum_q);
+  raised = over_block(raised), unbounded = over_block(unbounded);
+  for (long long k = threadIdx.x; k < K; k += blockDim.x) {
+    const double P = v ? exp(p.log(k)) : 0, R = u ? exp(r.log(k)) : 0;
+    const double q = a * P - b * R, least = floor * (a * P), kept = clip && q < least ? least : q;
+    dz[first + k] = ((1 - a) * (weight * exp(s.log(k)) - y[first + k])
+                     + T_ * (sum_q * exp(s_T.log(k)) - kept)) / B;
+  }
+  if (threadIdx.x == 0) {
+    const double terms[] = {(1 - a) * labels + a * kd - b * self - guard, labels, kd, has * self,
+                            (double)(raised > 0), (double)(unbounded > 0), u ? has : -1};
+    for (int term = 0; term < 7; ++term) rows[term * B + row] = terms[term];
+  }
+}"""
+
+# means of the terms over rows; the fourth over those that have a target
+LOSS_MEANS = """
+extern "C" __global__ void loss_means(const double* rows, long long B, T* means) {
+  const long long term = blockIdx.x;
+  double sum = 0, targets = 0;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    sum += rows[term * B + b], targets += rows[6 * B + b];
+  }
+  sum = over_block(sum), targets = over_block(targets);
+  if (threadIdx.x == 0) means[term] = sum / (term != 3 ? B : targets < 1 ? 1 : targets);
+}"""
+
+
 def tracked(running: tuple[Any, Any], batch: tuple[Any, Any], rows: int, momentum: float) -> tuple:
     """Return new mean and variance (M9), with the bits of ops.track."""
     xp, number = module_of(*running), running[0].dtype.type

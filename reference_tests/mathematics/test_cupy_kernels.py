@@ -7,10 +7,11 @@ from minipc.models.file import new_model
 from minipc.models.inputs import Inputs
 from minipc.models.model import net, sizes
 from minipc.models.pointnet import param_specs
-from minipc.nn import exact, kernels, optim
+from minipc.nn import exact, kernels, losses, optim
 from minipc.nn.engine import backward, eval_norm_relu
 from minipc.nn.fast.products import second_moments
 from minipc.nn.fast.workspace import Workspace
+from minipc.nn.losses import LossConfig
 from minipc.nn.params import initialise
 from reference_tests.tools.fake_device import assert_agrees, map_arrays, moved, on_host
 
@@ -148,3 +149,42 @@ def test_the_moments_of_one_block_are_summed_over_clouds_in_float64(cupy):
     z[0] = 2.0**12
     found = second_moments(cupy.asarray(z), Workspace(cupy))
     assert found.dtype == np.float64 and float(found[0, 0]) == 2 * 2.0**24 + 2 * 4096
+
+
+@pytest.mark.parametrize(  # the guard needs a teacher beside an earlier self
+    "guard, given",
+    [("clip", "labels"), ("clip", "teacher"), ("clip", "both"), ("none", "self"), ("none", "both")],
+)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_the_loss_is_that_of_numpy(cupy, guard, given, dtype):
+    rng, (rows, classes) = np.random.default_rng(0), (9, 6)
+    z, v, u = (3 * rng.standard_normal((rows, classes)).astype(dtype) for _ in range(3))
+    y = losses.smooth_labels(rng.integers(-1, classes, rows), classes, 0.1, dtype)
+    has_u = (np.arange(rows) % 3 > 0).astype(dtype)
+    teacher, earlier = given in ("teacher", "both"), given in ("self", "both")
+    config = LossConfig(0.7 * teacher, 0.3 * earlier, 3.0, label_smoothing=0.1, guard=guard)
+    arrays = z, y, v if teacher else None, *((u, has_u) if earlier else (None, None))
+    found = []
+    for xp in (np, cupy):
+        there = [None if x is None else xp.asarray(x) for x in arrays]
+        terms, cache = losses.loss_forward(*there, config)
+        found.append(on_host((*terms, losses.loss_backward(cache))))
+    # sums of six numbers of size ten, here in float64 and there in dtype
+    assert_agrees(cupy, found[1], found[0], 1e-5 if dtype == np.float32 else 1e-13, floor=1e-7)
+
+
+def test_smoothed_labels_have_the_bits_of_numpy(cupy):
+    labels = np.array([3, -1, 0, 4])
+    for dtype in (np.float32, np.float64):
+        want = losses.smooth_labels(labels, 5, 0.2, dtype)
+        got = losses.smooth_labels(cupy.asarray(labels), 5, 0.2, dtype)
+        np.testing.assert_array_equal(cupy.asnumpy(got), want)
+
+
+def test_a_logit_that_is_not_a_number_reaches_the_loss_and_its_gradient(cupy):
+    z, v = np.zeros((2, 3), np.float32), np.ones((2, 3), np.float32)
+    z[1, 2] = np.nan
+    y = losses.smooth_labels(np.array([0, 1]), 3, 0.0, np.float32)
+    terms, cache = losses.loss_forward(*map(cupy.asarray, (z, y, v)), None, None, LossConfig(0.5))
+    assert np.isnan(float(terms.total))
+    assert np.isnan(cupy.asnumpy(losses.loss_backward(cache))[1]).all()

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "minipc"
 ORDER = """
 errors settings progress streams installed backend provenance
 storage.files storage.hdf5 storage.layout storage.places
-nn.params nn.ops nn.losses nn.kernels nn.exact nn.optim nn.gradcheck nn.local nn.groups
+nn.params nn.ops nn.kernels nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
 nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.pointwise
 nn.fast.local nn.fast.local_eval nn.engine
 nn.levels nn.widening models.inputs models.pointnet models.pointnet2 models.model

@@ -24,7 +24,7 @@ import numpy as np
 from minipc.backend import module_of
 from minipc.errors import DataError, check_shape
 from minipc.nn import kernels
-from minipc.nn.fast.products import inner_product, product, second_moments
+from minipc.nn.fast.products import inner_product, matrix_product, product, second_moments
 from minipc.nn.fast.winners import add_at_winners, sum_at_winners
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.ops import BatchStats
@@ -169,19 +169,13 @@ def linear_forward(x: Any, W: Any, work: Workspace, name: str) -> tuple[Any, Hea
 
     x (B, I), W (I, O) -> y (B, O)
     """
-    if kernels.on_device(work.xp):
-        y = work.array(f"{name} product", (len(x), W.shape[1]), W.dtype)
-        dW = kernels.gradient_of(work, f"{name}.W", W.shape, W.dtype)
-        return kernels.multiply(x, W, y), HeadCache(x, W, dW)
-    return x @ W, HeadCache(x, W, work.array(f"{name} dW", W.shape, W.dtype))
+    dW = kernels.gradient_of(work, f"{name}.W", W.shape, W.dtype)
+    return matrix_product(x, W), HeadCache(x, W, dW)
 
 
 def linear_backward(dy: Any, cache: HeadCache) -> tuple[Any, Any]:
     """(M2)    -> dx (B, I), dW (I, O)"""
-    if kernels.on_device(module_of(dy)):
-        dW = kernels.multiply(cache.x.T, dy, cache.dW)
-        return kernels.multiply(dy, cache.W.T, module_of(dy).empty_like(cache.x)), dW
-    return dy @ cache.W.T, module_of(dy).matmul(cache.x.T, dy, out=cache.dW)
+    return matrix_product(dy, cache.W.T), matrix_product(cache.x.T, dy, cache.dW)
 
 
 class Affine(NamedTuple):

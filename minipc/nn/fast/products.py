@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from minipc.backend import module_of
 from minipc.nn import kernels
 from minipc.nn.fast.workspace import Workspace
 
@@ -36,6 +37,16 @@ def product(a: Any, z: Any, out: Any, work: Workspace) -> Any:
         out=out.reshape(clouds, -1, group, parts, points // parts).transpose(0, 3, 1, 2, 4),
     )
     return out
+
+
+def matrix_product(a: Any, b: Any, out: Any = None) -> Any:
+    """Return a b (R, N), in out if there is one.    a (R, I), b (I, N)"""
+    xp = module_of(a, b)
+    if kernels.on_device(xp):
+        return kernels.multiply(
+            a, b, xp.empty((len(a), b.shape[1]), a.dtype) if out is None else out
+        )
+    return xp.matmul(a, b, out=out)
 
 
 def inner_product(z: Any, d: Any, work: Workspace) -> Any:
