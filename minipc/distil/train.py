@@ -28,7 +28,7 @@ from minipc.models.checkpoint import Checkpoint
 from minipc.models.file import Model, check_same_sizes, new_model
 from minipc.models.inputs import Inputs
 from minipc.models.model import groups_of, net, track
-from minipc.nn import optim
+from minipc.nn import kernels, optim
 from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
@@ -221,8 +221,11 @@ class Task:
 
     def inputs(self, rows: Any, augmentation: Params) -> Inputs:
         """Return the augmented clouds in rows (B,), all on xp."""
-        points = self.points[rows].swapaxes(1, 2)
-        x = apply(points, Params(*(value[rows] for value in augmentation)))
+        if kernels.on_device(self.xp):
+            x = kernels.views(self.points, rows, *augmentation)
+        else:
+            points = self.points[rows].swapaxes(1, 2)
+            x = apply(points, Params(*(value[rows] for value in augmentation)))
         return Inputs(x, tuple(group[rows] for group in self.groups))
 
     @np.errstate(over="ignore", invalid="ignore")  # predict() refuses what is not finite

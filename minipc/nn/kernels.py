@@ -111,14 +111,14 @@ def affine(
 ) -> tuple[tuple, tuple, tuple[Any, Any]]:
     """Return (c, m, CW, inv_std), ([A^T | c - s'] (O, I + 1), s', -s'), (mean, var): (F1), (F8).
 
-    x: an Activation with moments; s' = relu(beta).  Sums are float64.
+    x: an Activation whose moments are sums over its rows; s' = relu(beta).  Sums are float64.
     """
     (inputs, width), dtype, work = W.shape, W.dtype, x.work
     shapes = {"c": (width,), "m": (inputs,), "CW": W.shape, "inv_std": (width,)}
     shapes |= {"A": (width, inputs + 1), "shift": (width,), "floor": (width,)}
     found = [work.array(f"{name} {part}", shape, dtype) for part, shape in shapes.items()]
     stats = work.xp.empty(width, dtype), work.xp.empty(width, dtype)  # of one batch among several
-    sizes = (float(eps), inputs, width)
+    sizes = (float(x.rows), float(eps), inputs, width)
     given = *_plain(np.float64, x.moments), *_plain(dtype, W, gamma, beta, x.shift)
     _raw(work.xp, "affine", dtype, AFFINE)((width,), (BLOCK,), (*given, *sizes, *found, *stats))
     return tuple(found[:4]), tuple(found[4:]), stats
@@ -126,19 +126,20 @@ def affine(
 
 AFFINE = """
 extern "C" __global__ void affine(const double* M, const T* W, const T* gamma, const T* beta,
-    const T* moved_by, double eps, long long I, long long O, T* c, T* m, T* CW, T* inv_std, T* A,
-    T* shift, T* floor, T* mean, T* var) {
+    const T* moved_by, double rows, double eps, long long I, long long O, T* c, T* m, T* CW,
+    T* inv_std, T* A, T* shift, T* floor, T* mean, T* var) {
   const long long o = blockIdx.x;
-  const double* mu = M + I * (I + 1);
+  const double* sums = M + I * (I + 1);
   double square = 0, centre = 0, moved = 0;
   for (long long i = threadIdx.x; i < I; i += blockDim.x) {
-    double sum = 0, w = W[i * O + o];
-    for (long long j = 0; j < I; ++j) sum += (M[j * (I + 1) + i] - mu[i] * mu[j]) * W[j * O + o];
+    double sum = 0, w = W[i * O + o], mu = sums[i] / rows;
+    for (long long j = 0; j < I; ++j)
+      sum += (M[j * (I + 1) + i] / rows - mu * (sums[j] / rows)) * W[j * O + o];
     CW[i * O + o] = sum;
     square += w * sum;
-    centre += w * mu[i];
-    moved += w * (mu[i] + moved_by[i]);
-    if (o == 0) m[i] = mu[i];
+    centre += w * mu;
+    moved += w * (mu + moved_by[i]);
+    if (o == 0) m[i] = mu;
   }
   square = over_block(square), centre = over_block(centre), moved = over_block(moved);
   const double variance = square < 0 ? 0 : square, inverse = 1 / sqrt(variance + eps);
@@ -594,6 +595,25 @@ extern "C" __global__ void loss_means(const double* rows, long long B, T* means)
   sum = over_block(sum), targets = over_block(targets);
   if (threadIdx.x == 0) means[term] = sum / (term != 3 ? B : targets < 1 ? 1 : targets);
 }"""
+
+
+def views(points: Any, rows: Any, scale: Any, shift: Any) -> Any:
+    """Return the clouds in rows (B,) with (A2), bit for bit as apply() in data/augment.py.
+
+    points (N, 3, P), scale and shift (N, 3) -> (B, P, 3), a view of (B, 3, P)
+    """
+    xp, (_, axes, count) = module_of(points, rows), points.shape
+    x = xp.empty((len(rows), axes, count), points.dtype)
+    given = "raw T points, raw int64 rows, raw T scale, raw T shift, int64 axes, int64 count"
+    kernel = _elementwise(xp, "views", given, "T x", VIEWS)
+    return kernel(points, rows, scale, shift, axes, count, x).swapaxes(1, 2)
+
+
+VIEWS = """
+    const long long axis = i / count % axes, of = rows[i / (axes * count)] * axes + axis;
+    x = points[of * count + i % count] * scale[of];
+    x += shift[of];
+"""
 
 
 def tracked(running: tuple[Any, Any], batch: tuple[Any, Any], rows: int, momentum: float) -> tuple:

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minipc.data.augment import Params, apply
 from minipc.models.file import new_model
 from minipc.models.inputs import Inputs
 from minipc.models.model import net, sizes
@@ -188,3 +189,13 @@ def test_a_logit_that_is_not_a_number_reaches_the_loss_and_its_gradient(cupy):
     terms, cache = losses.loss_forward(*map(cupy.asarray, (z, y, v)), None, None, LossConfig(0.5))
     assert np.isnan(float(terms.total))
     assert np.isnan(cupy.asnumpy(losses.loss_backward(cache))[1]).all()
+
+
+def test_views_have_the_bits_of_apply(cupy):
+    rng = np.random.default_rng(0)
+    points = rng.standard_normal((9, 3, 50)).astype(np.float32)
+    params = Params(*(rng.uniform(0.5, 2, (9, 3)).astype(np.float32) for _ in range(2)))
+    rows = np.array([4, 8, 0, 4])
+    want = apply(points[rows].swapaxes(1, 2), Params(*(value[rows] for value in params)))
+    got = kernels.views(*map(cupy.asarray, (points, rows, *params)))
+    np.testing.assert_array_equal(cupy.asnumpy(got), want)

@@ -40,7 +40,7 @@ class Activation(NamedTuple):
     tower: Any  # (B, rows, N)
     first: int  # row of the tower at which Z begins
     shift: Any  # (I,), s
-    moments: Any  # (I + 1, I + 1) float64, mean over all rows of Z~ Z~^T
+    moments: Any  # (I + 1, I + 1) float64, mean over all rows of Z~ Z~^T; on a device their sum
     work: Workspace
     name: str  # of the tower
     generation: int  # of the tower: which forward this is
@@ -154,7 +154,8 @@ def filled(
         return second_moments(z, y.work)
 
     moments = sum_over_blocks(block, y, (rows, rows), f"{name} moments")
-    moments /= y.rows
+    if not kernels.on_device(y.work.xp):
+        moments /= y.rows
     return y._replace(moments=moments)
 
 

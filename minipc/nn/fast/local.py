@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipc.backend import module_of
+from minipc.nn import kernels
 from minipc.nn.fast.fused import (
     OF_ONE_LAYER,
     Activation,
@@ -47,7 +48,7 @@ class Level(NamedTuple):
     members: Any  # (B, M, k)
     flat: Any  # (k, B, M) intp, members as rows of all clouds' points
     shift: Any  # (I,), 0 for the offsets
-    moments: Any  # (I + 1, I + 1) float64, mean over all rows x~ x~^T
+    moments: Any  # (I + 1, I + 1) float64, mean over all rows x~ x~^T; on a device their sum
     work: Workspace
     name: str
     generation: int
@@ -96,7 +97,8 @@ def to_level(
         return _moments(level, clouds)
 
     total = sum_over_blocks(moments, level, (inputs + 1, inputs + 1), f"{name} moments")
-    total /= level.rows
+    if not kernels.on_device(xp):
+        total /= level.rows
     differences = shift.copy()
     differences[:3] = 0  # an offset is a difference of positions
     return level._replace(shift=differences, moments=total)
