@@ -134,6 +134,8 @@ NOT_RUN = {
     "--out pointnet2-8": "hours of training, as measured",
     "python -m reference_tests.tools.speed_augmented": "a benchmark, minutes",
     "python -m reference_tests.tools.scale": "gigabytes of disk, as measured",
+    "minipc record vessels.h5 --teacher teacher --workers 4 --backend cupy": "needs devices; "
+    "test_workers.py records by workers",
     "vessels/": "a drawing of folders; test_formats.py reads such trees",
     "minipc compare study.toml --at-a-time 2": "nine trainings; test_compare.py trains a study",
 }
