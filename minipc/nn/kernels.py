@@ -337,6 +337,56 @@ ADD_LISTS = """
 """
 
 
+def readers(members: Any, points: int) -> tuple[Any, Any]:
+    """Return which places of members (C, M, k) read each point: (C, N + 1) and (C, M k) int32.
+
+    The places m k + j that read point n stand in their order from first[n] to first[n + 1].
+    """
+    xp, (clouds, count, size) = module_of(members), members.shape
+    first, places = (xp.empty((clouds, n), np.int32) for n in (points + 1, count * size))
+    given, changed = "raw I at, int64 N, int64 most", "int32 first, raw int32 places"
+    kernel = _elementwise(xp, "readers", given, changed, READERS)
+    kernel(xp.ascontiguousarray(members), points, count * size, first, places)
+    return first, places
+
+
+READERS = """
+    const long long n = i % (N + 1), begin = i / (N + 1) * most;
+    int less = 0;
+    for (long long p = 0; p < most; ++p) less += at[begin + p] < n;
+    first = less;
+    for (long long p = 0, next = less; p < most; ++p)
+      if (at[begin + p] == n) places[begin + next++] = p;
+"""
+
+
+def sum_over_readers(members: Any, value: str, x: Any, y: Any, out: Any) -> None:
+    """out (C, O, N) = the sum of a value over the places (m, j) that read each point, in order.
+
+    members (C, M, k).  value: in C, of channel o and member j, from x and y at [c, m, o], which is
+    `centre`, or at [c, o, j M + m], which is `row`.
+    """
+    xp, (_, channels, points), (_, count, size) = module_of(members), out.shape, members.shape
+    given = (
+        "raw int32 first, raw int32 places, int64 O, int64 N, int64 M, int64 k, raw X x, raw Y y"
+    )
+    body = SUM_OVER_READERS.replace("VALUE", value)
+    kernel = _elementwise(xp, "sum_over_readers", given, "T out", body)
+    kernel(*readers(members, points), channels, points, count, size, x, y, out)
+
+
+SUM_OVER_READERS = """
+    const long long n = i % N, o = i / N % O, c = i / (N * O), at = c * (N + 1) + n;
+    double sum = 0;
+    for (long long p = first[at]; p < first[at + 1]; ++p) {
+      const long long m = places[c * M * k + p] / k, j = places[c * M * k + p] % k;
+      const ptrdiff_t centre[] = {c, m, o}, row[] = {c, o, j * M + m};
+      sum += VALUE;
+    }
+    out = sum;
+"""
+
+
 def shared_eval(points: Any, maps: Any, work: Any) -> Any:
     """Return the pooled features h (B, O) of points (B, N, I) under maps, as fused.shared_eval."""
     xp, (clouds, count, _) = work.xp, points.shape
