@@ -147,8 +147,8 @@ def _reads(x: Level, clouds: slice) -> tuple[Any, Any]:
 def _sum_at_points(members: Any, points: int, rows: Callable[[int], Any]) -> Any:
     """Return the sum of rows(j) (C, M, O) over the places (m, j) that read each point, (C, N, O).
 
-    For a device: products with zeros and ones, one for each member.  Many threads that add to one
-    point would need atomic additions, whose order changes from run to run.
+    For a device without kernels of ours: products with zeros and ones, one for each member.  Many
+    threads that add to one point would need atomic additions, whose order changes from run to run.
     """
     xp, total = module_of(members), 0.0
     for j in range(members.shape[2]):
