@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from minipc.backend import module_of
 from minipc.errors import UsageError
 from minipc.nn import kernels, ops
-from minipc.nn.fast import fused
+from minipc.nn.fast import fused, products
 from minipc.nn.fast.workspace import Workspace
 
 
@@ -72,6 +72,19 @@ def backward(dlogits: Any, tape: Tape) -> tuple[dict[str, Any], Any]:
         else:
             d = result
     return grads, d
+
+
+class Evaluator(NamedTuple):
+    """What a finished model computes: logits = head(features(inputs)).
+
+    The head's sums are exact, so a device may take it once for many blocks of features.
+    """
+
+    features: Callable[[Any], Any]  # of points (B, N, 3) or Inputs -> (B, O)
+    head: Callable[[Any], Any]  # (B, O) -> (B, K)
+
+    def __call__(self, inputs: Any) -> Any:
+        return self.head(self.features(inputs))
 
 
 class Textbook:
@@ -172,8 +185,8 @@ class Fast(Textbook):
 
     def _linear(self, tape: Tape, x: Any, layer: str) -> Any:
         names, (W,) = tape.of(layer, "W")
-        result = fused.linear_forward(x, W, self.work, layer)
-        return tape.push(result, fused.linear_backward, *names)
+        result = products.linear_forward(x, W, self.work, layer)
+        return tape.push(result, products.linear_backward, *names)
 
     def eval_entry(
         self, layers: Sequence[Sequence], eps: float, channels: int = 3

@@ -20,6 +20,7 @@ from minipc.data.augment import Params, apply, draw
 from minipc.data.clouds import UNLABELLED
 from minipc.errors import CheckFailed, DataError, MinipcError
 from minipc.models.model import net
+from minipc.nn.engine import Evaluator
 from minipc.progress import quiet
 from minipc.provenance import provenance
 from minipc.record.contract import (
@@ -275,14 +276,22 @@ def compute_shard(
         xp.asarray(padded_block(array[:stop], first, whole)) for array in (clouds.points, *groups)
     )
     applied = [xp.asarray(padded_block(value, 0, whole)) for value in params]
+    on_device = xp is not np
+    # On a device, what does not depend on the block is done once: the views, and the head of a
+    # model of ours.
+    views = apply(points, Params(*applied)) if on_device else None
+    ours = logits_of if on_device and isinstance(logits_of, Evaluator) else None
 
     def block_logits(start: int) -> Any:
         here = slice(start, start + plan.block)
-        views = apply(points[here], Params(*(value[here] for value in applied)))
-        logits = asked(logits_of, views, [group[here] for group in near])
-        if xp is not np and isinstance(logits, xp.ndarray):
-            return xp.array(logits)  # a copy: the teacher may reuse its output
-        return answer(logits, (plan.block, plan.classes))
+        if views is None:
+            seen = apply(points[here], Params(*(value[here] for value in applied)))
+        else:
+            seen = views[here]
+        found = asked(ours.features if ours else logits_of, seen, [group[here] for group in near])
+        if on_device and isinstance(found, xp.ndarray):
+            return found if ours else xp.array(found)  # a teacher may reuse its output
+        return answer(found, (plan.block, plan.classes))
 
     blocks = []
     for start, logits in zip(
@@ -292,7 +301,9 @@ def compute_shard(
     ):
         blocks.append(logits)
         block_done(min(plan.block, rows - start))
-    together = (np if isinstance(blocks[0], np.ndarray) else xp).concatenate(blocks)
+    together: Any = (np if isinstance(blocks[0], np.ndarray) else xp).concatenate(blocks)
+    if ours:
+        together = ours.head(together)
     exact = answer(together, (whole, plan.classes))[:rows]
     if not np.isfinite(exact).all():
         raise DataError(

@@ -24,7 +24,7 @@ import numpy as np
 from minipc.backend import module_of
 from minipc.errors import DataError, check_shape
 from minipc.nn import kernels
-from minipc.nn.fast.products import inner_product, matrix_product, product, second_moments
+from minipc.nn.fast.products import inner_product, product, second_moments
 from minipc.nn.fast.winners import add_at_winners, sum_at_winners
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.ops import BatchStats
@@ -157,26 +157,6 @@ def filled(
     if not kernels.on_device(y.work.xp):
         moments /= y.rows
     return y._replace(moments=moments)
-
-
-class HeadCache(NamedTuple):
-    x: Any  # (B, I)
-    W: Any  # (I, O)
-    dW: Any  # (I, O), where the gradient goes
-
-
-def linear_forward(x: Any, W: Any, work: Workspace, name: str) -> tuple[Any, HeadCache]:
-    """(M1) for a layer of the head, whose gradient has a buffer.
-
-    x (B, I), W (I, O) -> y (B, O)
-    """
-    dW = kernels.gradient_of(work, f"{name}.W", W.shape, W.dtype)
-    return matrix_product(x, W), HeadCache(x, W, dW)
-
-
-def linear_backward(dy: Any, cache: HeadCache) -> tuple[Any, Any]:
-    """(M2)    -> dx (B, I), dW (I, O)"""
-    return matrix_product(dy, cache.W.T), matrix_product(cache.x.T, dy, cache.dW)
 
 
 class Affine(NamedTuple):

@@ -8,7 +8,7 @@ name decides, not a timing: the two forms round differently, and the choice must
 every run.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,6 +47,26 @@ def matrix_product(a: Any, b: Any, out: Any = None) -> Any:
             a, b, xp.empty((len(a), b.shape[1]), a.dtype) if out is None else out
         )
     return xp.matmul(a, b, out=out)
+
+
+class HeadCache(NamedTuple):
+    x: Any  # (B, I)
+    W: Any  # (I, O)
+    dW: Any  # (I, O), where the gradient goes
+
+
+def linear_forward(x: Any, W: Any, work: Workspace, name: str) -> tuple[Any, HeadCache]:
+    """(M1) for a layer of the head, whose gradient has a buffer.
+
+    x (B, I), W (I, O) -> y (B, O)
+    """
+    dW = kernels.gradient_of(work, f"{name}.W", W.shape, W.dtype)
+    return matrix_product(x, W), HeadCache(x, W, dW)
+
+
+def linear_backward(dy: Any, cache: HeadCache) -> tuple[Any, Any]:
+    """(M2)    -> dx (B, I), dW (I, O)"""
+    return matrix_product(dy, cache.W.T), matrix_product(cache.x.T, dy, cache.dW)
 
 
 def inner_product(z: Any, d: Any, work: Workspace) -> Any:

@@ -1,8 +1,8 @@
 """The two sparse products with S, in the pool's backward.
 
 S[b, n, o] = g[b, o] where point n of cloud b won channel o.  All other entries are 0, so
-the host never builds the dense S, nor does a device with kernels of ours (kernels.py).  Many threads
-that add to few rows need atomic additions, and their order changes from run to run.
+the host never builds the dense S, nor does a device with kernels of ours (kernels.py).  Many
+threads that add to few rows need atomic additions, and their order changes from run to run.
 """
 
 from math import prod
