@@ -258,7 +258,7 @@ def one_percent_more(right, place):
 def test_the_table_of_gradients_is_complete():
     backwards = {
         (module, name)
-        for module in (ops, losses, fused, local, fast_local, pointwise)
+        for module in (ops, losses, products, fused, local, fast_local, pointwise)
         for name, function in vars(module).items()
         if (name.endswith("_backward") or name == "input_gradient")
         and getattr(function, "__module__", "") == module.__name__
