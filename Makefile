@@ -60,14 +60,24 @@ test-dask: $(VENV)/ready  ## recording on a Dask cluster of this machine; instal
 	$(BIN)/pip install --quiet --editable '.[dask]'
 	MINIPC_REQUIRE_DASK=1 $(BIN)/python -m pytest reference_tests/faults/test_scheduler.py
 
-test-gpu: $(VENV)/ready  ## the same tests on CuPy (pip install the extra gpu12 or gpu13); no device is a failure
+GPU := gpu13
+CUPY := cupy-cuda$(GPU:gpu%=%)x
+
+# one CuPy: two of them lie over each other
+gpu: $(VENV)/ready  ## CuPy with its CUDA, by the extra gpu13, or GPU=gpu12; then what minipc sees of the device
+	$(BIN)/pip show --quiet $(CUPY) 2>/dev/null || { $(BIN)/pip uninstall --quiet --yes cupy-cuda12x cupy-cuda13x \
+	&& $(BIN)/pip install --quiet --editable '.[$(GPU)]'; }
+	$(BIN)/minipc doctor
+
+test-gpu: gpu  ## the same tests on CuPy, installed if absent (GPU=gpu12 chooses); no device is a failure
 	MINIPC_REQUIRE_GPU=1 $(BIN)/python -m pytest
 
 bench: $(VENV)/ready  ## benchmark against PyTorch and JAX, installed if absent; writes docs/performance.md (15 minutes, alone)
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m reference_tests.tools.speed
 
-bench-gpu: $(VENV)/ready  ## the same on a CUDA device, with CuPy and PyTorch for CUDA installed; no device is a failure
+bench-gpu: gpu  ## the same on a CUDA device, CuPy and PyTorch installed if absent; what cannot run is left out
+	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
 	$(BIN)/python -m reference_tests.tools.speed --gpu --json
 
 audit: $(VENV)/installed  ## hold the mathematics against itself, and break it on purpose
@@ -110,5 +120,5 @@ types: $(VENV)/ready  ## mypy: every function of the package is annotated, and t
 
 check: lint types test  ## what to run before a commit
 
-.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask test-gpu bench bench-gpu audit frozen torture figures tutorial docs dist lint types check
+.PHONY: help demo test test-kernels test-oldest test-modelnet test-torch test-dask gpu test-gpu bench bench-gpu audit frozen torture figures tutorial docs dist lint types check
 .DEFAULT_GOAL := help

@@ -6,6 +6,7 @@ nn/ look it up from the arrays they are given, and nothing here ever falls back 
 
 import ctypes
 import os
+import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -16,42 +17,115 @@ from typing import Any
 import numpy as np
 
 from minipc.errors import BackendError, UsageError
+from minipc.installed import cupy_distributions
 
 # clouds computed together by evaluation and recording, whatever the batch size or the threads
 BLOCK = 32
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
-REMEDY = (
-    "pip install -e '.[gpu12]' or '.[gpu13]' in the checkout, on a machine with an NVIDIA driver, "
-    "or use --backend numpy"
+INSTALL = "pip install -e '.[gpu13]' (a driver from 580 on), or '.[gpu12]'"
+# (what a failure of CuPy says, what to do); the first that is found counts
+REMEDIES = (
+    (r"CUDA_VISIBLE_DEVICES", "name a device there, or unset it"),
+    (r"NVIDIA driver|no CUDA|libcuda\.", "it needs an NVIDIA card and NVIDIA's driver"),
+    (r"cudaErrorInsufficientDriver|UnsupportedPtxVersion", "update the driver, or take '.[gpu12]'"),
+    (
+        r"gpu-architecture|NoKernelImage",
+        "cards before Turing need '.[gpu12]' instead of '.[gpu13]'",
+    ),
+    (
+        r"[Oo]ut of memory|MemoryAllocation|ALLOC_FAILED|CUBLAS_STATUS_NOT_INITIALIZED|Unavailable",
+        "end what fills the card (nvidia-smi names it), or name another in CUDA_VISIBLE_DEVICES",
+    ),
+    (r"CUPY_CACHE_DIR", "set CUPY_CACHE_DIR to a folder that can be written"),
+    (
+        r"lib(nvrtc|cu)|\.so\b|\.h\b|CUDA_PATH|CUDA root",
+        f"CUDA's libraries come with the extra: {INSTALL}",
+    ),
 )
+
+
+class _NoDevice(RuntimeError):
+    """No device, so that CuPy is only installed: auto need not tell."""
 
 
 def load(name: str, say: Callable[[str], Any] = lambda line: None) -> Any:
     """Return the array module for "numpy", "cupy" or "auto" (cupy where a device computes).
 
-    Calls say(line) if auto takes numpy although CuPy is installed.  Raises BackendError if name is
-    cupy and it cannot run, UsageError for an unknown name.
+    Calls say(line) if auto takes numpy although there is a device.  Raises BackendError if name is
+    cupy and it cannot run, or if its products would be those of TF32; UsageError for an unknown
+    name.
     """
     if name not in ("auto", "numpy", "cupy"):
         raise UsageError(f"backend: expected auto, numpy or cupy, got {name!r}")
     if name == "numpy":
         return np
     try:
-        import cupy  # succeeds without a GPU, so the next line looks for a device
-
-        if cupy.cuda.runtime.getDeviceCount() < 1:
-            raise RuntimeError("no CUDA device found")
-        ones = cupy.ones((2, 2), np.float32)
-        float((ones @ ones + ones).sum())  # needs the compiler and cuBLAS, which a wheel may lack
+        cupy = _computing_cupy()
     except Exception as reason:
         # An import can fail with OSError (missing library) and a device with CUDARuntimeError.
         text = " ".join(str(reason).split()) or type(reason).__name__
+        found = [remedy for pattern, remedy in REMEDIES if re.search(pattern, text)]
+        remedy = found[0] if found else INSTALL
         if name == "auto":
-            if not isinstance(reason, ImportError):
-                say(f"backend numpy: CuPy is installed, but {text}")
+            if not isinstance(reason, _NoDevice) and getattr(reason, "name", "") != "cupy":
+                say(f"backend numpy: CuPy is installed, but {text}; {remedy}")
             return np
-        raise BackendError(f"backend cupy is not available here: {text}; {REMEDY}") from reason
+        raise BackendError(
+            f"backend cupy is not available here: {text}; {remedy}; or use --backend numpy"
+        ) from reason
+    if os.environ.get("CUPY_TF32", "0") != "0":
+        raise BackendError(
+            "backend cupy: CUPY_TF32 is set, and would round the factors of products to 10 bits; "
+            "unset it, or use --backend numpy"
+        )
     return cupy
+
+
+def _computing_cupy() -> Any:
+    """Return cupy after a first computation on its device, which loads all that it needs.
+
+    Raises _NoDevice where there is none, and whatever CuPy raises where it does not compute.
+    """
+    if len(cupy_distributions()) > 1:
+        raise RuntimeError(
+            f"{' and '.join(cupy_distributions())} are installed over each other: uninstall both, "
+            "then install one"
+        )
+    try:
+        import cupy  # succeeds without a GPU
+    except OSError as reason:
+        raise _of_cache(reason) from reason
+    runtime = cupy.cuda.runtime
+    why = ""
+    try:
+        devices = runtime.getDeviceCount()
+    except RuntimeError as reason:
+        if runtime.driverGetVersion() == 0:
+            raise _NoDevice("there is no NVIDIA driver") from reason
+        if "cudaErrorNoDevice" not in str(reason):
+            raise
+        devices, why = 0, str(reason)
+    if devices < 1:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None:
+            why = f"CUDA_VISIBLE_DEVICES={visible!r} shows no device"
+        raise _NoDevice(why or "no CUDA device found")
+    try:
+        ones = cupy.ones((2, 2), np.float32)
+        float((ones @ ones + ones).sum())  # needs the compiler and cuBLAS, which a wheel may lack
+    except OSError as reason:
+        raise _of_cache(reason) from reason
+    return cupy
+
+
+def _of_cache(reason: OSError) -> OSError:
+    """Return an OSError of CuPy as one that names the folder of its compiled kernels.
+
+    A missing library is an OSError without a number.
+    """
+    if reason.errno is None:
+        return reason
+    return OSError(f"CUPY_CACHE_DIR, for compiled kernels, cannot be written ({reason.strerror})")
 
 
 def module_of(*arrays: Any) -> Any:
@@ -76,9 +150,14 @@ def tree_to(xp: Any, arrays: dict[str, Any]) -> dict[str, Any]:
     return {name: xp.asarray(to_host(array)) for name, array in arrays.items()}
 
 
-def default_threads(xp: Any) -> int:
-    """Return the worker threads to use: the CPUs of this process, or one beside a device."""
-    return len(os.sched_getaffinity(0)) if xp is np and hasattr(os, "sched_getaffinity") else 1
+def worker_threads(xp: Any, asked: int | None = None) -> int:
+    """Return the threads that compute: as many as asked, or as the CPUs of this process.
+
+    Beside a device it is one, whatever was asked: its kernels run one after the other.
+    """
+    if xp is not np:
+        return 1
+    return asked or (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1)
 
 
 def ordered_map(function: Callable[[Any], Any], items: Iterable, threads: int) -> Iterator:

@@ -34,6 +34,15 @@ def fake_cupy(monkeypatch):
     return module
 
 
+def pytest_sessionstart(session):
+    """With MINIPC_REQUIRE_GPU=1, end at once where no device computes, with the reason."""
+    if os.environ.get("MINIPC_REQUIRE_GPU") == "1":
+        try:
+            backend.load("cupy")
+        except BackendError as reason:
+            pytest.exit(f"MINIPC_REQUIRE_GPU=1, but: {reason}", returncode=reason.exit_code)
+
+
 def _real_cupy():
     try:
         return backend.load("cupy")
@@ -59,6 +68,12 @@ def xp(request):
 def device(request):
     """Every array module that is not NumPy."""
     return _module(request)
+
+
+@pytest.fixture
+def cupy():
+    """CuPy on a device that answers: the fake one compiles no kernels."""
+    return _real_cupy()
 
 
 @pytest.fixture

@@ -53,7 +53,7 @@ CHAPTERS = {
         *("math", "conventions", "negative_weights", "gradient_checking", "conformance"),
         "fast_engine",
     ],
-    "Files": ["record_format", "file_formats", "reliability", "scale"],
+    "Files": ["record_format", "file_formats", "reliability", "scale", "gpu"],
     "Measured": ["results", "performance"],
     "Code": ["reading", "releasing"],
 }

@@ -19,7 +19,7 @@ from minipc.distil import augmentation, averaging, self_target, statistics
 from minipc.errors import UsageError
 from minipc.models import model, pointnet, pointnet2
 from minipc.nn import local, losses, ops, optim, widening
-from minipc.nn.fast import fused
+from minipc.nn.fast import fused, products
 from minipc.nn.fast import local as fast_local
 from minipc.record.reader import RecordReader
 
@@ -144,9 +144,9 @@ def _winners_without_sign(right: Function) -> Function:
 
 
 def _no_constant_row(right: Function) -> Function:
-    def gradients(products: Any, x: Any, affine: Any, name: Any) -> Any:
-        *grads, K = right(products, x, affine, name)
-        K[:, -1] = 0
+    def gradients(products: Any, x: Any, affine: Any, name: Any, with_A: bool = False) -> Any:
+        *grads, K = right(products, x, affine, name, with_A)
+        K[:, len(K)] = 0  # (I, I + 1), or with A (I, I + 1 + O)
         return *grads, K
 
     return gradients
@@ -544,7 +544,7 @@ MUTANTS = {
         "layers of the head write their gradients into one array",
         (
             (
-                fused,
+                products,
                 "linear_forward",
                 lambda right: lambda x, W, work, name: right(x, W, work, "head"),
             ),

@@ -90,7 +90,7 @@ RECURRING: dict[str, dict[str, Any]] = {
         "group": "Machine",
         "metavar": "N",
         "type": click.IntRange(1),
-        "help": "Worker threads.",
+        "help": "Worker threads on the CPU; a device has one.",
         "unless_given": "the CPUs",
     },
     "--quiet": {

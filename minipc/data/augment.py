@@ -58,7 +58,8 @@ def apply(points: Any, params: Params) -> Any:
     """Return points * scale + shift.  (A2)    points (B, N, 3) -> the same shape, a new array
 
     Two separate array operations, each rounded, so that all backends agree bit for bit.  One
-    kernel would contract them to a fused multiply-add and differ in the last place.
+    kernel would contract them to a fused multiply-add and differ in the last place.  Subnormal
+    numbers, below 2^-126, are the exception: CuPy's kernels take and return 0 for them.
     """
     module_of(points, *params)
     check_shape("points", points, (None, None, 3))

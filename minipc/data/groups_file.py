@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from minipc.backend import default_threads, ordered_map
+from minipc.backend import ordered_map, worker_threads
 from minipc.errors import DataError, MinipcError
 from minipc.models.model import groups_of, net
 from minipc.nn.groups import check_centres, dtype_of
@@ -101,7 +101,7 @@ def make_groups(
         return min(first + TOGETHER, count)
 
     firsts = range(0, count, TOGETHER)
-    for done in ordered_map(fill, firsts, threads or default_threads(np)):
+    for done in ordered_map(fill, firsts, threads or worker_threads(np)):
         progress(done, count, "groups")
     return arrays
 

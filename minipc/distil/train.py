@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from minipc.backend import default_threads, module_of, tree_to
+from minipc.backend import module_of, tree_to, worker_threads
 from minipc.data.augment import Params, apply, draw
 from minipc.data.clouds import check_same_kind, check_splittable, kept_labels, stratified
 from minipc.distil.augmentation import NetworkAugmentation
@@ -28,7 +28,7 @@ from minipc.models.checkpoint import Checkpoint
 from minipc.models.file import Model, check_same_sizes, new_model
 from minipc.models.inputs import Inputs
 from minipc.models.model import groups_of, net, track
-from minipc.nn import optim
+from minipc.nn import kernels, optim
 from minipc.nn.engine import backward
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
@@ -221,8 +221,11 @@ class Task:
 
     def inputs(self, rows: Any, augmentation: Params) -> Inputs:
         """Return the augmented clouds in rows (B,), all on xp."""
-        points = self.points[rows].swapaxes(1, 2)
-        x = apply(points, Params(*(value[rows] for value in augmentation)))
+        if kernels.on_device(self.xp):
+            x = kernels.views(self.points, rows, *augmentation)
+        else:
+            points = self.points[rows].swapaxes(1, 2)
+            x = apply(points, Params(*(value[rows] for value in augmentation)))
         return Inputs(x, tuple(group[rows] for group in self.groups))
 
     @np.errstate(over="ignore", invalid="ignore")  # predict() refuses what is not finite
@@ -286,7 +289,7 @@ def train(
     labels = kept_labels(clouds, learnt, config, needed=loss_config.kd_weight == 0)
     if (loss_config.self_weight > 0) != (self_target is not None):
         raise UsageError("self weight: a self target and a weight above 0 go together")
-    threads = threads or default_threads(xp)
+    threads = worker_threads(xp, threads)
     groups, test_groups = (
         groups_of(model_config, split.points, given)
         for split, given in zip(splits, groups or (None, None), strict=True)

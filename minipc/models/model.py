@@ -27,10 +27,11 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
+from minipc.backend import module_of
 from minipc.errors import DataError, UsageError
 from minipc.models import pointnet, pointnet2
 from minipc.models.inputs import check_groups
-from minipc.nn import ops
+from minipc.nn import kernels, ops
 
 MODELS = {"pointnet": pointnet, "pointnet2": pointnet2}
 
@@ -63,6 +64,11 @@ def track(stats: dict, batch: dict[str, ops.BatchStats], config: Any) -> dict[st
     """Return running statistics moved towards those of one batch.  (M9)"""
     moved = {}
     for name, layer_batch in batch.items():
+        if kernels.on_device(module_of(layer_batch.mean)):
+            old = (stats[f"{name}.mean"], stats[f"{name}.var"])
+            new = kernels.tracked(old, layer_batch[:2], layer_batch.rows, config.momentum)
+            moved[f"{name}.mean"], moved[f"{name}.var"] = new
+            continue
         moved[f"{name}.mean"], moved[f"{name}.var"] = ops.track(
             stats[f"{name}.mean"], stats[f"{name}.var"], layer_batch, config.momentum
         )

@@ -8,7 +8,7 @@ since the mean would cancel it.  Training and evaluation are two functions; trai
 tape that nn.engine.backward reads upwards.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -19,7 +19,7 @@ from minipc.backend import module_of
 from minipc.errors import UsageError
 from minipc.models.inputs import inputs_of
 from minipc.nn import exact, ops
-from minipc.nn.engine import Tape, engine_of, eval_norm_relu
+from minipc.nn.engine import Evaluator, Tape, engine_of, eval_norm_relu
 from minipc.nn.params import (
     Spec,
     batch_norm_spec,
@@ -213,9 +213,7 @@ def forward_train(
     return engine.output(tape, x, out.name), tape.batch, tape
 
 
-def evaluator(
-    params: dict, stats: dict, config: ModelConfig, engine: Any = "fused"
-) -> Callable[[Any], Any]:
+def evaluator(params: dict, stats: dict, config: ModelConfig, engine: Any = "fused") -> Evaluator:
     """Return logits_of(inputs), what a finished model computes: running statistics, no dropout.
 
     logits_of takes points (B, N, 3) or Inputs and returns logits (B, K).  A cloud has the same bits
@@ -239,16 +237,18 @@ def evaluator(
     factors = {layer.name: exact.factor(params[f"{layer.name}.W"]) for layer in (*head, out)}
     b = params[f"{out.name}.b"]
 
-    def logits_of(inputs: Any) -> Any:
+    def features(inputs: Any) -> Any:
         points = inputs_of(inputs).points
         module_of(points, b)
-        x = pooled(points)
+        return pooled(points)
+
+    def logits(x: Any) -> Any:
         for layer in head:
             x = exact.product(x, factors[layer.name])
             x = eval_norm_relu(x, norms[layer.name], config.eps)
         return ops.bias_forward(exact.product(x, factors[out.name]), b)[0]
 
-    return logits_of
+    return Evaluator(features, logits)
 
 
 def forward_eval(

@@ -17,7 +17,7 @@ in a ball of radius 0.2; several scales are separated by "/".
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice, pairwise
 from typing import Any, ClassVar, NamedTuple
@@ -29,7 +29,7 @@ from minipc.errors import UsageError
 from minipc.models.inputs import inputs_of
 from minipc.models.pointnet import Count, Layer, check_constants, column
 from minipc.nn import exact, local, ops
-from minipc.nn.engine import Tape, engine_of, eval_norm_relu
+from minipc.nn.engine import Evaluator, Tape, engine_of, eval_norm_relu
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.groups import Scale, farthest_points, neighbours
 from minipc.nn.levels import ENGINES, Near
@@ -398,7 +398,7 @@ def forward_train(
 
 def evaluator(
     params: dict[str, Any], stats: dict[str, Any], config: ModelConfig, engine: Any = "fused"
-) -> Callable[[Any], Any]:
+) -> Evaluator:
     """Return logits_of(inputs), as pointnet.evaluator does: the same bits in any batch."""
     engine = engine_of(engine, None, *params.values(), *stats.values(), engines=ENGINES)
     layers, eps = _layers(config), config.eps
@@ -423,7 +423,7 @@ def evaluator(
     }
     b = params[f"{layers.out.name}.b"]
 
-    def logits_of(inputs: Any) -> Any:
+    def features(inputs: Any) -> Any:
         positions, groups = _read(inputs, config)
         xp, x = module_of(positions, b), None
         for layer in entry:
@@ -439,15 +439,16 @@ def evaluator(
         if config.mean:
             for layer in pointwise:
                 x = layer(x)
-            x, _ = local.max_and_mean_forward(x)
-        else:
-            x = pooled(x)
+            return local.max_and_mean_forward(x)[0]
+        return pooled(x)
+
+    def logits(x: Any) -> Any:
         for layer in layers.head:
             _, *norm = values(layer)
             x = eval_norm_relu(exact.product(x, factors[layer.name]), norm, eps)
         return ops.bias_forward(exact.product(x, factors[layers.out.name]), b)[0]
 
-    return logits_of
+    return Evaluator(features, logits)
 
 
 def forward_eval(

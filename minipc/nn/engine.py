@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 
 from minipc.backend import module_of
 from minipc.errors import UsageError
-from minipc.nn import ops
-from minipc.nn.fast import fused
+from minipc.nn import kernels, ops
+from minipc.nn.fast import fused, products
 from minipc.nn.fast.workspace import Workspace
 
 
@@ -72,6 +72,19 @@ def backward(dlogits: Any, tape: Tape) -> tuple[dict[str, Any], Any]:
         else:
             d = result
     return grads, d
+
+
+class Evaluator(NamedTuple):
+    """What a finished model computes: logits = head(features(inputs)).
+
+    The head's sums are exact, so a device may take it once for many blocks of features.
+    """
+
+    features: Callable[[Any], Any]  # of points (B, N, 3) or Inputs -> (B, O)
+    head: Callable[[Any], Any]  # (B, O) -> (B, K)
+
+    def __call__(self, inputs: Any) -> Any:
+        return self.head(self.features(inputs))
 
 
 class Textbook:
@@ -155,6 +168,16 @@ class Fast(Textbook):
         """As Textbook.pooled."""
         return self._fused(tape, x, layer, fused.pooled_forward, fused.pooled_backward)
 
+    def dense(self, tape: Tape, x: Any, layer: str) -> Any:
+        """As Textbook.dense; on a device, batch norm and ReLU are one kernel."""
+        if not kernels.on_device(self.work.xp):
+            return super().dense(tape, x, layer)
+        names, values = tape.of(layer, "gamma", "beta")
+        x = self._linear(tape, x, layer)
+        y, cache, stats = kernels.norm_relu(x, values[0], values[1], tape.eps, self.work, layer)
+        tape.batch[layer] = stats
+        return tape.push((y, cache), kernels.norm_relu_backward, *names)
+
     def _fused(self, tape: Tape, x: Any, layer: str, forward: Callable, backward: Callable) -> Any:
         names, values = tape.of(layer, "W", "gamma", "beta")
         *result, tape.batch[layer] = forward(x, *values, tape.eps, name=layer)
@@ -162,8 +185,8 @@ class Fast(Textbook):
 
     def _linear(self, tape: Tape, x: Any, layer: str) -> Any:
         names, (W,) = tape.of(layer, "W")
-        result = fused.linear_forward(x, W, self.work, layer)
-        return tape.push(result, fused.linear_backward, *names)
+        result = products.linear_forward(x, W, self.work, layer)
+        return tape.push(result, products.linear_backward, *names)
 
     def eval_entry(
         self, layers: Sequence[Sequence], eps: float, channels: int = 3
@@ -205,5 +228,7 @@ def _input_gradient(d: fused.Gradient, _: None) -> Any:
 def eval_norm_relu(x: Any, norm: Sequence, eps: float) -> Any:
     """Batch norm with tracked statistics, and ReLU.    norm = gamma, beta, mean, var, (O,) each"""
     gamma, beta, mean, var = norm
+    if kernels.on_device(module_of(x)):
+        return kernels.norm_relu_eval(x, norm, eps)
     x, _ = ops.batch_norm_eval_forward(x, gamma, beta, mean, var, eps)
     return ops.relu_forward(x)[0]

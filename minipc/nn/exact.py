@@ -14,6 +14,7 @@ import numpy as np
 
 from minipc.backend import module_of
 from minipc.errors import check_shape
+from minipc.nn import kernels
 
 
 class Factor(NamedTuple):
@@ -48,6 +49,8 @@ def product(x: Any, right: Factor) -> Any:
     """
     xp = module_of(x, right.unit)
     check_shape("x", x, (None, len(right.stacks[0])))
+    if kernels.on_device(xp):
+        return kernels.exact_product(x, *right)
     n, unit = _whole_numbers(x, 1, len(right.stacks), right.bits)
     y: Any = 0.0
     for last in reversed(range(len(n))):  # Horner's rule: the smallest bracket first

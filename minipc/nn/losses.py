@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from minipc.backend import module_of
 from minipc.errors import UsageError, check_shape
+from minipc.nn import kernels
 from minipc.nn.ops import log_softmax_forward
 from minipc.settings import LossConfig
 
@@ -53,6 +54,8 @@ def smooth_labels(labels: Any, classes: int, smoothing: float, dtype: Any) -> An
     none: a row y = 0 has value and gradient 0 in (L1).  Readers of data check the range.
     """
     xp = module_of(labels)
+    if kernels.on_device(xp):
+        return kernels.smooth_labels(labels, classes, smoothing, dtype)
     onehot = labels[:, None] == xp.arange(classes)[None, :]
     return (onehot * (1 - smoothing) + (labels[:, None] >= 0) * (smoothing / classes)).astype(dtype)
 
@@ -98,7 +101,7 @@ class LossTerms(NamedTuple):
 
 
 class LossCache(NamedTuple):
-    labels: SoftCrossEntropyCache
+    labels: Any  # SoftCrossEntropyCache; on a device dz (B, K) itself, which one kernel computed
     soft: Any  # SoftCrossEntropyCache of z / T, or None without a teacher
     config: LossConfig
 
@@ -134,6 +137,9 @@ def loss_forward(
     Returns LossTerms and the cache of loss_backward.
     """
     _check_rows(z, y, v, u, has_u, config)
+    if kernels.on_device(module_of(z)):
+        means, dz = kernels.loss(z, y, v, u, has_u, config, GUARD_FLOOR)
+        return LossTerms(*means), LossCache(dz, None, config)
     labels, labels_cache = soft_cross_entropy_forward(z, y)
     if v is None and u is None:
         total, zero = labels.mean(), module_of(z).zeros((), z.dtype)
@@ -202,6 +208,8 @@ def loss_backward(cache: LossCache) -> Any:
     q = a p - b r for (L5), q' for (L8).  T^2 of the loss and 1/T of the inner derivative leave T.
     """
     labels, soft, config = cache
+    if not isinstance(labels, SoftCrossEntropyCache):
+        return labels
     rows = labels.s.shape[0]
     each = module_of(labels.s).full(rows, 1 / rows, dtype=labels.s.dtype)  # of the batch mean
     dz = soft_cross_entropy_backward((1 - config.kd_weight) * each, labels)

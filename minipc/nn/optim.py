@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from minipc.backend import module_of
 from minipc.errors import DataError
+from minipc.nn import kernels
 
 
 def _same_names(params: dict[str, Any], grads: dict[str, Any]) -> None:
@@ -81,11 +82,28 @@ def adamw_in_place(
 
     All arrays must be C-contiguous, and the gradients serve as scratch.  The threads of the
     Workspace work take long arrays in slices that stay in a core's cache; a short array costs less
-    than a thread.
+    than a thread.  On a device it is one kernel, and the dicts then hold views of one array each.
     """
     _same_names(params, grads)
     xp, step = work.xp, state.step + 1
     scale1, scale2 = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
+    if kernels.on_device(xp):
+        kernels.adamw(
+            params,
+            grads,
+            *state[1:],
+            work,
+            keep=1 - lr * weight_decay,
+            beta1=beta1,
+            rest1=1 - beta1,
+            beta2=beta2,
+            rest2=1 - beta2,
+            scale1=scale1,
+            scale2=scale2,
+            eps=eps,
+            lr=lr,
+        )
+        return state._replace(step=step)
     slices = [
         (name, first)
         for name, value in params.items()

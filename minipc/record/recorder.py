@@ -19,6 +19,7 @@ from minipc.data.augment import Params, apply, draw
 from minipc.data.clouds import UNLABELLED
 from minipc.errors import CheckFailed, DataError, MinipcError
 from minipc.models.model import net
+from minipc.nn.engine import Evaluator
 from minipc.progress import quiet
 from minipc.provenance import provenance
 from minipc.record.contract import (
@@ -266,30 +267,48 @@ def compute_shard(
 
     Computes clouds first .. stop - 1 of one view, R in all, in blocks of plan.block clouds.  Blocks
     are aligned to the cloud number and padded at the end, so that the bytes do not depend on how
-    shards are divided.  groups: of all clouds, see Recording.  The KL is the largest
+    shards are divided.  groups: of all clouds, see Recording.  A device gets the clouds of the
+    shard in one transfer, and its logits come back in one.  The KL is the largest
     KL(softmax(v) || softmax(v as stored)) at T = 1.
     """
     # imported here: slow, and training and evaluation read records without it
     from scipy.special import log_softmax
 
-    params = draw(plan.seed, view, first, stop - first, augment)
+    params, rows = draw(plan.seed, view, first, stop - first, augment), stop - first
+    whole = -(-rows // plan.block) * plan.block
+    points, *near = (
+        xp.asarray(padded_block(array[:stop], first, whole)) for array in (clouds.points, *groups)
+    )
+    applied = [xp.asarray(padded_block(value, 0, whole)) for value in params]
+    on_device = xp is not np
+    # On a device, what does not depend on the block is done once: the views, and the head of a
+    # model of ours.
+    views = apply(points, Params(*applied)) if on_device else None
+    ours = logits_of if on_device and isinstance(logits_of, Evaluator) else None
 
-    def block_logits(start: int) -> np.ndarray:
-        points, *near = (
-            xp.asarray(padded_block(array[:stop], start, plan.block))
-            for array in (clouds.points, *groups)
-        )
-        applied = Params(
-            *(xp.asarray(padded_block(value, start - first, plan.block)) for value in params)
-        )
-        logits = asked(logits_of, apply(points, applied), near)
-        return answer(logits, (plan.block, plan.classes))[: stop - start]
+    def block_logits(start: int) -> Any:
+        here = slice(start, start + plan.block)
+        if views is None:
+            seen = apply(points[here], Params(*(value[here] for value in applied)))
+        else:
+            seen = views[here]
+        found = asked(ours.features if ours else logits_of, seen, [group[here] for group in near])
+        if on_device and isinstance(found, xp.ndarray):
+            return found if ours else xp.array(found)  # a teacher may reuse its output
+        return answer(found, (plan.block, plan.classes))
 
     blocks = []
-    for logits in ordered_map(block_logits, range(first, stop, plan.block), threads):
+    for start, logits in zip(
+        range(0, rows, plan.block),
+        ordered_map(block_logits, range(0, rows, plan.block), threads),
+        strict=True,
+    ):
         blocks.append(logits)
-        block_done(len(logits))
-    exact = np.concatenate(blocks)
+        block_done(min(plan.block, rows - start))
+    together: Any = (np if isinstance(blocks[0], np.ndarray) else xp).concatenate(blocks)
+    if ours:
+        together = ours.head(together)
+    exact = answer(together, (whole, plan.classes))[:rows]
     if not np.isfinite(exact).all():
         raise DataError(
             f"teacher: logits of view {view} are not finite; check the model and its input"
@@ -321,19 +340,15 @@ def _try_teacher(
     few, *near = (padded_block(array, 0, plan.block) for array in (some.points, *groups))
     views = apply(few, draw(plan.seed, 0, 0, len(few), recording.augment))
     check_repeats(teacher, views, plan.classes, xp, alone=not recording.force, groups=near)
+
+    def logits_of(rows: int) -> np.ndarray:
+        shard = (some, teacher, plan, recording.augment, 0, 0, rows)
+        return compute_shard(*shard, xp, recording.threads, groups=groups)[2]
+
+    if xp is not np:
+        logits_of(min(plan.block, len(some)))  # untimed: a device compiles its kernels
     start = time.perf_counter()
-    logits = compute_shard(
-        some,
-        teacher,
-        plan,
-        recording.augment,
-        0,
-        0,
-        len(some),
-        xp,
-        recording.threads,
-        groups=groups,
-    )[2]
+    logits = logits_of(len(some))
     rate = len(some) / (time.perf_counter() - start)
     check_no_probabilities(logits)
     if clouds.labelled:

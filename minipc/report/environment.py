@@ -41,7 +41,7 @@ def examine() -> dict[str, Any]:
     import numpy as np
     import scipy
 
-    from minipc.backend import BLAS_THREADS, default_threads
+    from minipc.backend import BLAS_THREADS, worker_threads
     from minipc.provenance import provenance
 
     made_with = provenance(np)
@@ -49,7 +49,7 @@ def examine() -> dict[str, Any]:
         "minipc": __version__,
         "python": f"{platform.python_version()} ({platform.python_implementation()})",
         "platform": platform.platform(),
-        "cpus": {"usable": default_threads(np), "present": os.cpu_count()},
+        "cpus": {"usable": worker_threads(np), "present": os.cpu_count()},
         "numpy": np.__version__,
         "blas": made_with["blas"],
         "kernel": made_with["kernel"],

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minipc.backend import BLOCK, default_threads
+from minipc.backend import BLOCK, worker_threads
 from minipc.data.clouds import Splits
 from minipc.errors import UsageError
 from minipc.progress import quiet
@@ -91,7 +91,7 @@ def record_module(
     store = recording.open()  # raises what it can before processes start
     if workers > 1 and recording.missing(store):
         devices = torch.cuda.device_count() if teacher.device == torch.device("cuda") else 0
-        threads = max(default_threads(np) // workers, 1)
+        threads = max(worker_threads(np) // workers, 1)
         run_workers(
             partial(_record_share, module, data, out, devices, threads, settings, options),
             workers,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minipc.backend import BLOCK, default_threads, to_host
+from minipc.backend import BLOCK, to_host, worker_threads
 from minipc.data.clouds import check_same_kind
 from minipc.distil.evaluate import predict
 from minipc.errors import BackendError, DataError
@@ -62,7 +62,7 @@ def bench(
     path = model_path(model)
     read = read_model(path)
     config, about = read.config, described(read)
-    threads = threads or default_threads(xp)
+    threads = worker_threads(xp, threads)
     data, splits = _data(path, read, data, say)
     points = splits.test.points if splits else _drawn(about.points)
     points = np.ascontiguousarray(np.resize(points, (BLOCK, *points.shape[1:])))

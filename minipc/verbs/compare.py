@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from minipc.backend import default_threads, load
+from minipc.backend import load, worker_threads
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.progress import quiet
 from minipc.record.parallel.processes import run_workers, use_device
@@ -66,7 +66,7 @@ def study(
     _make(out)
     open_jobs = [job for job in jobs if not _finished(job)]
     total, done = sum(job.config.training.epochs for job in jobs), len(jobs) - len(open_jobs)
-    at_a_time = min(at_a_time or default_threads(np), len(open_jobs))
+    at_a_time = min(at_a_time or worker_threads(np), len(open_jobs))
     speed = f", {at_a_time} at a time" if open_jobs else ""
     say(f"{out}: {len(jobs)} runs, {done} finished{speed}")
     devices = 0 if xp is np else xp.cuda.runtime.getDeviceCount()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minipc.backend import default_threads
+from minipc.backend import worker_threads
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import UNLABELLED, check_same_kind
 from minipc.data.groups_file import kept_groups
@@ -75,7 +75,7 @@ def evaluate(
         "macs_per_cloud": size.macs,
     }
     if votes:
-        threads = threads or default_threads(xp)
+        threads = worker_threads(xp, threads)
         views = vote(on_device, test.points, votes, AugmentConfig(), xp, threads, engine, groups)
         values["voted"] = {"votes": votes, **_measured(test, views)}
     return values | _compared(test, data, logits, teacher, other, machine)
@@ -149,7 +149,7 @@ def _logits(
     """Return the logits (N, K) of a model, the model on its module, the groups of the clouds."""
     groups = kept_groups(read.config, test, data, threads=threads, say=say, progress=progress)
     on_device = on_module(read, xp)
-    threads = threads or default_threads(xp)
+    threads = worker_threads(xp, threads)
     return predict(on_device, test.points, xp, threads, engine, groups), on_device, groups
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from minipc.backend import default_threads, ordered_map
+from minipc.backend import ordered_map, worker_threads
 from minipc.data.clouds import check_same_kind
 from minipc.data.groups_file import kept_groups
 from minipc.distil.evaluate import metrics, predict
@@ -97,7 +97,7 @@ def export(
         data, trained.get("data_file"), path, points_hash=trained.get("points_hash")
     )
     check_same_kind(splits.test.described, read.described, data, path)
-    threads = threads or default_threads(np)
+    threads = worker_threads(np, threads)
     test = splits.test
     some = evenly(len(test), sample or len(test))
     groups = kept_groups(read.config, test, data, threads=threads, say=say, progress=progress)

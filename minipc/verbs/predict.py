@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minipc.backend import default_threads
+from minipc.backend import worker_threads
 from minipc.data.clouds import check_count
 from minipc.data.readers.point_files import point_files, read_prepared
 from minipc.data.readers.standard_input import reading
@@ -84,7 +84,7 @@ def predict(
     predictions = []
     if clouds:
         _say_up_axis(path, described["up_axis"], up_axis, turning, say)
-        threads = threads or default_threads(xp)
+        threads = worker_threads(xp, threads)
         points = np.stack(list(clouds.values()))
         logits = evaluate.predict(on_module(read, xp), points, xp, threads, engine)
         log_p, _ = log_softmax_forward(logits.astype(np.float64))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minipc.backend import blas_on_one_thread, default_threads, load
+from minipc.backend import blas_on_one_thread, load, worker_threads
 from minipc.data.groups_file import indices_of, kept_groups
 from minipc.models.file import model_id, on_module
 from minipc.models.model import net
@@ -66,7 +66,7 @@ def record(
         asked.open()  # raises what it can before minutes of work
     making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
     groups = kept_groups(model.config, splits.train, data, **making)  # workers read what is kept
-    threads = threads or default_threads(xp)
+    threads = worker_threads(xp, threads)
     if workers > 1:
         devices = 0 if xp is np else xp.cuda.runtime.getDeviceCount()
         each: dict[str, Any] = dict(

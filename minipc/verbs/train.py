@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from minipc.backend import blas_on_one_thread, default_threads
+from minipc.backend import blas_on_one_thread, worker_threads
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import UNLABELLED, Splits, check_splittable, kept_labels
 from minipc.data.groups_file import indices_of, kept_groups
@@ -399,7 +399,7 @@ def _run(
     _announce(run, xp, say)
     config = run.config
     making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
-    threads = threads or default_threads(xp)
+    threads = worker_threads(xp, threads)
     about = {
         "data_file": os.path.basename(run.data),
         "made_with": config.provenance,

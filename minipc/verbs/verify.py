@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minipc.backend import blas_on_one_thread, default_threads
+from minipc.backend import blas_on_one_thread, worker_threads
 from minipc.data.groups_file import kept_groups
 from minipc.errors import DataError
 from minipc.models.file import model_id, on_module, read_model
@@ -73,7 +73,7 @@ def verify(
             sample,
             groups=groups,
             xp=xp,
-            threads=threads or default_threads(xp),
+            threads=worker_threads(xp, threads),
             engine=engine if ours else None,
             repeats=ours,
             progress=progress,

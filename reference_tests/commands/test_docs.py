@@ -149,6 +149,8 @@ NOT_RUN = {
     "python -m reference_tests.tools.scale": "gigabytes of disk, as measured",
     "python3 -m venv /tmp/minipc-wheel": "needs a network; make dist looks into both",
     'git tag -a v0.1.0 -m "minipc 0.1.0"': "a release, by hand",
+    "minipc record vessels.h5 --teacher teacher --workers 4 --backend cupy": "needs devices; "
+    "test_workers.py records by workers",
     "vessels/": "a drawing of folders; test_formats.py reads such trees",
     "minipc eval --logits theirs.npy vessels.h5": "another program's; test_eval_logits.py has some",
     "make -C tiny-c": "needs cc and make; test_export.py does it",

@@ -10,8 +10,9 @@ from minipc.errors import DataError, UsageError
 from minipc.models.file import model_id, new_model, on_module
 from minipc.models.pointnet import ModelConfig, forward_eval
 from minipc.nn.losses import LossConfig
+from minipc.record import recorder
 from minipc.record.reader import RecordReader
-from minipc.record.recorder import model_teacher, record
+from minipc.record.recorder import compute_shard, model_teacher, record
 from minipc.record.recording import Recording
 from minipc.record.store import Store
 
@@ -229,6 +230,23 @@ def test_large_logits_fit_float32(tmp_path, clouds):
     )
     with RecordReader(out) as reader:
         assert reader.view(0)[2].dtype == np.float32 and reader.meta["max_kl_of_rounding"] == 0
+
+
+def test_the_forecast_of_a_device_leaves_out_its_first_block(
+    tmp_path, clouds, fake_cupy, monkeypatch
+):
+    """There the first block compiles kernels, which the others find."""
+    rows = []
+
+    def shard(*arguments, **settings):
+        rows.append(arguments[6])
+        return compute_shard(*arguments, **settings)
+
+    monkeypatch.setattr(recorder, "compute_shard", shard)
+    model, out = new_model(MODEL, clouds.described, 0), str(tmp_path / "record.h5")
+    asked = Recording(clouds, "t", out, 1, force=True, xp=fake_cupy)
+    record(asked, model_teacher(on_module(model, fake_cupy)))
+    assert rows == [32, 70, 70]  # untimed, timed, and the one of the record
 
 
 def test_recording_runs_on_the_device_and_gives_the_same_rows(tmp_path, clouds, device):

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from minipc.backend import default_threads
+from minipc.backend import worker_threads
 from minipc.data.augment import AugmentConfig, Params, apply, draw
 from minipc.data.clouds import Clouds, Splits
 from minipc.distil.evaluate import metrics, predict
@@ -310,8 +310,9 @@ def test_a_model_of_other_sizes_is_refused(tmp_path, splits):
 
 
 def test_threads_default_to_the_processors_of_this_process_and_to_one_beside_a_device(fake_cupy):
-    assert default_threads(np) == len(os.sched_getaffinity(0))
-    assert default_threads(fake_cupy) == 1
+    assert worker_threads(np) == len(os.sched_getaffinity(0))
+    assert worker_threads(fake_cupy) == worker_threads(fake_cupy, 4) == 1
+    assert worker_threads(np, 4) == 4
 
 
 def test_parameters_that_stop_being_finite_in_the_last_step_are_noticed(splits):

@@ -299,6 +299,9 @@ def test_two_recorders_of_one_shard_are_harmless_where_they_agree_and_told_where
 def test_each_worker_has_a_device_of_its_own_in_turn():
     assert [device_of(worker, 2, None) for worker in range(3)] == ["0", "1", "0"]
     assert [device_of(worker, 2, "5,7") for worker in range(3)] == ["5", "7", "5"]
+    assert [device_of(worker, 2, "5, 7,") for worker in range(3)] == ["5", "7", "5"]
+    # CUDA ends the list at the first entry that is no device
+    assert [device_of(worker, 1, "0,-1,1") for worker in range(3)] == ["0", "0", "0"]
 
 
 @pytest.mark.parametrize(

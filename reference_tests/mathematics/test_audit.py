@@ -14,7 +14,7 @@ from minipc.data import augment
 from minipc.distil import statistics
 from minipc.models import pointnet, pointnet2
 from minipc.nn import exact, groups, local, losses, ops, optim, widening
-from minipc.nn.fast import fused, local_eval, pointwise
+from minipc.nn.fast import fused, local_eval, pointwise, products
 from minipc.nn.fast import local as fast_local
 from minipc.streams import stream
 
@@ -215,7 +215,7 @@ GRADIENTS = {  # what each backward returns, in order
     (ops, "log_softmax_backward"): ("dz",),
     (losses, "soft_cross_entropy_backward"): ("dz",),
     (losses, "loss_backward"): ("dz",),
-    (fused, "linear_backward"): ("dx", "dW"),
+    (products, "linear_backward"): ("dx", "dW"),
     (fused, "shared_backward"): ("dx", "dW", "dgamma", "dbeta"),
     (fused, "pooled_backward"): ("dx", "dW", "dgamma", "dbeta"),
     (fused, "input_gradient"): ("dpoints",),
@@ -258,7 +258,7 @@ def one_percent_more(right, place):
 def test_the_table_of_gradients_is_complete():
     backwards = {
         (module, name)
-        for module in (ops, losses, fused, local, fast_local, pointwise)
+        for module in (ops, losses, products, fused, local, fast_local, pointwise)
         for name, function in vars(module).items()
         if (name.endswith("_backward") or name == "input_gradient")
         and getattr(function, "__module__", "") == module.__name__

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from minipc.data.augment import AugmentConfig, Params, apply, draw
 from minipc.errors import BackendError, DataError, UsageError
 from minipc.streams import check_seed, stream, view_words
-from reference_tests.tools.fake_device import assert_agrees, moved
+from reference_tests.tools.fake_device import assert_agrees, is_fake, moved
 
 MASK = 2**64 - 1
 
@@ -185,6 +185,14 @@ def test_apply_on_a_device_is_bit_for_bit_that_on_the_host(device):
     got = apply(*moved(device, (points, params)))
     assert type(got) is device.ndarray
     assert got.get().tobytes() == apply(points, params).tobytes()
+
+
+def test_subnormal_numbers_are_zero_on_a_device_the_exception_that_the_page_names(device):
+    tiny = np.full((1, 2, 3), 2.0**-127, np.float32)
+    params = Params(np.full((1, 3), 0.5, np.float32), np.zeros((1, 3), np.float32))
+    assert (apply(tiny, params) == 2.0**-128).all()
+    there = apply(device.asarray(tiny), Params(*map(device.asarray, params)))
+    assert (device.asnumpy(there) == (2.0**-128 if is_fake(device) else 0)).all()
 
 
 def test_apply_changes_neither_points_nor_parameters():

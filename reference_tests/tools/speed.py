@@ -48,6 +48,10 @@ PEERS = {"torch": "torch", "torch compile": "torch", "jax": "jax"}
 STEP = {"clouds": 32, "points": 1024}
 
 
+class Ended(SystemExit):
+    """A contender's process ended: it cannot do what it was asked."""
+
+
 class Worker:
     """One contender's process."""
 
@@ -65,19 +69,21 @@ class Worker:
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait()
 
     def ask(self, **task):
         time.sleep(0.3)  # until the threads of whoever computed before have come to rest
-        self.process.stdin.write(json.dumps(task) + "\n")
-        self.process.stdin.flush()
+        with suppress(BrokenPipeError):  # it ended: the answer is missing
+            self.process.stdin.write(json.dumps(task) + "\n")
+            self.process.stdin.flush()
         return self._answer()
 
     def _answer(self):
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"benchmark: {self.name} ended; its message stands above")
+            raise Ended(f"benchmark: {self.name} ended; its message stands above")
         return json.loads(line)
 
 
@@ -94,6 +100,18 @@ class Machine:
         if name not in self.workers:
             self.workers[name] = self.stack.enter_context(Worker(name))
         return self.workers[name]
+
+    def able(self, entries, say):
+        """Return {label: (name, task)} of the entries that run here; say which do not."""
+        able = {}
+        for label, (name, task) in entries.items():
+            try:
+                self.worker(name).ask(**task)
+                able[label] = name, task
+            except Ended:
+                self.workers.pop(name, None)
+                say(f"without {label}: {name} cannot do {task['task']} of {task['size']} here")
+        return able
 
     def race(self, *entries):
         """Return the median seconds of each entry (name, task), their repetitions alternating."""
@@ -182,22 +200,42 @@ def on_device(machine, values, say):
     """Training steps and recording on a CUDA device, against PyTorch there."""
     values["device"] = provenance(load("cupy"))  # BackendError without one
     of_steps = (*NAMED_SIZES, *LOCAL)
+    clouds = RECORDED * STEP["clouds"]
     for kind, sizes_of, per in (("step", of_steps, 1000 / IN_A_ROW), ("record", ["teacher"], 1)):
         for size in sizes_of:
-            task = {"task": kind, "size": size, "device": True, **STEP}
-            entries = {"minipc": ("numpy", task)}
-            if "torch" in machine.peers:
-                entries["torch_eager"] = eager = best_form(machine, task)
-                entries["torch_compile"] = ("torch compile", eager[1])
+            name, task = f"{size}_{kind}", {"task": kind, "size": size, "device": True, **STEP}
+            entries = {"minipc": ("numpy", task), **on_device_in_torch(machine, task, say)}
             found = dict(zip(entries, machine.race(*entries.values()), strict=True))
-            clouds = RECORDED * STEP["clouds"]
-            values[f"device_{size}_{kind}"] = {
-                name: round(clouds / value if kind == "record" else value * per, 3)
-                for name, value in found.items()
+            # products of 10 bits are no contender: beside, with the same forms
+            tf32 = {
+                f"{label}_tf32": (peer, {**other, "tf32": True})
+                for label, (peer, other) in entries.items()
+                if label != "minipc"
             }
-            for name in found.keys() - {"minipc"}:
-                values[f"device_{size}_{kind}_vs_{name}"] = round(found[name] / found["minipc"], 2)
-            say(f"{size} {kind}: {values[f'device_{size}_{kind}']}")
+            apart = dict(zip(tf32, machine.race(*tf32.values()), strict=True)) if tf32 else {}
+            for key, times in ((f"device_{name}", found), (f"device_{name}_tf32", apart)):
+                values[key] = {
+                    label: round(clouds / value if kind == "record" else value * per, 3)
+                    for label, value in times.items()
+                }
+            for label in found.keys() - {"minipc"}:
+                values[f"device_{name}_vs_{label}"] = round(found[label] / found["minipc"], 2)
+            say(f"{size} {kind}: {values[f'device_{name}']}, TF32 {values[f'device_{name}_tf32']}")
+
+
+def on_device_in_torch(machine, task, say):
+    """Return {label: entry} of what PyTorch can do of a task here, each in its faster form."""
+    if "torch" not in machine.peers:
+        say("without torch: it is not installed")
+        return {}
+    eager = {form: ("torch", {**task, "form": form}) for form in forms(task["size"])}
+    able = machine.able(eager, say)
+    if not able:
+        return {}
+    seconds = dict(zip(able, machine.race(*able.values()), strict=True))
+    best = able[min(able, key=seconds.get)]
+    compiled = {"torch_compile": ("torch compile", best[1])}
+    return {"torch_eager": best, **machine.able(compiled, say)}
 
 
 def memory(machine, values, say):

@@ -13,7 +13,7 @@ from statistics import median
 
 import numpy as np
 
-from minipc.backend import blas_on_one_thread, default_threads
+from minipc.backend import blas_on_one_thread, worker_threads
 from minipc.data.augment import AugmentConfig, draw
 from minipc.distil.augmentation import NetworkAugmentation
 from minipc.distil.train import Task, TrainConfig
@@ -30,7 +30,7 @@ class Contender:
     """A training of one network, with or without augmentation."""
 
     def __init__(self, config, points, labels, augmented):
-        threads = default_threads(np)
+        threads = worker_threads(np)
         settings = TrainConfig(augment_width=FACTOR if augmented else 1.0, augment_share=1.0)
         widening = NetworkAugmentation(config, settings, np, threads) if augmented else None
         self.task = Task(

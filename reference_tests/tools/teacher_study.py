@@ -15,7 +15,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from minipc.backend import default_threads
+from minipc.backend import worker_threads
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import Splits, read_clouds, stratified
 from minipc.distil.train import TrainConfig, drawn_views, recorded_views, train
@@ -148,7 +148,7 @@ class Study:
                 self.options.views,
                 seed=views_seed,
                 force=self.options.length < 1,
-                threads=default_threads(np),
+                threads=worker_threads(np),
             )
             recorded = record(
                 recording,

@@ -25,7 +25,7 @@ PACKAGE = ROOT / "minipc"
 ORDER = """
 errors settings progress streams installed backend provenance
 storage.locks storage.files storage.hdf5 storage.layout storage.places
-nn.params nn.ops nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
+nn.params nn.ops nn.kernels nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
 nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.pointwise
 nn.fast.local nn.fast.local_eval nn.engine
 nn.levels nn.widening models.inputs models.pointnet models.pointnet2 models.model
@@ -250,6 +250,12 @@ def test_every_dependency_has_a_lowest_version():
     assert all(requirements(*TRIED).values()), requirements(*TRIED)
 
 
+def test_the_extras_of_a_device_bring_the_libraries_of_cuda():
+    """Before 14, and without ctk, CuPy installs and has no compiler."""
+    assert requirements("gpu12").items() >= {"cupy-cuda12x[ctk]": "14"}.items()
+    assert requirements("gpu13").items() >= {"cupy-cuda13x[ctk]": "14"}.items()
+
+
 @pytest.mark.skipif(os.environ.get("MINIPC_OLDEST") != "1", reason="not by make test-oldest")
 def test_the_oldest_environment_holds_the_lowest_versions_that_setup_cfg_admits():
     lowest = requirements(*TRIED)
@@ -282,7 +288,7 @@ NEIGHBOURHOODS = {
 }
 AUGMENTATION = {"nn.widening", "distil.augmentation"}  # a network may be trained without it
 # The same products and levels once more, in the form that is fast on a machine.
-SPEED_ALONE = {"nn.fast.products", "nn.fast.local_eval"}
+SPEED_ALONE = {"nn.fast.products", "nn.fast.winners", "nn.fast.local_eval", "nn.kernels"}
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 

@@ -3,13 +3,14 @@
 import json
 import subprocess
 import sys
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from minipc.models.pointnet import NAMED_SIZES
-from reference_tests.tools import speed_parts, speed_workers
+from reference_tests.tools import speed, speed_parts, speed_workers
 from reference_tests.tools.speed_page import LOCAL, linear, page
 
 ROOT = Path(__file__).parents[2]
@@ -133,3 +134,58 @@ def test_contenders_train_the_same_model_on_the_same_batch():
     points, labels, scale, shift = speed_workers.batch(4, 32)
     assert points.shape == (4, 32, 3) and scale.shape == shift.shape == (4, 3) and labels.max() < 40
     np.testing.assert_array_equal(points, speed_workers.batch(4, 32)[0])
+
+
+class Contender:
+    """Stands in for a Worker: answers, or ends when a task for a device is asked of PyTorch."""
+
+    def __init__(self, name, threads=1):
+        self.name, self.asked = name, []
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, **task):
+        if self.name in UNABLE:
+            raise speed.Ended(f"{self.name} ended")
+        ASKED.append((self.name, task.get("tf32", False)))
+        return {"seconds": [0.02 if self.name == "numpy" else 0.04] * task.get("repeat", 1)}
+
+
+UNABLE, ASKED = set(), []
+
+
+@pytest.mark.parametrize("unable", [set(), {"torch compile"}, {"torch", "torch compile"}])
+def test_on_a_device_a_contender_that_cannot_run_is_left_out_and_named(
+    unable, fake_cupy, monkeypatch
+):
+    monkeypatch.setattr(speed, "Worker", Contender)
+    monkeypatch.setattr(speed, "installed", lambda package: "1" if package == "torch" else None)
+    monkeypatch.setattr(sys.modules[__name__], "UNABLE", unable)
+    ASKED.clear()
+    values, lines = {}, []
+    with ExitStack() as stack:
+        speed.on_device(speed.Machine(stack, True), values, lines.append)
+    step = values["device_tiny_step"]
+    label = {"torch": "torch_eager", "torch compile": "torch_compile"}
+    assert step.keys() == {"minipc", *(label[name] for name in label.keys() - unable)}
+    if unable == {"torch compile"}:
+        assert any("without torch_compile: torch compile cannot" in line for line in lines)
+    if "torch" in unable:
+        assert any("torch cannot do step of tiny" in line for line in lines)
+    else:
+        assert values["device_tiny_step_vs_torch_eager"] == 2
+        assert set(values["device_tiny_step_tf32"]) >= {"torch_eager_tf32"}
+        assert ("torch", True) in ASKED
+    assert ("numpy", True) not in ASKED  # float32 of ours is never compared with TF32
+
+
+def test_pytorch_multiplies_in_float32_unless_it_is_asked_for_tf32(torch):
+    task = {"task": "record", **SMALL, "batches": 1}
+    for tf32 in (True, False):
+        speed_workers.in_torch({**task, "tf32": tf32})()
+        assert torch.backends.cudnn.allow_tf32 is tf32
+        assert torch.backends.cuda.matmul.allow_tf32 is tf32

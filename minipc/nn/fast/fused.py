@@ -23,6 +23,7 @@ import numpy as np
 
 from minipc.backend import module_of
 from minipc.errors import DataError, check_shape
+from minipc.nn import kernels
 from minipc.nn.fast.products import inner_product, product, second_moments
 from minipc.nn.fast.winners import add_at_winners, sum_at_winners
 from minipc.nn.fast.workspace import Workspace
@@ -39,7 +40,7 @@ class Activation(NamedTuple):
     tower: Any  # (B, rows, N)
     first: int  # row of the tower at which Z begins
     shift: Any  # (I,), s
-    moments: Any  # (I + 1, I + 1) float64, mean over all rows of Z~ Z~^T
+    moments: Any  # (I + 1, I + 1) float64, mean over all rows of Z~ Z~^T; on a device their sum
     work: Workspace
     name: str  # of the tower
     generation: int  # of the tower: which forward this is
@@ -89,6 +90,8 @@ def sum_over_blocks(
 ) -> Any:
     """Return the sum of function(clouds) over x.blocks(), in their order, in float64."""
     blocks, work = x.blocks(), x.work
+    if kernels.on_device(work.xp) and len(blocks) == 1:
+        return function(blocks[0])
     parts = work.array(f"{name} parts", (len(blocks), *shape), np.float64)
 
     def keep(item: tuple[int, slice]) -> None:
@@ -151,27 +154,9 @@ def filled(
         return second_moments(z, y.work)
 
     moments = sum_over_blocks(block, y, (rows, rows), f"{name} moments")
-    moments /= y.rows
+    if not kernels.on_device(y.work.xp):
+        moments /= y.rows
     return y._replace(moments=moments)
-
-
-class HeadCache(NamedTuple):
-    x: Any  # (B, I)
-    W: Any  # (I, O)
-    dW: Any  # (I, O), where the gradient goes
-
-
-def linear_forward(x: Any, W: Any, work: Workspace, name: str) -> tuple[Any, HeadCache]:
-    """(M1) for a layer of the head, whose gradient has a buffer.
-
-    x (B, I), W (I, O) -> y (B, O)
-    """
-    return x @ W, HeadCache(x, W, work.array(f"{name} dW", W.shape, W.dtype))
-
-
-def linear_backward(dy: Any, cache: HeadCache) -> tuple[Any, Any]:
-    """(M2)    -> dx (B, I), dW (I, O)"""
-    return dy @ cache.W.T, module_of(dy).matmul(cache.x.T, dy, out=cache.dW)
 
 
 class Affine(NamedTuple):
@@ -184,6 +169,7 @@ class Affine(NamedTuple):
     W: Any  # (I, O)
     gamma: Any  # (O,)
     inv_std: Any  # (O,)
+    shifted: tuple = ()  # on a device: [A^T | c - s'] (O, I + 1), s', -s'
 
 
 def affine_map(
@@ -194,6 +180,10 @@ def affine_map(
     check_shape("gamma", gamma, W.shape[1:])
     check_shape("beta", beta, W.shape[1:])
     xp, dtype, work = x.work.xp, W.dtype, x.work
+    if kernels.on_device(xp):
+        (c, m, CW, inv_std), shifted, stats = kernels.affine(x, W, gamma, beta, eps, name)
+        affine = Affine(shifted[0][:, :-1], c, m, CW, W, gamma, inv_std, shifted)
+        return affine, BatchStats(*stats, x.rows)
     m = x.moments[-1, :-1]
     C = x.moments[:-1, :-1] - m[:, None] * m
     exact = work.array(f"{name} W", W.shape, np.float64)
@@ -229,9 +219,13 @@ def shared_forward(
     """
     xp, work = x.work.xp, x.work
     affine, stats = affine_map(x, W, gamma, beta, eps, name)
-    shift = xp.maximum(beta, 0)
-    coefficients = xp.concatenate([affine.At, (affine.c - shift)[:, None]], axis=1)  # (O, I + 1)
-    floor = advancing(-shift, x.tower.shape[2], work, f"{name} floor")
+    if affine.shifted:
+        coefficients, shift, floor = affine.shifted
+        floor = floor[:, None, None]
+    else:
+        shift = xp.maximum(beta, 0)
+        coefficients = xp.concatenate([affine.At, (affine.c - shift)[:, None]], axis=1)
+        floor = advancing(-shift, x.tower.shape[2], work, f"{name} floor")
     y = x._replace(first=x.end, shift=shift, moments=None, floor=floor)
 
     def write(clouds: slice) -> None:
@@ -285,14 +279,20 @@ class Gradient(NamedTuple):
         return dx
 
 
-def gradients(products: Any, x: Activation, affine: Affine, name: str) -> tuple[Any, Any, Any, Any]:
+def gradients(
+    products: Any, x: Activation, affine: Affine, name: str, with_A: bool = False
+) -> tuple[Any, Any, Any, Any]:
     """Return dW, dgamma, dbeta and [-Q, k] of (F4) from products, Z~ D^T (I + 1, O).
 
-    It overwrites products.  dbeta = sum D, R = Z D^T - m dbeta^T, dgamma = w . R / sigma  (F2);
+    with_A: [-Q, k, A].  It overwrites products.
+    dbeta = sum D, R = Z D^T - m dbeta^T, dgamma = w . R / sigma  (F2);
     dW = (R - C W dgamma / sigma) gamma / sigma  (F3).
     """
     xp = x.work.xp
-    At, _, m, CW, W, gamma, inv_std = affine
+    if kernels.on_device(xp):
+        *of_layer, K = kernels.gradients(products, x.rows, affine, x.work, name)
+        return *of_layer, K if with_A else K[:, : len(products)]  # type: ignore[return-value]
+    At, _, m, CW, W, gamma, inv_std, _ = affine
     R, dbeta = products[:-1], products[-1]
     spare = xp.multiply(m[:, None], dbeta, out=x.work.array(f"{name} spare", W.shape, W.dtype))
     R -= spare
@@ -303,21 +303,24 @@ def gradients(products: Any, x: Activation, affine: Affine, name: str) -> tuple[
     CW *= dgamma * inv_std
     R -= CW
     R *= gamma * inv_std
-    return R, dgamma, dbeta, xp.concatenate([-Q, k[:, None]], axis=1)
+    columns = [-Q, k[:, None], At.T] if with_A else [-Q, k[:, None]]
+    return R, dgamma, dbeta, xp.concatenate(columns, axis=1)
 
 
 def of_parameters(
-    block: Callable[[slice], Any], x: Any, affine: Affine, name: str
+    block: Callable[[slice], Any], x: Any, affine: Affine, name: str, with_A: bool = False
 ) -> tuple[Any, Any, Any, Any]:
-    """Return dW, dgamma, dbeta by (F2) and (F3), and [-Q, k] of (F4).
+    """Return what gradients() does.
 
     block(clouds) returns their part of X~^T D, (I + 1, O).
     """
     inputs, width = affine.W.shape
     total = sum_over_blocks(block, x, (inputs + 1, width), f"{name} products")
+    if kernels.on_device(x.work.xp):
+        return gradients(total, x, affine, name, with_A)
     products = x.work.array(f"{name} products", total.shape, affine.W.dtype)
     products[...] = total
-    return gradients(products, x, affine, name)
+    return gradients(products, x, affine, name, with_A)
 
 
 def claim(x: Any) -> Workspace:
@@ -344,11 +347,13 @@ def shared_backward(dy: Gradient, cache: SharedCache) -> tuple[Gradient, Any, An
 
     def layer(clouds: slice) -> Any:
         z = y.of(clouds)
-        xp.multiply(dy.of(clouds), y.positive(clouds), out=z)
+        if kernels.on_device(xp):
+            kernels.masked(z, y.floor[:, 0], dy.of(clouds))
+        else:
+            xp.multiply(dy.of(clouds), y.positive(clouds), out=z)
         return inner_product(x.with_ones(clouds), z, x.work)
 
-    dW, dgamma, dbeta, of_inputs = of_parameters(layer, x, affine, name)
-    coefficients = xp.concatenate([of_inputs, affine.At.T], axis=1)
+    dW, dgamma, dbeta, coefficients = of_parameters(layer, x, affine, name, True)
     return Gradient(x, coefficients), dW, dgamma, dbeta
 
 
@@ -374,6 +379,10 @@ def pooled_forward(
     (clouds, _, points), width = x.tower.shape, W.shape[1]
     winners = work.array(f"{name} winners", (clouds, width), np.intp)
     largest = work.array(f"{name} largest", (clouds, width), W.dtype)
+
+    if kernels.on_device(xp):
+        h, winners, positive = kernels.pool(affine.At, affine.c, x.of(slice(None)), work)
+        return h, PooledCache(x, affine, winners, positive, name), stats
 
     def pool(clouds: slice) -> None:
         z = x.of(clouds)
@@ -404,11 +413,14 @@ def pooled_backward(dh: Any, cache: PooledCache) -> tuple[Gradient, Any, Any, An
     x, affine, winners, positive, name = cache
     work, g = claim(x), dh * positive
     inputs, width = affine.W.shape
-    products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
-    products[-1] = g.sum(axis=0)
-    sum_at_winners(x.of(slice(None)), winners, g, products[:-1], work)
-    dW, dgamma, dbeta, coefficients = gradients(products, x, affine, name)
-    return Gradient(x, coefficients, affine.At, winners, g), dW, dgamma, dbeta
+    if kernels.on_device(work.xp):
+        products = kernels.at_winners(x.of(slice(None)), winners, g)
+    else:
+        products = work.array(f"{name} products", (inputs + 1, width), g.dtype)
+        products[-1] = g.sum(axis=0)
+        sum_at_winners(x.of(slice(None)), winners, g, products[:-1], work)
+    dW, dgamma, dbeta, K = gradients(products, x, affine, name)
+    return Gradient(x, K, affine.At, winners, g), dW, dgamma, dbeta
 
 
 def input_gradient(gradient: Gradient) -> Any:
@@ -442,6 +454,8 @@ def shared_eval(points: Any, maps: Sequence[tuple[Any, Any]], work: Workspace) -
     neither do its bits.
     """
     xp, (clouds, count, channels), dtype = work.xp, points.shape, points.dtype
+    if kernels.on_device(xp):
+        return kernels.shared_eval(points, maps, work)
     *narrow, (At, c) = maps
     h = xp.empty((clouds, len(At)), dtype)
     widest = max([channels, *(len(A) for A, _ in narrow)])

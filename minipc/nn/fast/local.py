@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipc.backend import module_of
+from minipc.nn import kernels
 from minipc.nn.fast.fused import (
     OF_ONE_LAYER,
     Activation,
@@ -47,7 +48,7 @@ class Level(NamedTuple):
     members: Any  # (B, M, k)
     flat: Any  # (k, B, M) intp, members as rows of all clouds' points
     shift: Any  # (I,), 0 for the offsets
-    moments: Any  # (I + 1, I + 1) float64, mean over all rows x~ x~^T
+    moments: Any  # (I + 1, I + 1) float64, mean over all rows x~ x~^T; on a device their sum
     work: Workspace
     name: str
     generation: int
@@ -96,7 +97,8 @@ def to_level(
         return _moments(level, clouds)
 
     total = sum_over_blocks(moments, level, (inputs + 1, inputs + 1), f"{name} moments")
-    total /= level.rows
+    if not kernels.on_device(xp):
+        total /= level.rows
     differences = shift.copy()
     differences[:3] = 0  # an offset is a difference of positions
     return level._replace(shift=differences, moments=total)
@@ -123,6 +125,10 @@ def _moments(x: Level, clouds: slice) -> Any:
 def _reads(x: Level, clouds: slice) -> tuple[Any, Any]:
     """Return c (C, N) and q (C, 3, N), float64, of some clouds.  (F11)"""
     xp, members, points = x.work.xp, x.members.shape[2], x.z.shape[2]
+    if kernels.on_device(xp):
+        at, q = x.at[clouds], xp.empty((len(x.z[clouds]), 4, points))
+        kernels.sum_over_readers(x.members[clouds], "o == 3 ? 1 : x[centre]", at, at, q)
+        return q[:, 3], q[:, :3]
     if xp is not np:
         at = x.at[clouds].astype(np.float64)
         at = xp.concatenate([at, xp.ones_like(at[..., :1])], axis=2)
@@ -141,8 +147,8 @@ def _reads(x: Level, clouds: slice) -> tuple[Any, Any]:
 def _sum_at_points(members: Any, points: int, rows: Callable[[int], Any]) -> Any:
     """Return the sum of rows(j) (C, M, O) over the places (m, j) that read each point, (C, N, O).
 
-    For a device: products with zeros and ones, one for each member.  Many threads that add to one
-    point would need atomic additions, whose order changes from run to run.
+    For a device without kernels of ours: products with zeros and ones, one for each member.  Many
+    threads that add to one point would need atomic additions, whose order changes from run to run.
     """
     xp, total = module_of(members), 0.0
     for j in range(members.shape[2]):
@@ -263,6 +269,10 @@ def _scatter_winners(S: Any, members: Any, rank: Any, g: Any, work: Workspace) -
     S (C, N, O), members (C, M, k), rank and g (C, M, O).  The order of the terms is fixed.
     """
     xp, (points, width), (count, most) = work.xp, S.shape[1:], members.shape[1:]
+    if kernels.on_device(xp):
+        value = "y[centre] == j ? x[centre] : 0"
+        kernels.sum_over_readers(members, value, g, rank, S.swapaxes(1, 2))
+        return
     if xp is not np:
         S[...] = _sum_at_points(members, points, lambda j: g * (rank == j))
         return
@@ -372,6 +382,9 @@ def _scatter_rows(S: Any, members: Any, D: Any, work: Workspace) -> None:
     """S_on = sum of D_o,mj over all places that read point n.    S (C, O, N), D (C, O, k M)"""
     xp, points = work.xp, S.shape[2]
     by_rank = members.transpose(0, 2, 1)  # (C, k, M): the order of the rows
+    if kernels.on_device(xp):
+        kernels.sum_over_readers(members, "x[row]", D, D, S)
+        return
     if xp is not np:
         by_member = D.reshape(*D.shape[:2], members.shape[2], -1)  # (C, O, k, M)
         S[...] = _sum_at_points(

@@ -8,10 +8,12 @@ name decides, not a timing: the two forms round differently, and the choice must
 every run.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from minipc.backend import module_of
+from minipc.nn import kernels
 from minipc.nn.fast.workspace import Workspace
 
 SMALL = 10**6  # multiply-adds up to which these kernels multiply without copying
@@ -25,6 +27,8 @@ def product(a: Any, z: Any, out: Any, work: Workspace) -> Any:
     """
     (rows, inner), (clouds, _, points) = a.shape, z.shape
     group, parts = _divided(rows, inner, points, work)
+    if kernels.on_device(work.xp):
+        return kernels.multiply(a, z, out)
     if group == rows and parts == 1:
         return work.xp.matmul(a, z, out=out)
     work.xp.matmul(
@@ -35,6 +39,36 @@ def product(a: Any, z: Any, out: Any, work: Workspace) -> Any:
     return out
 
 
+def matrix_product(a: Any, b: Any, out: Any = None) -> Any:
+    """Return a b (R, N), in out if there is one.    a (R, I), b (I, N)"""
+    xp = module_of(a, b)
+    if kernels.on_device(xp):
+        return kernels.multiply(
+            a, b, xp.empty((len(a), b.shape[1]), a.dtype) if out is None else out
+        )
+    return xp.matmul(a, b, out=out)
+
+
+class HeadCache(NamedTuple):
+    x: Any  # (B, I)
+    W: Any  # (I, O)
+    dW: Any  # (I, O), where the gradient goes
+
+
+def linear_forward(x: Any, W: Any, work: Workspace, name: str) -> tuple[Any, HeadCache]:
+    """(M1) for a layer of the head, whose gradient has a buffer.
+
+    x (B, I), W (I, O) -> y (B, O)
+    """
+    dW = kernels.gradient_of(work, f"{name}.W", W.shape, W.dtype)
+    return matrix_product(x, W), HeadCache(x, W, dW)
+
+
+def linear_backward(dy: Any, cache: HeadCache) -> tuple[Any, Any]:
+    """(M2)    -> dx (B, I), dW (I, O)"""
+    return matrix_product(dy, cache.W.T), matrix_product(cache.x.T, dy, cache.dW)
+
+
 def inner_product(z: Any, d: Any, work: Workspace) -> Any:
     """Return the sum over clouds and points of z d^T, over clouds in float64.
 
@@ -43,7 +77,7 @@ def inner_product(z: Any, d: Any, work: Workspace) -> Any:
     (clouds, inner, points), rows = z.shape, d.shape[1]
     group, parts = _divided(rows, inner, points, work)
     if group == rows and parts == 1:
-        return _outer(z, d, work).sum(axis=0, dtype=np.float64)
+        return _over_clouds(_outer(z, d, work), work)
     pieces = work.xp.matmul(
         z.reshape(clouds, inner, parts, -1).swapaxes(1, 2)[:, :, None],
         d.reshape(clouds, -1, group, parts, points // parts).transpose(0, 3, 1, 4, 2),
@@ -57,7 +91,14 @@ def second_moments(z: Any, work: Workspace) -> Any:
     z (clouds, inner, points) -> (inner, inner).  NumPy sees that both factors are one array
     and asks BLAS for half the products (syrk).
     """
-    return _outer(z, z, work).sum(axis=0, dtype=np.float64)
+    return _over_clouds(_outer(z, z, work), work)
+
+
+def _over_clouds(parts: Any, work: Workspace) -> Any:
+    """Return the sum of parts (clouds, ...) over clouds, in float64."""
+    if kernels.on_device(work.xp):
+        return kernels.total(parts, work.xp.empty(parts.shape[1:]))
+    return parts.sum(axis=0, dtype=np.float64)
 
 
 def _outer(z: Any, d: Any, work: Workspace) -> Any:
@@ -66,6 +107,9 @@ def _outer(z: Any, d: Any, work: Workspace) -> Any:
     The matmul of NumPy 2.4 keeps the interpreter's lock where its result has at most 500 numbers,
     however long the sums; dot, the same call to BLAS, never does.
     """
+    if kernels.on_device(work.xp):
+        shape = (len(z), z.shape[1], d.shape[1])
+        return kernels.multiply(z, d.swapaxes(1, 2), work.scratch("outer", shape, z.dtype))
     if work.xp is np and len(z) * z.shape[1] * d.shape[1] <= 500:
         return np.stack([np.dot(one, other.T) for one, other in zip(z, d, strict=True)])
     return work.xp.matmul(z, d.swapaxes(1, 2))

@@ -1,8 +1,8 @@
 """The two sparse products with S, in the pool's backward.
 
 S[b, n, o] = g[b, o] where point n of cloud b won channel o.  All other entries are 0, so
-the host never builds the dense S.  A device does, for S A^T: many threads that add to few rows need
-atomic additions, and their order changes from run to run.
+the host never builds the dense S, nor does a device with kernels of ours (kernels.py).  Many
+threads that add to few rows need atomic additions, and their order changes from run to run.
 """
 
 from math import prod
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from minipc.nn import kernels
 from minipc.nn.fast.workspace import Workspace
 
 ROWS = 32  # rows of R that one thread gathers at once
@@ -37,6 +38,9 @@ def sum_at_winners(z: Any, winners: Any, g: Any, out: Any, work: Workspace) -> N
 def add_at_winners(dx: Any, winners: Any, g: Any, At: Any, work: Workspace) -> None:
     """dx += A S^T.  (F7)    dx (B, I, N), winners and g (B, O), At (O, I)"""
     (clouds, inputs, points), channels, xp = dx.shape, len(At), work.xp
+    if kernels.on_device(xp):
+        kernels.add_at_winners(dx, winners, g, At, work)
+        return
     if xp is not np:
         spread = xp.arange(points)[None, :, None] == winners[:, None, :]
         dx += ((spread * g[:, None, :]) @ At).swapaxes(1, 2)

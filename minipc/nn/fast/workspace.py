@@ -41,6 +41,8 @@ class Workspace:
         self._generations: dict[str, int] = {}
         # {name: (memory, the buffer in it, layout)}
         self._arrays: dict[str, tuple[Any, Any, Any]] = {}
+        # {name: (array, {name: view})}, see join() in kernels.py
+        self.joined: dict[str, tuple[Any, dict[str, Any]]] = {}
         self._own = threading.local()
         self._pool = ThreadPoolExecutor(threads - 1, "minipc-step") if threads > 1 else None
 

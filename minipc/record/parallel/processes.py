@@ -107,12 +107,11 @@ def _failure(receiver: Any) -> str | None:
 def device_of(worker: int, devices: int, visible: str | None) -> str:
     """Return CUDA_VISIBLE_DEVICES for a worker: one device, in turn.
 
-    visible: the value of CUDA_VISIBLE_DEVICES in this process, or None.
+    devices: how many this process sees.  visible: its CUDA_VISIBLE_DEVICES, or None.  CUDA ends the
+    list at its first entry that is no device, so "0,-1,1" shows one.
     """
-    names = [name for name in (visible or "").split(",") if name] or [
-        str(number) for number in range(devices)
-    ]
-    return names[worker % len(names)]
+    names = visible.split(",")[:devices] if visible else list(map(str, range(devices)))
+    return names[worker % len(names)].strip()
 
 
 def use_device(worker: int, devices: int) -> None:

@@ -1,0 +1,747 @@
+"""Kernels of our own for a device, each in the place of many array operations.
+
+On a device it is the host's time to begin an operation that small arrays cost, so what CuPy would
+do in a hundred operations is one here.  Each kernel takes the operations of its NumPy form in their
+order, and products and sums are rounded one by one (no fused multiply-add); where it says so, the
+bits are the same but for subnormal numbers, which a device makes 0.  Tests hold each against that
+form on a device.  No kernel uses atomics: every sum has one order.
+"""
+
+from functools import cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from minipc.backend import module_of
+from minipc.nn.ops import BatchStats
+
+BLOCK = 128  # threads of a block that adds up: a power of two
+ROUNDED_ONE_BY_ONE = ("--fmad=false",)
+
+
+def on_device(xp: Any) -> bool:
+    """Return whether module xp compiles kernels: CuPy does, NumPy does not."""
+    return hasattr(xp, "ElementwiseKernel")
+
+
+@cache
+def _elementwise(xp: Any, name: str, given: str, changed: str, body: str) -> Any:
+    return xp.ElementwiseKernel(given, changed, body, name, options=ROUNDED_ONE_BY_ONE)
+
+
+@cache
+def _raw(xp: Any, name: str, dtype: Any, body: str) -> Any:
+    """Return the kernel of this name, whose T is float or double."""
+    kind = "float" if dtype == np.float32 else "double"
+    return xp.RawKernel(f"typedef {kind} T;\n{SUM}\n{body}", name)
+
+
+def _plain(dtype: Any, *arrays: Any) -> list:
+    """Return arrays as a kernel of C reads them: of this dtype, contiguous; most are already."""
+    return [module_of(array).ascontiguousarray(array, dtype) for array in arrays]
+
+
+# the sum of x over the threads of a block, which all get it: by halves, always in the same order
+SUM = f"""
+__device__ double over_block(double x) {{
+  __shared__ double parts[{BLOCK}];
+  __syncthreads();
+  parts[threadIdx.x] = x;
+  for (int half = {BLOCK} / 2; half; half /= 2) {{
+    __syncthreads();
+    if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
+  }}
+  __syncthreads();
+  return parts[0];
+}}"""
+
+
+def multiply(a: Any, b: Any, out: Any, scale: float = 1.0) -> Any:
+    """out = scale a b, for each cloud where there are clouds: one call of cuBLAS, no copies.
+
+    a (R, I) or (C, R, I), b (I, N) or (C, I, N), out (R, N) or (C, R, N) whose last axis is
+    contiguous.  Returns out.
+    """
+    xp, item = module_of(a, b, out), out.itemsize
+    if a.dtype != out.dtype or b.dtype != out.dtype or not _fits(a) or not _fits(b):
+        return xp.multiply(xp.matmul(a, b), scale, out=out)
+    # cuBLAS counts along columns, so it is told out^T = b^T a^T
+    (rows, points), inner = out.shape[-2:], a.shape[-1]
+    cublas, clouds = xp.cuda.cublas, out.shape[0] if out.ndim == 3 else 1
+    numbers = np.array([scale, 0.0], out.dtype)
+    (cublas.sgemmStridedBatched if item == 4 else cublas.dgemmStridedBatched)(
+        *(xp.cuda.Device().cublas_handle, _flipped(b), _flipped(a), points, rows, inner),
+        *(numbers.ctypes.data, b.data.ptr, *_steps(b), a.data.ptr, *_steps(a)),
+        *(numbers.ctypes.data + item, out.data.ptr, *_steps(out), clouds),
+    )
+    return out
+
+
+def _flipped(a: Any) -> int:
+    """Return 1 for a matrix whose columns lie together, 0 for one whose rows do."""
+    return int(a.shape[-1] > 1 and a.strides[-1] != a.itemsize)
+
+
+def _fits(a: Any) -> bool:
+    return not _flipped(a) or a.shape[-2] == 1 or a.strides[-2] == a.itemsize
+
+
+def _steps(a: Any) -> tuple[int, int]:
+    """Return the numbers from one row, or flipped column, to the next, and from cloud to cloud."""
+    along, across = (-1, -2) if _flipped(a) else (-2, -1)
+    cloud = a.strides[0] // a.itemsize if a.ndim == 3 else 0
+    return max(a.strides[along] // a.itemsize, a.shape[across]), cloud
+
+
+def total(parts: Any, out: Any) -> Any:
+    """out = the sum of parts (C, ...) over clouds, in their order in float64.  Returns out."""
+    given, xp = "raw T parts, int64 clouds", module_of(out)
+    return _elementwise(xp, "total", given, "float64 out", TOTAL)(parts, len(parts), out)
+
+
+TOTAL = """
+    double sum = 0;
+    for (long long b = 0; b < clouds; ++b) sum += parts[b * _ind.size() + i];
+    out = sum;
+"""
+
+
+def affine(
+    x: Any, W: Any, gamma: Any, beta: Any, eps: float, name: str
+) -> tuple[tuple, tuple, tuple[Any, Any]]:
+    """Return (c, m, CW, inv_std), ([A^T | c - s'] (O, I + 1), s', -s'), (mean, var): (F1), (F8).
+
+    x: an Activation whose moments are sums over its rows; s' = relu(beta).  Sums are float64.
+    """
+    (inputs, width), dtype, work = W.shape, W.dtype, x.work
+    shapes = {"c": (width,), "m": (inputs,), "CW": W.shape, "inv_std": (width,)}
+    shapes |= {"A": (width, inputs + 1), "shift": (width,), "floor": (width,)}
+    found = [work.array(f"{name} {part}", shape, dtype) for part, shape in shapes.items()]
+    stats = work.xp.empty(width, dtype), work.xp.empty(width, dtype)  # of one batch among several
+    sizes = (float(x.rows), float(eps), inputs, width)
+    given = *_plain(np.float64, x.moments), *_plain(dtype, W, gamma, beta, x.shift)
+    _raw(work.xp, "affine", dtype, AFFINE)((width,), (BLOCK,), (*given, *sizes, *found, *stats))
+    return tuple(found[:4]), tuple(found[4:]), stats
+
+
+AFFINE = """
+extern "C" __global__ void affine(const double* M, const T* W, const T* gamma, const T* beta,
+    const T* moved_by, double rows, double eps, long long I, long long O, T* c, T* m, T* CW,
+    T* inv_std, T* A, T* shift, T* floor, T* mean, T* var) {
+  const long long o = blockIdx.x;
+  const double* sums = M + I * (I + 1);
+  double square = 0, centre = 0, moved = 0;
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) {
+    double sum = 0, w = W[i * O + o], mu = sums[i] / rows;
+    for (long long j = 0; j < I; ++j)
+      sum += (M[j * (I + 1) + i] / rows - mu * (sums[j] / rows)) * W[j * O + o];
+    CW[i * O + o] = sum;
+    square += w * sum;
+    centre += w * mu;
+    moved += w * (mu + moved_by[i]);
+    if (o == 0) m[i] = mu;
+  }
+  square = over_block(square), centre = over_block(centre), moved = over_block(moved);
+  const double variance = square < 0 ? 0 : square, inverse = 1 / sqrt(variance + eps);
+  const T scale = gamma[o] * inverse, s = beta[o] < 0 ? 0 : beta[o];
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) A[o * (I + 1) + i] = W[i * O + o] * scale;
+  if (threadIdx.x == 0) {
+    c[o] = beta[o] - gamma[o] * inverse * centre;
+    A[o * (I + 1) + I] = c[o] - s;
+    inv_std[o] = inverse, shift[o] = s, floor[o] = -s, mean[o] = moved, var[o] = variance;
+  }
+}"""
+
+
+def gradients(
+    products: Any, rows: int, affine: Any, work: Any, name: str
+) -> tuple[Any, Any, Any, Any]:
+    """Return dW, dgamma, dbeta by (F2), (F3) and [-Q | k | A] (I, I + 1 + O) of (F4).
+
+    products Z~ D^T (I + 1, O) float64.  Where the parameters are joined, so are their gradients.
+    """
+    _, _, m, CW, W, gamma, inv_std, _ = affine
+    (inputs, width), dtype = W.shape, W.dtype
+    dW, dgamma, dbeta = (
+        gradient_of(work, f"{name}.{part}", shape, dtype)
+        for part, shape in (("W", W.shape), ("gamma", (width,)), ("beta", (width,)))
+    )
+    spare = work.array(f"{name} spare", W.shape, dtype)
+    K = work.array(f"{name} K", (inputs, inputs + 1 + width), dtype)
+    sizes = (inputs, width, float(rows))
+    (products,), (W, gamma) = _plain(np.float64, products), _plain(dtype, W, gamma)
+    _raw(work.xp, "gradients", dtype, GRADIENTS)(
+        (width,),
+        (BLOCK,),
+        (products, W, m, CW, gamma, inv_std, *sizes, dW, dgamma, dbeta, spare),
+    )
+    multiply(spare, W.T, K[:, :inputs], scale=-1)
+    _raw(work.xp, "constant", dtype, CONSTANT)(
+        (inputs,), (BLOCK,), (W, m, gamma, inv_std, dbeta, *sizes, K)
+    )
+    return dW, dgamma, dbeta, K
+
+
+def gradient_of(work: Any, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """Return where the gradient of a parameter goes: into the joined ones where they fit."""
+    view = work.joined.get("gradients", (None, {}))[1].get(name)
+    if view is not None and (view.shape, view.dtype) == (shape, dtype):
+        return view
+    return work.array(f"{name} gradient", shape, dtype)
+
+
+GRADIENTS = """
+extern "C" __global__ void gradients(const double* products, const T* W, const T* m, const T* CW,
+    const T* gamma, const T* inv_std, long long I, long long O, double rows, T* dW, T* dgamma,
+    T* dbeta, T* spare) {
+  const long long o = blockIdx.x;
+  const double d = products[I * O + o], inverse = inv_std[o];
+  double sum = 0;
+  for (long long i = threadIdx.x; i < I; i += blockDim.x)
+    sum += W[i * O + o] * (products[i * O + o] - m[i] * d);
+  const double dg = over_block(sum) * inverse, scale = gamma[o] * inverse;
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) {
+    const double R = products[i * O + o] - m[i] * d;
+    dW[i * O + o] = (R - CW[i * O + o] * dg * inverse) * scale;
+    spare[i * O + o] = W[i * O + o] * (scale * dg * inverse / rows);
+  }
+  if (threadIdx.x == 0) dgamma[o] = dg, dbeta[o] = d;
+}"""
+
+# one block for each row i of K, after its first I columns: k = Q m - A dbeta / rows, then A
+CONSTANT = """
+extern "C" __global__ void constant(const T* W, const T* m, const T* gamma, const T* inv_std,
+    const T* dbeta, long long I, long long O, double rows, T* K) {
+  const long long i = blockIdx.x;
+  T* row = K + i * (I + 1 + O);
+  double sum = 0;
+  for (long long j = threadIdx.x; j < I; j += blockDim.x) sum -= row[j] * (double)m[j];
+  for (long long o = threadIdx.x; o < O; o += blockDim.x) {
+    const T a = W[i * O + o] * (gamma[o] * inv_std[o]);
+    sum -= a * (double)dbeta[o] / rows;
+    row[I + 1 + o] = a;
+  }
+  sum = over_block(sum);
+  if (threadIdx.x == 0) row[I] = sum;
+}"""
+
+
+def masked(z: Any, floor: Any, dx: Any) -> None:
+    """z = dx where z > floor, else 0: D over Z in the tower.    (C, O, N), floor (O, 1)"""
+    body = "z = dx * (T)(z > floor)"
+    _elementwise(module_of(z), "masked", "T floor, T dx", "T z", body)(floor, dx, z)
+
+
+def pool(At: Any, c: Any, z: Any, work: Any) -> tuple[Any, Any, Any]:
+    """h = relu(c_o + max_n (A^T z)_on), the first n that attains it, and whether h > 0.  (F5)
+
+    At (O, I), c (O,), z (C, I, N) -> h (C, O), winners (C, O) int64, positive (C, O) bool
+    """
+    (width, clouds, points), xp, dtype = (len(At), len(z), z.shape[2]), work.xp, z.dtype
+    P = multiply(At, z, work.scratch("P", (clouds, width, points), dtype))
+    h, winners, positive = (xp.empty((clouds, width), kind) for kind in (dtype, np.int64, bool))
+    _raw(xp, "pool", dtype, POOL)(
+        (clouds * width,), (BLOCK,), (P, *_plain(dtype, c), width, points, h, winners, positive)
+    )
+    return h, winners, positive
+
+
+# not a number counts as the largest, as in argmax
+POOL = f"""
+extern "C" __global__ void pool(const T* P, const T* c, long long O, long long N, T* h,
+    long long* winners, bool* positive) {{
+  __shared__ T values[{BLOCK}];
+  __shared__ long long places[{BLOCK}];
+  const int t = threadIdx.x;
+  const T* row = P + blockIdx.x * N;
+  T best = row[t < N ? t : 0];
+  long long at = t < N ? t : 0;
+  for (long long n = t + {BLOCK}; n < N; n += {BLOCK})
+    if (row[n] > best || (row[n] != row[n] && best == best)) best = row[n], at = n;
+  values[t] = best, places[t] = at;
+  for (int half = {BLOCK} / 2; half; half /= 2) {{
+    __syncthreads();
+    if (t < half) {{
+      const T mine = values[t], other = values[t + half];
+      const bool same = mine == other || (mine != mine && other != other);
+      if (same ? places[t + half] < places[t] : other > mine || (other != other && mine == mine))
+        values[t] = other, places[t] = places[t + half];
+    }}
+  }}
+  if (t == 0) {{
+    const T y = values[0] + c[blockIdx.x % O];
+    h[blockIdx.x] = y < 0 ? 0 : y, winners[blockIdx.x] = places[0], positive[blockIdx.x] = y > 0;
+  }}
+}}"""
+
+
+def at_winners(z: Any, winners: Any, g: Any) -> Any:
+    """Return Z~ S over all clouds, (I + 1, O) float64.  (F6)
+
+    z (B, I, N) whose points are contiguous, winners and g (B, O)
+    """
+    (clouds, inputs), width, item = z.shape[:2], g.shape[1], z.itemsize
+    given = "raw T z, raw int64 at, raw T g, int64 B, int64 I, int64 O, int64 cloud, int64 row"
+    xp, (cloud, row, _) = module_of(z), z.strides
+    flat = xp.ndarray((1,), z.dtype, z.data)  # the kernel computes places itself
+    kernel = _elementwise(xp, "at_winners", given, "float64 out", AT_WINNERS)
+    out = xp.empty((inputs + 1, width))
+    return kernel(flat, winners, g, clouds, inputs, width, cloud // item, row // item, out)
+
+
+AT_WINNERS = """
+    const long long c = i / O, o = i % O;
+    double sum = 0;
+    for (long long b = 0; b < B; ++b)
+      sum += c == I ? (double)g[b * O + o]
+                    : (double)g[b * O + o] * (&z[0])[b * cloud + c * row + at[b * O + o]];
+    out = sum;
+"""
+
+
+def add_at_winners(dx: Any, winners: Any, g: Any, At: Any, work: Any) -> None:
+    """dx += A S^T.  (F7)    dx (C, I, N), winners and g (C, O), all contiguous; At (O, I)
+
+    Channels that the same point won form a list, in their order; one thread adds up a list.
+    """
+    xp, (clouds, inputs, points), width = work.xp, dx.shape, g.shape[1]
+    after, leads = (work.array(f"winners {name}", g.shape, np.int32) for name in ("after", "leads"))
+    given = "raw int64 at, int64 O"
+    _elementwise(xp, "lists", given, "int32 after, int32 leads", LISTS)(
+        winners, width, after, leads
+    )
+    row = At.strides[0] // At.itemsize
+    given = "raw int32 after, raw int32 leads, raw int64 at, raw T g, raw T A, int64 I, int64 O"
+    flat = xp.ndarray((1,), At.dtype, At.data)
+    kernel = _elementwise(xp, "add_lists", f"{given}, int64 N, int64 row", "raw T dx", ADD_LISTS)
+    sizes = (inputs, width, points, row)
+    kernel(after, leads, winners, g, flat, *sizes, dx, size=clouds * width * inputs)
+
+
+LISTS = """
+    const long long o = i % O, first = i - o;
+    after = -1, leads = 1;
+    for (long long other = 0; other < o && leads; ++other) leads = at[first + other] != at[i];
+    for (long long other = o + 1; other < O && after < 0; ++other)
+      if (at[first + other] == at[i]) after = other;
+"""
+
+ADD_LISTS = """
+    const long long c = i % I, first = i / (I * O) * O, lead = first + i / I % O;
+    if (leads[lead]) {
+      T sum = 0;
+      for (long long o = lead - first; o >= 0; o = after[first + o])
+        sum += g[first + o] * (&A[0])[o * row + c];
+      dx[(i / (I * O) * I + c) * N + at[lead]] += sum;
+    }
+"""
+
+
+def readers(members: Any, points: int) -> tuple[Any, Any]:
+    """Return which places of members (C, M, k) read each point: (C, N + 1) and (C, M k) int32.
+
+    The places m k + j that read point n stand in their order from first[n] to first[n + 1].
+    """
+    xp, (clouds, count, size) = module_of(members), members.shape
+    first, places = (xp.empty((clouds, n), np.int32) for n in (points + 1, count * size))
+    given, changed = "raw I at, int64 N, int64 most", "int32 first, raw int32 places"
+    kernel = _elementwise(xp, "readers", given, changed, READERS)
+    kernel(xp.ascontiguousarray(members), points, count * size, first, places)
+    return first, places
+
+
+READERS = """
+    const long long n = i % (N + 1), begin = i / (N + 1) * most;
+    int less = 0;
+    for (long long p = 0; p < most; ++p) less += at[begin + p] < n;
+    first = less;
+    for (long long p = 0, next = less; p < most; ++p)
+      if (at[begin + p] == n) places[begin + next++] = p;
+"""
+
+
+def sum_over_readers(members: Any, value: str, x: Any, y: Any, out: Any) -> None:
+    """out (C, O, N) = the sum of a value over the places (m, j) that read each point, in order.
+
+    members (C, M, k).  value: in C, of channel o and member j, from x and y at [c, m, o], which is
+    `centre`, or at [c, o, j M + m], which is `row`.
+    """
+    xp, (_, channels, points), (_, count, size) = module_of(members), out.shape, members.shape
+    given = (
+        "raw int32 first, raw int32 places, int64 O, int64 N, int64 M, int64 k, raw X x, raw Y y"
+    )
+    body = SUM_OVER_READERS.replace("VALUE", value)
+    kernel = _elementwise(xp, "sum_over_readers", given, "T out", body)
+    kernel(*readers(members, points), channels, points, count, size, x, y, out)
+
+
+SUM_OVER_READERS = """
+    const long long n = i % N, o = i / N % O, c = i / (N * O), at = c * (N + 1) + n;
+    double sum = 0;
+    for (long long p = first[at]; p < first[at + 1]; ++p) {
+      const long long m = places[c * M * k + p] / k, j = places[c * M * k + p] % k;
+      const ptrdiff_t centre[] = {c, m, o}, row[] = {c, o, j * M + m};
+      sum += VALUE;
+    }
+    out = sum;
+"""
+
+
+def shared_eval(points: Any, maps: Any, work: Any) -> Any:
+    """Return the pooled features h (B, O) of points (B, N, I) under maps, as fused.shared_eval."""
+    xp, (clouds, count, _) = work.xp, points.shape
+    z = xp.ascontiguousarray(points.swapaxes(1, 2))
+    *narrow, (At, c) = maps
+    add_relu = _elementwise(xp, "add_relu", "T b", "T z", "z += b; z = z < 0 ? 0 : z")
+    for number, (A, b) in enumerate(narrow):
+        z = multiply(A, z, work.scratch(f"z {number}", (clouds, len(A), count), z.dtype))
+        add_relu(b[:, None], z)
+    return pool(At, c, z, work)[0]
+
+
+def norm_relu_eval(x: Any, norm: Any, eps: float) -> Any:
+    """(M7) and (M10) with the bits of ops.    x (B, O), norm = gamma, beta, mean, var, (O,) each"""
+    given = "T x, T gamma, T beta, T mean, T var, T eps"
+    kernel = _elementwise(module_of(x), "norm_relu_eval", given, "T y", NORM_RELU_EVAL)
+    return kernel(x, *norm, x.dtype.type(eps))
+
+
+NORM_RELU_EVAL = """
+    y = (x - mean) * (gamma * ((T)1 / sqrt(var + eps))) + beta;
+    y = y < 0 ? 0 : y;
+"""
+
+
+def exact_product(x: Any, stacks: list, unit: Any, bits: int) -> Any:
+    """y = x W by (F10), with the bits of exact.product.    x (B, I), the others of W's Factor"""
+    xp, (rows, inputs), (parts, width) = module_of(x), x.shape, (len(stacks), unit.shape[1])
+    n, of_rows = xp.empty((rows, parts * inputs)), xp.empty((rows, 1))
+    sizes = (inputs, parts, bits)
+    _raw(xp, "whole_numbers", x.dtype, WHOLE_NUMBERS)(
+        (rows,), (BLOCK,), (*_plain(x.dtype, x), *sizes, n, of_rows)
+    )
+    sums = xp.empty((parts, rows, width))
+    for last, stack in enumerate(stacks):
+        multiply(n[:, : (last + 1) * inputs], stack, sums[last])
+    given = "raw float64 sums, float64 u, float64 v, int64 parts, float64 step"
+    y = xp.empty((rows, width), x.dtype)
+    kernel = _elementwise(xp, "brackets", given, "T y", BRACKETS)
+    return kernel(sums, of_rows, unit, parts, 2.0**-bits, y)
+
+
+WHOLE_NUMBERS = f"""
+extern "C" __global__ void whole_numbers(const T* x, long long I, long long parts, long long bits,
+    double* n, double* unit) {{
+  __shared__ T values[{BLOCK}];
+  const T* row = x + blockIdx.x * I;
+  T largest = 0;
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) {{
+    const T size = fabs(row[i]);
+    if (size > largest || size != size) largest = size;
+  }}
+  values[threadIdx.x] = largest;
+  for (int half = {BLOCK} / 2; half; half /= 2) {{
+    __syncthreads();
+    if (threadIdx.x < half) {{
+      const T mine = values[threadIdx.x], other = values[threadIdx.x + half];
+      values[threadIdx.x] = other > mine || other != other ? other : mine;
+    }}
+  }}
+  __syncthreads();
+  int exponent;
+  frexp(values[0], &exponent);
+  const double u = ldexp(1.0, exponent - (int)bits), step = ldexp(1.0, (int)bits);
+  for (long long i = threadIdx.x; i < I; i += blockDim.x) {{
+    double rest = row[i] / u;
+    for (long long part = 0; part < parts; ++part) {{
+      const double whole = rint(rest);
+      n[(blockIdx.x * parts + part) * I + i] = whole;
+      rest = (rest - whole) * step;
+    }}
+  }}
+  if (threadIdx.x == 0) unit[blockIdx.x] = u;
+}}"""
+
+BRACKETS = """
+    double sum = 0;
+    for (long long last = parts - 1; last >= 0; --last)
+      sum = sum * step + sums[last * _ind.size() + i];
+    y = (T)(sum * (u * v));
+"""
+
+
+class NormReluCache(NamedTuple):
+    xhat: Any  # (B, O), the normalised input
+    inv_std: Any  # (O,)
+    gamma: Any  # (O,)
+    y: Any  # (B, O)
+    work: Any
+    name: str
+
+
+def norm_relu(
+    x: Any, gamma: Any, beta: Any, eps: float, work: Any, name: str
+) -> tuple[Any, NormReluCache, BatchStats]:
+    """(M5), (M10) of the head, with sums in float64.    x (B, O) -> y (B, O), cache, BatchStats"""
+    xp, (rows, width), dtype = work.xp, x.shape, x.dtype
+    y, xhat = (work.array(f"{name} {part}", x.shape, dtype) for part in ("y", "xhat"))
+    inv_std = work.array(f"{name} inv_std", (width,), dtype)
+    stats = xp.empty(width, dtype), xp.empty(width, dtype)
+    given = (*_plain(dtype, x, gamma, beta), float(eps), rows, width)
+    _raw(xp, "norm_relu", dtype, NORM_RELU)((width,), (BLOCK,), (*given, y, xhat, inv_std, *stats))
+    return y, NormReluCache(xhat, inv_std, gamma, y, work, name), BatchStats(*stats, rows)
+
+
+NORM_RELU = """
+extern "C" __global__ void norm_relu(const T* x, const T* gamma, const T* beta, double eps,
+    long long B, long long O, T* y, T* xhat, T* inv_std, T* mean, T* var) {
+  const long long o = blockIdx.x;
+  double sum = 0, square = 0;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) sum += x[b * O + o];
+  const double mu = over_block(sum) / B;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    const double d = x[b * O + o] - mu;
+    square += d * d;
+  }
+  const double variance = over_block(square) / B, inverse = 1 / sqrt(variance + eps);
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    const double h = (x[b * O + o] - mu) * inverse;
+    const T p = gamma[o] * h + beta[o];
+    xhat[b * O + o] = h, y[b * O + o] = p < 0 ? 0 : p;
+  }
+  if (threadIdx.x == 0) mean[o] = mu, var[o] = variance, inv_std[o] = inverse;
+}"""
+
+
+def norm_relu_backward(dy: Any, cache: NormReluCache) -> tuple[Any, Any, Any]:
+    """(M11), then (M6).    dy (B, O) -> dx (B, O), dgamma (O,), dbeta (O,)"""
+    xhat, inv_std, gamma, y, work, name = cache
+    (rows, width), dtype = xhat.shape, xhat.dtype
+    dx = work.array(f"{name} dx", xhat.shape, dtype)
+    dgamma, dbeta = (
+        gradient_of(work, f"{name}.{part}", (width,), dtype) for part in ("gamma", "beta")
+    )
+    (dy, gamma), sizes = _plain(dtype, dy, gamma), (rows, width)
+    _raw(work.xp, "norm_relu_backward", dtype, NORM_RELU_BACKWARD)(
+        (width,), (BLOCK,), (dy, xhat, inv_std, gamma, y, *sizes, dx, dgamma, dbeta)
+    )
+    return dx, dgamma, dbeta
+
+
+NORM_RELU_BACKWARD = """
+extern "C" __global__ void norm_relu_backward(const T* dy, const T* xhat, const T* inv_std,
+    const T* gamma, const T* y, long long B, long long O, T* dx, T* dgamma, T* dbeta) {
+  const long long o = blockIdx.x;
+  double first = 0, second = 0;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    const double d = dy[b * O + o] * (T)(y[b * O + o] > 0);
+    first += d, second += d * xhat[b * O + o];
+  }
+  first = over_block(first), second = over_block(second);
+  const double scale = (double)gamma[o] * inv_std[o];
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    const double d = dy[b * O + o] * (T)(y[b * O + o] > 0);
+    dx[b * O + o] = (d - first / B - xhat[b * O + o] * second / B) * scale;
+  }
+  if (threadIdx.x == 0) dgamma[o] = second, dbeta[o] = first;
+}"""
+
+
+def smooth_labels(labels: Any, classes: int, smoothing: float, dtype: Any) -> Any:
+    """(L3) with the bits of losses.smooth_labels.    labels (B,) -> y (B, K) of dtype"""
+    xp = module_of(labels)
+    y, rates = xp.empty((len(labels), classes), dtype), (1 - smoothing, smoothing / classes)
+    given = "raw L labels, int64 classes, float64 one, float64 each"
+    return _elementwise(xp, "smooth_labels", given, "T y", SMOOTH)(labels, classes, *rates, y)
+
+
+SMOOTH = """
+    const long long label = labels[i / classes];
+    y = (T)((label == i % classes) * one + (label >= 0) * each);
+"""
+
+
+def loss(z: Any, y: Any, v: Any, u: Any, has_u: Any, config: Any, floor: float) -> tuple:
+    """Return the terms of losses.loss_forward and dz (B, K) of (L7), with sums in float64.
+
+    As loss_forward: z, y, v, u (B, K), has_u (B,), and v, u with has_u may be None.
+    """
+    xp, (rows, classes), dtype = module_of(z), z.shape, z.dtype
+    dz, of_rows, means = xp.empty(z.shape, dtype), xp.empty((7, rows)), xp.empty(6, dtype)
+    given = [0 if x is None else _plain(dtype, x)[0] for x in (z, y, v, u, has_u)]
+    rates = (config.kd_weight, config.self_weight, config.temperature, floor)
+    sizes = (np.int64(config.guard == "clip"), rows, classes)
+    _raw(xp, "loss_of_rows", dtype, LOSS_OF_ROWS)(
+        (rows,), (BLOCK,), (*given, *map(float, rates), *sizes, dz, of_rows)
+    )
+    _raw(xp, "loss_means", dtype, LOSS_MEANS)((6,), (BLOCK,), (of_rows, rows, means))
+    return tuple(means), dz
+
+
+# Letters as in losses.py: s at temperature 1 and T of the student, p of the teacher, r of its
+# earlier self, q' the target of the guard.  One block for each row.
+LOSS_OF_ROWS = """
+struct Softmax {  // log softmax of row / T is row / T - shift
+  const T* row;
+  double T_, shift;
+  __device__ double log(long long k) const { return row[k] / T_ - shift; }
+};
+
+__device__ Softmax softmax(const T* row, double T_, long long K) {
+  __shared__ double largest;
+  if (threadIdx.x == 0) {
+    largest = row[0];
+    for (long long k = 1; k < K; ++k) if (row[k] > largest) largest = row[k];
+  }
+  __syncthreads();
+  const double most = largest / T_;
+  double sum = 0;
+  for (long long k = threadIdx.x; k < K; k += blockDim.x) sum += exp(row[k] / T_ - most);
+  return {row, T_, most + log(over_block(sum))};
+}
+
+extern "C" __global__ void loss_of_rows(const T* z, const T* y, const T* v, const T* u,
+    const T* has_u, double a, double self_weight, double T_, double floor, long long clip,
+    long long B, long long K, T* dz, double* rows) {
+  const long long row = blockIdx.x, first = row * K;
+  const double has = u ? (double)has_u[row] : 0, b = self_weight * has;
+  const Softmax s = softmax(z + first, 1, K), s_T = softmax(z + first, T_, K);
+  const Softmax p = softmax((v ? v : z) + first, T_, K), r = softmax((u ? u : z) + first, T_, K);
+  double labels = 0, kd = 0, self = 0, guard = 0, weight = 0, sum_q = 0, raised = 0, unbounded = 0;
+  for (long long k = threadIdx.x; k < K; k += blockDim.x) {
+    const double P = v ? exp(p.log(k)) : 0, R = u ? exp(r.log(k)) : 0, Y = y[first + k];
+    labels -= Y * s.log(k), weight += Y;
+    if (v) kd += P * (p.log(k) - s_T.log(k));
+    if (u) self += R * (r.log(k) - s_T.log(k));
+    const double q = a * P - b * R, least = floor * (a * P), kept = q < least ? least : q;
+    raised += kept > q, unbounded += (1 - a) * Y + T_ * q < 0;
+    if (clip) guard += (kept - q) * s_T.log(k);
+    sum_q += clip ? kept : q;
+  }
+  labels = over_block(labels), kd = T_ * T_ * over_block(kd), self = T_ * T_ * over_block(self);
+  guard = T_ * T_ * over_block(guard), weight = over_block(weight), sum_q = over_block(sum_q);
+  raised = over_block(raised), unbounded = over_block(unbounded);
+  for (long long k = threadIdx.x; k < K; k += blockDim.x) {
+    const double P = v ? exp(p.log(k)) : 0, R = u ? exp(r.log(k)) : 0;
+    const double q = a * P - b * R, least = floor * (a * P), kept = clip && q < least ? least : q;
+    dz[first + k] = ((1 - a) * (weight * exp(s.log(k)) - y[first + k])
+                     + T_ * (sum_q * exp(s_T.log(k)) - kept)) / B;
+  }
+  if (threadIdx.x == 0) {
+    const double terms[] = {(1 - a) * labels + a * kd - b * self - guard, labels, kd, has * self,
+                            (double)(raised > 0), (double)(unbounded > 0), u ? has : -1};
+    for (int term = 0; term < 7; ++term) rows[term * B + row] = terms[term];
+  }
+}"""
+
+# means of the terms over rows; the fourth over those that have a target
+LOSS_MEANS = """
+extern "C" __global__ void loss_means(const double* rows, long long B, T* means) {
+  const long long term = blockIdx.x;
+  double sum = 0, targets = 0;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) {
+    sum += rows[term * B + b], targets += rows[6 * B + b];
+  }
+  sum = over_block(sum), targets = over_block(targets);
+  if (threadIdx.x == 0) means[term] = sum / (term != 3 ? B : targets < 1 ? 1 : targets);
+}"""
+
+
+def views(points: Any, rows: Any, scale: Any, shift: Any) -> Any:
+    """Return the clouds in rows (B,) with (A2), bit for bit as apply() in data/augment.py.
+
+    points (N, 3, P), scale and shift (N, 3) -> (B, P, 3), a view of (B, 3, P)
+    """
+    xp, (_, axes, count) = module_of(points, rows), points.shape
+    x = xp.empty((len(rows), axes, count), points.dtype)
+    given = "raw T points, raw int64 rows, raw T scale, raw T shift, int64 axes, int64 count"
+    kernel = _elementwise(xp, "views", given, "T x", VIEWS)
+    return kernel(points, rows, scale, shift, axes, count, x).swapaxes(1, 2)
+
+
+VIEWS = """
+    const long long axis = i / count % axes, of = rows[i / (axes * count)] * axes + axis;
+    x = points[of * count + i % count] * scale[of];
+    x += shift[of];
+"""
+
+
+def tracked(running: tuple[Any, Any], batch: tuple[Any, Any], rows: int, momentum: float) -> tuple:
+    """Return new mean and variance (M9), with the bits of ops.track."""
+    xp, number = module_of(*running), running[0].dtype.type
+    given = "T mean, T var, T batch_mean, T batch_var, T keep, T momentum, T unbiased"
+    kernel = _elementwise(xp, "tracked", given, "T new_mean, T new_var", TRACKED)
+    factors = (1 - momentum, momentum, rows / max(rows - 1, 1))
+    return kernel(*running, *batch, *map(number, factors))
+
+
+TRACKED = """
+    new_mean = keep * mean + momentum * batch_mean;
+    new_var = keep * var + momentum * (batch_var * unbiased);
+"""
+
+
+def join(arrays: dict[str, Any], order: list[str], work: Any, name: str, fresh: bool) -> Any:
+    """Return the one array in which all arrays lie, in this order.
+
+    Arrays that are not there are copied, and the dict then holds views.  The Workspace work keeps
+    the array by its name.  fresh: the copies must not overwrite the views of another dict.
+    """
+    memory, views = work.joined.get(name, (None, {}))
+    there = {key for key in order if arrays[key] is views.get(key)}
+    shapes = {key: arrays[key].shape for key in order}
+    if [(key, view.shape) for key, view in views.items()] != [*shapes.items()] or (
+        fresh and there != {*order}
+    ):
+        memory, first, there = work.xp.empty(_size(arrays), arrays[order[0]].dtype), 0, set()
+        views = {}
+        for key in order:
+            stop = first + arrays[key].size
+            views[key], first = memory[first:stop].reshape(shapes[key]), stop
+        work.joined[name] = memory, views
+    for key in order:
+        if key not in there:
+            views[key][...] = arrays[key]
+            arrays[key] = views[key]
+    return memory
+
+
+def _size(arrays: dict[str, Any]) -> int:
+    return sum(value.size for value in arrays.values())
+
+
+def adamw(
+    params: dict[str, Any], grads: dict[str, Any], m: dict, v: dict, work: Any, **rates: float
+) -> None:
+    """Take one step of (O1) in place, with the bits of the loop in optim.adamw_in_place.
+
+    The first call moves params, m and v into one array each; rates: of the step, see ADAMW.
+    """
+    order = sorted(params, key=lambda name: not name.endswith(".W"))  # what decays comes first
+    given = [
+        join(arrays, order, work, name, fresh)
+        for arrays, name, fresh in (
+            (grads, "gradients", False),
+            (params, "params", True),
+            (m, "m", True),
+            (v, "v", True),
+        )
+    ]
+    decayed = _size({name: value for name, value in params.items() if name.endswith(".W")})
+    number = given[0].dtype.type
+    names = "keep beta1 rest1 beta2 rest2 scale1 scale2 eps lr".split()
+    kernel = _elementwise(
+        work.xp,
+        "adamw",
+        ", ".join(["T g", "int64 decayed", *(f"T {name}" for name in names)]),
+        "T p, T m, T v",
+        ADAMW,
+    )
+    kernel(given[0], decayed, *(number(rates[name]) for name in names), *given[1:])
+
+
+ADAMW = """
+    m = m * beta1 + g * rest1;
+    v = v * beta2 + (g * g) * rest2;
+    p = p * (i < decayed ? keep : (T)1) - (m * scale1) / (sqrt(v * scale2) + eps) * lr;
+"""
