@@ -68,13 +68,19 @@ def multiply(a: Any, b: Any, out: Any, scale: float = 1.0) -> Any:
     # cuBLAS counts along columns, so it is told out^T = b^T a^T
     (rows, points), inner = out.shape[-2:], a.shape[-1]
     cublas, clouds = xp.cuda.cublas, out.shape[0] if out.ndim == 3 else 1
-    numbers = np.array([scale, 0.0], out.dtype)
+    factors = _factors(scale, out.dtype).ctypes.data
     (cublas.sgemmStridedBatched if item == 4 else cublas.dgemmStridedBatched)(
-        *(xp.cuda.Device().cublas_handle, _flipped(b), _flipped(a), points, rows, inner),
-        *(numbers.ctypes.data, b.data.ptr, *_steps(b), a.data.ptr, *_steps(a)),
-        *(numbers.ctypes.data + item, out.data.ptr, *_steps(out), clouds),
+        *(xp.cuda.device.get_cublas_handle(), _flipped(b), _flipped(a), points, rows, inner),
+        *(factors, b.data.ptr, *_steps(b), a.data.ptr, *_steps(a)),
+        *(factors + item, out.data.ptr, *_steps(out), clouds),
     )
     return out
+
+
+@cache
+def _factors(scale: float, dtype: Any) -> np.ndarray:
+    """Return [scale, 0], which cuBLAS reads on the host: of a b, and of what out held."""
+    return np.array([scale, 0.0], dtype)
 
 
 def _flipped(a: Any) -> int:
