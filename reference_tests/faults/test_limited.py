@@ -189,14 +189,15 @@ def test_a_reader_that_is_left_leaves_no_process(good):
     ],
 )
 def test_however_the_child_ends_it_is_told_in_one_line(code, kind, says, good, monkeypatch):
-    monkeypatch.setattr(limited, "CHILD", code)
+    monkeypatch.setattr(limited, "command", lambda *_: [sys.executable, "-c", code])
     with pytest.raises(kind, match=says) as told:
         read_source(good, 16)
     assert "\n" not in str(told.value) and type(told.value) is kind
 
 
 def test_a_child_that_is_silent_is_ended(good, monkeypatch):
-    monkeypatch.setattr(limited, "CHILD", "import time; time.sleep(60)")
+    code = "import time; time.sleep(60)"
+    monkeypatch.setattr(limited, "command", lambda *_: [sys.executable, "-c", code])
     monkeypatch.setattr(limited, "SILENCE", 0.1)
     with pytest.raises(DataError, match="nothing was read for 0.1 s"):
         read_source(good, 16)
