@@ -85,8 +85,11 @@ def inflated(path):
 
 def overfull(path):
     """Clouds in a chunk that says 46 kB and inflates to a gigabyte."""
-    packer, zeros = zlib.compressobj(1), bytes(1 << 24)
-    packed = b"".join([packer.compress(zeros) for _ in range(64)] + [packer.flush()])
+    packer = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    # after a full flush nothing refers back, so the same bytes may follow again
+    zeros = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
+    checksum = (2**30 % 65521 << 16 | 1).to_bytes(4, "big")  # of a gigabyte of zeros
+    packed = b"\x78\x01" + 64 * zeros + packer.flush() + checksum
     with h5py.File(path, "w") as file:
         shape = (60, 64, 3)
         file.create_dataset("points", shape, "<f4", chunks=shape, compression="gzip")
