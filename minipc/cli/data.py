@@ -118,9 +118,10 @@ def pack(
     """Pack SRC into one file: a known data set, a tree of files, or one HDF5 file.
 
     Known are ModelNet40 (HDF5, or texts with normals), ScanObjectNN and ShapeNet part.
-    A tree is class/file, class/train/file or train/class/file, a file one cloud: .npy, .npz, .xyz,
-    .txt, .csv or .pts.  A cloud with more points than asked for is sampled, one with fewer repeated
-    (of ModelNet40 the first are kept, as is customary).
+    A tree is class/file, class/train/file or train/class/file, a file one cloud or mesh: .npy,
+    .npz, .xyz, .txt, .csv, .pts, .asc, .xyzn, .ply, .off, .obj, .stl, .pcd, .las or .laz.  A mesh
+    is sampled on its surface.  A cloud with more points than asked for is sampled, one with fewer
+    repeated (of ModelNet40 the first are kept, as is customary).
     """
     from minipc.data.clouds import repeated, write_clouds
     from minipc.data.readers.source import read_source
@@ -303,7 +304,7 @@ def show(
     """Show clouds of FILE: a data file, a record, or files of one cloud each.
 
     Of a data file it shows one cloud of each class; of a record the first cloud, in the views that
-    were replayed for the teacher, with its answers; of .npy, .npz, .xyz, .txt, .csv and .pts each.
+    were replayed for the teacher, with its answers; of the files that `data pack` takes each.
     On a terminal it draws them there, in braille; --out makes a page where they turn.
     """
     from minipc.report.gallery import of_data_show, pictures_of

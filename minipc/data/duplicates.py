@@ -152,7 +152,8 @@ def _moved(cloud: _Sample, points: np.ndarray, steps: int) -> tuple[np.ndarray, 
         nearest = cloud.points[cloud.tree.query(points)[1]]
         centre, target = points.mean(axis=0), nearest.mean(axis=0)
         spread = points - centre
-        scale = 2 * float((spread * (nearest - target)).sum() / (spread**2).sum()) - 1
+        size = float((spread**2).sum()) or 1.0  # all in one place: nothing to scale
+        scale = 2 * float((spread * (nearest - target)).sum()) / size - 1
         points = scale * spread + centre + 2 * (target - centre)
         total *= scale
     return points, total

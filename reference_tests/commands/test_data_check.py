@@ -137,6 +137,14 @@ def test_clouds_without_volume_are_found_wherever_they_lie(kind, rank, splits, r
     assert found["findings"] == 1
 
 
+def test_a_training_cloud_of_one_point_is_told_and_nearly_none(splits):
+    splits = changed(splits, "train", 0, np.full((100, 3), 7))
+    with np.errstate(all="raise"):
+        found = check(splits)
+    assert found["degenerate"] == [{"split": "train", "cloud": 0, "is": "point"}]
+    assert found["near"] == []
+
+
 def test_a_thin_cloud_is_no_plane(splits, rng):
     thin = rng.standard_normal((100, 3)) * [1, 1, 0.01]
     assert check(changed(splits, "train", 3, thin))["degenerate"] == []

@@ -24,6 +24,7 @@ def test_whatever_a_scan_claims_it_is_read_or_refused_within_bounds(tmp_path, re
     told = json.loads(done.stdout)
     found, memory = told["found"], told["memory"]
     record_property("files", len(found))
+    record_property("refused", sum(what == "refused" for what, _ in found.values()))
     record_property("longest_ms", round(1000 * max(seconds for _, seconds in found.values())))
     record_property("megabytes", round(memory / 1e6))
     wrong = {n: what for n, (what, _) in found.items() if what not in ("read", "refused")}

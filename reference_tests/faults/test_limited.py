@@ -85,8 +85,11 @@ def inflated(path):
 
 def overfull(path):
     """Clouds in a chunk that says 46 kB and inflates to a gigabyte."""
-    packer, zeros = zlib.compressobj(1), bytes(1 << 24)
-    packed = b"".join([packer.compress(zeros) for _ in range(64)] + [packer.flush()])
+    packer = zlib.compressobj(1, wbits=-zlib.MAX_WBITS)
+    # after a full flush nothing refers back, so the same bytes may follow again
+    zeros = packer.compress(bytes(1 << 24)) + packer.flush(zlib.Z_FULL_FLUSH)
+    checksum = (2**30 % 65521 << 16 | 1).to_bytes(4, "big")  # of a gigabyte of zeros
+    packed = b"\x78\x01" + 64 * zeros + packer.flush() + checksum
     with h5py.File(path, "w") as file:
         shape = (60, 64, 3)
         file.create_dataset("points", shape, "<f4", chunks=shape, compression="gzip")
@@ -189,14 +192,15 @@ def test_a_reader_that_is_left_leaves_no_process(good):
     ],
 )
 def test_however_the_child_ends_it_is_told_in_one_line(code, kind, says, good, monkeypatch):
-    monkeypatch.setattr(limited, "CHILD", code)
+    monkeypatch.setattr(limited, "command", lambda *_: [sys.executable, "-c", code])
     with pytest.raises(kind, match=says) as told:
         read_source(good, 16)
     assert "\n" not in str(told.value) and type(told.value) is kind
 
 
 def test_a_child_that_is_silent_is_ended(good, monkeypatch):
-    monkeypatch.setattr(limited, "CHILD", "import time; time.sleep(60)")
+    code = "import time; time.sleep(60)"
+    monkeypatch.setattr(limited, "command", lambda *_: [sys.executable, "-c", code])
     monkeypatch.setattr(limited, "SILENCE", 0.1)
     with pytest.raises(DataError, match="nothing was read for 0.1 s"):
         read_source(good, 16)

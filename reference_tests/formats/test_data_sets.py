@@ -1,19 +1,22 @@
 """Data sets in the folders that they come in: read as they should be, and each refusal."""
 
 import json
+from functools import partial
 
 import h5py
 import numpy as np
 import pytest
 
 from minipc.data.clouds import SEVERAL, hold_out, read_clouds, write_clouds
-from minipc.data.readers.source import read_source
+from minipc.data.readers.source import read_source as with_limits
 from minipc.distil.train import TrainConfig, drawn_views, train
 from minipc.errors import DataError, UsageError
 from minipc.models.pointnet import sizes
 from minipc.nn.losses import LossConfig
 
 POINTS = 32
+# in this process: tests of its own are about the one with limits
+read_source = partial(with_limits, limits=False)
 
 
 @pytest.fixture
@@ -38,7 +41,7 @@ def write_scan(folder, rng, variant="objectdataset", mask=True, count=30):
 
 
 def test_scanobjectnn_has_its_official_split_and_class_names(tmp_path, rng):
-    packed = read_source(write_scan(tmp_path / "main_split", rng), POINTS)
+    packed = with_limits(write_scan(tmp_path / "main_split", rng), POINTS)
     train, test = packed.splits
     assert (len(train), len(test), train.up_axis) == (30, 30, "y")
     assert train.class_names[0] == "bag" and train.class_names[14] == "toilet"
@@ -95,6 +98,17 @@ def test_no_split_is_drawn_from_clouds_of_which_several_are_of_one_object(tmp_pa
     views = drawn_views(splits.train, 0, None)
     with pytest.raises(UsageError, match="same objects on both sides"):
         next(train(splits, sizes("6:6", 15), LossConfig(kd_weight=0), config, views))
+
+
+def test_no_split_is_drawn_from_one_half_of_augmented_clouds_either(tmp_path, rng):
+    """A file alone has no split of its own; of clouds that are there once one may be drawn."""
+    folder = tmp_path / "main_split"
+    write_scan(folder, rng, "objectdataset_augmented25_norot")
+    with pytest.raises(UsageError, match="several clouds of one object.* the same objects on both"):
+        read_source(str(folder / "training_objectdataset_augmented25_norot.h5"), POINTS)
+    write_scan(folder, rng)
+    half = read_source(str(folder / "training_objectdataset.h5"), POINTS)
+    assert len(half.splits.test) == 15
 
 
 def test_splits_are_drawn_from_clouds_of_one_object_each(tmp_path, rng):
@@ -187,6 +201,7 @@ def test_modelnet_as_texts_is_split_by_its_lists_and_keeps_the_first_points(tmp_
     whole /= np.linalg.norm(whole, axis=1).max()
     np.testing.assert_allclose(test.points[1], whole[:POINTS], atol=1e-7)  # rounded once
     assert packed.split == "as the source has it"
+    assert test.files == ("airplane/airplane_0103.txt", "night_stand/night_stand_0103.txt")
 
 
 def test_lists_of_two_data_sets_in_one_folder_are_chosen_between(tmp_path, rng):
@@ -260,6 +275,7 @@ def test_shapenet_part_is_classified_by_category_and_asks_about_its_third_split(
         train, test = read_source(folder, POINTS, val_split=val_split).splits
         assert (len(train), len(test), train.class_names) == (count, 4, ("Airplane", "Bag"))
         np.testing.assert_array_equal(test.labels, [0, 0, 1, 1])
+        assert test.files[3] == "02773838/test1.txt"
 
 
 @pytest.mark.parametrize(

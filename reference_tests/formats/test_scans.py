@@ -166,6 +166,7 @@ def test_polygons_of_all_sizes_are_cut_in_one_mesh(many):
     "polygon",
     [
         [(0, 0, 0), (1, 0, 0), (0, 1, 0), (1, 1, 0)],  # crosses itself
+        [(4, 0, 0), (0, 4, 0), (0.5, 3.9, 0), (0, 0, 0)],  # near a corner
         [(0, 0, 0), (1, 0, 0), (1, 1, 9), (0, 1, 0), (-1, 1, -9)],  # bent
         # a Z of two notches: no corner sees all others
         [(0, 0, 0), (4, 0, 0), (4, 1, 0), (1, 1, 0), (1, 3, 0), (4, 3, 0), (4, 4, 0), (0, 4, 0)],
@@ -182,6 +183,17 @@ def test_a_bent_quadrilateral_is_cut_along_its_better_diagonal():
     roof = [(0, 0, 0), (1, 0, 0.3), (1, 1, 0), (0, 1, 0.3)]
     both = [area_of(roof, t) for t in ([[0, 1, 2], [0, 2, 3]], [[1, 2, 3], [1, 3, 0]])]
     assert area_of(roof, triangles_of(mesh_of(roof, [range(4)]))) == pytest.approx(min(both))
+
+
+@pytest.mark.parametrize("size", [4, 5])
+def test_a_face_that_is_a_line_up_to_rounding_is_no_fault_of_a_mesh(size):
+    """Turned and rounded, its triangles look any way; they hold next to no area."""
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        on_a_line = np.sort(rng.random((size, 1)), axis=0) * rng.standard_normal(3) + 10
+        vertices = np.concatenate([on_a_line, VERTICES[:3]]).astype(np.float32)
+        faces = [range(size), range(size, size + 3)]
+        assert len(triangles_of(mesh_of(vertices, faces))) == size - 1
 
 
 # What is refused

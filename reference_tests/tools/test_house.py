@@ -32,7 +32,7 @@ nn.levels nn.widening models.inputs models.pointnet models.pointnet2 models.mode
 data.prepare data.clouds data.duplicates data.check data.groups_file data.augment data.shapes
 data.readers.packed data.readers.text_points data.readers.lines data.readers.surface
 data.readers.ply data.readers.off data.readers.obj data.readers.stl data.readers.pcd
-data.readers.las data.readers.point_files data.readers.standard_input
+data.readers.limits data.readers.las data.readers.point_files data.readers.standard_input
 data.readers.foreign_hdf5
 data.readers.modelnet data.readers.modelnet_texts data.readers.shapenet_part
 data.readers.scanobjectnn data.readers.tree data.readers.limited data.readers.source

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 
-from minipc.data.clouds import Splits, made_from, whole_labels
+from minipc.data.clouds import SEVERAL, Splits, made_from, whole_labels
 from minipc.data.readers.packed import VALIDATION, Cloud, Listing, Request
 from minipc.data.readers.point_files import SUFFIXES
 from minipc.errors import DataError, short
@@ -116,7 +116,8 @@ def scan(path: str, request: Request) -> Listing:
     (N,) or (N, 1).  Split: groups train and test, names with such a prefix or suffix, a dataset
     `split` (0 and 1, or the words), or no split.  A pair with another prefix or suffix is a third
     split.  Class names: class_names, classes, shape_names or label_names, a dataset or an
-    attribute; without them, the numbers.  Raises DataError and UsageError.
+    attribute; without them, the numbers.  A file of an `augmented` name holds several clouds of one
+    object, as ScanObjectNN's do.  Raises DataError and UsageError.
     """
     kind = files.kind_of(path)  # raises where path is missing, a folder or a pipe
     if kind:
@@ -151,12 +152,14 @@ def scan(path: str, request: Request) -> Listing:
             words = np.repeat(list(pairs), [len(part.labels) for part in parts])
         classes = _class_names(file, _find(names, NAMES, path), pairs.values(), labels, path)
     has_split = bool(split) or "" not in pairs
+    name = os.path.basename(path)
+    several = f", {SEVERAL}" if "augmented" in name.lower() else ""
     return Listing(
         len(labels),
         _clouds(path, parts, words if has_split else None),
         classes,
         has_split,
-        made_from(f"HDF5 file {os.path.basename(path)}"),
+        made_from(f"HDF5 file {name}{several}"),
         third,
     )
 

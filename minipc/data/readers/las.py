@@ -17,17 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from minipc.data.readers.limits import available, command, limit
 from minipc.errors import DataError, MinipcError, short
 
 CHUNK = 1 << 18  # points at once
 MOST = 40_000_000  # points of one cloud: a gigabyte of coordinates
-MEMORY = 256 << 20  # bytes for decoding .laz, beside those of the imports
 SECONDS = 5  # of computing for any .laz, and one more for each so many bytes of it:
 BYTES_A_SECOND = 1 << 20  # decoding takes a fraction of it
-CHILD = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); "
-    "from minipc.data.readers.las import child; child()"
-)
 
 
 def read_las(path: str) -> np.ndarray:
@@ -84,13 +80,9 @@ def _damaged(reason: Any) -> str:
 
 def _unpacked(path: str) -> np.ndarray:
     """Return the points (P, 3) float64 of a .laz file, decoded by another process."""
-    root = os.path.dirname(__file__)
-    for _ in range(3):  # the folder that holds minipc
-        root = os.path.dirname(root)
     seconds = SECONDS + os.path.getsize(path) // BYTES_A_SECOND
     done = subprocess.run(
-        # -P: modules in the current folder are not ours
-        [sys.executable, "-P", "-c", CHILD, root, path, str(seconds)],
+        command(__name__, path, str(seconds)),
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )
@@ -107,7 +99,8 @@ def child() -> None:
     import lazrs  # noqa: F401
 
     path, seconds = sys.argv[1:]
-    _limit(int(seconds))
+    if available():
+        limit(int(seconds))
     errors = os.dup(2)
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a panic writes there
     try:
@@ -122,21 +115,3 @@ def child() -> None:
         return
     os.write(errors, os.fsencode(text))
     os._exit(DataError.exit_code)
-
-
-def _limit(seconds: int) -> None:
-    """Limit this process to seconds of computing and to MEMORY, where the system can."""
-    if sys.platform != "linux":  # elsewhere the limit of memory is not kept
-        return
-    import resource
-
-    with open("/proc/self/statm") as file:
-        used = int(file.read().split()[0]) * resource.getpagesize()
-    for what, most in (
-        (resource.RLIMIT_AS, used + MEMORY),
-        (resource.RLIMIT_CPU, seconds + 10),  # the imports took some
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(what)[1]
-        most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-        resource.setrlimit(what, (most, hard))

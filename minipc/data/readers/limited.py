@@ -19,27 +19,16 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from minipc.data.readers.limits import MEMORY, available, command, limit
 from minipc.data.readers.packed import Cloud, Listing, Request
 from minipc.errors import DataError, MinipcError, UsageError
 
-MEMORY = 256 << 20  # bytes beyond those of the imports; pieces of 16 MiB need a part of it
 SECONDS = 5  # of computing for any file, and one more for each so many bytes of it:
 BYTES_A_SECOND = 2 << 20  # reading gzip that compressed a hundredfold takes less
 SILENCE = 60  # seconds without a byte from the child, which computes or waits for a disk
 LINE, PIECE = 1 << 26, 16 << 20  # most bytes of a line, and of the points of a cloud
-CHILD = "import sys; sys.path.insert(0, sys.argv.pop(1)); from {} import child; child()"
 
 Say = Callable[[str], object]
-
-
-def available() -> bool:
-    """Return whether this system can limit the memory and time of a process."""
-    try:
-        import resource  # noqa: F401
-    except ImportError:  # Windows
-        return False
-    # elsewhere the limit of memory is not kept, or the memory in use is not told
-    return sys.platform == "linux" and bool(sys.executable)
 
 
 def scan(reader: str, path: str, request: Request, say: Say) -> Listing:
@@ -67,11 +56,9 @@ def _clouds(messages: Iterator[Any]) -> Iterator[Cloud]:
 def _messages(reader: str, path: str, request: Request) -> Iterator[Any]:
     """Yield what the child sends: fields of a Listing, then of each Cloud; end it in any case."""
     seconds = SECONDS + _size(path) // BYTES_A_SECOND
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.dirname(__file__))))
-    words = [root, reader, str(path), json.dumps(request._asdict()), str(seconds)]
+    words = [reader, str(path), json.dumps(request._asdict()), str(seconds)]
     process = subprocess.Popen(
-        # -P: modules in the current folder are not ours
-        [sys.executable, "-P", "-c", CHILD.format(__name__), *words],
+        command(__name__, *words),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
     )
@@ -217,29 +204,6 @@ def child() -> None:
     except Exception:
         out.write(_line({"error": RuntimeError.__name__, "text": traceback.format_exc()}))
     out.flush()
-
-
-def limit(seconds: int) -> Callable[[], None]:
-    """Limit this process to seconds of computing and to MEMORY, both beyond what it has used.
-
-    Returns a function that lifts the limit of memory, to tell that it was reached.
-    """
-    import resource
-
-    with open("/proc/self/statm") as file:
-        memory = int(file.read().split()[0]) * resource.getpagesize()
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    for what, most in (
-        (resource.RLIMIT_AS, memory + MEMORY),
-        (resource.RLIMIT_CPU, int(used) + 1 + seconds),
-        (resource.RLIMIT_CORE, 0),
-    ):
-        hard = resource.getrlimit(what)[1]
-        if hard != resource.RLIM_INFINITY:
-            most = min(most, hard)
-        resource.setrlimit(what, (most, hard))
-    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-    return lambda: resource.setrlimit(resource.RLIMIT_AS, (hard, hard))
 
 
 def _line(values: dict[str, Any]) -> bytes:

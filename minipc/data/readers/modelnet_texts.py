@@ -57,7 +57,7 @@ def scan(folder: str, request: Request) -> Listing:
     beside = _others(folder, names, seen)
     return Listing(
         len(entries),
-        _clouds(entries, request.num_points),
+        _clouds(folder, entries, request.num_points),
         names,
         True,
         made_from(f"{variant}, texts in {os.path.basename(os.path.abspath(folder))}"),
@@ -90,7 +90,9 @@ def _others(folder: str, names: Sequence[str], listed: dict[str, str]) -> int:
     return sum(cloud not in listed for cloud in found)
 
 
-def _clouds(entries: Sequence[tuple[str, int, str]], num_points: int) -> Iterator[Cloud]:
+def _clouds(
+    folder: str, entries: Sequence[tuple[str, int, str]], num_points: int
+) -> Iterator[Cloud]:
     for path, label, split in entries:
         points = read_points(path)
         if len(points) < num_points:
@@ -98,4 +100,4 @@ def _clouds(entries: Sequence[tuple[str, int, str]], num_points: int) -> Iterato
                 f"{path}: holds {len(points)} points, fewer than the {num_points} asked for; pass "
                 f"--num-points {len(points)} or less"
             )
-        yield Cloud(points, label, split, path)
+        yield Cloud(points, label, split, path, os.path.relpath(path, folder))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipc.data.clouds import (
+    SEVERAL,
     UNLABELLED,
     Clouds,
     Splits,
@@ -137,6 +138,11 @@ def collect(
     """
     if listing.has_split:
         request.refuse(path, "test_fraction")
+    elif SEVERAL in listing.made_from:
+        raise UsageError(
+            f"{path}: holds {SEVERAL}, by its name, and no split, and one that is drawn would have "
+            "the same objects on both sides; pack the folder that has both parts, or add a split"
+        )
     joins = request.joins_training(path, listing.third)
     points, labels, test, stored, moved, names = _read(path, listing, request, joins, progress)
     described: dict[str, Any] = {

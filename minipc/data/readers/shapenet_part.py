@@ -66,7 +66,7 @@ def scan(folder: str, request: Request) -> Listing:
     )
     return Listing(
         len(entries),
-        _clouds(entries),
+        _clouds(folder, entries),
         names,
         True,
         made_from(f"ShapeNet part, texts in {os.path.basename(os.path.abspath(folder))}"),
@@ -99,6 +99,6 @@ def _list(path: str) -> list[str]:
     return names
 
 
-def _clouds(entries: Sequence[tuple[str, int, str]]) -> Iterator[Cloud]:
+def _clouds(folder: str, entries: Sequence[tuple[str, int, str]]) -> Iterator[Cloud]:
     for path, label, split in entries:
-        yield Cloud(read_points(path), label, split, path)
+        yield Cloud(read_points(path), label, split, path, os.path.relpath(path, folder))

@@ -22,8 +22,11 @@ SAMPLES = 10_000  # points of a mesh, from which those of a packed cloud are dra
 MOST_CORNERS = 30_000_000  # of all faces together: ten million triangles
 STARTS = 8  # corners of a face that are tried as the centre of its fan
 # Largest areas of a fan, as a multiple of its vector area.  A quadrilateral may be bent by 90
-# degrees.
+# degrees; one half turned over onto the other is a crossed one.
 FLAT, BENT = 1.01, 2**0.5
+# Areas of a face, of its largest side squared, up to which it is a line, and any fan lies on it: of
+# what is no wider than this, rounding makes triangles that look any way.
+LINE = 1e-4
 BLOCK = 1 << 18  # triangles at once
 
 
@@ -72,6 +75,7 @@ def _fans(vertices: np.ndarray, polygons: np.ndarray, faces: np.ndarray) -> np.n
     count, size = polygons.shape
     best = np.full(count, np.inf)  # areas of the best fan, as a multiple of the vector area
     fans = np.empty((count, size - 2, 3), np.int64)
+    sides = np.ptp(vertices[polygons].astype(np.float64), axis=1).max(axis=1)  # (F,)
     for start in range(min(size, STARTS)):
         todo = np.flatnonzero(best > 1 + 1e-9)  # the others lie flat, up to rounding
         turned = np.roll(polygons[todo], -start, axis=1)
@@ -82,7 +86,9 @@ def _fans(vertices: np.ndarray, polygons: np.ndarray, faces: np.ndarray) -> np.n
         vectors = _vector_areas(vertices, fan)
         total, net = _length(vectors).sum(axis=1), _length(vectors.sum(axis=1))
         with np.errstate(divide="ignore", invalid="ignore"):
-            excess = np.where(total > 0, total / net, 1)
+            excess = np.where(total > LINE * sides[todo] ** 2, total / net, 1)
+        over = (vectors * vectors.sum(axis=1, keepdims=True)).sum(axis=-1).min(axis=1) < 0
+        excess[over & (excess > FLAT)] = np.inf
         better = excess < best[todo]
         best[todo[better]], fans[todo[better]] = excess[better], fan[better]
     wrong = ~(best <= (BENT if size == 4 else FLAT))

@@ -25,6 +25,7 @@ COUNT = re.compile(r"\d{1,12}")
 # 1.#QNAN, -1.#IND00, NaN(ind)
 NOT_FINITE = re.compile(r"[-+]?(nan.*|inf.*|\d\.#(ind|inf|qnan|snan).*)", re.IGNORECASE)
 WHOLE = r"[-+\d\s,;]*"  # a line of whole numbers
+PADDED = r"\b0\d"  # no program writes a whole number so, but the decimals of 2,05
 DECIMAL_COMMAS = ("\t", ";")  # separators between which a comma is the mark of decimals
 DECIMAL_COMMA = re.compile(r"[-+]?\d*,\d+")
 
@@ -259,9 +260,12 @@ def _decimals(form: Form, part: str) -> bool:
 
 
 def _may_be_decimals(form: Form, part: str) -> bool:
-    """Return whether every two fields may be one number with a decimal comma."""
-    pairs = form.separator == "," and form.fields >= 6 and not form.fields % 2
-    return pairs and not form.named and all(re.fullmatch(WHOLE, x) for x in _lines(form, part))
+    """Return whether two fields may be one number with a decimal comma: every two, or a 2,05."""
+    if form.separator != "," or form.named or form.fields < 4:
+        return False
+    lines = _lines(form, part)
+    pairs = form.fields >= 6 and not form.fields % 2 or any(re.search(PADDED, x) for x in lines)
+    return pairs and all(re.fullmatch(WHOLE, line) for line in lines)
 
 
 def _marked(form: Form, part: str) -> Form:
@@ -318,7 +322,7 @@ def _fault(form: Form, line: str, first: bool) -> str | None:
             )
         number = field.replace(",", ".") if form.marks == "," else field
         try:
-            value = float(number.replace("_", "?"))
+            value = float(number.replace("_", "?").encode("ascii"))  # digits of no other script
         except ValueError:
             if not NOT_FINITE.fullmatch(field):
                 remedy = "repair it, or name the columns x, y and z in it" if first else "repair it"
