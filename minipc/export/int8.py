@@ -60,7 +60,7 @@ class _Seen(Float32):
         self.seen = largest
 
     def see(self, name: str, x: np.ndarray) -> np.ndarray:
-        self.seen[name] = max(self.seen.get(name, 0.0), float(x.max()))
+        self.seen[name] = float(np.maximum(self.seen.get(name, 0.0), x.max()))  # NaN stays NaN
         return x
 
     def layer(self, each: Map, x: np.ndarray) -> np.ndarray:
