@@ -108,6 +108,8 @@ def _check_names(state: Mapping[str, Any], config: Any, where: str) -> None:
 def _array(state: Mapping[str, Any], name: str, shape: tuple, where: str) -> np.ndarray:
     """Return a tensor of a state dict as a new array, after every check."""
     value = state[name]
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        raise DataError(f"{where}: {name} has no values (device meta); load the weights into it")
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         found = getattr(value, "dtype", type(value).__name__)
         raise DataError(
@@ -119,7 +121,7 @@ def _array(state: Mapping[str, Any], name: str, shape: tuple, where: str) -> np.
             f"{where}: {name}: expected shape {shape}, found {tuple(value.shape)}; it is of "
             "another model than the one named here"
         )
-    array = np.array(value.detach().cpu().to_dense().numpy())
+    array = np.array(value.detach().cpu().to_dense().resolve_neg().numpy())
     if not np.isfinite(array).all():
         raise DataError(f"{where}: {name} holds NaN or infinite values; its training diverged")
     return array
