@@ -444,6 +444,15 @@ def test_the_onnx_graph_is_the_model_for_any_number_of_clouds_and_points(case):
     groups = net(case.model.config).prepare(case.model.config, more)
     expected = predict(case.model, more, np, 1)
     assert (abs(run(more) - expected) <= allowed(case.network, more, groups)).all()
+    for bad in (np.nan, np.inf, -np.inf):
+        some = case.points.copy()
+        some[1, -1, 2] = bad
+        logits = run(some)
+        assert np.isnan(logits[1]).all()
+        np.testing.assert_array_equal(logits[[0, 2]], run(case.points)[[0, 2]])
+    levels = case.network.levels
+    if levels and levels[0].centres > 1:
+        assert np.isnan(run(case.points[:, : levels[0].centres - 1])).all()
 
 
 def test_safetensors_hold_every_array_under_the_names_of_pytorch(case):
