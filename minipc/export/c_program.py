@@ -291,6 +291,9 @@ def _source(network: Network, about: Described, whole: WholeNetwork | None, tabl
 #if !defined(__GNUC__) || defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #endif
+#if defined(__FAST_MATH__) || (defined(__FINITE_MATH_ONLY__) && __FINITE_MATH_ONLY__)
+#error "compile without -ffast-math and -Ofast: points that are not finite would get a class"
+#endif
 
 {macros}
 

@@ -77,7 +77,8 @@ def compiled(
     """Yield the program of these files {name: text}, compiled by cc in a temporary folder.
 
     dtype: of its logits; points: the most of a cloud.  fast: with all of cc's optimisation, and
-    once more for a small program, whose size is told.  Raises MinipcError where cc fails.
+    once more for a small program, whose size is told.  Raises MinipcError where cc fails, or what
+    it compiles cannot be loaded.
     """
     with tempfile.TemporaryDirectory(prefix="minipc-") as folder:
         for name, text in {**files, "shim.c": SHIM}.items():
@@ -89,7 +90,14 @@ def compiled(
         if fast:
             _run(cc, "-Os", *STRICT, "-c", "model.c", folder=folder)
         size = _size(folder) if fast else None
-        yield Compiled(ctypes.CDLL(os.path.join(folder, "model.so")), classes, dtype, size)
+        try:
+            library = ctypes.CDLL(os.path.join(folder, "model.so"))
+        except OSError as reason:  # a compiler for another machine, a temporary folder without exec
+            raise MinipcError(
+                f"{cc}: what it compiles cannot be loaded here ({short(reason, 200)}); "
+                "run it elsewhere: --no-check"
+            ) from reason
+        yield Compiled(library, classes, dtype, size)
 
 
 def _run(*command: str, folder: str) -> None:

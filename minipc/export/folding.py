@@ -158,11 +158,8 @@ def taken(x: np.ndarray, members: np.ndarray) -> np.ndarray:
     return x[clouds, members]
 
 
-class Float32:
-    """The arithmetic of the exported float programs."""
-
-    def positions(self, points: np.ndarray) -> np.ndarray:
-        return points
+class Exact:
+    """What is exact in any arithmetic of arrays, or one subtraction."""
 
     def take(self, x: np.ndarray, members: np.ndarray) -> np.ndarray:
         return taken(x, members)
@@ -173,11 +170,18 @@ class Float32:
     def beside(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return np.concatenate([x, y], axis=-1)
 
-    def layer(self, each: Map, x: np.ndarray) -> np.ndarray:
-        return np.maximum(self.logits(each, x), 0)
-
     def largest(self, x: np.ndarray) -> np.ndarray:
         return x.max(axis=-2)
+
+
+class Float32(Exact):
+    """The arithmetic of the exported float programs."""
+
+    def positions(self, points: np.ndarray) -> np.ndarray:
+        return points
+
+    def layer(self, each: Map, x: np.ndarray) -> np.ndarray:
+        return np.maximum(self.logits(each, x), 0)
 
     def mean(self, x: np.ndarray) -> np.ndarray:
         return x.mean(axis=-2)

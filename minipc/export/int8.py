@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipc.errors import DataError
-from minipc.export.folding import Float32, Map, Network, taken, walk
+from minipc.export.folding import Exact, Float32, Map, Network, walk
 
 POSITIONS, LARGEST, WEIGHTS = 16383, 255, 127  # so that offsets fit in 16 bits
 BITS = 24  # of a multiplier M
@@ -60,7 +60,7 @@ class _Seen(Float32):
         self.seen = largest
 
     def see(self, name: str, x: np.ndarray) -> np.ndarray:
-        self.seen[name] = max(self.seen.get(name, 0.0), float(x.max()))
+        self.seen[name] = float(np.maximum(self.seen.get(name, 0.0), x.max()))  # NaN stays NaN
         return x
 
     def layer(self, each: Map, x: np.ndarray) -> np.ndarray:
@@ -194,7 +194,7 @@ def simulated(
     return walk(network, points, groups, _Whole(whole)).astype(np.int32)
 
 
-class _Whole:
+class _Whole(Exact):
     """The definition above; every array is int64."""
 
     def __init__(self, whole: WholeNetwork) -> None:
@@ -204,15 +204,6 @@ class _Whole:
         half = np.float32(0.5)  # as in C: product and sum are rounded to float32
         q = np.floor(points * np.float32(1 / self.whole.unit) + half)
         return np.clip(q, -POSITIONS, POSITIONS).astype(np.int64)
-
-    def take(self, x: np.ndarray, members: np.ndarray) -> np.ndarray:
-        return taken(x, members)
-
-    def minus(self, x: np.ndarray, centres: np.ndarray) -> np.ndarray:
-        return x - centres[:, :, None]
-
-    def beside(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return np.concatenate([x, y], axis=-1)
 
     def _total(self, each: Map, x: np.ndarray) -> tuple[np.ndarray, WholeMap]:
         layer = self.whole.maps[each.name]
@@ -228,9 +219,6 @@ class _Whole:
     def layer(self, each: Map, x: np.ndarray) -> np.ndarray:
         total, layer = self._total(each, x)
         return np.clip(total >> layer.shift, 0, LARGEST)
-
-    def largest(self, x: np.ndarray) -> np.ndarray:
-        return x.max(axis=-2)
 
     def _rescaled(self, x: np.ndarray, by: Any) -> np.ndarray:
         return (x * by.factor + (1 << (by.shift - 1))) >> by.shift

@@ -91,7 +91,26 @@ class _Graph:
         pooled = self.node("ReduceMax", [x], axes=[1], keepdims=0)
         if network.mean:
             pooled = self.concat(pooled, self.node("ReduceMean", [x], axes=[1], keepdims=0))
-        return self.linear(network.out, self.layers(network.head, pooled))
+        logits = self.linear(network.out, self.layers(network.head, pooled))
+        return self.refusing(network, logits)
+
+    def refusing(self, network: Network, logits: str) -> str:
+        """Return logits, or NaN for a cloud that is not finite and for fewer points than centres.
+
+        A maximum may pass over NaN, and a Loop repeats points: both would look like an answer.
+        """
+        zeros = self.node("Sub", ["points", "points"])  # or NaN
+        zero = self.node("ReduceSum", [zeros, self.whole(1, 2)], keepdims=0)  # (B,)
+        logits = self.node("Add", [logits, self.node("Unsqueeze", [zero, self.whole(1)])])
+        if not network.levels:
+            return logits
+        few = self.node("Less", [self.count("points"), self.whole(network.levels[0].centres)])
+        no, yes = self.constant(np.float32(np.nan)), self.constant(np.float32(0))
+        return self.node("Add", [logits, self.node("Where", [few, no, yes])])
+
+    def count(self, x: str) -> str:
+        """Return how many points x (B, N, 3) has, (1,)."""
+        return self.node("Gather", [self.node("Shape", [x]), self.whole(1)])
 
     def level(self, level: Level, positions: str, x: str | None, number: int) -> tuple[str, str]:
         """Return the positions of the centres (B, M, 3) and what their groups see (B, M, O)."""
@@ -102,8 +121,7 @@ class _Graph:
                 "Slice", [positions, self.whole(0), self.whole(level.centres), self.whole(1)]
             )
         most = max(scale.members for scale in level.scales)
-        points = self.node("Gather", [self.node("Shape", [positions]), self.whole(1)])
-        k = self.node("Min", [points, self.whole(most)])
+        k = self.node("Min", [self.count(positions), self.whole(most)])
         squared, nearest = f"squared{number}", f"nearest{number}"
         self.nodes.append(
             self.onnx.helper.make_node(

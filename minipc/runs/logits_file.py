@@ -166,7 +166,7 @@ def _npz(path: str, probabilities: bool | None) -> Table:
 def _csv(path: str, names: Sequence[str]) -> Table:
     """Read a text of commas: class names above, if any, then a line of K numbers for each cloud."""
     text = files.read_bytes(path, LARGEST).decode("utf-8-sig")
-    lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+    lines = csv.reader(io.StringIO(text, newline=""), skipinitialspace=True, strict=True)
     first = next(lines)
     order, told = list(range(len(names))), ""
     rows: list[list[float]] = []

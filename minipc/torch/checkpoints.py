@@ -1,7 +1,7 @@
 """Import published PointNet and PointNet++ checkpoints as models of ours, where they are such.
 
-The layers are recognised by their names (names.py), the widths by the shapes.  What a checkpoint
-does not say is how its code groups points, and that may differ:
+The layers are recognised by their names (export/state_dict.py), the widths by the shapes.  What a
+checkpoint does not say is how its code groups points, and that may differ:
 
     PointNet++    ours: farthest points from index 0, members nearest first, closer than the radius,
                   groups of the stored cloud.  Published code: a random first point, the first

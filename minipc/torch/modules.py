@@ -1,4 +1,4 @@
-"""Our models as modules of PyTorch, to go on with there.  Their state dicts are names.py's.
+"""Our models as modules of PyTorch, to go on with there.  The names are export/state_dict.py's.
 
     module = to_module(read_model("teacher/last.h5"))     points (B, N, 3) -> logits (B, K)
 
@@ -171,7 +171,7 @@ class SetAbstraction(torch.nn.Module):
             rows = [taken(points, members) - centres[:, :, None]]  # (B, M, k, 3)
             if x is not None:
                 rows.append(taken(x.transpose(1, 2), members))
-            # features before the offset where a level has several scales: names.py
+            # features before the offset where a level has several scales: state_dict.py
             ordered = torch.cat(rows[::-1] if self.several else rows, dim=3).permute(0, 3, 2, 1)
             parts.append(through(zip(convs, norms, strict=True), ordered).max(dim=2).values)
         x = torch.cat(parts, dim=1)

@@ -37,10 +37,10 @@ def published_pointnet(path: str | os.PathLike) -> Any:
     for name, value in state.items():
         counts = name.endswith(".num_batches_tracked")
         found = getattr(value, "dtype", type(value).__name__)
-        if found != (torch.int64 if counts else torch.float32):
+        if found != (torch.int64 if counts else torch.float32) or value.is_meta:
             raise DataError(
-                f"{where}: {name}: expected a float32 tensor, found {found}; convert the network "
-                "by module.float() and save it again"
+                f"{where}: {name}: expected a float32 tensor with values, found {found}; convert "
+                "the network by module.float() and save it again"
             )
         if not value.isfinite().all() or name.endswith(".running_var") and (value < 0).any():
             raise DataError(

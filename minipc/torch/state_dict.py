@@ -1,8 +1,8 @@
 """Our models as state dicts of PyTorch, and back: the same bits, so the same identity.
 
-names.py says which names.  The tensors are float32 on the CPU.  Batch norm has the conventions of
-PyTorch in both: the running variance is the one with divisor R - 1, momentum weighs the new batch,
-so nothing is converted.
+export/state_dict.py says which names.  The tensors are float32 on the CPU.  Batch norm has the
+conventions of PyTorch in both: the running variance is the one with divisor R - 1, momentum weighs
+the new batch, so nothing is converted.
 
 Published layers have a bias before batch norm, ours have none.  There it only moves the mean that
 is subtracted again, so a bias b becomes part of the running mean: mean - b, rounded once.
@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from minipc.backend import to_host
 from minipc.errors import DataError, short
+from minipc.export.state_dict import NORM, RUNNING, places, state_dict
 from minipc.models.file import Model
 from minipc.models.model import net
 from minipc.storage.files import check_keys
-from minipc.torch.names import NORM, RUNNING, places
 from minipc.torch.present import torch
 
 
@@ -28,21 +27,8 @@ def to_state_dict(model: Model, biases: bool = False) -> dict[str, Any]:
     biases: add zeros as the biases before batch norm that published layers have, so that they load
     it strictly.
     """
-    state = {}
-    for place in places(model.config):
-        layer = place.layer
-        state[f"{place.weight}.weight"] = place.turned(to_host(model.params[f"{layer}.W"]))
-        if not place.norm:
-            state[f"{place.weight}.bias"] = np.array(to_host(model.params[f"{layer}.b"]))
-            continue
-        gamma = to_host(model.params[f"{layer}.gamma"])
-        if biases:
-            state[f"{place.weight}.bias"] = np.zeros_like(gamma)
-        for names, arrays in ((NORM, model.params), (RUNNING, model.stats)):
-            for ours, theirs in names.items():
-                state[f"{place.norm}.{theirs}"] = np.array(to_host(arrays[f"{layer}.{ours}"]))
-        state[f"{place.norm}.num_batches_tracked"] = np.array(0, np.int64)
-    return {name: torch.from_numpy(array) for name, array in state.items()}
+    arrays = state_dict(model, biases)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
 def from_state_dict(
@@ -122,6 +108,8 @@ def _check_names(state: Mapping[str, Any], config: Any, where: str) -> None:
 def _array(state: Mapping[str, Any], name: str, shape: tuple, where: str) -> np.ndarray:
     """Return a tensor of a state dict as a new array, after every check."""
     value = state[name]
+    if isinstance(value, torch.Tensor) and value.is_meta:
+        raise DataError(f"{where}: {name} has no values (device meta); load the weights into it")
     if not isinstance(value, torch.Tensor) or value.dtype != torch.float32:
         found = getattr(value, "dtype", type(value).__name__)
         raise DataError(
@@ -133,7 +121,7 @@ def _array(state: Mapping[str, Any], name: str, shape: tuple, where: str) -> np.
             f"{where}: {name}: expected shape {shape}, found {tuple(value.shape)}; it is of "
             "another model than the one named here"
         )
-    array = np.array(value.detach().cpu().to_dense().numpy())
+    array = np.array(value.detach().cpu().to_dense().resolve_neg().numpy())
     if not np.isfinite(array).all():
         raise DataError(f"{where}: {name} holds NaN or infinite values; its training diverged")
     return array

@@ -11,7 +11,7 @@ import numpy as np
 from minipc.backend import BLOCK, to_host, worker_threads
 from minipc.data.clouds import check_same_kind
 from minipc.distil.evaluate import predict
-from minipc.errors import BackendError, DataError
+from minipc.errors import BackendError, DataError, MinipcError
 from minipc.export import c_program, compiled, onnx_graph
 from minipc.export.described import described
 from minipc.export.folding import folded
@@ -177,9 +177,13 @@ def _c(network: Network, about: Described, watch: _Watch, whole: WholeNetwork | 
         classes, dtype = len(about.class_names), np.int32 if numbers else np.float32
         none = np.zeros((1, classes), dtype)
         made = c_program.program(network, about, watch.points[:1], none, 0.0, numbers)
-        with compiled.compiled(cc, made.files, classes, dtype, watch.points.shape[1]) as program:
-            size = program.code or made.weights
-            watch.measure(name, program.classify, bytes=size, peak_bytes=program.buffers)
+        points = watch.points.shape[1]
+        try:
+            with compiled.compiled(cc, made.files, classes, dtype, points) as program:
+                size = program.code or made.weights
+                watch.measure(name, program.classify, bytes=size, peak_bytes=program.buffers)
+        except MinipcError as reason:
+            return [f"C: {str(reason).rpartition(';')[0]}"]  # its remedy is of `minipc export`
     return [] if whole else ["C int8 needs training clouds: pass DATA"]
 
 

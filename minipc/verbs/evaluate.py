@@ -20,7 +20,7 @@ from minipc.record.contract import trial
 from minipc.runs.compare import mcnemar_exact
 from minipc.runs.folder import MOST_TEXT, model_path
 from minipc.runs.logits_file import read_logits
-from minipc.runs.predictions import FIELDS, parsed
+from minipc.runs.predictions import FIELDS, NAMED, parsed
 from minipc.storage import files
 from minipc.verbs.find import find_data, read_model_for
 
@@ -195,7 +195,8 @@ def _is_predictions(path: str) -> bool:
     if not path.endswith(".csv") or files.kind_of(path):  # raises where there is no file
         return False
     with open(path, "rb") as file:
-        return file.readline(200).strip() == ",".join(FIELDS).encode()
+        first = file.readline(200).strip().decode("utf-8", "replace")
+    return first in (",".join(FIELDS), ",".join(NAMED))
 
 
 def _compared(

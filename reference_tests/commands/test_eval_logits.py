@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+from pathlib import Path
 
 import h5py
 import numpy as np
@@ -185,6 +186,12 @@ def test_agreement_and_mcnemar_s_test_are_those_of_the_definition(place, say):
         (("--against", "other/predictions.csv"), "other/predictions.csv"),
     ]:
         assert values_of(say, *base, *words)["compared"] == [wanted | {"with": told}], words
+    table = Path("other/predictions.csv").read_text().splitlines()
+    named = [f"{line},scan.ply" for line in table[1:]]  # as of data that name their files
+    Path("named.csv").write_text("\n".join([f"{table[0]},file", *named]))
+    assert values_of(say, *base, "--against", "named.csv")["compared"] == [
+        wanted | {"with": "named.csv"}
+    ]
     found = values_of(say, *base, "--teacher", "other", "--against", "run")
     assert [pair["with"] for pair in found["compared"]] == ["other/model.h5", "run/predictions.csv"]
     assert found["teacher_agreement"] == wanted["agreement"]

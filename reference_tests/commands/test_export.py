@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,18 @@ def test_a_program_that_does_not_compile_is_told_in_one_line(here, say, monkeypa
     monkeypatch.setattr(c_program, "_part", lambda name: "int" + part(name))
     code, _, err = say("export", "tiny", "--c", "program")
     assert code == 1 and "does not compile" in err and len(err.splitlines()) == 1
+    code, out, _ = say("bench", "tiny", "--seconds", "0")
+    assert code == 0 and "not measured: C: " in out and "does not compile" in out
+
+
+def test_a_compiler_for_another_machine_is_told_in_one_line(here, say, monkeypatch):
+    other = here / "cc"
+    other.write_text(f"#!{sys.executable}\nopen('model.so', 'w').write('no library')\n")
+    other.chmod(0o755)
+    monkeypatch.setattr(compiled, "compiler", lambda: str(other))
+    code, _, err = say("export", "tiny", "--c", "program")
+    assert code == 1 and "cannot be loaded here" in err and len(err.splitlines()) == 1
+    assert say("export", "tiny", "--c", "program", "--no-check")[0] == 0
 
 
 def test_onnx_is_checked_by_onnxruntime(here, say):

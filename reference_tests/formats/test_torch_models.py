@@ -177,6 +177,7 @@ def spoilt():
         "int": (put("fc2.bias", torch.Tensor.int), "fc2.bias: .* found torch.int32"),
         "an array": (put("fc2.bias", torch.Tensor.numpy), "float32 tensor, found float32"),
         "no tensor": (put("fc2.bias", lambda x: "x"), "float32 tensor, found str"),
+        "no values": (put("fc1.weight", lambda x: x.to("meta")), "fc1.weight has no values"),
         "NaN": (put("fc1.weight", lambda x: x * np.nan), "fc1.weight holds NaN"),
         "infinite": (put("bn1.running_var", lambda x: x + np.inf), "running_var holds NaN or inf"),
         "negative variance": (put("bn1.running_var", lambda x: x - 9), "no negative variance"),
@@ -489,6 +490,7 @@ def test_a_published_pointnet_that_is_none_is_one_line(tmp_path):
     refused(put("feat.conv1.weight", lambda x: torch.cat([x, x], 1)), "of 3 coordinates")
     refused(put("feat.stn.fc3.weight", lambda x: x[:8]), "feat.stn.fc3 has 8 outputs, .* 3 x 3")
     refused(put("fc1.weight", torch.Tensor.half), "fc1.weight: .* found torch.float16")
+    refused(put("fc1.weight", lambda x: x.to("meta")), "fc1.weight: expected .* with values")
     refused(put("fc1.weight", lambda x: 0), "fc1.weight")
     refused(put("bn1.running_var", lambda x: -x), "negative variance")
     refused(put("fc1.bias", lambda x: x / 0), "holds NaN, infinite")

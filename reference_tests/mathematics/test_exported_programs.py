@@ -281,6 +281,7 @@ def test_classify_reads_texts_of_any_line_and_refuses_what_is_no_cloud(tmp_path)
         "more columns": "\n".join(line + " 255" * 100_000 for line in lines),
         "comments": "# x y z\n\n" + "\n".join(line + " # " + "a" * 99999 for line in lines),
         "blanks": "\n".join(" " * 70_000 + line for line in lines),
+        "named": "# Fields: x y z r\n" + "\n".join(line + " 1" for line in lines),
     }
     bad = {
         "word": ("1 2 3\n1 two 3\n", "line 2: expected a finite number"),
@@ -292,6 +293,13 @@ def test_classify_reads_texts_of_any_line_and_refuses_what_is_no_cloud(tmp_path)
         "nothing": ("\n# none\n", "holds no points"),
         "one point": ("1 2 3\n1 2 3\n", "no radius"),
         "large": ("1 2 3\n-1e308 2 3\n1.5e308 5 6\n", "too large for float"),
+        "decimal commas": ("0,5;0,25;1,5\n0,75;1,5;2,5\n", "x y z need decimal points"),
+        "commas and blanks": ("0,5 0,25 1,5\n0,75 1,5 2,5\n", "x y z need decimal points"),
+        "column of indices": ("0,0.5,0.25,1.5\n1,0.5,1.5,2.5\n", "x y z need decimal points"),
+        "numbered columns": ("0,1,2\n0.5,1.5,2.5\n", "line 1: expected a point"),
+        "other columns": ("# i x y z\n.5 1.5 2.5 3.5\n", "line 1: the comment names other"),
+        "turned columns": ("1 2 3 #Fields: z y x\n", "line 1: the comment names other"),
+        "more columns later": ("1.5 2.5 3.5\n1 2 3 4\n", "line 2: expected as many columns"),
     }
     for text in good.values():
         (tmp_path / "cloud").write_bytes(text.encode())
@@ -301,9 +309,21 @@ def test_classify_reads_texts_of_any_line_and_refuses_what_is_no_cloud(tmp_path)
         (tmp_path / "cloud").write_bytes(text.encode())
         done = run(folder / "classify", tmp_path / "cloud", tmp_path / "cloud")
         assert done.returncode == 1 and said in done.stderr and not done.stdout
+    subprocess.run(["make", "-C", folder, "clean", "all", "CFLAGS=-DMINIPC_RAW=float"], check=True)
+    (tmp_path / "cloud").write_text(good["plain"])
+    assert run(folder / "classify", tmp_path / "cloud").stdout == f"{tmp_path / 'cloud'}: {name}\n"
     missing = run(folder / "classify", tmp_path / "none")
     assert missing.returncode == 1 and "No such file" in missing.stderr
     assert run(folder / "classify").returncode == 2
+
+
+@needs_cc
+def test_a_program_that_could_not_tell_what_is_not_finite_is_not_compiled(tmp_path):
+    for name, text in Case("6", 7).program().files.items():
+        (tmp_path / name).write_text(text, "ascii")
+    for flag in ("-ffast-math", "-Ofast", "-ffinite-math-only"):
+        done = run("cc", flag, "-c", tmp_path / "model.c", "-o", tmp_path / "model.o")
+        assert done.returncode and "compile without -ffast-math" in done.stderr
 
 
 @needs_cc
@@ -424,6 +444,15 @@ def test_the_onnx_graph_is_the_model_for_any_number_of_clouds_and_points(case):
     groups = net(case.model.config).prepare(case.model.config, more)
     expected = predict(case.model, more, np, 1)
     assert (abs(run(more) - expected) <= allowed(case.network, more, groups)).all()
+    for bad in (np.nan, np.inf, -np.inf):
+        some = case.points.copy()
+        some[1, -1, 2] = bad
+        logits = run(some)
+        assert np.isnan(logits[1]).all()
+        np.testing.assert_array_equal(logits[[0, 2]], run(case.points)[[0, 2]])
+    levels = case.network.levels
+    if levels and levels[0].centres > 1:
+        assert np.isnan(run(case.points[:, : levels[0].centres - 1])).all()
 
 
 def test_safetensors_hold_every_array_under_the_names_of_pytorch(case):

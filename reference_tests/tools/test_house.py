@@ -49,7 +49,7 @@ audit.teacher audit.bound audit.conventions
 export.described export.folding export.rounding export.int8 export.c_program export.compiled
 export.onnx_graph export.state_dict export.safetensors_file
 verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict verbs.audit
-torch.present torch.names torch.loss torch.state_dict torch.modules torch.checkpoints
+torch.present torch.loss torch.state_dict torch.modules torch.checkpoints
 torch.published torch.dataset torch.teacher torch.record
 verbs.export verbs.bench
 report.describe report.environment report.confusion report.lines report.page report.clouds

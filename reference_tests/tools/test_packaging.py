@@ -145,7 +145,9 @@ def test_the_wheel_holds_the_package_alone_and_is_pure_python(archives):
         about = f"minipc-{minipc.__version__}.dist-info"
         metadata = Parser().parsestr(archive.read(f"{about}/METADATA").decode())
     assert {name for name in names if not name.startswith(f"{about}/")} == {
-        name for name in files_below("minipc") if name.endswith((".py", "/py.typed", ".json"))
+        name
+        for name in files_below("minipc")
+        if name.endswith((".py", "/py.typed", ".json")) or name.startswith("minipc/export/c/")
     }
     assert metadata["Version"] == minipc.__version__
     assert set(metadata.get_all("Provides-Extra")) == EXTRAS

@@ -1,4 +1,5 @@
-/* Print the class of each file of points: lines of x y z, columns after these are ignored. */
+/* Print the class of each file of points: lines of x y z, columns after these are ignored.  A table
+   of another form looks like a cloud too, so what may be one is refused. */
 #include "model.h"
 
 #include <errno.h>
@@ -6,7 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-static double *points;
+static MINIPC_RAW *points;
 static size_t count, room;
 
 /* The next character; every end of a line is one '\n'. */
@@ -45,18 +46,40 @@ static int next_word(FILE *file, char *word, size_t size)
     return marks > 1 ? EMPTY : n == size - 1 ? TOO_LONG : WORD;
 }
 
+/* Read a comment from its first word; whether it names x, y and z, but not as the first columns. */
+static int names_others(FILE *file, char *word, size_t size)
+{
+    int i = 0, named = 0, others = 0;
+
+    memmove(word, word + 1, strlen(word)); /* without the # */
+    do {
+        size_t n = strlen(word);
+        if (n == 1 && strchr("xyzXYZ", word[0])) {
+            named++;
+            others |= (word[0] | 32) != 'x' + i;
+        }
+        i += n > 0;
+        if (n && word[n - 1] == ':') /* "fields: x y z" */
+            i = named = others = 0;
+    } while (next_word(file, word, size) != END_OF_LINE);
+    return named == 3 && others;
+}
+
 /* Read the points of a file; NULL, or what is wrong in this line. */
 static const char *read_points(FILE *file, unsigned long *line)
 {
     char word[64], *end;
-    int c, i, kind;
+    int c, i, kind, columns = 0, pointed[3] = {0, 0, 0};
 
     count = 0;
     for (*line = 1;; ++*line) {
         for (i = 0; (kind = next_word(file, word, sizeof word)) != END_OF_LINE; i++) {
-            double *to;
-            if (word[0] == '#')
+            MINIPC_RAW *to;
+            if (word[0] == '#') {
+                if (names_others(file, word, sizeof word))
+                    return "the comment names other columns than x y z first";
                 break;
+            }
             if (i > 2)
                 continue;
             if (kind != WORD)
@@ -69,18 +92,33 @@ static const char *read_points(FILE *file, unsigned long *line)
                 points = to;
             }
             to = points + 3 * count + i;
-            *to = strtod(word, &end);
+            *to = (MINIPC_RAW)strtod(word, &end);
             if (*end || *to - *to != 0)
                 return "expected a finite number";
+            pointed[i] |= strpbrk(word, ".eE") != NULL;
         }
         if (i > 0 && i < 3)
             return "expected x y z";
+        if (i > 0 && count == 0)
+            columns = i;
+        if (i > 0 && i != columns)
+            return "expected as many columns as in the first point";
         count += i > 2;
+        if (count == 1 && points[0] == 0 && points[1] == 1 && points[2] == 2)
+            return "expected a point, found 0 1 2, as programs number columns";
         while ((c = next(file)) != '\n' && c != EOF)
             ; /* a comment */
         if (c == EOF)
-            return ferror(file) ? "cannot be read" : count ? NULL : "the file holds no points";
+            break;
     }
+    if (ferror(file))
+        return "cannot be read";
+    if (count == 0)
+        return "the file holds no points";
+    if (columns > 3 && !(pointed[0] && pointed[1] && pointed[2]))
+        return "of more than three columns, x y z need decimal points: whole numbers may count the "
+               "lines, or be parts of numbers with decimal commas";
+    return NULL;
 }
 
 /* MINIPC_POINTS of the normalised points: all of them, repeated if they are too few; evenly chosen
