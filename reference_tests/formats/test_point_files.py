@@ -171,8 +171,8 @@ def test_integers_are_coordinates_too(tmp_path):
             "1,25,2,5,3,0\n2,25,3,5,3,0\n",
             "line 1: has 6 whole numbers between commas, which may be decimal ones, .* or name the",
         ),
-        ("1,25,2,5,3\n2,25,3,05,3\n", "line 1: has 5 whole numbers between commas, which may be"),
-        ("1,5,2,5,3,0,17\n2,5,3,00,3,1,9\n", "line 1: has 7 whole numbers between commas"),
+        ("1,25,2,5,3\n2,25,3,05,3\n", "line 2: has 5 whole numbers between commas, which may be"),
+        ("1,5,2,5,3,0,17\n2,5,3,00,3,1,9\n", "line 2: has 7 whole numbers between commas"),
         ("\uff11 2 3\n4 5 6\n", "line 1: column 1: expected a number, found"),
         (
             "0,1 0,2 0,3\n0,4 0,5 0,6\n",

@@ -87,7 +87,7 @@ def _header(path: str, file: BinaryIO) -> tuple[Order, list[Element], int]:
         fault = ""
         if line == b"end_header" and order is not None:
             return order, elements, number
-        elif word == b"format":
+        elif word == b"format" and order is None:
             order = ORDERS.get(fields[0]) if fields[1:] == [b"1.0"] else None
             if order is None:
                 fault = "expected format ascii, binary_little_endian or binary_big_endian 1.0"

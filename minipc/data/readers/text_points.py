@@ -79,11 +79,11 @@ def _points(path: str, file: TextIO) -> np.ndarray:
                 "which numbers the columns; remove the line (pandas: header=False), or name the "
                 "columns x, y and z"
             )
-        if not parts and _may_be_decimals(form, part):
+        if not parts and (at := _may_be_decimals(form, part)) is not None:
             raise DataError(
-                f"{path}: line {form.line}: has {form.fields} whole numbers between commas, which "
-                f"may be decimal ones, in {short(repr(first.strip()))}; write decimals with a "
-                "point, or name the columns in a line above: x,y,z,..."
+                f"{path}: line {form.line + at}: has {form.fields} whole numbers between commas, "
+                f"which may be decimal ones, in {short(repr(_lines(form, part)[at]))}; write "
+                "decimals with a point, or name the columns in a line above: x,y,z,..."
             )
         parts.append(values)
     points = np.concatenate(parts)
@@ -259,13 +259,18 @@ def _decimals(form: Form, part: str) -> bool:
     return not all(re.fullmatch(WHOLE, line) for line in _lines(form, part)[1:])
 
 
-def _may_be_decimals(form: Form, part: str) -> bool:
-    """Return whether two fields may be one number with a decimal comma: every two, or a 2,05."""
+def _may_be_decimals(form: Form, part: str) -> int | None:
+    """Return which line of a part of whole numbers may have decimal commas, from 0, or None.
+
+    Either every two fields may be one number, or one of them is written as in 2,05.
+    """
     if form.separator != "," or form.named or form.fields < 4:
-        return False
+        return None
     lines = _lines(form, part)
-    pairs = form.fields >= 6 and not form.fields % 2 or any(re.search(PADDED, x) for x in lines)
-    return pairs and all(re.fullmatch(WHOLE, line) for line in lines)
+    pairs = form.fields >= 6 and not form.fields % 2
+    padded = (i for i, line in enumerate(lines) if re.search(PADDED, line))
+    at = next(padded, 0 if pairs else None)
+    return at if all(re.fullmatch(WHOLE, line) for line in lines) else None
 
 
 def _marked(form: Form, part: str) -> Form:
