@@ -51,10 +51,10 @@ def command(
 ) -> None:
     """Predict the class of each FILE, and of each in FOLDER, with MODEL (a file, or a run folder).
 
-    Without MODEL, the last run here.  FILE: .npy, .npz, .xyz, .txt, .csv or .pts; - is standard
-    input.  Each cloud is normalised and brought to its number of points as `minipc data pack` does
-    it.  A file that is not a cloud is told on stderr; the others are predicted, and the command
-    ends with 3.
+    Without MODEL, the last run here.  FILE: an array, a text, or a cloud or mesh such as .ply; - is
+    standard input.  Each cloud is normalised and brought to its number of points as `minipc data
+    pack` does it.  A file that is not a cloud is told on stderr; the others are predicted, and the
+    command ends with 3.
     """
     from minipc.backend import load
     from minipc.report.lines import of_predict
