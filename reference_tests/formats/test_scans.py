@@ -209,7 +209,7 @@ HUGE = b"1000000000000"
     [
         # truncated, and longer than they say
         ("a.ply", P[: P.index(b"end")], "its header does not end; copy it again"),
-        ("a.ply", P.replace(b"element", b"format ascii 1.0\nelement"), "line 3: .* a line of a head"),
+        ("a.ply", P.replace(b"element", b"format ascii 1.0\nelement"), "line 3: .* of a header"),
         ("a.ply", P[:-6], "says 2 times vertex, found 1; the file is cut"),
         ("a.ply", P + b"4 5 6\n", "expected its end after its elements, found line 10"),
         ("a.ply", MESHES["big.ply"][:-1], "says 4 times face, found 3"),
