@@ -18,7 +18,7 @@ from minipc.export.int8 import WholeMap, WholeNetwork
 COLUMNS = 100
 
 
-class Field(NamedTuple):
+class Member(NamedTuple):
     """One buffer of the state."""
 
     kind: str  # of C
@@ -105,7 +105,7 @@ def _comment(about: Described, what: str) -> str:
     return f"/* {about.title}, {what}; {kinds}.\n   Made by minipc {__version__}. */\n"
 
 
-def _state(network: Network, about: Described, whole: bool) -> list[Field]:
+def _state(network: Network, about: Described, whole: bool) -> list[Member]:
     """Return the buffers of a program."""
     feature, element, total = (
         ("uint8_t", "int16_t", "int32_t") if whole else ("float", "float", "float")
@@ -117,8 +117,8 @@ def _state(network: Network, about: Described, whole: bool) -> list[Field]:
         for number, each in enumerate(maps):
             (odd if number % 2 else even).append(each.A.shape[1])
 
-    def field(kind: str, name: str, length: int) -> Field:
-        return Field(kind, name, str(length), BYTES[kind] * length)
+    def field(kind: str, name: str, length: int) -> Member:
+        return Member(kind, name, str(length), BYTES[kind] * length)
 
     run(3, network.entry)
     for level in network.levels:
@@ -136,7 +136,7 @@ def _state(network: Network, about: Described, whole: bool) -> list[Field]:
         field(element, "odd", max(odd)),
     ]
     if not network.levels:
-        return [*found, Field("int", "seen", "", 4), Field("int", "bad", "", 4)]
+        return [*found, Member("int", "seen", "", 4), Member("int", "bad", "", 4)]
     x, y = 1, 1
     for number, level in enumerate(network.levels):
         size = level.centres * _channels(level)
@@ -148,10 +148,10 @@ def _state(network: Network, about: Described, whole: bool) -> list[Field]:
     most = max(scale.members for level in network.levels for scale in level.scales)
     return [
         *found,
-        Field("float", "nearest", "MINIPC_MOST_POINTS", 4 * of_points),
-        Field("float", "centre", f"{centres}][3", 12 * centres),
-        Field("struct minipc_near", "near", str(most), 16 * most),
-        Field(feature, "x", in_x if entry else str(x), BYTES[feature] * max(of_points * entry, x)),
+        Member("float", "nearest", "MINIPC_MOST_POINTS", 4 * of_points),
+        Member("float", "centre", f"{centres}][3", 12 * centres),
+        Member("struct minipc_near", "near", str(most), 16 * most),
+        Member(feature, "x", in_x if entry else str(x), BYTES[feature] * max(of_points * entry, x)),
         field(feature, "y", y),
     ]
 
@@ -164,7 +164,7 @@ def _header(
     network: Network,
     about: Described,
     whole: WholeNetwork | None,
-    state: list[Field],
+    state: list[Member],
     most: int,
 ) -> str:
     kinds = "uint8_t int16_t int32_t int32_t" if whole else "float float float float"

@@ -498,7 +498,7 @@ def test_a_missing_device_is_told_apart_from_a_fake_one(fake_cupy):
     assert provenance(fake_cupy)["device"] == "fake"
     fake_cupy.cuda.runtime.getDeviceCount = lambda: 0
     assert load("auto") is np
-    with pytest.raises(BackendError, match="no CUDA device found; install minipc"):
+    with pytest.raises(BackendError, match="no CUDA device found; it needs"):
         load("cupy")
 
 
