@@ -29,7 +29,7 @@ OLDEST := .venv-oldest
 
 $(OLDEST)/ready: setup.cfg pyproject.toml
 	$(PYTHON) -m venv --clear $(OLDEST)
-	sed -n 's/^    \(.*\)>=\(.*\)/\1==\2/p' setup.cfg > $(OLDEST)/lowest.txt
+	sed -n 's/^    \([^[]*\)>=\(.*\)/\1==\2/p' setup.cfg > $(OLDEST)/lowest.txt
 	$(OLDEST)/bin/pip install --quiet --constraint $(OLDEST)/lowest.txt --editable '.[test,dask]'
 	touch $@
 
