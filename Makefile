@@ -15,7 +15,7 @@ $(VENV)/ready: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable '.[test,lint]'
 	touch $@
 
-demo: $(VENV)/installed  ## record a teacher and train students on built-in shapes, in demo/ (about three minutes)
+demo: $(VENV)/installed  ## record a teacher and train students on built-in shapes, in demo/ (up to three minutes)
 	mkdir -p demo
 	cd demo && $(BIN)/minipc record
 	cd demo && $(BIN)/minipc train
