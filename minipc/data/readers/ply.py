@@ -130,7 +130,7 @@ def _axes(path: str, element: Element) -> list[int]:
     """Return where x, y and z are among the properties of the vertices.  Raises DataError."""
     found = [place for axis in "xyz" if (place := element.place(axis)) is not None]
     if len(found) < 3 or element.has_lists:
-        raise _other(path, element, "numbers, x, y and z among them,")
+        raise _other(path, element, "numbers, x, y and z among them")
     return found
 
 
