@@ -3,9 +3,6 @@
 Needs torch, which is no dependency: skipped without it, unless MINIPC_REQUIRE_TORCH=1.
 """
 
-import os
-import warnings
-
 import numpy as np
 import pytest
 
@@ -27,21 +24,12 @@ from minipc.nn.engine import backward
 from minipc.nn.losses import LossConfig, loss_backward, loss_forward, smooth_labels
 from minipc.nn.params import initialise
 from reference_tests.tools.fake_device import map_arrays
+from reference_tests.tools.with_torch import torch
 
-try:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own, at import; ours stay errors
-        import torch
-        import torch.nn.functional as F
-except ImportError:
-    if os.environ.get("MINIPC_REQUIRE_TORCH") == "1":
-        raise
-    pytest.skip(
-        "torch is not installed: no parity tests (MINIPC_REQUIRE_TORCH=1 makes this a failure)",
-        allow_module_level=True,
-    )
-else:
-    from reference_tests.tools import torch_local
+# isort: split
+import torch.nn.functional as F
+
+from reference_tests.tools import torch_local
 
 MODELS = {
     "tiny": sizes("tiny", 40),
