@@ -110,8 +110,14 @@ def mean_class_accuracy(right: np.ndarray, labels: np.ndarray) -> float:
 
 
 def settings_of_run(config: RunConfig) -> dict[str, Any]:
-    """Return all of a RunConfig that changes what is computed, but for its seed, as plain JSON."""
+    """Return all of a RunConfig that changes what is computed, but for its seed, as plain JSON.
+
+    A run that began from another whose folder ends with the same seed began from that arm.
+    """
     described = asdict(config)
+    if config.init is not None:
+        arm = re.sub(rf"-{config.training.seed}(?=[/\\]|\Z)", "-{seed}", config.init.file)
+        described["init"] = arm if arm != config.init.file else config.init.model_id
     for hint in ("provenance", "data", "name"):
         del described[hint]
     for record in ("record", "self_record"):

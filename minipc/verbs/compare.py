@@ -53,7 +53,8 @@ def study(
 ) -> dict[str, Any]:
     """Train every arm with every seed into out/ARM-SEED, and return what compare_runs() returns.
 
-    arms: {name: arguments of verbs.train.train, from model to views}; one is on labels alone.
+    arms: {name: arguments of verbs.train.train, from model to init}; one is on labels alone, and
+    {seed} in an init is the seed of the run.
     at_a_time: runs at the same time, None: the CPUs of this process; threads: of each run.  What is
     there already goes on where it stopped.  Everything is checked before the first run starts.
 
@@ -143,16 +144,21 @@ def _jobs(
         raise UsageError("arms: expected at least one beside that on labels alone; add another")
     jobs, runs = [], {}
     for arm, asked in arms.items():
-        try:
-            config, views_seed = train.forecast(out=out, xp=xp, **asked, **reporting)
-        except (UsageError, DataError) as reason:
-            raise type(reason)(f"arm {arm}: {reason}") from reason
+        forecasts: dict[str | None, tuple[RunConfig, int]] = {}  # one for each model to begin from
         of_arm = {}
         for seed in seeds:
+            init = _init_of(asked, seed)
+            mine = asked | {"init": init}
+            try:
+                if init not in forecasts:
+                    forecasts[init] = train.forecast(out=out, xp=xp, **mine, **reporting)
+            except (UsageError, DataError) as reason:
+                raise type(reason)(f"arm {arm}: {reason}") from reason
+            config, views_seed = forecasts[init]
             training = replace(config.training, seed=seed)  # refuses what is no seed
             own = replace(config, training=training)
             folder = os.path.join(out, f"{arm}-{seed}")
-            jobs.append(Job(folder, asked | {"config": training}, own))
+            jobs.append(Job(folder, mine | {"config": training}, own))
             of_arm[seed] = (own, seed if config.record is None else views_seed)
         runs[arm] = of_arm
     check_fair(runs)
@@ -169,6 +175,12 @@ def _jobs(
     return jobs
 
 
+def _init_of(asked: dict[str, Any], seed: int) -> str | None:
+    """Return what the run of a seed begins from: {seed} stands for it in the name."""
+    init = asked.get("init")
+    return init and str(init).replace("{seed}", str(seed))
+
+
 def _check_folder(job: Job) -> None:
     """Raise UsageError if the folder of a run is taken, or holds another run."""
     if not os.path.exists(os.path.join(job.folder, "run.json")):
@@ -178,6 +190,8 @@ def _check_folder(job: Job) -> None:
     other = differences_of(there, job.config)
     if there.training.seed != job.config.training.seed:
         other.append("training.seed")
+    if there.init and job.config.init and there.init.model_id != job.config.init.model_id:
+        other.append("init.model_id")
     if other:
         raise UsageError(
             f"{job.folder}: was begun with other settings than the study has now (other "

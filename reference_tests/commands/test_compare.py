@@ -276,6 +276,29 @@ def test_finished_runs_are_grouped_by_their_settings(way, say):
     ]
 
 
+def test_each_seed_of_an_arm_may_begin_from_a_run_of_its_own_seed(way, say):
+    text = STUDY.replace("kd-weight = 0.9", 'kd-weight = 0.9\ninit = "study/kd-{seed}"')
+    Path("after.toml").write_text(text.replace("arms.kd", "arms.after"))
+    code, out, _ = say("compare", "after.toml", "--json")
+    runs = [f"after/{arm}-{seed}" for arm in ("after", "labels") for seed in (0, 1)]
+    told = [arm | {"files": None} for arm in json.loads(out)["arms"]]
+    assert code == 0 and [len(arm["runs"]) for arm in told] == [2, 2]
+    for seed in (0, 1):
+        began = read_config(f"after/after-{seed}").init
+        assert Path(began.file) == Path(f"study/kd-{seed}/model.h5")
+    # finished runs are one arm, though each began from another model
+    code, out, _ = say("compare", *runs, "--json")
+    assert code == 0 and [arm | {"files": None} for arm in json.loads(out)["arms"]] == told
+    words = ("--kd-weight", 0.9, "--seed", 1, "--init", "study/kd-1", "--out", "x")
+    quietly("train", "--record", "record.h5", *words, *QUICK)
+    assert Path("x/model.h5").read_bytes() == Path("after/after-1/model.h5").read_bytes()
+    # and a run that began from a model that is there no more is another run
+    shutil.copy("study/labels-1/model.h5", "study/kd-1/model.h5")
+    code, _, err = say("compare", "after.toml")
+    assert code == 2 and "after/after-1: was begun with other settings" in err
+    assert "init.model_id" in err
+
+
 def test_one_seed_has_no_interval(way, say):
     code, out, _ = say("compare", "study/kd-1", "study/labels-1", "--json")
     arm = json.loads(out)["arms"][1]
