@@ -11,6 +11,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -243,6 +244,32 @@ def test_an_interruption_ends_all_workers(tmp_path):
         run_workers(Sleeper(tmp_path), 2, say=print, progress=interrupt)
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "worker-1").read_text()), 0)
+
+
+@pytest.mark.parametrize("how", ["SIGTERM", "SIGKILL"])
+def test_the_death_of_the_parent_ends_its_workers(tmp_path, how):
+    """Else they would train or record on, unseen, and hold the locks of what they work on."""
+    words = (
+        "from reference_tests.faults.test_workers import Sleeper, run_workers; from sys import argv; "
+        "run_workers(Sleeper(argv[1]), 2, say=print, progress=lambda: None)"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", words, tmp_path])
+    path = tmp_path / "worker-1"
+    until = time.monotonic() + 60
+    while time.monotonic() < until and not path.exists():
+        time.sleep(0.05)
+    parent.send_signal(getattr(signal, how))
+    parent.wait()
+    status = Path(f"/proc/{path.read_text()}/stat")
+    while time.monotonic() < until:
+        try:
+            if status.read_text().rpartition(")")[2].split()[0] == "Z":  # ended, not yet waited for
+                return
+        except (FileNotFoundError, ProcessLookupError):
+            return
+        time.sleep(0.05)
+    os.kill(int(path.read_text()), signal.SIGKILL)
+    pytest.fail("the worker went on without its parent")
 
 
 def test_a_recorder_killed_among_its_workers_is_joined_by_the_next(data, whole, folder):

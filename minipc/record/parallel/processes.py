@@ -16,6 +16,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -43,8 +44,9 @@ def run_workers(
     function must be importable and picklable (a functools.partial is fine).  If it raises a
     MinipcError, or if a signal ends its process, say() reports that and the caller checks what is
     missing.  progress() is called while workers run.  An exception here, including Ctrl-C, ends all
-    workers.  at_a_time: processes at the same time, None: all; names: of the processes, in what is
-    said; left: what becomes of the work of a process that did not end by itself.
+    workers, and so does the death of this process.  at_a_time: processes at the same time, None:
+    all; names: of the processes, in what is said; left: what becomes of the work of a process that
+    did not end by itself.
     """
     context = multiprocessing.get_context("spawn")  # a fork would copy threads and a device's state
     workers: list[tuple[int, Any, Any]] = []
@@ -90,10 +92,19 @@ def run_workers(
 def _worker(function: Callable[[int, int], Any], number: int, count: int, sender: Any) -> None:
     """Compute one share; send an expected failure to the parent as one line."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         function(number, count)
     except MinipcError as reason:
         sender.send(str(reason))
+
+
+def _end_with_parent() -> None:
+    """Wait for the parent's end, and end: a signal may kill it before it can end its workers."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None  # we are a worker
+    parent.join()
+    os._exit(1)
 
 
 def _failure(receiver: Any) -> str | None:
