@@ -13,6 +13,7 @@ import numpy as np
 
 from minipc.backend import module_of, to_host, tree_to
 from minipc.models.inputs import points_of
+from minipc.nn.kernels import rows_of
 
 
 class SelfTarget:
@@ -21,11 +22,11 @@ class SelfTarget:
     def epoch_starts(self, epoch: int, xp: Any) -> None:
         """Prepare for an epoch, counted from 0, on module xp."""
 
-    def target(self, rows: np.ndarray, inputs: Any) -> tuple[Any, Any] | None:
-        """Return u (B, K) and has (B,) of 0 and 1 for rows (B,) on the host; None: no row has u."""
+    def target(self, rows: Any, inputs: Any) -> tuple[Any, Any] | None:
+        """Return u (B, K) and has (B,) of 0 and 1 for rows (B,); None: no row has u."""
         raise NotImplementedError
 
-    def stepped(self, rows: np.ndarray, logits: Any, params: dict) -> None:
+    def stepped(self, rows: Any, logits: Any, params: dict) -> None:
         """Receive the logits (B, K) of a step on the clouds in rows, and the new params."""
 
     def epoch_ended(self, epoch: int, params: dict) -> None:
@@ -51,7 +52,7 @@ class Snapshot(SelfTarget):
     def __init__(self, forward: Callable[[dict, Any], Any], every: int = 1) -> None:
         self.forward, self.every, self.params = forward, every, None
 
-    def target(self, rows: np.ndarray, inputs: Any) -> tuple[Any, Any] | None:
+    def target(self, rows: Any, inputs: Any) -> tuple[Any, Any] | None:
         if self.params is None:
             return None
         u = self.forward(self.params, inputs)
@@ -80,7 +81,7 @@ class Ema(Snapshot):
         super().__init__(forward)
         self.decay = decay
 
-    def stepped(self, rows: np.ndarray, logits: Any, params: dict) -> None:
+    def stepped(self, rows: Any, logits: Any, params: dict) -> None:
         old, m = self.params or params, self.decay
         # e + (1 - m)(w - e), not m e + (1 - m) w: at rest this adds exactly zero
         self.params = {
@@ -95,29 +96,35 @@ class History(SelfTarget):
     """The student's own logits at its last visit to the same cloud, usually under another view.
 
     It costs no forward pass, but it pushes the views of one cloud apart (docs/math.md).  It keeps
-    K float16 numbers for each cloud, on the host and in the checkpoint.
+    K float16 numbers for each cloud, in memory and in the checkpoint.
     """
+
+    logits: Any  # (N, K) float16 of the last visits
+    visited: Any  # (N,) bool
 
     def __init__(self, clouds: int, classes: int) -> None:
         self.logits = np.zeros((clouds, classes), np.float16)
         self.visited = np.zeros(clouds, bool)
 
-    def target(self, rows: np.ndarray, inputs: Any) -> tuple[Any, Any]:
-        points = points_of(inputs)
-        xp = module_of(points)
-        u = xp.asarray(self.logits[rows]).astype(points.dtype)
-        return u, xp.asarray(self.visited[rows].astype(points.dtype))
+    def epoch_starts(self, epoch: int, xp: Any) -> None:
+        self.logits, self.visited = xp.asarray(self.logits), xp.asarray(self.visited)
 
-    def stepped(self, rows: np.ndarray, logits: Any, params: dict) -> None:
+    def target(self, rows: Any, inputs: Any) -> tuple[Any, Any]:
+        dtype = points_of(inputs).dtype
+        return rows_of(self.logits, rows, dtype), self.visited[rows].astype(dtype)
+
+    def stepped(self, rows: Any, logits: Any, params: dict) -> None:
         largest = float(np.finfo(np.float16).max)
-        self.logits[rows] = np.clip(to_host(logits), -largest, largest)
+        self.logits[rows] = module_of(logits).clip(logits, -largest, largest)
         self.visited[rows] = True
 
     def state(self) -> dict[str, np.ndarray]:
-        return {"logits": self.logits.copy(), "visited": self.visited.astype(np.uint8)}
+        visited = to_host(self.visited).astype(np.uint8)
+        return {"logits": to_host(self.logits).copy(), "visited": visited}
 
     def load(self, state: dict[str, np.ndarray], xp: Any) -> None:
-        self.logits, self.visited = state["logits"].copy(), state["visited"].astype(bool)
+        self.logits = xp.asarray(state["logits"]).copy()
+        self.visited = xp.asarray(state["visited"]).astype(bool)
 
 
 class SecondRecord(SelfTarget):
@@ -135,8 +142,6 @@ class SecondRecord(SelfTarget):
     def epoch_starts(self, epoch: int, xp: Any) -> None:
         self.logits = xp.asarray(self.view_logits(epoch))
 
-    def target(self, rows: np.ndarray, inputs: Any) -> tuple[Any, Any]:
-        points = points_of(inputs)
-        xp = module_of(points)
-        u = self.logits[xp.asarray(rows)].astype(points.dtype)
-        return u, xp.ones(len(u), u.dtype)
+    def target(self, rows: Any, inputs: Any) -> tuple[Any, Any]:
+        u = rows_of(self.logits, rows, points_of(inputs).dtype)
+        return u, module_of(u).ones(len(u), u.dtype)

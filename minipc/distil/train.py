@@ -136,8 +136,11 @@ class Task:
         """
         xp, config = self.xp, self.config
         sums: dict[str, Any] = {}
-        augmentation = Params(*(xp.asarray(value) for value in augmentation))
-        logits = None if logits is None else xp.asarray(logits)
+        augmentation = Params(
+            kernels.held(self.work, "scale", augmentation.scale),
+            kernels.held(self.work, "shift", augmentation.shift),
+        )
+        logits = kernels.held(self.work, "logits", logits)
         steps = config.steps_per_epoch(len(order))
         if self.self_target:
             self.self_target.epoch_starts(epoch, xp)
@@ -145,7 +148,7 @@ class Task:
             done = epoch * steps + step
             lr = config.lr * optim.warmup_cosine(done, config.epochs * steps, config.warmup_steps)
             rows = order[step * config.batch_size : (step + 1) * config.batch_size]
-            mask = _dropout_mask(self.model, config, epoch, step, xp)
+            mask = _dropout_mask(self.model, config, epoch, step)
             state, numbers = self.step(state, rows, augmentation, logits, mask, lr, (epoch, step))
             sums = (
                 {name: sums[name] + value for name, value in numbers.items()} if sums else numbers
@@ -174,14 +177,14 @@ class Task:
         """
         params, stats, optimiser = state
         config, target = self.config, self.self_target
-        on_device = self.xp.asarray(rows)
-
-        inputs = self.inputs(on_device, augmentation)
-        x = inputs.points
-        y = smooth_labels(
-            self.labels[on_device], self.model.classes, self.loss.label_smoothing, x.dtype
+        rows, mask = (
+            kernels.held(self.work, name, value) for name, value in (("rows", rows), ("mask", mask))
         )
-        v = None if logits is None else logits[on_device].astype(x.dtype)
+
+        inputs = self.inputs(rows, augmentation)
+        x = inputs.points
+        y = smooth_labels(self.labels[rows], self.model.classes, self.loss.label_smoothing, x.dtype)
+        v = None if logits is None else kernels.rows_of(logits, rows, x.dtype)
         u, has_u = (target and target.target(rows, inputs)) or (None, None)
 
         z, batch, tape = net(self.model).forward_train(
@@ -214,9 +217,7 @@ class Task:
 
         numbers = terms._asdict()
         if v is not None:
-            numbers["teacher_agreement"] = (z.argmax(axis=1) == v.argmax(axis=1)).mean(
-                dtype=z.dtype
-            )
+            numbers["teacher_agreement"] = kernels.agreement(z, v)
         return State(params, stats, optimiser), numbers
 
     def inputs(self, rows: Any, augmentation: Params) -> Inputs:
@@ -384,11 +385,11 @@ def _check_finite(state: State, means: dict[str, float], epoch: int) -> None:
         )
 
 
-def _dropout_mask(model_config: Any, config: TrainConfig, epoch: int, step: int, xp: Any) -> Any:
-    """Return the mask of (M14) for one step, float32 on xp, or None without dropout."""
+def _dropout_mask(model_config: Any, config: TrainConfig, epoch: int, step: int) -> Any:
+    """Return the mask of (M14) for one step, float32 on the host, or None without dropout."""
     rate = model_config.dropout
     if rate == 0:
         return None
     width = net(model_config).dropout_width(model_config)
     uniform = stream(config.seed, "dropout", epoch, step).random((config.batch_size, width))
-    return xp.asarray((uniform >= rate).astype(np.float32) / np.float32(1 - rate))
+    return (uniform >= rate).astype(np.float32) / np.float32(1 - rate)

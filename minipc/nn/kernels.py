@@ -56,6 +56,19 @@ __device__ double over_block(double x) {{
 }}"""
 
 
+def held(work: Any, name: str, array: Any) -> Any:
+    """Return an array of the host on the module of work: on a device in the buffer of this name.
+
+    So whatever a step reads lies where the step before read it.  None stays None.
+    """
+    if array is None or not on_device(work.xp):
+        return None if array is None else work.xp.asarray(array)
+    buffer = work.array(f"held {name}", array.shape, array.dtype)
+    # not xp.asarray, which takes new memory; CUDA lets the host go on at once up to 64 KB
+    buffer.set(np.ascontiguousarray(array), work.xp.cuda.get_current_stream())
+    return buffer
+
+
 def multiply(a: Any, b: Any, out: Any, scale: float = 1.0) -> Any:
     """out = scale a b, for each cloud where there are clouds: one call of cuBLAS, no copies.
 
@@ -653,6 +666,47 @@ extern "C" __global__ void loss_means(const double* rows, long long B, T* means)
 }"""
 
 
+def agreement(z: Any, v: Any) -> Any:
+    """Return the share of rows whose largest logits of z and v (B, K) are those of one class."""
+    xp, (rows, classes), dtype = module_of(z, v), z.shape, z.dtype
+    if not on_device(xp):
+        return (z.argmax(axis=1) == v.argmax(axis=1)).mean(dtype=dtype)
+    share = xp.empty((), dtype)
+    _raw(xp, "agreement", dtype, AGREEMENT)(
+        (1,), (BLOCK,), (*_plain(dtype, z, v), rows, classes, share)
+    )
+    return share
+
+
+# not a number counts as the largest, as in argmax
+AGREEMENT = """
+__device__ long long largest(const T* row, long long K) {
+  long long at = 0;
+  for (long long k = 1; k < K; ++k)
+    if (row[k] > row[at] || (row[k] != row[k] && row[at] == row[at])) at = k;
+  return at;
+}
+
+extern "C" __global__ void agreement(const T* z, const T* v, long long B, long long K, T* share) {
+  double same = 0;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x)
+    same += largest(z + b * K, K) == largest(v + b * K, K);
+  same = over_block(same);
+  if (threadIdx.x == 0) *share = same / B;
+}"""
+
+
+def rows_of(logits: Any, rows: Any, dtype: Any) -> Any:
+    """Return logits[rows] as an array of dtype.    logits (N, K), rows (B,) -> (B, K)"""
+    xp = module_of(logits, rows)
+    if not on_device(xp):
+        return logits[rows].astype(dtype)
+    out = xp.empty((len(rows), logits.shape[1]), dtype)
+    given = "raw L logits, raw int64 rows, int64 K"
+    kernel = _elementwise(xp, "rows_of", given, "T out", "out = logits[rows[i / K] * K + i % K]")
+    return kernel(logits, rows, logits.shape[1], out)
+
+
 def views(points: Any, rows: Any, scale: Any, shift: Any) -> Any:
     """Return the clouds in rows (B,) with (A2), bit for bit as apply() in data/augment.py.
 
@@ -673,17 +727,17 @@ VIEWS = """
 
 
 def tracked(running: tuple[Any, Any], batch: tuple[Any, Any], rows: int, momentum: float) -> tuple:
-    """Return new mean and variance (M9), with the bits of ops.track."""
+    """Move mean and variance in place by (M9), with the bits of ops.track, and return them."""
     xp, number = module_of(*running), running[0].dtype.type
-    given = "T mean, T var, T batch_mean, T batch_var, T keep, T momentum, T unbiased"
-    kernel = _elementwise(xp, "tracked", given, "T new_mean, T new_var", TRACKED)
+    given = "T batch_mean, T batch_var, T keep, T momentum, T unbiased"
+    kernel = _elementwise(xp, "tracked", given, "T mean, T var", TRACKED)
     factors = (1 - momentum, momentum, rows / max(rows - 1, 1))
-    return kernel(*running, *batch, *map(number, factors))
+    return kernel(*batch, *map(number, factors), *running)
 
 
 TRACKED = """
-    new_mean = keep * mean + momentum * batch_mean;
-    new_var = keep * var + momentum * (batch_var * unbiased);
+    mean = keep * mean + momentum * batch_mean;
+    var = keep * var + momentum * (batch_var * unbiased);
 """
 
 
@@ -734,16 +788,14 @@ def adamw(
         )
     ]
     decayed = _size({name: value for name, value in params.items() if name.endswith(".W")})
-    number = given[0].dtype.type
     names = "keep beta1 rest1 beta2 rest2 scale1 scale2 eps lr".split()
+    # in memory, for a number that is given by value would stay that of one step in a CUDA graph
+    numbers = held(work, "rates", np.array([rates[name] for name in names], given[0].dtype))
+    body = "const T " + ", ".join(f"{name} = rates[{i}]" for i, name in enumerate(names))
     kernel = _elementwise(
-        work.xp,
-        "adamw",
-        ", ".join(["T g", "int64 decayed", *(f"T {name}" for name in names)]),
-        "T p, T m, T v",
-        ADAMW,
+        work.xp, "adamw", "T g, raw T rates, int64 decayed", "T p, T m, T v", f"{body};{ADAMW}"
     )
-    kernel(given[0], decayed, *(number(rates[name]) for name in names), *given[1:])
+    kernel(given[0], numbers, decayed, *given[1:])
 
 
 ADAMW = """

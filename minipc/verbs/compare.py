@@ -27,7 +27,7 @@ from minipc.storage.places import check_new_run, check_parent
 from minipc.verbs import train
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
     from typing import Any
 
@@ -142,24 +142,13 @@ def _jobs(
     statistics.reference_of({arm: bool(asked.get("labels_only")) for arm, asked in arms.items()})
     if len(arms) < 2:
         raise UsageError("arms: expected at least one beside that on labels alone; add another")
-    jobs, runs = [], {}
+    jobs: list[Job] = []
+    runs = {}
     for arm, asked in arms.items():
-        forecasts: dict[str | None, tuple[RunConfig, int]] = {}  # one for each model to begin from
         of_arm = {}
-        for seed in seeds:
-            init = _init_of(asked, seed)
-            mine = asked | {"init": init}
-            try:
-                if init not in forecasts:
-                    forecasts[init] = train.forecast(out=out, xp=xp, **mine, **reporting)
-            except (UsageError, DataError) as reason:
-                raise type(reason)(f"arm {arm}: {reason}") from reason
-            config, views_seed = forecasts[init]
-            training = replace(config.training, seed=seed)  # refuses what is no seed
-            own = replace(config, training=training)
-            folder = os.path.join(out, f"{arm}-{seed}")
-            jobs.append(Job(folder, mine | {"config": training}, own))
-            of_arm[seed] = (own, seed if config.record is None else views_seed)
+        for seed, job, views_seed in _of_arm(arm, asked, seeds, out, xp, reporting):
+            jobs.append(job)
+            of_arm[seed] = job.config, seed if job.config.record is None else views_seed
         runs[arm] = of_arm
     check_fair(runs)
     firsts = {arm: next(iter(of_arm.values()))[0] for arm, of_arm in runs.items()}
@@ -175,10 +164,30 @@ def _jobs(
     return jobs
 
 
-def _init_of(asked: dict[str, Any], seed: int) -> str | None:
-    """Return what the run of a seed begins from: {seed} stands for it in the name."""
-    init = asked.get("init")
-    return init and str(init).replace("{seed}", str(seed))
+def _of_arm(
+    arm: str,
+    asked: dict[str, Any],
+    seeds: Sequence[int],
+    out: str,
+    xp: ModuleType,
+    reporting: dict[str, Any],
+) -> Iterator[tuple[int, Job, int]]:
+    """Yield (seed, Job, seed of the views of its record) of the runs of one arm."""
+    forecasts: dict[str | None, tuple[RunConfig, int]] = {}  # one for each model to begin from
+    for seed in seeds:
+        init = asked.get("init")
+        init = init and init.replace("{seed}", str(seed))
+        mine = asked | {"init": init}
+        try:
+            if init not in forecasts:
+                forecasts[init] = train.forecast(out=out, xp=xp, **mine, **reporting)
+        except (UsageError, DataError) as reason:
+            raise type(reason)(f"arm {arm}: {reason}") from reason
+        config, views_seed = forecasts[init]
+        training = replace(config.training, seed=seed)  # refuses what is no seed
+        own = replace(config, training=training)
+        folder = os.path.join(out, f"{arm}-{seed}")
+        yield seed, Job(folder, mine | {"config": training}, own), views_seed
 
 
 def _check_folder(job: Job) -> None:

@@ -250,7 +250,7 @@ def test_an_interruption_ends_all_workers(tmp_path):
 def test_the_death_of_the_parent_ends_its_workers(tmp_path, how):
     """Else they would train or record on, unseen, and hold the locks of what they work on."""
     words = (
-        "from reference_tests.faults.test_workers import Sleeper, run_workers; from sys import argv; "
+        "from reference_tests.faults.test_workers import *; from sys import argv; "
         "run_workers(Sleeper(argv[1]), 2, say=print, progress=lambda: None)"
     )
     parent = subprocess.Popen([sys.executable, "-c", words, tmp_path])

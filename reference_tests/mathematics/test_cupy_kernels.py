@@ -199,3 +199,31 @@ def test_views_have_the_bits_of_apply(cupy):
     want = apply(points[rows].swapaxes(1, 2), Params(*(value[rows] for value in params)))
     got = kernels.views(*map(cupy.asarray, (points, rows, *params)))
     np.testing.assert_array_equal(cupy.asnumpy(got), want)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_agreement_and_rows_of_logits_have_the_bits_of_numpy(cupy, dtype):
+    """Also for equal logits, of which the first counts, and for what is not a number."""
+    rng = np.random.default_rng(0)
+    z, v = rng.integers(-2, 3, (2, 300, 4)).astype(dtype)
+    z[5, 2:], v[5, 2], z[6] = np.nan, np.nan, np.nan
+    want = kernels.agreement(z, v)
+    got = kernels.agreement(cupy.asarray(z), cupy.asarray(v))
+    assert 0.2 < want < 0.8 and got.dtype == want.dtype and float(got) == want
+    stored = rng.standard_normal((9, 7)).astype(np.float16)
+    rows = np.array([8, 0, 3, 3])
+    got = kernels.rows_of(cupy.asarray(stored), cupy.asarray(rows), dtype)
+    want = kernels.rows_of(stored, rows, dtype)
+    assert got.dtype == want.dtype == dtype
+    np.testing.assert_array_equal(cupy.asnumpy(got), want)
+
+
+def test_what_a_step_reads_is_held_in_one_place(cupy):
+    work = Workspace(cupy)
+    first, second = np.arange(6.0).reshape(2, 3), np.arange(6.0).reshape(3, 2).T
+    places = set()
+    for array in (first, second):
+        held = kernels.held(work, "x", array)
+        places.add(held.data.ptr)
+        np.testing.assert_array_equal(cupy.asnumpy(held), array)
+    assert len(places) == 1 and kernels.held(work, "x", None) is None

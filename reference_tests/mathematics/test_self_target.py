@@ -295,7 +295,7 @@ def test_a_target_that_has_seen_nothing_has_an_empty_state_that_comes_back():
 @pytest.mark.parametrize("kind", ["snapshot", "ema", "history", "record"])
 def test_targets_work_on_the_device_and_give_their_state_to_the_host(kind, fake_cupy):
     target = make(kind)
-    rows = np.array([0, 2, 5])
+    rows = fake_cupy.asarray(np.array([0, 2, 5]))
     x = fake_cupy.asarray(np.ones((3, 4), np.float32))
     params = {"W": fake_cupy.asarray(np.ones((4, 3), np.float32))}
     target.epoch_starts(0, fake_cupy)

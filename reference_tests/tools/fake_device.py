@@ -219,7 +219,7 @@ def _put_along_axis(array, index, values, axis):
 COMPUTED = """
     add subtract multiply divide matmul maximum minimum greater exp log log1p sqrt square
     abs sign equal isfinite frexp ldexp rint where sum mean max min argmax any all take
-    take_along_axis broadcast_to expand_dims einsum divmod bincount
+    take_along_axis broadcast_to expand_dims einsum divmod bincount clip
     zeros_like ones_like full_like empty_like ascontiguousarray
 """.split()
 MODULE_FUNCTIONS = (
