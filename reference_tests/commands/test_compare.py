@@ -494,6 +494,16 @@ def test_the_example_study_can_be_read():
     assert len(seeds) >= 3 and reference_of({n: a["labels_only"] for n, a in arms.items()})
 
 
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "docs/studies").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_the_studies_of_the_documentation_can_be_read_and_have_their_command(path):
+    arms, seeds = read_study(str(path))
+    assert seeds and reference_of({name: asked["labels_only"] for name, asked in arms.items()})
+    command = f"minipc compare docs/studies/{path.name} --out {path.stem}\n"
+    assert command in (path.parent / "README.md").read_text()
+
+
 def test_python_takes_the_same_study(way):
     arms, seeds = read_study("study.toml")
     values = verb.study(arms, seeds, "study")
