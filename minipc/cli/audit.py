@@ -69,7 +69,7 @@ def command(
         raise click.UsageError(
             "--inject, --list, --vectors and --record do not go together; leave one"
         )
-    from minipc.report import lines
+    from minipc.report.lines import audit as lines
 
     with Console(quiet, verbose) as console:
         if listed:

@@ -39,7 +39,7 @@ def command(
     the model and here.  Stop other work first: a busy machine gives other numbers.
     """
     from minipc.backend import load
-    from minipc.report.lines import of_bench
+    from minipc.report.lines.export import of_bench
     from minipc.storage.files import kind_of
     from minipc.verbs.bench import bench
 

@@ -68,7 +68,7 @@ def make(out: str, seed: int, show: bool, as_json: bool, quiet: bool, verbose: b
     from minipc.data.clouds import write_clouds
     from minipc.data.shapes import built_in_shapes
     from minipc.report.describe import describe_splits
-    from minipc.report.lines import of_data_make
+    from minipc.report.lines.data import of_data_make
 
     width = asked_width(show, as_json)
     splits = built_in_shapes(seed)
@@ -126,7 +126,7 @@ def pack(
     from minipc.data.clouds import repeated, write_clouds
     from minipc.data.readers.source import read_source
     from minipc.report.describe import describe_splits
-    from minipc.report.lines import of_data_pack
+    from minipc.report.lines.data import of_data_pack
     from minipc.storage.places import check_new_file
 
     check_new_file(out)  # first, because reading can take minutes
@@ -185,7 +185,7 @@ def check(
     from minipc.data.clouds import read_clouds
     from minipc.data.readers.source import read_source
     from minipc.report.describe import describe_splits
-    from minipc.report.lines import of_data_check
+    from minipc.report.lines.data import of_data_check
     from minipc.storage.files import kind_of
 
     how: dict[str, Any] = {
@@ -241,7 +241,7 @@ def hold_out(
     """
     from minipc.data import clouds
     from minipc.report.describe import describe_splits
-    from minipc.report.lines import of_data_make
+    from minipc.report.lines.data import of_data_make
     from minipc.storage.places import check_new_file
 
     check_new_file(out)

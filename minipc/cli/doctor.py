@@ -14,6 +14,6 @@ def command(as_json: bool, quiet: bool, verbose: bool) -> None:
     No names of hosts, users or folders: the output can be pasted into a bug report as it is.
     """
     from minipc.report.environment import examine
-    from minipc.report.lines import of_doctor
+    from minipc.report.lines.doctor import of_doctor
 
     result(examine(), as_json, of_doctor)

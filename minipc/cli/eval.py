@@ -62,7 +62,7 @@ def command(
     the model and here.  With --logits FILE, which has a row for each test cloud, DATA alone.
     """
     from minipc.backend import load
-    from minipc.report.lines import of_eval
+    from minipc.report.lines.evaluate import of_eval
     from minipc.storage.files import kind_of
     from minipc.verbs.evaluate import evaluate, evaluate_logits
 

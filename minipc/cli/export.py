@@ -41,7 +41,7 @@ def command(
     the scales of --int8; without DATA, the file that MODEL was trained on is looked for beside it
     and here.
     """
-    from minipc.report.lines import of_export
+    from minipc.report.lines.export import of_export
     from minipc.storage.files import kind_of
     from minipc.verbs.export import export
 

@@ -16,7 +16,7 @@ def command(file: str | None, as_json: bool, quiet: bool, verbose: bool) -> None
     unfinished recording, OUT.parts.  Without FILE: the last run here.  Nothing is changed.
     """
     from minipc.report.describe import describe
-    from minipc.report.lines import of_info
+    from minipc.report.lines.info import of_info
 
     with Console(quiet, verbose) as console:
         file = file or console.last_run("FILE")

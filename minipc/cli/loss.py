@@ -58,7 +58,7 @@ def command(
     from minipc.audit import bound
     from minipc.audit.conventions import check_name, from_theirs
     from minipc.nn.losses import formula
-    from minipc.report.lines import of_loss
+    from minipc.report.lines.loss import of_loss
     from minipc.verbs.audit import recorded_rows
 
     if record is None and (data or self_record):

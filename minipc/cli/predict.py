@@ -56,7 +56,7 @@ def command(
     that is not a cloud is told on stderr; the others are predicted, and the command ends with 3.
     """
     from minipc.backend import load
-    from minipc.report.lines import of_predict
+    from minipc.report.lines.evaluate import of_predict
     from minipc.verbs.predict import predict
 
     width = asked_width(show, as_json)

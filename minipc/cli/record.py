@@ -89,7 +89,7 @@ def command(
     """
     from minipc.backend import load
     from minipc.record.recorder import Share
-    from minipc.report import lines
+    from minipc.report.lines import record as lines
     from minipc.verbs import demo, record
 
     if (data is None) != (teacher is None):

@@ -30,7 +30,7 @@ def command(
     Data and record are looked for beside a run and here; what is missing is left out, and the page
     says so.
     """
-    from minipc.report.lines import of_report
+    from minipc.report.lines.info import of_report
     from minipc.verbs.report import report
 
     with Console(quiet, verbose) as console:

@@ -125,7 +125,7 @@ def command(
     """
     from minipc.backend import load
     from minipc.report.compare import of_compare
-    from minipc.report.lines import of_train
+    from minipc.report.lines.train import of_train
 
     # a variable or a key in a file may be set for other runs
     typed = [name for name, source in given_options().items() if source is COMMANDLINE]

@@ -37,7 +37,7 @@ def command(
     PACKAGE.MODULE:FUNCTION.  Ends with 4 if something does not hold.
     """
     from minipc.backend import load
-    from minipc.report.lines import of_verify
+    from minipc.report.lines.record import of_verify
     from minipc.verbs.verify import verify
 
     if teacher is None and "sample" in given_options():

@@ -1,4 +1,4 @@
-"""What our files and folders are, as values for programs; report/lines.py prints them for people.
+"""What our files and folders are, as values for programs; report/lines prints them for people.
 
 A file is called intact only after its own reader has read all of it.  Nothing is written, renamed
 or removed, so a recording or a training can be inspected while it runs.

@@ -35,7 +35,7 @@ def versions() -> str:
 def examine() -> dict[str, Any]:
     """Return the values of this process and of the current folder, a dict for JSON.
 
-    It makes and removes a temporary file.  report/lines.py prints the values for people.
+    It makes and removes a temporary file.  report/lines/doctor.py prints the values for people.
     """
     import h5py  # late, here and in _devices, so that --version does not wait for these imports
     import numpy as np

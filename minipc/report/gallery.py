@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from minipc.report import braille, clouds
-from minipc.report.lines import printable
+from minipc.report.lines.text import printable
 from minipc.report.page import page
 
 if TYPE_CHECKING:

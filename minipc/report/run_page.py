@@ -20,7 +20,7 @@ from minipc.nn.losses import formula
 from minipc.report import charts, clouds, commands
 from minipc.report import compare as comparison
 from minipc.report.charts import STYLES, Curve
-from minipc.report.lines import size as bytes_of
+from minipc.report.lines.text import size as bytes_of
 from minipc.report.page import page
 from minipc.runs import predictions as counted
 from minipc.settings import settings_of

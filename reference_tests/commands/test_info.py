@@ -13,7 +13,7 @@ from minipc.models.pointnet import ModelConfig
 from minipc.record.plan import write_plan
 from minipc.record.store import Store
 from minipc.report.describe import describe
-from minipc.report.lines import of_info
+from minipc.report.lines.info import of_info
 from minipc.storage import hdf5
 from minipc.storage.files import KINDS, canonical_json
 from reference_tests.commands.test_cli import QUICK

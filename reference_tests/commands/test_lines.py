@@ -6,7 +6,7 @@ from math import inf
 import pytest
 
 from minipc.cli.show import result
-from minipc.report import lines
+from minipc.report.lines import audit, doctor, evaluate, info, loss, record, train
 from reference_tests.commands.test_cli import QUICK
 
 
@@ -30,22 +30,22 @@ def way(data, say):
 @pytest.mark.parametrize(
     ("of", "words"),
     [
-        (lines.of_info, "info clouds.h5"),
-        (lines.of_info, "data info record.h5"),
-        (lines.of_info, "info run"),
-        (lines.of_info, "info teacher/checkpoint.h5"),
-        (lines.of_record, "record clouds.h5 --teacher teacher --views 2 --with-clouds --quiet"),
-        (lines.of_verify, "verify record.h5"),
-        (lines.of_verify, "verify record.h5 --teacher teacher --sample all"),
-        (lines.of_eval, "eval run --votes 2 --teacher teacher"),
-        (lines.of_eval, "eval run --against teacher"),
-        (lines.of_train, "train clouds.h5 --labels-only --dry-run"),
-        (lines.of_audit_list, "audit --list"),
-        (lines.of_audit_vectors, "audit --vectors"),
-        (lines.of_audit_record, "audit --record record.h5 --self-weight 0.1"),
-        (lines.of_loss, "loss --record record.h5 --self-weight 0.1"),
-        (lines.of_loss, "loss --from deit=0.5"),
-        (lines.of_doctor, "doctor"),
+        (info.of_info, "info clouds.h5"),
+        (info.of_info, "data info record.h5"),
+        (info.of_info, "info run"),
+        (info.of_info, "info teacher/checkpoint.h5"),
+        (record.of_record, "record clouds.h5 --teacher teacher --views 2 --with-clouds --quiet"),
+        (record.of_verify, "verify record.h5"),
+        (record.of_verify, "verify record.h5 --teacher teacher --sample all"),
+        (evaluate.of_eval, "eval run --votes 2 --teacher teacher"),
+        (evaluate.of_eval, "eval run --against teacher"),
+        (train.of_train, "train clouds.h5 --labels-only --dry-run"),
+        (audit.of_audit_list, "audit --list"),
+        (audit.of_audit_vectors, "audit --vectors"),
+        (audit.of_audit_record, "audit --record record.h5 --self-weight 0.1"),
+        (loss.of_loss, "loss --record record.h5 --self-weight 0.1"),
+        (loss.of_loss, "loss --from deit=0.5"),
+        (doctor.of_doctor, "doctor"),
     ],
 )
 def test_the_lines_are_made_from_the_values_of_json_alone(of, words, way, say):
@@ -56,13 +56,13 @@ def test_the_lines_are_made_from_the_values_of_json_alone(of, words, way, say):
 def test_the_lines_of_a_training_are_made_from_the_values_of_json_alone(way, say):
     values = json.loads(say("train", "--record", "record.h5", "--out", "a", *QUICK, "--json")[1])
     text = say("train", "--record", "record.h5", "--out", "b", *QUICK)[1]
-    assert text.splitlines() == lines.of_train(values | {"out": "b", "report": "b/report.html"})
+    assert text.splitlines() == train.of_train(values | {"out": "b", "report": "b/report.html"})
 
 
 def test_the_lines_of_a_dry_run_are_made_from_the_values_of_json_alone(way, say):
     words = "record clouds.h5 --teacher teacher --views 3 --dry-run"
     text, values = both(say, *words.split())
-    made = lines.of_record_dry_run(values)
+    made = record.of_record_dry_run(values)
     free = [line.partition("free ")[0] for line in made]  # others write to the disk meanwhile
     assert [line.partition("free ")[0] for line in text] == free != made
 

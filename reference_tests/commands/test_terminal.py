@@ -22,7 +22,7 @@ from minipc.cli.terminal import columns, painted
 from minipc.distil.train import TrainConfig
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.report.confusion import MOST_PAIRS, class_lines
-from minipc.report.lines import of_train
+from minipc.report.lines.train import of_train
 from minipc.verbs.train import train
 
 VERBS = verbs_below(minipc)

@@ -52,7 +52,9 @@ verbs.find verbs.record verbs.verify verbs.train verbs.evaluate verbs.predict ve
 torch.present torch.loss torch.state_dict torch.modules torch.checkpoints
 torch.published torch.dataset torch.teacher torch.record
 verbs.export verbs.bench
-report.describe report.environment report.confusion report.lines report.page report.clouds
+report.describe report.environment report.confusion report.lines.text report.lines.info
+report.lines.data report.lines.record report.lines.train report.lines.evaluate report.lines.export
+report.lines.audit report.lines.loss report.lines.doctor report.page report.clouds
 report.braille report.gallery report.compare verbs.compare verbs.demo
 report.charts report.commands report.run_page verbs.report verbs.show
 cli.terminal cli.hints cli.completion cli.options cli.show
