@@ -22,6 +22,13 @@ from minipc.installed import cupy_distributions
 # clouds computed together by evaluation and recording, whatever the batch size or the threads
 BLOCK = 32
 BLAS_THREADS = ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OMP_NUM_THREADS")
+# variables of CuPy and of CUDA's libraries; set to 0 they do no harm
+OTHER_PRODUCTS = (
+    "CUPY_TF32",
+    "NVIDIA_TF32_OVERRIDE",
+    "CUBLAS_EMULATE_SINGLE_PRECISION",
+    "CUBLAS_EMULATE_DOUBLE_PRECISION",
+)
 INSTALL = "pip install -e '.[gpu13]' (a driver from 580 on), or '.[gpu12]'"
 # (what a failure of CuPy says, what to do); the first that is found counts
 REMEDIES = (
@@ -52,8 +59,8 @@ def load(name: str, say: Callable[[str], Any] = lambda line: None) -> Any:
     """Return the array module for "numpy", "cupy" or "auto" (cupy where a device computes).
 
     Calls say(line) if auto takes numpy although there is a device.  Raises BackendError if name is
-    cupy and it cannot run, or if its products would be those of TF32; UsageError for an unknown
-    name.
+    cupy and it cannot run, or if a variable may make its products those of TF32; UsageError for an
+    unknown name.
     """
     if name not in ("auto", "numpy", "cupy"):
         raise UsageError(f"backend: expected auto, numpy or cupy, got {name!r}")
@@ -73,11 +80,12 @@ def load(name: str, say: Callable[[str], Any] = lambda line: None) -> Any:
         raise BackendError(
             f"backend cupy is not available here: {text}; {remedy}; or use --backend numpy"
         ) from reason
-    if os.environ.get("CUPY_TF32", "0") != "0":
-        raise BackendError(
-            "backend cupy: CUPY_TF32 is set, and would round the factors of products to 10 bits; "
-            "unset it, or use --backend numpy"
-        )
+    for switch in OTHER_PRODUCTS:
+        if os.environ.get(switch, "0") != "0":
+            raise BackendError(
+                f"backend cupy: {switch} is set, with which products may keep fewer bits than "
+                "their numbers have; unset it, or use --backend numpy"
+            )
     return cupy
 
 

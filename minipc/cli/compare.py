@@ -53,7 +53,7 @@ OF_ARMS -= {"seed"}
     metavar="N",
     type=click.IntRange(1, 1000),
     help="Runs of a study trained at the same time.",
-    unless_given="the CPUs",
+    unless_given="the CPUs, or devices",
 )
 @option("--threads", default=1, help="Worker threads of each run of a study.", unless_given="1")
 @option("--backend")

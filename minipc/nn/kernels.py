@@ -2,9 +2,9 @@
 
 On a device it is the host's time to begin an operation that small arrays cost, so what CuPy would
 do in a hundred operations is one here.  Each kernel takes the operations of its NumPy form in their
-order, and products and sums are rounded one by one (no fused multiply-add); where it says so, the
-bits are the same but for subnormal numbers, which a device makes 0.  Tests hold each against that
-form on a device.  No kernel uses atomics: every sum has one order.
+order.  Where it says so, the bits are the same but for subnormal numbers, which a device makes 0:
+then products and sums are rounded one by one, without fused multiply-add.  Tests hold each against
+that form on a device.  No kernel uses atomics: every sum has one order.
 """
 
 from functools import cache
@@ -64,8 +64,9 @@ def held(work: Any, name: str, array: Any) -> Any:
     if array is None or not on_device(work.xp):
         return None if array is None else work.xp.asarray(array)
     buffer = work.array(f"held {name}", array.shape, array.dtype)
-    # not xp.asarray, which takes new memory; CUDA lets the host go on at once up to 64 KB
-    buffer.set(np.ascontiguousarray(array), work.xp.cuda.get_current_stream())
+    # not buffer.set(array), whose copy may still read array when Python has freed it: asarray
+    # copies it to memory that CuPy keeps until the device has read it
+    buffer[...] = work.xp.asarray(array)
     return buffer
 
 
@@ -102,6 +103,9 @@ def _flipped(a: Any) -> int:
 
 
 def _fits(a: Any) -> bool:
+    """Return whether cuBLAS can read a where it lies: one axis contiguous, no row repeated."""
+    if a.strides[-1] == 0 < a.shape[-1] - 1 or a.strides[-2] == 0 < a.shape[-2] - 1:
+        return False
     return not _flipped(a) or a.shape[-2] == 1 or a.strides[-2] == a.itemsize
 
 
@@ -149,11 +153,12 @@ extern "C" __global__ void affine(const double* M, const T* W, const T* gamma, c
     T* inv_std, T* A, T* shift, T* floor, T* mean, T* var) {
   const long long o = blockIdx.x;
   const double* sums = M + I * (I + 1);
+  const double each = 1 / rows;  // float64 divisions are slow on most cards
   double square = 0, centre = 0, moved = 0;
   for (long long i = threadIdx.x; i < I; i += blockDim.x) {
-    double sum = 0, w = W[i * O + o], mu = sums[i] / rows;
+    double sum = 0, w = W[i * O + o], mu = sums[i] * each;
     for (long long j = 0; j < I; ++j)
-      sum += (M[j * (I + 1) + i] / rows - mu * (sums[j] / rows)) * W[j * O + o];
+      sum += (M[j * (I + 1) + i] * each - mu * (sums[j] * each)) * W[j * O + o];
     CW[i * O + o] = sum;
     square += w * sum;
     centre += w * mu;

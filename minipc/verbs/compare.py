@@ -55,8 +55,9 @@ def study(
 
     arms: {name: arguments of verbs.train.train, from model to init}; one is on labels alone, and
     {seed} in an init is the seed of the run.
-    at_a_time: runs at the same time, None: the CPUs of this process; threads: of each run.  What is
-    there already goes on where it stopped.  Everything is checked before the first run starts.
+    at_a_time: runs at the same time, None: the devices, or the CPUs of this process; threads: of
+    each run.  What is there already goes on where it stopped.  Everything is checked before the
+    first run starts.
 
     Raises UsageError for arms that cannot be compared and for folders of other runs, DataError for
     files that do not belong together, MinipcError if a run did not finish.
@@ -67,10 +68,10 @@ def study(
     _make(out)
     open_jobs = [job for job in jobs if not _finished(job)]
     total, done = sum(job.config.training.epochs for job in jobs), len(jobs) - len(open_jobs)
-    at_a_time = min(at_a_time or worker_threads(np), len(open_jobs))
+    devices = 0 if xp is np else xp.cuda.runtime.getDeviceCount()
+    at_a_time = min(at_a_time or devices or worker_threads(np), len(open_jobs))
     speed = f", {at_a_time} at a time" if open_jobs else ""
     say(f"{out}: {len(jobs)} runs, {done} finished{speed}")
-    devices = 0 if xp is np else xp.cuda.runtime.getDeviceCount()
     work = [(job.folder, job.asked) for job in open_jobs]
     if work:
         run_workers(

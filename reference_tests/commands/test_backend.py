@@ -16,7 +16,7 @@ QUICK = ("--epochs", "1", "--batch-size", "32", "--model", "8-16:8", "--quiet")
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
     """No variable of CUDA or CuPy of whoever runs the tests."""
-    for name in ("CUDA_VISIBLE_DEVICES", "CUPY_TF32"):
+    for name in ("CUDA_VISIBLE_DEVICES", *backend.OTHER_PRODUCTS):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -134,11 +134,12 @@ def test_two_cupys_over_each_other_are_told(fake_cupy, monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["cupy", "auto"])
-def test_products_of_ten_bits_are_refused(fake_cupy, monkeypatch, name):
-    monkeypatch.setenv("CUPY_TF32", "1")
+@pytest.mark.parametrize("switch", backend.OTHER_PRODUCTS)
+def test_products_of_fewer_bits_are_refused(fake_cupy, monkeypatch, name, switch):
+    monkeypatch.setenv(switch, "1")
     line = refusal(name)
-    assert "CUPY_TF32" in line and "unset it" in line
-    monkeypatch.setenv("CUPY_TF32", "0")
+    assert f"{switch} is set" in line and "unset it" in line
+    monkeypatch.setenv(switch, "0")
     assert backend.load(name) is fake_cupy
 
 

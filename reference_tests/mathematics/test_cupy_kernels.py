@@ -227,3 +227,14 @@ def test_what_a_step_reads_is_held_in_one_place(cupy):
         places.add(held.data.ptr)
         np.testing.assert_array_equal(cupy.asnumpy(held), array)
     assert len(places) == 1 and kernels.held(work, "x", None) is None
+
+
+def test_a_product_with_a_repeated_row_or_column_is_right(cupy):
+    a = cupy.asarray(np.arange(20.0).reshape(4, 5))
+    row, column = cupy.asarray(np.arange(5.0)), cupy.asarray(np.arange(4.0))[:, None]
+    repeated = (cupy.broadcast_to(row, (4, 5)), cupy.broadcast_to(column, (4, 5)))
+    for b in repeated:
+        for one, other in ((a, b.T), (b, a.T)):
+            out = kernels.multiply(one, other, cupy.empty((4, 4)))
+            want = cupy.asnumpy(one) @ cupy.asnumpy(other)
+            np.testing.assert_array_equal(cupy.asnumpy(out), want)

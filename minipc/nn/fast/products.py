@@ -109,7 +109,9 @@ def _outer(z: Any, d: Any, work: Workspace) -> Any:
     """
     if kernels.on_device(work.xp):
         shape = (len(z), z.shape[1], d.shape[1])
-        return kernels.multiply(z, d.swapaxes(1, 2), work.scratch("outer", shape, z.dtype))
+        return kernels.multiply(
+            z, d.swapaxes(1, 2), work.scratch(f"outer {z.dtype}", shape, z.dtype)
+        )
     if work.xp is np and len(z) * z.shape[1] * d.shape[1] <= 500:
         return np.stack([np.dot(one, other.T) for one, other in zip(z, d, strict=True)])
     return work.xp.matmul(z, d.swapaxes(1, 2))
