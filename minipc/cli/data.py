@@ -241,13 +241,15 @@ def hold_out(
     """
     from minipc.data import clouds
     from minipc.report.describe import describe_splits
-    from minipc.report.lines.data import of_data_make
+    from minipc.report.lines.data import of_data_hold_out
     from minipc.storage.places import check_new_file
 
     check_new_file(out)
     splits = clouds.hold_out(clouds.read_clouds(source), test_fraction, seed)
+    twins = clouds.repeated(splits)
     clouds.write_clouds(out, splits)
-    result(describe_splits(out, splits), as_json, of_data_make)
+    values = describe_splits(out, splits) | {"test_clouds_in_training": twins}
+    result(values, as_json, of_data_hold_out)
 
 
 @command.command("show", short_help="Look at clouds: as a page, or in the terminal.")

@@ -82,7 +82,7 @@ def command(
                 standard_input=standard_input,
             )
         result(values, as_json, of_predict)
-        if width:
+        if width and values["predictions"]:
             from minipc.report.gallery import pictures_of
             from minipc.verbs.show import of_predictions
 

@@ -56,7 +56,7 @@ class Views(click.ParamType):
     "--init",
     metavar="MODEL",
     type=FILE,
-    help="Begin from the weights of this model or run.",
+    help="Begin from the weights of this model or run; {seed} in it is --seed.",
     unless_given="drawn from the seed",
 )
 @option("--out", metavar="FOLDER", help="Run folder.", unless_given="run, run-2, ...")

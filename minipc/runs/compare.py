@@ -6,10 +6,7 @@ nothing here; it is opened once a run, when everything has been chosen.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import re
 from dataclasses import asdict
 from math import sqrt
 from typing import TYPE_CHECKING, NamedTuple
@@ -18,8 +15,9 @@ import numpy as np
 
 from minipc.errors import DataError, UsageError
 from minipc.models.file import read_model
-from minipc.runs.config import RunConfig, read_config
+from minipc.runs.config import OWN_SEED, RunConfig, read_config
 from minipc.runs.folder import MOST_TEXT, model_path, run_id_of
+from minipc.runs.predictions import parsed
 from minipc.storage import files
 
 if TYPE_CHECKING:
@@ -72,7 +70,7 @@ def read_outcome(folder: str) -> Outcome:
         raise DataError(
             f"{folder}: metrics.jsonl or model.h5 misses {reason}; {remedy}"
         ) from reason
-    right, labels = _predictions(os.path.join(folder, "predictions.csv"), remedy)
+    right, labels = _predictions(folder, config, remedy)
     found = float(right.mean()), mean_class_accuracy(right, labels)
     # a cloud more or less is at least one in ten million, and rounding is far below it
     if trained.get("epochs") != len(rows) or max(abs(np.subtract(found, told))) > 1e-9:
@@ -83,22 +81,16 @@ def read_outcome(folder: str) -> Outcome:
     return Outcome(folder, config, views_seed, right, told[1], best)
 
 
-def _predictions(place: str, remedy: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return which test clouds are right (n,) bool, and their labels (n,) text."""
+def _predictions(folder: str, config: RunConfig, remedy: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return which labelled test clouds are right (n,) bool, and their labels (n,)."""
+    place = os.path.join(folder, "predictions.csv")
     if not os.path.exists(place):
         raise DataError(f"{place}: is not there; {remedy}")
-    try:
-        text = files.read_bytes(place, MOST_TEXT).decode()
-        rows = list(csv.DictReader(io.StringIO(text, newline="")))
-        if [row["cloud"] for row in rows] != [str(number) for number in range(len(rows))]:
-            raise ValueError("clouds are missing or in another order")
-        right = np.array([{"0": False, "1": True}[row["right"]] for row in rows], bool)
-        labels = np.array([row["label"] for row in rows])
-    except (KeyError, ValueError, csv.Error) as reason:
-        raise DataError(f"{place}: cannot be read ({reason!r}); {remedy}") from reason
-    if not len(right):
-        raise DataError(f"{place}: names no cloud; {remedy}")
-    return right, labels
+    found = parsed(files.read_bytes(place, MOST_TEXT), config.clouds["class_names"], place)
+    if not found.known.any():
+        raise DataError(f"{place}: no test cloud is labelled, so runs cannot be compared by it")
+    labels = found.labels[found.known]
+    return found.said[found.known] == labels, labels
 
 
 def mean_class_accuracy(right: np.ndarray, labels: np.ndarray) -> float:
@@ -112,12 +104,13 @@ def mean_class_accuracy(right: np.ndarray, labels: np.ndarray) -> float:
 def settings_of_run(config: RunConfig) -> dict[str, Any]:
     """Return all of a RunConfig that changes what is computed, but for its seed, as plain JSON.
 
-    A run that began from another whose folder ends with the same seed began from that arm.
+    The model that a run began from is named by its contents, or, where its name has the seed in it,
+    by that name: each seed of an arm then began from another.
     """
     described = asdict(config)
     if config.init is not None:
-        arm = re.sub(rf"-{config.training.seed}(?=[/\\]|\Z)", "-{seed}", config.init.file)
-        described["init"] = arm if arm != config.init.file else config.init.model_id
+        own = OWN_SEED in config.init.file
+        described["init"] = config.init.file if own else config.init.model_id
     for hint in ("provenance", "data", "name"):
         del described[hint]
     for record in ("record", "self_record"):
@@ -153,14 +146,19 @@ def arms_of(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
     for outcome in outcomes:
         key = run_id_of(settings_of_run(outcome.config))
         groups.setdefault(key, []).append(outcome)
-    arms: dict[str, list[Outcome]] = {}
-    for group in groups.values():
-        first = group[0]
-        path = os.path.normpath(first.folder)
-        path = re.sub(rf"-{first.config.training.seed}\Z", "", path)
-        short = os.path.basename(path)
-        arms[path if short in arms else short] = group
-    return arms
+    firsts = [group[0] for group in groups.values()]
+    folders = [os.path.normpath(first.folder) for first in firsts]
+    paths = [
+        folder.removesuffix(f"-{first.config.training.seed}")
+        for folder, first in zip(folders, firsts, strict=True)
+    ]
+    names = distinct([os.path.basename(path) for path in paths], paths, folders)
+    return dict(zip(names, groups.values(), strict=True))
+
+
+def distinct(*choices: list[str]) -> list[str]:
+    """Return the first list of names in which none occurs twice; the last has none."""
+    return next(names for names in choices if len(set(names)) == len(names))
 
 
 def reference_of(labels_only: dict[str, bool]) -> str:

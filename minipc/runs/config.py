@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from minipc.data.clouds import Splits
 
 
+OWN_SEED = "{seed}"  # in the name of what a run begins from: the seed of the run
 NEW_SETTINGS = {  # their defaults are what old runs did
     name: each.default
     for name, each in settings_of(TrainConfig).items()
@@ -40,7 +41,7 @@ class RecordName:
 class Beginning:
     """The model that a run began from; its weights lie in init.h5 of the run folder."""
 
-    file: str  # path as given, a hint
+    file: str  # path, or name as given where OWN_SEED is in it; a hint
     model_id: str
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -48,6 +49,8 @@ def parsed(data: bytes, class_names: Sequence[str], place: str) -> Predictions:
 
     Raises DataError for a file that a run of these classes did not write.
     """
+    run = os.path.dirname(place) or "RUN"
+    remedy = f"restore it, or write it again: minipc train --resume --out {run}"
     index = {name: number for number, name in enumerate(class_names)}
     labels, said, probability, names = [], [], [], []
     try:
@@ -65,12 +68,9 @@ def parsed(data: bytes, class_names: Sequence[str], place: str) -> Predictions:
             if len(name) != len(fields) - len(FIELDS):
                 raise ValueError(f"cloud {number}: its line has another number of fields")
     except (KeyError, ValueError, csv.Error) as reason:
-        raise DataError(
-            f"{place}: cannot be read ({reason!r}); restore it, or write it again: "
-            "minipc train --resume --out RUN"
-        ) from reason
+        raise DataError(f"{place}: cannot be read ({reason!r}); {remedy}") from reason
     if not said:
-        raise DataError(f"{place}: names no cloud; restore it")
+        raise DataError(f"{place}: names no cloud; {remedy}")
     whole = np.array([labels, said], np.int64)
     return Predictions(whole[0], whole[1], np.array(probability, np.float64), tuple(names))
 

@@ -21,7 +21,7 @@ from minipc.record.parallel.processes import run_workers, use_device
 from minipc.report.compare import pages
 from minipc.runs import compare as statistics
 from minipc.runs.compare import Outcome, check_fair, differences_of, read_outcome
-from minipc.runs.config import RunConfig, read_config
+from minipc.runs.config import OWN_SEED, RunConfig, read_config
 from minipc.storage import files
 from minipc.storage.places import check_new_run, check_parent
 from minipc.verbs import train
@@ -144,18 +144,16 @@ def _jobs(
     if len(arms) < 2:
         raise UsageError("arms: expected at least one beside that on labels alone; add another")
     jobs: list[Job] = []
-    runs = {}
+    runs: dict[str, dict[int, tuple[RunConfig, int]]] = {}
     for arm, asked in arms.items():
-        of_arm = {}
+        runs[arm] = {}
         for seed, job, views_seed in _of_arm(arm, asked, seeds, out, xp, reporting):
             jobs.append(job)
-            of_arm[seed] = job.config, seed if job.config.record is None else views_seed
-        runs[arm] = of_arm
+            runs[arm][seed] = job.config, seed if job.config.record is None else views_seed
     check_fair(runs)
-    firsts = {arm: next(iter(of_arm.values()))[0] for arm, of_arm in runs.items()}
-    for number, (arm, config) in enumerate(firsts.items()):
-        for other in list(firsts)[:number]:
-            if not differences_of(config, firsts[other]):
+    for number, arm in enumerate(arms):
+        for other in list(arms)[:number]:
+            if not any(differences_of(runs[arm][s][0], runs[other][s][0]) for s in seeds):
                 raise UsageError(
                     f"arm {arm}: is the same training as arm {other}; change a setting or leave "
                     "one out"
@@ -174,21 +172,21 @@ def _of_arm(
     reporting: dict[str, Any],
 ) -> Iterator[tuple[int, Job, int]]:
     """Yield (seed, Job, seed of the views of its record) of the runs of one arm."""
-    forecasts: dict[str | None, tuple[RunConfig, int]] = {}  # one for each model to begin from
+    config = None
     for seed in seeds:
-        init = asked.get("init")
-        init = init and init.replace("{seed}", str(seed))
-        mine = asked | {"init": init}
+        mine = asked | {"config": replace(asked["config"], seed=seed)}  # refuses what is no seed
         try:
-            if init not in forecasts:
-                forecasts[init] = train.forecast(out=out, xp=xp, **mine, **reporting)
+            if config is None or OWN_SEED in (asked.get("init") or ""):
+                config, views_seed, labelled = train.forecast(out=out, xp=xp, **mine, **reporting)
         except (UsageError, DataError) as reason:
             raise type(reason)(f"arm {arm}: {reason}") from reason
-        config, views_seed = forecasts[init]
-        training = replace(config.training, seed=seed)  # refuses what is no seed
-        own = replace(config, training=training)
-        folder = os.path.join(out, f"{arm}-{seed}")
-        yield seed, Job(folder, mine | {"config": training}, own), views_seed
+        if not labelled:
+            raise DataError(
+                f"arm {arm}: no test cloud is labelled, so runs cannot be compared; hold out "
+                "labelled clouds: minipc data hold-out"
+            )
+        own = replace(config, training=mine["config"])
+        yield seed, Job(os.path.join(out, f"{arm}-{seed}"), mine, own), views_seed
 
 
 def _check_folder(job: Job) -> None:

@@ -12,12 +12,13 @@ from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import UNLABELLED, check_same_kind
 from minipc.data.groups_file import kept_groups
 from minipc.distil.evaluate import Metrics, metrics, predict, vote
-from minipc.errors import DataError, UsageError
+from minipc.errors import DataError, UsageError, escaped
 from minipc.models.file import on_module, read_model
 from minipc.models.model import net
 from minipc.progress import quiet
 from minipc.record.contract import trial
 from minipc.runs.compare import mcnemar_exact
+from minipc.runs.config import read_config
 from minipc.runs.folder import MOST_TEXT, model_path
 from minipc.runs.logits_file import read_logits
 from minipc.runs.predictions import FIELDS, NAMED, parsed
@@ -182,7 +183,13 @@ def _others(
     if not _is_predictions(path):
         return {path: read_logits(path, test, data, None, say).argmax(axis=1)}
     found = parsed(files.read_bytes(path, MOST_TEXT), test.class_names, path)
-    if not np.array_equal(found.labels, test.labels):
+    folder = os.path.dirname(path)
+    same = np.array_equal(found.labels, test.labels)
+    if same and found.files and test.files:
+        same = list(found.files) == [escaped(name) for name in test.files]
+    if same and os.path.exists(os.path.join(folder, "run.json")):  # clouds of equal labels, too
+        same = read_config(folder).clouds["test_points"] == test.points_hash
+    if not same:
         raise DataError(
             f"{path}: its {len(found.labels)} clouds and their labels are not the {len(test)} test "
             f"clouds of {data}; name the data that the run was trained on"

@@ -224,13 +224,13 @@ def _arms(runs: Sequence[RunFacts]) -> dict[str, list[RunFacts]]:
         clouds = run.config.clouds  # the same settings on other clouds are another arm, too
         key = run_id_of({**statistics.settings_of_run(run.config), "clouds": clouds})
         groups.setdefault(key, []).append(run)
-    arms: dict[str, list[RunFacts]] = {}
-    for group in sorted(groups.values(), key=lambda group: not group[0].config.labels_only):
-        name = group[0].name
-        if len(group) > 1:
-            name = name.removesuffix(f"-{group[0].config.training.seed}")
-        arms[group[0].name if name in arms else name] = group
-    return arms
+    arms = sorted(groups.values(), key=lambda group: not group[0].config.labels_only)
+    names = [group[0].name for group in arms]
+    without = [
+        name.removesuffix(f"-{group[0].config.training.seed}") if len(group) > 1 else name
+        for name, group in zip(names, arms, strict=True)
+    ]
+    return dict(zip(statistics.distinct(without, names), arms, strict=True))
 
 
 def _study(name: str, folders: Sequence[str]) -> Study:

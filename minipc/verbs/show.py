@@ -13,7 +13,7 @@ import numpy as np
 
 from minipc.data import augment
 from minipc.data.clouds import UNLABELLED, check_count
-from minipc.data.prepare import fit_points
+from minipc.data.prepare import fit_points, turned
 from minipc.data.readers.point_files import read_points
 from minipc.data.readers.standard_input import reading
 from minipc.errors import UsageError, short
@@ -120,14 +120,23 @@ def _refuse(asked: dict[str, Any], why: str) -> None:
 
 
 def of_files(
-    paths: Sequence[str], most: int, up_axis: str, standard_input: str | None = None
+    paths: Sequence[str],
+    most: int,
+    up_axis: str,
+    standard_input: str | None = None,
+    turning: Sequence[str] | None = None,
 ) -> Shown:
-    """Return the clouds of files of one cloud each, as `predict` reads them."""
+    """Return the clouds of files of one cloud each, as `predict` reads them.
+
+    turning: the up axis of the files and that to which clouds are turned, None: not turned.
+    """
     _check_number(len(paths))
     points, shown = [], []
     for path in paths:
         with reading(path, standard_input) as place:
             whole = read_points(place)
+        if turning:
+            whole = turned(whole, *turning)
         points.append(_few(whole, most))
         shown.append(_one(points[-1], len(whole)) | {"file": str(path)})
     return _values("files", paths, up_axis, shown), points
@@ -140,7 +149,7 @@ def of_predictions(values: dict[str, Any], standard_input: str | None = None) ->
     """
     predictions = values["predictions"]
     paths = [one["file"] for one in predictions]
-    made, points = of_files(paths, values["points"], "unknown", standard_input)
+    made, points = of_files(paths, values["points"], "unknown", standard_input, values["turned"])
     for one, predicted in zip(made["shown"], predictions, strict=True):
         one["predicted"] = predicted["top"][0]
     return made | {"up_axis": values["up_axis"]}, points

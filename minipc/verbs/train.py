@@ -33,7 +33,14 @@ from minipc.nn.ops import log_softmax_forward
 from minipc.progress import quiet
 from minipc.provenance import provenance, unlike
 from minipc.record.reader import RecordReader
-from minipc.runs.config import Beginning, RecordName, RunConfig, identity, read_config
+from minipc.runs.config import (
+    OWN_SEED,
+    Beginning,
+    RecordName,
+    RunConfig,
+    identity,
+    read_config,
+)
 from minipc.runs.folder import RunFolder, free_name
 from minipc.settings import SelfConfig, settings_of
 from minipc.storage import files
@@ -84,7 +91,8 @@ def train(
     its logits if labels_only), and data may be None: the record holds or names its clouds.  Without
     record, training is on labels alone.  views: (first, stop) of the record; self_record: path of
     the second record, for the self target "record".  init: a model file or a run folder with the
-    weights and statistics to begin from; the run folder keeps a copy.  out None: run, run-2, ...
+    weights and statistics to begin from, in whose name {seed} stands for the seed; the run folder
+    keeps a copy.  out None: run, run-2, ...
     Reports go to say(line), progress(done, total, text) and, once an epoch, detail(line).
     stop_after: the epoch to stop after.  With dry_run everything is checked and reported, nothing
     is written, and None is returned.
@@ -135,17 +143,17 @@ def forecast(
     say: Callable[[str], None] = quiet,
     progress: Callable[[int, int, str], None] = quiet,
     **choices: Any,
-) -> tuple[RunConfig, int]:
-    """Return the RunConfig that train() would write, and the seed of its views; makes no run.
+) -> tuple[RunConfig, int, int]:
+    """Return the RunConfig that train() would write, its seed of views, its labelled test clouds.
 
-    choices: the arguments of train() from data to views.  Groups of neighbours are made and kept
-    beside the data.  Raises as train() does.
+    Makes no run.  choices: the arguments of train() from data to init.  Groups of neighbours are
+    made and kept beside the data.  Raises as train() does.
     """
     with _new_run(out, model, loss, config, xp=xp, **choices) as run:
         making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
         for split in run.splits:
             kept_groups(run.config.model, split, run.data, **making)
-        return run.config, _views_seed(run)
+        return run.config, _views_seed(run), run.splits.test.labelled
 
 
 def resume(
@@ -233,8 +241,9 @@ def _new_run(
         size = sizes(model, len(splits.train.class_names))
         begun_from = None
         if init is not None:
-            path, begun_from = read_model_for(splits.train, data, init)
+            path, begun_from = read_model_for(splits.train, data, of_seed(init, config))
             check_same_sizes(begun_from, size, path)
+            path = init if OWN_SEED in init else path  # as given, so runs of one arm name the same
         described = RunConfig(
             provenance=provenance(xp),
             data=os.path.basename(data),
@@ -367,7 +376,7 @@ def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None
             else f"no accuracy: none of the {len(test)} test clouds is labelled"
         )
     if config.init:
-        say(f"begins from: {config.init.file}")
+        say(f"begins from: {of_seed(config.init.file, config.training)}")
     if config.self_target:
         say(f"self target: {config.self_target.kind}")
         if config.loss.temperature == 1:
@@ -446,6 +455,11 @@ def _run(
     )
     last = write_epochs(folder, followed(epochs), run.splits.test, last_epoch, done, about, detail)
     return Run(_values(run, folder, last.rows, time.perf_counter() - begun), last)
+
+
+def of_seed(init: str, config: TrainConfig) -> str:
+    """Return what a run begins from: in its name {seed} stands for the seed."""
+    return init.replace(OWN_SEED, str(config.seed))
 
 
 def _views_seed(run: Prepared) -> int:
@@ -584,7 +598,12 @@ def _insist(described: dict[str, Any], given: dict[str | None, dict[str, Any]], 
     names = {"name": "model"} | {key: each.label for key, each in settings_of(SelfConfig).items()}
     for section, settings in given.items():
         own = described if section is None else described[section]
-        if own is None:  # this run does not use these options
+        if own is None:
+            if settings:
+                raise UsageError(
+                    f"{out}: is a run without {str(section).replace('_', ' ')}, and has no use for "
+                    f"{names.get(next(iter(settings)))}; leave the option out, or start another run"
+                )
             continue
         for name, value in settings.items():
             if own.get(name) != value:

@@ -265,6 +265,16 @@ def test_the_command_writes_augmentation_into_its_run_and_resume_insists_on_it(s
     assert say("train", "--resume", "--out", "run", "--quiet")[0] == 0
 
 
+def test_resume_refuses_options_of_what_the_run_does_not_have(say, data, folder):
+    assert say(*TRAIN, "--stop-after", 1, "--out", "run")[0] == 0
+    for option in (("--self-target", "ema"), ("--self-every", 3), ("--ema-decay", 0.5)):
+        code, *told = say("train", "--resume", "--out", "run", *option)
+        said = " ".join(option[0].strip("-").split("-"))
+        assert code == 2 and "is a run without self target" in " ".join(told)
+        assert f"has no use for {said}" in " ".join(told), told
+    assert say("train", "--resume", "--out", "run", "--quiet")[0] == 0
+
+
 def test_the_other_options_have_no_use_alone(say, data, folder):
     code, *told = say(*TRAIN, "--augment-steps", 3)
     assert code == 2 and "--augment-steps has no use without --augment-width" in " ".join(told)

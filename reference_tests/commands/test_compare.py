@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import xml.etree.ElementTree as tree
+from dataclasses import replace
 from math import isclose, sqrt
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from minipc.cli.compare import OF_ARMS, read_study
 from minipc.cli.main import main
 from minipc.cli.options import options_of
 from minipc.cli.train import command as train_command
+from minipc.data.clouds import UNLABELLED, Splits, read_clouds, write_clouds
 from minipc.errors import DataError, UsageError
+from minipc.models.file import model_id, read_model
 from minipc.report import compare as report
 from minipc.runs.compare import (
     arms_of,
@@ -285,18 +288,91 @@ def test_each_seed_of_an_arm_may_begin_from_a_run_of_its_own_seed(way, say):
     assert code == 0 and [len(arm["runs"]) for arm in told] == [2, 2]
     for seed in (0, 1):
         began = read_config(f"after/after-{seed}").init
-        assert Path(began.file) == Path(f"study/kd-{seed}/model.h5")
+        assert began.file == "study/kd-{seed}"
+        assert began.model_id == model_id(read_model(f"study/kd-{seed}/model.h5"))
     # finished runs are one arm, though each began from another model
     code, out, _ = say("compare", *runs, "--json")
     assert code == 0 and [arm | {"files": None} for arm in json.loads(out)["arms"]] == told
-    words = ("--kd-weight", 0.9, "--seed", 1, "--init", "study/kd-1", "--out", "x")
+    words = ("--kd-weight", 0.9, "--seed", 1, "--init", "study/kd-{seed}", "--out", "x")
     quietly("train", "--record", "record.h5", *words, *QUICK)
-    assert Path("x/model.h5").read_bytes() == Path("after/after-1/model.h5").read_bytes()
+    for name in ("model.h5", "run.json"):
+        assert Path("x", name).read_bytes() == Path("after/after-1", name).read_bytes()
     # and a run that began from a model that is there no more is another run
     shutil.copy("study/labels-1/model.h5", "study/kd-1/model.h5")
     code, _, err = say("compare", "after.toml")
     assert code == 2 and "after/after-1: was begun with other settings" in err
     assert "init.model_id" in err
+
+
+def test_an_arm_that_begins_from_one_run_is_one_arm_whatever_its_name_ends_with(way, say):
+    text = STUDY.replace("kd-weight = 0.9", 'kd-weight = 0.9\ninit = "study/kd-1"')
+    own = '\n[arms.own]\nkd-weight = 0.9\ninit = "study/kd-{seed}"\n'  # the same with seed 1 only
+    Path("one.toml").write_text(text + own)
+    code, out, _ = say("compare", "one.toml", "--json")
+    found = {arm["arm"]: arm["accuracy"] for arm in json.loads(out)["arms"]}
+    assert code == 0 and [*found] == ["labels", "kd", "own"]
+    runs = [f"one/{arm}-{seed}" for arm in found for seed in (0, 1)]
+    code, out, _ = say("compare", *runs, "--json")
+    assert {arm["arm"]: arm["accuracy"] for arm in json.loads(out)["arms"]} == found
+    assert "Not compared" not in Path("one/report.html").read_text()
+
+
+def test_no_arm_is_lost_where_folders_have_the_same_name(way, say):
+    os.makedirs("old")
+    words = ("--record", "record.h5", "--kd-weight", 0.3, *QUICK)
+    quietly("train", *words, "--out", "old/kd-0")
+    quietly("train", *words, "--seed", 2, "--out", "run-2")
+    quietly("train", "--record", "record.h5", "--labels-only", "--seed", 2, *QUICK, "--out", "run")
+    for name in ("kd-0", "labels-0"):
+        shutil.copytree(f"study/{name}", name)
+    for runs, arms in (
+        (["old/kd-0", "kd-0", "labels-0"], {"old/kd", "kd", "labels"}),
+        (["kd-0", "old/kd-0", "labels-0"], {"old/kd", "kd", "labels"}),
+        (["run-2", "run"], {"run-2", "run"}),
+        (["run", "run-2"], {"run-2", "run"}),
+    ):
+        code, out, err = say("compare", *runs, "--json")
+        assert code == 0, err
+        assert {arm["arm"] for arm in json.loads(out.splitlines()[-1])["arms"]} == arms
+        assert say("report", *runs, "--out", "page.html")[0] == 0
+        page = Path("page.html").read_text()
+        assert all(f"{name}</" in page for name in arms), runs
+
+
+def test_a_study_counts_labelled_test_clouds_and_refuses_where_there_are_none(way, say):
+    splits = read_clouds("clouds.h5")
+    for name, known in (("some.h5", 20), ("none.h5", 0)):
+        labels = splits.test.labels.copy()
+        labels[known:] = UNLABELLED
+        test = replace(splits.test, labels=labels)
+        write_clouds(name, Splits(splits.train, test))
+    text = STUDY.replace('record = "record.h5"', 'data = "some.h5"').replace(
+        "[arms.kd]", "[arms.kd]\nlabels-only = true\nlr = 0.02"
+    )
+    text = text.replace("kd-weight = 0.9", "[arms.labels]\nlabels-only = true")
+    Path("some.toml").write_text(text)
+    code, out, err = say("compare", "some.toml", "--json")
+    assert code == 0, err
+    values = json.loads(out)
+    rows = Path("some/kd-0/metrics.jsonl").read_text().splitlines()
+    assert values["test_clouds"] == 20 < len(splits.test)
+    arm = next(arm for arm in values["arms"] if arm["arm"] == "kd")
+    assert arm["accuracy"]["per_seed"][0] == pytest.approx(
+        json.loads(rows[-1])["test_accuracy"], **EXACT
+    )
+    Path("none.toml").write_text(text.replace("some.h5", "none.h5"))
+    code, _, err = say("compare", "none.toml")
+    assert code == 3 and "no test cloud is labelled" in err and not Path("none").exists()
+
+
+def test_the_page_of_a_study_shows_its_arms_and_not_those_that_were_taken_out(way, say):
+    Path("study.toml").write_text(STUDY + "\n[arms.more]\nkd-weight = 0.8\n")
+    assert say("compare", "study.toml")[0] == 0
+    assert "more-0" in Path("study/report.html").read_text()
+    Path("study.toml").write_text(STUDY)
+    assert say("compare", "study.toml")[0] == 0
+    assert "more" not in Path("study/compare.md").read_text()
+    assert "more-0" not in Path("study/report.html").read_text()
 
 
 def test_one_seed_has_no_interval(way, say):
@@ -376,7 +452,7 @@ def test_files_of_a_run_that_do_not_belong_together_are_refused(way):
             read_outcome("study/kd-0")
     first, *lines = text.splitlines(keepends=True)
     place.write_text("".join([first, *lines[::-1]]))
-    with pytest.raises(DataError, match="in another order"):
+    with pytest.raises(DataError, match="cloud 0: its line contradicts itself"):
         read_outcome("study/kd-0")
     place.unlink()
     with pytest.raises(DataError, match="is not there"):

@@ -8,7 +8,7 @@ import pytest
 
 from minipc.data import shapes
 from minipc.data.check import check
-from minipc.data.clouds import Clouds, Splits, write_clouds
+from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.data.duplicates import FEWEST, LIMIT, digests, near_duplicates, ratio_of
 from minipc.data.prepare import unit_sphere
 from reference_tests.commands.test_modelnet import FOLDER
@@ -208,3 +208,19 @@ def test_of_modelnet40_about_a_quarter_of_the_test_clouds_is_nearly_in_training(
     assert len(found["degenerate"]) == 31 and {one["is"] for one in found["degenerate"]} == {
         "plane"
     }
+
+
+def test_hold_out_tells_of_clouds_that_it_divides_from_their_twins(splits, say, tmp_path):
+    train = splits.train
+    twice = of_points(np.repeat(train.points, 2, axis=0), np.repeat(train.labels, 2))
+    for name, train in (("twice.h5", twice), ("once.h5", splits.train)):
+        write_clouds(str(tmp_path / name), Splits(train, splits.test))
+    out = str(tmp_path / "a.h5")
+    code, text, _ = say("data", "hold-out", tmp_path / "twice.h5", "-o", out, "--json")
+    count = json.loads(text)["test_clouds_in_training"]
+    assert code == 0 and count == check(read_clouds(out))["test_clouds_in_training"] > 0
+    _, text, _ = say("data", "hold-out", tmp_path / "twice.h5", "-o", tmp_path / "b.h5")
+    assert text.endswith(f"note: {count} test clouds are also training clouds, bit for bit\n")
+    words = ("data", "hold-out", tmp_path / "once.h5", "-o", tmp_path / "c.h5")
+    words = (*words, "--test-fraction", 0.4)
+    assert "note" not in say(*words)[1]

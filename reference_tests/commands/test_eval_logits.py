@@ -6,6 +6,7 @@ import json
 import os
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -438,6 +439,26 @@ def test_predictions_of_other_clouds_are_no_comparison(place, say):
     np.save("fewer.npy", logits()[:-1])
     code, out, err = say("eval", "--logits", "fewer.npy", "fewer.h5", "--against", "run", "-q")
     assert (code, out) == (3, "") and "are not the 32 test clouds of fewer.h5" in err
+
+
+def test_predictions_of_other_clouds_with_the_same_labels_are_no_comparison(place, say):
+    """Splits of one file by two seeds, where clouds of a class lie together, as in a folder."""
+    splits = read_clouds("clouds.h5")
+    order = np.argsort(splits.train.labels, kind="stable")
+    train = replace(
+        splits.train, points=splits.train.points[order], labels=splits.train.labels[order]
+    )
+    write_clouds("sorted.h5", splits._replace(train=train))
+    for seed in (0, 1):
+        words = ("--seed", seed, "--test-fraction", 0.5, "--quiet")
+        assert say("data", "hold-out", "sorted.h5", "-o", f"{seed}.h5", *words)[0] == 0
+        words = ("--labels-only", "--out", f"run{seed}")
+        assert say("train", f"{seed}.h5", *words, *map(str, QUICK))[0] == 0
+    assert (read_clouds("0.h5").test.labels == read_clouds("1.h5").test.labels).all()
+    for other in ("run1", "run1/predictions.csv"):
+        code, _, err = say("eval", "run0", "--against", other, "-q")
+        assert code == 3 and "are not the" in err and "test clouds of 0.h5" in err, err
+    assert values_of(say, "run0", "--against", "run0")["compared"][0]["agreement"] == 1
 
 
 def test_what_another_program_calls_half_precision_is_no_file_of_logits(say):

@@ -18,7 +18,7 @@ from conftest import write_three_classes
 
 from minipc.cli.main import main
 from minipc.data.clouds import UNLABELLED, Splits, read_clouds, write_clouds
-from minipc.data.prepare import fit_points, prepare
+from minipc.data.prepare import fit_points, prepare, turned
 from minipc.data.readers.point_files import read_points
 from minipc.errors import DataError
 from minipc.record.reader import RecordReader
@@ -142,13 +142,17 @@ def test_files_of_one_cloud_are_shown_as_they_are_read(vessels):
     assert np.array_equal(whole, read_points(paths[0]))
 
 
+@pytest.mark.parametrize("turning", [None, ["y", "z"]])
 @pytest.mark.parametrize("count", [32, 900])  # a part of the points, and more than there are
-def test_a_prediction_is_drawn_with_the_points_that_the_model_saw(folder, count):
+def test_a_prediction_is_drawn_with_the_points_that_the_model_saw(folder, count, turning):
     whole = np.random.default_rng(0).normal(size=(300, 3)) + 5
     np.save("a.npy", whole)
     best = {"class": "mug", "probability": 0.75}
     predictions = [{"file": "a.npy", **best, "top": [best]}]
-    values, points = of_predictions({"predictions": predictions, "points": count, "up_axis": "z"})
+    given = {"predictions": predictions, "points": count, "up_axis": "z", "turned": turning}
+    values, points = of_predictions(given)
+    if turning:
+        whole = turned(whole, *turning)
     seen = prepare(whole, "unit_sphere", count)[0][:300]  # then they are repeated
     middle = whole.mean(axis=0)
     radius = np.linalg.norm(whole - middle, axis=1).max()
@@ -245,6 +249,13 @@ def test_show_draws_at_the_end_of_a_prediction_also_in_a_pipe(record, say):
     assert code == 0 and out.startswith(plain) and not has_braille(plain)
     assert has_braille(out.removeprefix(plain))
     assert out.rstrip().endswith(plain.split("  ")[1].strip())  # the answer below the picture
+
+
+def test_show_has_nothing_to_draw_where_no_file_is_a_cloud(record, say):
+    with open("one.xyz", "w") as file:
+        file.write("nothing\n")
+    code, out, err = say("predict", "teacher", "one.xyz", "--quiet", "--show")
+    assert (code, out) == (3, "") and "one.xyz" in err and "Traceback" not in err
 
 
 def test_show_draws_what_data_make_has_made(folder, say, monkeypatch):

@@ -13,10 +13,18 @@ def of_data_make(values: Values) -> list[str]:
     return [f"{values['file']}: {first}", *rest]
 
 
+def of_data_hold_out(values: Values) -> list[str]:
+    return [*of_data_make(values), *_twins(values)]
+
+
+def _twins(values: Values) -> list[str]:
+    twins = values["test_clouds_in_training"]
+    return [f"note: {twins} test clouds are also training clouds, bit for bit"] if twins else []
+
+
 def of_data_pack(values: Values) -> list[str]:
     total, moved = values["train"] + values["test"], values["normalised"]
     rest = f", the other {total - moved} were in it" if moved < total else ""
-    twins = values["test_clouds_in_training"]
     return [
         *of_data_make(values),
         "no cloud was normalised"
@@ -25,7 +33,7 @@ def of_data_pack(values: Values) -> list[str]:
         f"{values['sampled']} clouds had more points than {values['points']} and were sampled, "
         f"{values['padded']} had fewer and are repeated",
         f"split: {values['split']}",
-        *([f"note: {twins} test clouds are also training clouds, bit for bit"] if twins else []),
+        *_twins(values),
         "dry run: nothing was written"
         if values["dry_run"]
         else f"next: minipc train {shlex.quote(values['file'])} --labels-only --model teacher "
