@@ -4,6 +4,9 @@ The record holds the scale and shift that were applied to each cloud, as float32
 Replay rounds twice, the same way on every machine; one fused multiply-add would already differ.
 """
 
+import os
+import sys
+
 import numpy as np
 
 from minipc.data import augment
@@ -14,6 +17,8 @@ from minipc.record.recording import Recording
 
 
 def main(out: str = "replay.h5", clouds: int = 64) -> None:
+    if os.path.exists(out):
+        sys.exit(f"{out} is there already, so the teacher need not look again; remove it first")
     train = built_in_shapes(0).train
     train = type(train)(
         train.points[:clouds],

@@ -42,6 +42,7 @@ def main(out: str = "any_teacher.h5", epochs: int = 2) -> None:
     done = record(Recording(splits.train, "nearest-class-means-1", out, views=2), teacher)
     print(f"teacher on the recorded views: {100 * done.teacher_accuracy:.1f} %, {done.bytes} bytes")
     with RecordReader(out) as reader:
+        reader.check_belongs(splits.train)  # views of other clouds would teach nonsense
         model = sizes("tiny", len(splits.train.class_names))
         *_, last = train(
             splits,

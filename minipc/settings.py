@@ -82,7 +82,11 @@ def option_names(kind: type) -> tuple[str, ...]:
 def check(config: Any) -> None:
     """Raise UsageError for the first field of a dataclass of settings that is not allowed."""
     for name, each in settings_of(type(config)).items():
-        each.check(getattr(config, name))
+        value = getattr(config, name)
+        if getattr(value, "shape", None) == ():  # a number of NumPy: files hold those of Python
+            value = value.item()
+            object.__setattr__(config, name, value)
+        each.check(value)
 
 
 def chosen(given: dict[str, Any], kind: type) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from minipc.cli.options import (
     FILE,
     Verb,
     common_options,
-    given_options,
     option,
     setting_options,
+    typed_options,
 )
 from minipc.cli.show import Console, result
 from minipc.errors import CheckFailed, MinipcError
@@ -60,8 +60,10 @@ def command(
     one survives.  With --record it looks at the teacher recorded in FILE; DATA are its clouds, and
     a, b, T and e belong to it.
     """
-    sources = given_options()
-    given = [name for name in OF_RECORD if name in sources]
+    typed = typed_options()
+    given = [name for name in OF_RECORD if name in typed]
+    if "record" not in typed and (inject is not None or listed or vectors):
+        record = None
     if record is None and given:
         what = "DATA" if given[0] == "data" else f"--{given[0].replace('_', '-')}"
         raise click.UsageError(f"{what} has no use without --record; add it")

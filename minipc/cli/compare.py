@@ -6,17 +6,16 @@ import re
 from typing import Any
 
 import click
-from click.core import ParameterSource
 
 from minipc.cli import train
 from minipc.cli.options import (
     FILE,
     Verb,
     common_options,
-    given_options,
     option,
     options_of,
     read_toml,
+    typed_options,
     values_of_table,
 )
 from minipc.cli.show import Console, result
@@ -102,7 +101,7 @@ def command(
                 raise type(reason)(f"{studies[0]}: {reason}") from reason
         else:
             for name in ("at_a_time", "threads", "backend"):
-                if given_options().get(name) is ParameterSource.COMMANDLINE:
+                if name in typed_options():
                     flag = f"--{name.replace('_', '-')}"
                     raise click.UsageError(f"{flag} goes with STUDY.toml: runs are trained already")
             values = compare.compare_runs(paths, out)

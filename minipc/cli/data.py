@@ -8,7 +8,7 @@ import click
 
 from minipc.cli.completion import classes
 from minipc.cli.info import command as info
-from minipc.cli.options import FILE, Verbs, common_options, given_options, option
+from minipc.cli.options import FILE, Verbs, common_options, option, typed_options
 from minipc.cli.show import Console, asked_width, picture_width, result
 from minipc.cli.train import Views
 from minipc.errors import CheckFailed, UsageError
@@ -196,7 +196,7 @@ def check(
     }
     with Console(quiet, verbose) as console:
         if not os.path.isdir(source) and kind_of(source) == "clouds":
-            if {*how, "num_points"} & set(given_options()):
+            if {*how, "num_points"} & set(typed_options()):
                 raise UsageError(
                     f"{source}: is packed, so how it is read is decided; leave out the options of "
                     "a source"

@@ -9,9 +9,9 @@ from minipc.cli.options import (
     FILE,
     Verb,
     common_options,
-    given_options,
     option,
     setting_options,
+    typed_options,
 )
 from minipc.cli.show import result
 from minipc.errors import UsageError
@@ -69,7 +69,7 @@ def command(
         raise click.UsageError("--classes: the record says how many; leave one out")
     translation = None
     if theirs:
-        if "kd_weight" in given_options():
+        if "kd_weight" in typed_options():
             raise click.UsageError("--from and --kd-weight both say what a is; leave one out")
         name, weight = _named_weight(theirs)
         check_name(name)

@@ -289,6 +289,15 @@ def given_options() -> dict[str, ParameterSource | None]:
     return {name: source for name, source in sources.items() if source is not default}
 
 
+def typed_options() -> list[str]:
+    """Return the parameters of the running verb that were typed.
+
+    What a variable or a file of settings says may be meant for other commands.
+    """
+    typed = ParameterSource.COMMANDLINE
+    return [name for name, source in given_options().items() if source is typed]
+
+
 def verbs_below(group: click.Group, prefix: str = "") -> dict[str, click.Command]:
     """Return {name: Verb} of a group and of the groups in it, with names such as "data.pack"."""
     verbs: dict[str, click.Command] = {}

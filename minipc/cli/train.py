@@ -9,7 +9,15 @@ import click
 from click.core import ParameterSource
 
 from minipc.cli.completion import models
-from minipc.cli.options import FILE, Verb, given_options, option, setting_options, shared_options
+from minipc.cli.options import (
+    FILE,
+    Verb,
+    given_options,
+    option,
+    setting_options,
+    shared_options,
+    typed_options,
+)
 from minipc.cli.show import Console, result
 from minipc.settings import LossConfig, SelfConfig, TrainConfig, chosen, option_names, take
 
@@ -128,7 +136,7 @@ def command(
     from minipc.report.lines.train import of_train
 
     # a variable or a key in a file may be set for other runs
-    typed = [name for name, source in given_options().items() if source is COMMANDLINE]
+    typed = typed_options()
     refuse_useless(typed, given, labels_only, resume)
     if resume and dry_run:
         raise click.UsageError("--resume and --dry-run do not go together; leave one out")
@@ -298,7 +306,7 @@ def arguments(model: str, given: dict[str, Any], files: dict[str, Any]) -> dict[
 def _given() -> dict[str | None, dict[str, Any]]:
     """Return {section of run.json: {setting: value}} of the options that were given."""
     params = click.get_current_context().params
-    given = {name: params[name] for name in given_options()}
+    given = {name: params[name] for name in typed_options()}
     insisted: dict[str | None, dict[str, Any]] = {
         section: chosen(given, kind) for section, kind in SECTIONS.items()
     }

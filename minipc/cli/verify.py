@@ -2,7 +2,7 @@
 
 import click
 
-from minipc.cli.options import FILE, SAMPLE, Verb, given_options, option, shared_options
+from minipc.cli.options import FILE, SAMPLE, Verb, option, shared_options, typed_options
 from minipc.cli.show import Console, result
 from minipc.errors import CheckFailed
 
@@ -40,7 +40,7 @@ def command(
     from minipc.report.lines.record import of_verify
     from minipc.verbs.verify import verify
 
-    if teacher is None and "sample" in given_options():
+    if teacher is None and "sample" in typed_options():
         raise click.UsageError("--sample has no use without --teacher; add it")
     with Console(quiet, verbose) as console:
         verdict = verify(

@@ -90,6 +90,8 @@ class Clouds:
         if not isinstance(self.source, str):
             raise DataError(f"clouds: expected a source that is text, got {self.source!r}")
         _check_files(self.files, len(self.points))
+        object.__setattr__(self, "points", _read_only(self.points))
+        object.__setattr__(self, "labels", _read_only(self.labels))
 
     @classmethod
     def from_arrays(
@@ -184,6 +186,13 @@ class Clouds:
             "up_axis": self.up_axis,
             "normalisation": self.normalisation,
         }
+
+
+def _read_only(array: np.ndarray) -> np.ndarray:
+    """Return a view that cannot be written to: the hash of an array is computed once."""
+    view = array.view()
+    view.flags.writeable = False
+    return view
 
 
 def _check_files(names: tuple, clouds: int) -> None:
@@ -282,10 +291,11 @@ def whole_labels(labels: Any, name: str = "labels", least: int = 0) -> np.ndarra
         )
     with np.errstate(invalid="ignore"):
         whole = values.astype(np.int64)
-    if (whole < least).any():
+        wrong = ~(values >= least)  # not a number, too
+    if wrong.any():
         raise DataError(
-            f"{name}: expected whole numbers from {least}, got {whole.min()}; number the classes "
-            "from 0"
+            f"{name}: expected whole numbers from {least}, got {values[wrong][0]}; number the "
+            "classes from 0"
         )
     if not (whole == values).all():
         raise DataError(

@@ -11,6 +11,8 @@ import h5py
 import numpy as np
 
 from minipc.backend import tree_to
+from minipc.data.clouds import UP_AXES
+from minipc.data.prepare import NORMALISATIONS
 from minipc.errors import DataError
 from minipc.models.model import config_class, net
 from minipc.nn.params import initialise
@@ -72,6 +74,7 @@ def on_module(model: Model, xp: Any) -> Model:
 
 def write_model(path: str | PathLike, model: Model) -> None:
     """Commit model to path, atomically; its arrays must be on the host."""
+    _check_described(model.described, model.config.classes, path)
 
     def fill(file: h5py.File) -> None:
         hdf5.write_meta(
@@ -90,6 +93,17 @@ def write_model(path: str | PathLike, model: Model) -> None:
     hdf5.write_hdf5(path, KIND, VERSION, fill)
 
 
+def _check_described(described: dict[str, Any], classes: int, path: str | PathLike) -> None:
+    """Raise DataError unless `described` says what a model of so many classes was trained on."""
+    files.check_keys(described, {"class_names", "up_axis", "normalisation"}, path)
+    known = described["up_axis"] in UP_AXES and described["normalisation"] in NORMALISATIONS
+    if len(described["class_names"]) != classes or not known:
+        raise DataError(
+            f"{path}: its class names, up axis or normalisation are not those of a model of "
+            f"{classes} classes; train the model again"
+        )
+
+
 def read_model(path: str | PathLike) -> Model:
     """Return the Model in path.  Raises DataError for a missing, damaged or foreign file."""
     with hdf5.open_hdf5(path, KIND, VERSION) as file:
@@ -99,10 +113,8 @@ def read_model(path: str | PathLike) -> Model:
         files.check_keys({"architecture": "pointnet", **meta}, keys, path)  # version 1 has none
         kind = config_class(meta.get("architecture", "pointnet"), path)
         config = files.from_dict(kind, meta["config"], path)
-        files.check_keys(meta["described"], {"class_names", "up_axis", "normalisation"}, path)
-        if len(meta["described"]["class_names"]) != config.classes or not isinstance(
-            meta["trained"], dict
-        ):
+        _check_described(meta["described"], config.classes, path)
+        if not isinstance(meta["trained"], dict):
             raise DataError(f"{path}: its metadata contradicts itself; train the model again")
         shapes = {
             "params": {name: s.shape for name, s in net(config).param_specs(config).items()},

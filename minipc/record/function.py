@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def is_function(text: str) -> bool:
     """Return whether text names a function: no file of that name, and an identifier behind ":"."""
-    source, colon, name = text.rpartition(":")
+    source, colon, name = os.fspath(text).rpartition(":")
     return bool(colon and source) and name.isidentifier() and not os.path.exists(text)
 
 

@@ -37,6 +37,16 @@ def describe(path: str) -> dict[str, Any]:
             return _run(path)
         if os.path.lexists(os.path.join(path, "plan.json")):
             return _recording(path)
+        runs = [
+            place
+            for place in (os.path.join(path, name) for name in sorted(os.listdir(path)))
+            if os.path.lexists(os.path.join(place, "run.json"))
+        ]
+        if runs:
+            raise DataError(
+                f"{path}: is the folder of a study; name a run in it, such as {runs[0]}, or look "
+                f"at all: minipc report {path}"
+            )
         raise DataError(
             f"{path}: is a folder with neither run.json nor plan.json, so none of ours; name a file"
         )

@@ -92,6 +92,7 @@ class RunFolder:
         cannot be made or is not a run; MinipcError on a system without locks.
         """
         locks.check_locks(path)
+        text = json.dumps(described, indent=2, sort_keys=True) + "\n"
         self.path, self.new = path, described is not None
         made = False
         if self.new:
@@ -113,10 +114,7 @@ class RunFolder:
         try:
             if self.new:
                 check_new_run(path)  # again, now that nobody else can write into it
-                files.commit(
-                    self.file("run.json"),
-                    (json.dumps(described, indent=2, sort_keys=True) + "\n").encode(),
-                )
+                files.commit(self.file("run.json"), text.encode())
             self.described = read_run(path)
         except MinipcError:
             os.close(self._lock)

@@ -47,6 +47,11 @@ def loss(
         raise UsageError(
             f"loss: kd_weight = {config.kd_weight:g} needs teacher_logits; pass them or kd_weight=0"
         )
+    if self_logits is None and config.self_weight:
+        raise UsageError(
+            f"loss: self_weight = {config.self_weight:g} needs self_logits; pass them (where no "
+            "row has some yet, any with has_self all False) or self_weight=0"
+        )
     v, u = (
         _constant(name, value, logits)
         for name, value in (("teacher_logits", teacher_logits), ("self_logits", self_logits))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from minipc.backend import BLOCK, worker_threads
-from minipc.data.clouds import Splits
+from minipc.data.clouds import Clouds, Splits
 from minipc.errors import UsageError
 from minipc.progress import quiet
 from minipc.record import recorder
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from minipc.data.clouds import Clouds
     from minipc.record.recorder import Recorded, Share
 
 
@@ -37,7 +36,7 @@ DEFAULTS: dict[str, Any] = dict(  # of the options of a ModuleTeacher
 
 def record_module(
     module: Any,
-    data: str | Splits | Clouds,
+    data: str | os.PathLike | Splits | Clouds,
     out: str,
     *,
     views: int,
@@ -122,21 +121,22 @@ def _teacher(module: Any, options: dict[str, Any]) -> ModuleTeacher:
 
 def _recording(
     teacher: ModuleTeacher,
-    data: str | Splits | Clouds,
+    data: str | os.PathLike | Splits | Clouds,
     out: str,
     *,
     with_clouds: bool,
     **settings: Any,
 ) -> Recording:
     """Return the Recording of a teacher on the training clouds of data."""
-    splits = read_data(data) if isinstance(data, str) else data
+    path = None if isinstance(data, Splits | Clouds) else os.fspath(data)
+    splits: Any = data if path is None else read_data(path)
     if with_clouds and not isinstance(splits, Splits):
         raise UsageError("record: with_clouds needs both splits; pass Splits or a path as data")
     return Recording(
         splits.train if isinstance(splits, Splits) else splits,
         teacher.teacher_id,
         out,
-        data_file=os.path.basename(data) if isinstance(data, str) else None,
+        data_file=path and os.path.basename(path),
         with_clouds=splits if with_clouds and isinstance(splits, Splits) else None,
         **settings,
     )
@@ -144,7 +144,7 @@ def _recording(
 
 def _record_share(
     module: str,
-    data: str | Splits | Clouds,
+    data: str | os.PathLike | Splits | Clouds,
     out: str,
     devices: int,
     threads: int,

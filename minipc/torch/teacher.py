@@ -69,8 +69,13 @@ class ModuleTeacher:
         self.channels_first = channels_first
         floats = [value for value in module.parameters() if value.dtype.is_floating_point]
         self.dtype = floats[0].dtype if floats else torch.float32
-        self.teacher_id = teacher_id or module_id(module, channels_first)
+        self._given_id = teacher_id
         self._lock = threading.Lock()  # evaluation mode belongs to the module, not to a call
+
+    @property
+    def teacher_id(self) -> str:
+        """What identifies the teacher: as given, else of its weights as they are now."""
+        return self._given_id or module_id(self.module, self.channels_first)
 
     @property
     def made_with(self) -> dict[str, Any]:

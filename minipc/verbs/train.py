@@ -243,7 +243,8 @@ def _new_run(
         if init is not None:
             path, begun_from = read_model_for(splits.train, data, of_seed(init, config))
             check_same_sizes(begun_from, size, path)
-            path = init if OWN_SEED in init else path  # as given, so runs of one arm name the same
+            # as given, so that runs of one arm name the same
+            path = os.fspath(init) if OWN_SEED in os.fspath(init) else path
         described = RunConfig(
             provenance=provenance(xp),
             data=os.path.basename(data),
@@ -342,6 +343,12 @@ def prepare(
                 "self record: it goes with the record that it was made beside; add --record FILE"
             )
         earlier.check_beside(reader)
+        stop = config.views[1]  # type: ignore[index]
+        if stop > earlier.views:
+            raise UsageError(
+                f"self record: {earlier.path} has {earlier.views} views, expected {stop}; record "
+                f"as many, or pass --views 0:{earlier.views}"
+            )
     return Prepared(
         out, config, data, splits, reader, earlier, views, len(learnt), labelled, len(held)
     )
@@ -459,7 +466,7 @@ def _run(
 
 def of_seed(init: str, config: TrainConfig) -> str:
     """Return what a run begins from: in its name {seed} stands for the seed."""
-    return init.replace(OWN_SEED, str(config.seed))
+    return os.fspath(init).replace(OWN_SEED, str(config.seed))
 
 
 def _views_seed(run: Prepared) -> int:

@@ -355,6 +355,11 @@ def test_an_earlier_student_from_a_second_record_is_a_self_target(data, say, fol
     assert say(*seeded)[0] == 0
     code, _, err = say(*negative, "--self-record", "seeded.h5", "--out", "third", *QUICK)
     assert code == 3 and "not in its teacher alone: seed is 1 there and 0 here" in err
+    words = ("record", data, "--teacher", "first", "--views", 1, "--out", "few.h5", "--quiet")
+    assert say(*words)[0] == 0
+    for dry in ((), ("--dry-run",)):  # a dry run says what the run would
+        code, _, err = say(*negative, "--self-record", "few.h5", "--out", "third", *QUICK, *dry)
+        assert code == 2 and "few.h5 has 1 views, expected 2" in err and "--views 0:1" in err
     assert not os.path.exists("third")
 
 

@@ -198,6 +198,14 @@ def test_whatever_is_not_ours_is_exit_3_and_one_line(folder, say):
         )
 
 
+def test_the_folder_of_a_study_is_told_as_such(whole_way, folder, say):
+    os.makedirs("study")
+    shutil.copytree("run", "study/labels-0")
+    code, out, err = say("info", "study")
+    assert (code, out) == (3, "") and "name a run in it, such as study/labels-0" in err
+    assert "minipc report study" in err
+
+
 def half(out):
     """Begin a recording of PLAN and commit three of its six shards; return the Store."""
     store = Store(out, PLAN, "clouds.h5")

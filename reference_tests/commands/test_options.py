@@ -340,3 +340,24 @@ def test_click_says_nothing_about_a_file(folder):
 def test_a_mistyped_word_is_answered_with_what_was_meant(words, meant, say):
     code, out, err = say(*words.split())
     assert (code, out) == (2, "") and meant in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name, value, words",
+    [
+        ("MINIPC_TEMPERATURE", "4", "audit --list"),
+        ("MINIPC_RECORD", "r.h5", "audit --list"),
+        ("MINIPC_KD_WEIGHT", "0.9", "loss --from deit=0.5"),
+        ("MINIPC_NUM_POINTS", "64", "data check {data}"),
+        ("MINIPC_SAMPLE", "64", "verify record.h5"),
+    ],
+)
+def test_a_variable_for_other_commands_stops_none(name, value, words, data, say, monkeypatch):
+    if "record.h5" in words:
+        quick = ("--epochs", 1, "--model", "8:8", "--quiet")
+        assert say("train", data, "--labels-only", "--out", "teacher", *quick)[0] == 0
+        made = say("record", data, "--teacher", "teacher", "--views", 1, "--force", "--quiet")
+        assert made[0] == 0
+    monkeypatch.setenv(name, value)
+    code, _, err = say(*words.format(data=data).split())
+    assert code == 0, err

@@ -1,6 +1,7 @@
 """A module of PyTorch recorded, verified by a function that makes it, and a student that learns."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from minipc.errors import DataError, UsageError
 from minipc.models.file import read_model, write_model
 from minipc.models.model import sizes
 from minipc.record.reader import RecordReader
+from minipc.verbs.verify import verify
 from reference_tests.tools.with_torch import torch
 
 # isort: split
@@ -142,6 +144,24 @@ def test_the_id_names_weights_class_and_layout_and_nothing_else():
         changed.fc.bias[0] += 1e-6
     half = net().bfloat16()
     assert len({module_id(net()), module_id(changed), module_id(half)}) == 3
+
+
+def test_a_module_that_has_trained_on_is_another_teacher(data, folder):
+    module = net()
+    teacher = ModuleTeacher(module, channels_first=True, output=first)
+    given = ModuleTeacher(module, channels_first=True, output=first, teacher_id="mine-1")
+    record_module(teacher, data, "r.h5", views=1, force=True)
+    with torch.no_grad():
+        module.fc.bias[0] += 1
+    with pytest.raises(DataError, match="teacher"):
+        record_module(teacher, data, "r.h5", views=2, force=True)
+    assert given.teacher_id == "mine-1"  # whoever names it says so himself
+
+
+def test_a_path_may_be_a_pathlib_path(data, folder, mine):
+    path = Path(data)
+    record_module(net(), path, "r.h5", views=1, force=True, channels_first=True, output=first)
+    assert verify("r.h5", path, None).passed
 
 
 def test_precision_and_autocast_of_the_caller_do_not_reach_the_teacher():

@@ -2,7 +2,7 @@
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 
 import numpy as np
@@ -281,6 +281,30 @@ def test_a_run_folder_is_never_reused(tmp_path):
     assert free_name(path) == f"{path}-2"
     with pytest.raises(DataError, match="the run folder cannot be made"):
         RunFolder(str(tmp_path / "none" / "run"), {})
+
+
+def test_what_is_no_json_leaves_no_folder_and_no_lock(tmp_path):
+    path = str(tmp_path / "run")
+    with pytest.raises(TypeError):
+        RunFolder(path, {"seed": np.float32(1)})
+    assert not os.path.exists(path)
+    RunFolder(path, {"seed": 1})
+
+
+def test_settings_may_be_numbers_of_numpy():
+    config = replace(LABELS, temperature=np.float32(4), label_smoothing=np.float64(0.1))
+    assert json.dumps(asdict(config)) and config.temperature == 4
+    assert type(TrainConfig(epochs=np.int64(3)).epochs) is int
+
+
+@pytest.mark.parametrize("key, value", [("up_axis", "Q"), ("normalisation", "none at all")])
+def test_a_model_of_clouds_that_cannot_be_is_neither_written_nor_read(tmp_path, splits, key, value):
+    model = run(splits, epochs=1).model
+    wrong = model._replace(described=model.described | {key: value})
+    path = str(tmp_path / "model.h5")
+    with pytest.raises(DataError, match="up axis or normalisation"):
+        write_model(path, wrong)
+    assert not os.path.exists(path)
 
 
 def test_a_model_comes_back_bit_for_bit_and_its_id_tells_every_change(tmp_path, splits):

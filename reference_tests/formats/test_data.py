@@ -344,6 +344,23 @@ def test_reading_changes_nothing_in_the_folder(modelnet):
         assert (copy / name).read_bytes() == (modelnet / name).read_bytes()
 
 
+def test_clouds_cannot_be_changed_under_their_hash():
+    points = np.random.default_rng(0).normal(size=(4, 8, 3)).astype(np.float32)
+    clouds = Clouds(points, np.arange(4) % 2, ("a", "b"), "z", "none")
+    for array in (clouds.points, clouds.labels):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 1
+    points[0] = 1  # what the caller gave stays the caller's
+
+
+def test_parts_of_modelnet40_in_no_list_are_told(modelnet):
+    shutil.copy(modelnet / "ply_data_train0.h5", modelnet / "ply_data_train7.h5")
+    packed = read_source(str(modelnet), 8)
+    assert packed.split.endswith("1 files in none of its lists left out")
+    (modelnet / "ply_data_train7.h5").unlink()
+    assert "left out" not in read_source(str(modelnet), 8).split
+
+
 def test_held_out_clouds_are_training_clouds_once_each_and_never_test_clouds():
     rng = np.random.default_rng(0)
     points = rng.normal(size=(60, 8, 3)).astype(np.float32)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -392,6 +393,34 @@ def test_class_names_in_an_attribute_are_read(tmp_path, where, kind):
             names if kind == "text" else np.array([name.encode() for name in names])
         )
     assert read_source(path, 30).splits.train.class_names == tuple(names)
+
+
+@pytest.mark.parametrize("form", ["{}/class_names", "class_names_{}", "{}_classes"])
+def test_class_names_beside_each_split_are_read_and_must_be_the_same(tmp_path, form):
+    members = {name: values for name, values in THREE["groups"].items() if "val" not in name}
+    same, other = ["mug", "bowl", "vase"], ["vase", "bowl", "mug"]
+    for names, file in ((same, "same.h5"), (other, "other.h5")):
+        lists = {form.format("train"): same, form.format("test"): names}
+        hdf5(tmp_path / file, **members, **{name: list(of) for name, of in lists.items()})
+    assert read_source(str(tmp_path / "same.h5"), 30).splits.test.class_names == tuple(same)
+    with pytest.raises(DataError, match="class names differ between"):
+        read_source(str(tmp_path / "other.h5"), 30)
+
+
+def test_class_names_in_another_encoding_are_told_as_such(tmp_path):
+    names = np.array(["mug", "bowl", "vas\u00e9".encode("latin-1")], "S8")
+    path = hdf5(tmp_path / "a.h5", points=POINTS, labels=LABELS, class_names=names)
+    with pytest.raises(DataError, match="class_names: is no UTF-8"):
+        read_source(path, 30)
+
+
+@pytest.mark.parametrize("value", [np.nan, -2.0, 2.0**63])
+def test_a_label_that_is_no_class_is_named_as_it_is(tmp_path, value):
+    labels = np.array(LABELS, np.float64)
+    labels[1] = value
+    path = hdf5(tmp_path / "a.h5", points=POINTS, labels=labels)
+    with pytest.raises(DataError, match=f"whole numbers.*got {re.escape(str(value))}"):
+        read_source(path, 30)
 
 
 @pytest.mark.parametrize(

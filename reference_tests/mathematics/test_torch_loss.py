@@ -119,6 +119,7 @@ def wrong():
         "a teacher of integers": ((z, labels, v.int()), {}, "teacher_logits: expected a floating"),
         "a teacher that learns": ((z, labels, grad), {}, r"constants .* teacher_logits.detach\(\)"),
         "an earlier self that learns": ((z, labels, v, grad), {}, r"self_logits.detach\(\)"),
+        "no earlier self": ((z, labels, v), {"self_weight": 0.1}, "needs self_logits"),
         "has_self of numbers": ((z, labels, v, u), {"has_self": has.int()}, "tensor of bool"),
         "a weight": ((z, labels, v), {"kd_weight": 2.0}, "a from 0 to 1"),
         "a guard": ((z, labels, v, u), {"self_weight": 0.4}, "the guard needs b < a / 2"),

@@ -150,7 +150,8 @@ def scan(path: str, request: Request) -> Listing:
             )
         if not split:
             words = np.repeat(list(pairs), [len(part.labels) for part in parts])
-        classes = _class_names(file, _find(names, NAMES, path), pairs.values(), labels, path)
+        lists = [_find(names, _of_split(NAMES, word), path) for word in dict.fromkeys(["", *pairs])]
+        classes = _class_names(file, lists, pairs.values(), labels, path)
     has_split = bool(split) or "" not in pairs
     name = os.path.basename(path)
     several = f", {SEVERAL}" if "augmented" in name.lower() else ""
@@ -328,14 +329,17 @@ def _split(dataset: h5py.Dataset, path: str) -> np.ndarray:
 
 def _class_names(
     file: h5py.File,
-    name: str | None,
+    lists: Sequence[str | None],
     pairs: Iterable[tuple[str, str]],
     labels: np.ndarray,
     path: str,
 ) -> tuple[str, ...]:
-    """Return the class names of a file, from a dataset, from attributes, or from the labels."""
+    """Return the class names of a file, from datasets, from attributes, or from the labels.
+
+    lists: the names of datasets of the file and of its splits, which must say the same.
+    """
     named = {}  # {where: class names}
-    if name is not None:
+    for name in filter(None, lists):
         dataset = member(file, name, path)
         texts = _text(dataset) if dataset.ndim < 2 and dataset.size <= CLASSES else None
         if texts is None:
@@ -343,8 +347,11 @@ def _class_names(
                 f"{path}: {name}: expected text, one name a class, got {dataset.shape} "
                 f"{dataset.dtype}"
             )
-        # the limit is far above real names: it cuts hostile ones
-        named[name] = tuple(short(text, 1000) for text in texts)
+        try:
+            # the limit is far above real names: it cuts hostile ones
+            named[name] = tuple(short(text, 1000) for text in texts)
+        except UnicodeDecodeError as reason:
+            raise DataError(f"{path}: {name}: is no UTF-8 ({reason}); store it so") from reason
     datasets = [file[name] for pair in pairs for name in pair]
     for node in (file, *datasets, *(dataset.parent for dataset in datasets)):
         for key in node.attrs:

@@ -45,6 +45,12 @@ def scan(folder: str, request: Request) -> Listing:
         for part, split in _listed(folder, ["train", *(third if joins else []), "test"])
     ]
     labels = [_labels(path, request.num_points) for path, _ in parts]
+    listed = {name for name, _ in _listed(folder, ["train", *third, "test"])}
+    beside = [
+        name
+        for name in os.listdir(folder)
+        if name.startswith("ply_data") and name.endswith(".h5") and name not in listed
+    ]
     return Listing(
         sum(map(len, labels)),
         _clouds(parts, labels),
@@ -54,6 +60,7 @@ def scan(folder: str, request: Request) -> Listing:
         third,
         up_axis="y",
         keeps_first=True,
+        note=f"{len(beside)} files in none of its lists left out" if beside else "",
     )
 
 
