@@ -67,8 +67,6 @@ def record_mean(
 
 
 def main(data: str = "", out: str = "ensemble.h5", views: str = "2", *teachers: str) -> None:
-    if data and not teachers:
-        sys.exit("name the teachers: record_an_ensemble.py DATA OUT VIEWS TEACHER TEACHER...")
     if data:
         models = [read_model(model_path(teacher)) for teacher in teachers]
         record_mean(read_clouds(data), models, out, int(views), data)
