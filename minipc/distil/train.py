@@ -177,10 +177,8 @@ class Task:
         """
         params, stats, optimiser = state
         config, target = self.config, self.self_target
-        rows, mask = (
-            kernels.held(self.work, name, value) for name, value in (("rows", rows), ("mask", mask))
-        )
-
+        rows = kernels.held(self.work, "rows", rows)
+        mask = kernels.held(self.work, "mask", mask)
         inputs = self.inputs(rows, augmentation)
         x = inputs.points
         y = smooth_labels(self.labels[rows], self.model.classes, self.loss.label_smoothing, x.dtype)
@@ -209,7 +207,7 @@ class Task:
             optimiser = optim.adamw_in_place(
                 params, grads, optimiser, lr, config.weight_decay, self.work
             )
-        stats = track(stats, batch, self.model)
+        stats = track(stats, batch, self.model, reuse=True)
         if target:
             target.stepped(rows, z, self.own(params))
         if self.average:

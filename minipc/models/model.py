@@ -60,13 +60,18 @@ def groups_of(config: Any, points: Any, groups: tuple | None = None) -> tuple:
     return groups
 
 
-def track(stats: dict, batch: dict[str, ops.BatchStats], config: Any) -> dict[str, Any]:
-    """Return running statistics moved towards those of one batch.  (M9)"""
+def track(
+    stats: dict, batch: dict[str, ops.BatchStats], config: Any, reuse: bool = False
+) -> dict[str, Any]:
+    """Return running statistics moved towards those of one batch.  (M9)
+
+    reuse: on a device, write them into the arrays of stats.
+    """
     moved = {}
     for name, layer_batch in batch.items():
         if kernels.on_device(module_of(layer_batch.mean)):
             old = (stats[f"{name}.mean"], stats[f"{name}.var"])
-            new = kernels.tracked(old, layer_batch[:2], layer_batch.rows, config.momentum)
+            new = kernels.tracked(old, layer_batch[:2], layer_batch.rows, config.momentum, reuse)
             moved[f"{name}.mean"], moved[f"{name}.var"] = new
             continue
         moved[f"{name}.mean"], moved[f"{name}.var"] = ops.track(

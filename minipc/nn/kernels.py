@@ -731,18 +731,20 @@ VIEWS = """
 """
 
 
-def tracked(running: tuple[Any, Any], batch: tuple[Any, Any], rows: int, momentum: float) -> tuple:
-    """Move mean and variance in place by (M9), with the bits of ops.track, and return them."""
+def tracked(
+    running: tuple[Any, Any], batch: tuple[Any, Any], rows: int, momentum: float, reuse: bool
+) -> tuple:
+    """Return new mean and variance (M9), with the bits of ops.track; reuse: in those running."""
     xp, number = module_of(*running), running[0].dtype.type
-    given = "T batch_mean, T batch_var, T keep, T momentum, T unbiased"
-    kernel = _elementwise(xp, "tracked", given, "T mean, T var", TRACKED)
+    given = "T mean, T var, T batch_mean, T batch_var, T keep, T momentum, T unbiased"
+    kernel = _elementwise(xp, "tracked", given, "T new_mean, T new_var", TRACKED)
     factors = (1 - momentum, momentum, rows / max(rows - 1, 1))
-    return kernel(*batch, *map(number, factors), *running)
+    return kernel(*running, *batch, *map(number, factors), *(running if reuse else ()))
 
 
 TRACKED = """
-    mean = keep * mean + momentum * batch_mean;
-    var = keep * var + momentum * (batch_var * unbiased);
+    new_mean = keep * mean + momentum * batch_mean;
+    new_var = keep * var + momentum * (batch_var * unbiased);
 """
 
 
