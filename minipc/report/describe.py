@@ -19,7 +19,7 @@ from minipc.models.model import net
 from minipc.record.plan import Plan, read_plan
 from minipc.record.reader import RecordReader
 from minipc.record.shard import read_shard, shard_name
-from minipc.runs.folder import read_run, run_id_of
+from minipc.runs.folder import read_run, run_id_of, runs_below
 from minipc.storage import files
 
 IN_A_RUN = ("model.h5", "best.h5", "checkpoint.h5")
@@ -37,12 +37,7 @@ def describe(path: str) -> dict[str, Any]:
             return _run(path)
         if os.path.lexists(os.path.join(path, "plan.json")):
             return _recording(path)
-        runs = [
-            place
-            for place in (os.path.join(path, name) for name in sorted(os.listdir(path)))
-            if os.path.lexists(os.path.join(place, "run.json"))
-        ]
-        if runs:
+        if runs := runs_below(path):
             raise DataError(
                 f"{path}: is the folder of a study; name a run in it, such as {runs[0]}, or look "
                 f"at all: minipc report {path}"

@@ -66,6 +66,18 @@ def last_run(wanted: str, or_study: bool = False) -> str:
     return name
 
 
+def runs_below(path: str) -> list[str]:
+    """Return the run folders in a folder, such as that of a study, sorted.  Raises DataError."""
+    try:
+        names = sorted(os.listdir(path))
+    except OSError as reason:
+        raise DataError(
+            f"{path}: cannot be read ({reason.strerror}); name the folder of a run or of a study"
+        ) from reason
+    inside = [os.path.join(path, name) for name in names]
+    return [each for each in inside if os.path.exists(os.path.join(each, "run.json"))]
+
+
 def model_path(path: str) -> str:
     """Return the model file of path, which is a model file or a run folder."""
     return os.path.join(path, "model.h5") if os.path.isdir(path) else path

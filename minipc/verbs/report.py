@@ -34,7 +34,7 @@ from minipc.report.run_page import (
 )
 from minipc.runs import compare as statistics
 from minipc.runs.config import identity, read_config
-from minipc.runs.folder import MOST_TEXT, model_path, run_id_of
+from minipc.runs.folder import MOST_TEXT, model_path, run_id_of, runs_below
 from minipc.runs.predictions import parsed
 from minipc.storage import files
 from minipc.verbs.find import find_file, read_data
@@ -123,14 +123,7 @@ def runs_in(path: str) -> list[str]:
     """
     if os.path.exists(os.path.join(path, "run.json")):
         return [path]
-    try:
-        names = sorted(os.listdir(path))
-    except OSError as reason:
-        raise DataError(
-            f"{path}: cannot be read ({reason.strerror}); name the folder of a run or of a study"
-        ) from reason
-    inside = [os.path.join(path, name) for name in names]
-    runs = [each for each in inside if os.path.exists(os.path.join(each, "run.json"))]
+    runs = runs_below(path)
     if not runs:
         raise DataError(
             f"{path}: holds no run.json, and no folder in it does; name the folder of a run or of "
