@@ -109,8 +109,9 @@ def command(
             from minipc.verbs.report import report_at_end
 
             beside: dict[str, Any] = {name: _of_all(arms, name) for name in ("data", "record")}
-            runs = [run for arm in values["arms"] for run in arm["runs"]] if studies else paths
-            report = report_at_end(runs, out, console.say, **beside)
+            if studies:  # not runs of an arm that was taken out
+                beside["runs"] = [run for arm in values["arms"] for run in arm["runs"]]
+            report = report_at_end([out] if studies else paths, out, console.say, **beside)
             values["files"] += [report] if report else []
     result(values, as_json, of_compare)
 

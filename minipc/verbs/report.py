@@ -57,26 +57,27 @@ def report(
     data: str | None = None,
     record: str | None = None,
     out: str | None = None,
+    runs: Sequence[str] | None = None,
 ) -> tuple[str, int]:
     """Write the report of run folders and folders of studies; return its path and its bytes.
 
     data, record: where their files lie; None: beside a run, one folder up, or here, and the data
     beside the record too.  out None: report.html in the folder if there is one, else here.  An
-    older report is replaced.  Raises DataError for a folder without runs and for files that are
+    older report is replaced.  runs: of a study, those to show; None: all.  Raises DataError for a folder without runs and for files that are
     damaged or not theirs, UsageError for another file in the way and for more runs than fit.
     """
     place = out or (os.path.join(paths[0], REPORT) if len(paths) == 1 else REPORT)
-    subject = gather(paths, data, record)
+    subject = gather(paths, data, record, runs)
     check_page(place, MAKER)
     return place, write_page(place, run_page(subject), MAKER)
 
 
 def report_at_end(
-    paths: Sequence[str], folder: str, say: Callable[[str], None], **named: str | None
+    paths: Sequence[str], folder: str, say: Callable[[str], None], **named: Any
 ) -> str | None:
     """Write folder/report.html after a training, and return its path.
 
-    named: data and record, as in report().  What was trained is not lost by its report: where none
+    named: data, record and runs, as in report().  What was trained is not lost by its report: where none
     can be written, say why, and return None.
     """
     try:
@@ -89,19 +90,26 @@ def report_at_end(
     return None
 
 
-def gather(paths: Sequence[str], data: str | None = None, record: str | None = None) -> Subject:
+def gather(
+    paths: Sequence[str],
+    data: str | None = None,
+    record: str | None = None,
+    runs: Sequence[str] | None = None,
+) -> Subject:
     """Return the Subject of run folders and folders of studies.  Raises as report() does."""
     paths = [os.path.normpath(path) for path in paths]
     found = [(path, runs_in(path)) for path in paths]
+    if runs is not None:
+        found = [(path, [run for run in inside if run in runs]) for path, inside in found]
     folders = [run for _, runs in found for run in runs]
     for folder in folders:
         if folders.count(folder) > 1:
             raise UsageError(f"{folder}: is named twice; name each run once")
     names = short_names(folders)
     missing: list[str] = []
-    runs = {folder: _run(folder, names[folder], missing) for folder in folders}
+    facts = {folder: _run(folder, names[folder], missing) for folder in folders}
     beside = _Beside(data, record, missing)
-    arms = [beside.arm(name, each) for name, each in _arms(list(runs.values())).items()]
+    arms = [beside.arm(name, each) for name, each in _arms(list(facts.values())).items()]
     beside.check_used()
     studies = [
         _study(os.path.basename(os.path.abspath(path)), inside)
