@@ -63,8 +63,9 @@ def report(
 
     data, record: where their files lie; None: beside a run, one folder up, or here, and the data
     beside the record too.  out None: report.html in the folder if there is one, else here.  An
-    older report is replaced.  runs: of a study, those to show; None: all.  Raises DataError for a folder without runs and for files that are
-    damaged or not theirs, UsageError for another file in the way and for more runs than fit.
+    older report is replaced.  runs: of a study, those to show; None: all.  Raises DataError for a
+    folder without runs and for files that are damaged or not theirs, UsageError for another file in
+    the way and for more runs than fit.
     """
     place = out or (os.path.join(paths[0], REPORT) if len(paths) == 1 else REPORT)
     subject = gather(paths, data, record, runs)
@@ -77,8 +78,8 @@ def report_at_end(
 ) -> str | None:
     """Write folder/report.html after a training, and return its path.
 
-    named: data, record and runs, as in report().  What was trained is not lost by its report: where none
-    can be written, say why, and return None.
+    named: data, record and runs, as in report().  What was trained is not lost by its report: where
+    none can be written, say why, and return None.
     """
     try:
         return report(paths, out=os.path.join(folder, REPORT), **named)[0]
