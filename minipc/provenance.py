@@ -50,6 +50,8 @@ def _device_provenance(xp: Any) -> dict[str, Any]:
         "cuda_driver": cuda.runtime.driverGetVersion(),
         "nvrtc": ".".join(map(str, cuda.nvrtc.getVersion())),
         "cublas": cuda.cublas.getVersion(cuda.Device().cublas_handle),
+        # of this size cuBLAS chooses its algorithms, and so the bits of a product
+        "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG", ""),
         "accelerators": os.environ.get("CUPY_ACCELERATORS", ""),  # "" is CuPy's own choice
         # CuPy's own switch: 10-bit products, off by default
         "tf32": os.environ.get("CUPY_TF32", "0"),

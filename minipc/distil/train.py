@@ -23,6 +23,7 @@ from minipc.distil.averaging import averaging
 from minipc.distil.evaluate import measured, predict
 from minipc.distil.state import Epoch, State, epoch_of, restored, restored_average
 from minipc.distil.statistics import estimate
+from minipc.distil.steps import steps_of
 from minipc.errors import MinipcError, UsageError
 from minipc.models.checkpoint import Checkpoint
 from minipc.models.file import Model, check_same_sizes, new_model
@@ -134,32 +135,29 @@ class Task:
         order: the rows to learn from, shuffled; augmentation, logits: for all N clouds, on the host
         (logits None: labels alone).
         """
-        xp, config = self.xp, self.config
-        sums: dict[str, Any] = {}
-        augmentation = Params(
-            kernels.held(self.work, "scale", augmentation.scale),
-            kernels.held(self.work, "shift", augmentation.shift),
-        )
-        logits = kernels.held(self.work, "logits", logits)
+        config, size, held = self.config, self.config.batch_size, kernels.held
+        views = Params(*(held(self.work, f"view {i}", v) for i, v in enumerate(augmentation)))
+        logits = held(self.work, "logits", logits)
         steps = config.steps_per_epoch(len(order))
+        first, all_steps = epoch * steps, config.epochs * steps
+        lrs = [
+            config.lr * optim.warmup_cosine(first + step, all_steps, config.warmup_steps)
+            for step in range(steps)
+        ]
         if self.self_target:
-            self.self_target.epoch_starts(epoch, xp)
-        for step in range(steps):
-            done = epoch * steps + step
-            lr = config.lr * optim.warmup_cosine(done, config.epochs * steps, config.warmup_steps)
-            rows = order[step * config.batch_size : (step + 1) * config.batch_size]
+            self.self_target.epoch_starts(epoch, self.xp)
+        run = steps_of(self, state, order, lrs)
+        for step, lr in enumerate(lrs):
+            rows = order[step * size : (step + 1) * size]
             mask = _dropout_mask(self.model, config, epoch, step)
-            state, numbers = self.step(state, rows, augmentation, logits, mask, lr, (epoch, step))
-            sums = (
-                {name: sums[name] + value for name, value in numbers.items()} if sums else numbers
-            )
+            state = run(state, rows, views, logits, mask, lr, (epoch, step))
             if progress:
-                progress(done + 1, config.epochs * steps, f"epoch {epoch + 1}/{config.epochs}")
+                progress(first + step + 1, all_steps, f"epoch {epoch + 1}/{config.epochs}")
         if self.self_target:
             self.self_target.epoch_ended(epoch, self.own(state.params))
         if self.average:
             self.average.epoch_ended(self.own(state.params))
-        return state, {name: float(total) / steps for name, total in sums.items()}, lr
+        return state, {name: float(total) / steps for name, total in run.sums.items()}, lr
 
     def step(
         self,

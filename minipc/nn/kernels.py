@@ -7,6 +7,7 @@ then products and sums are rounded one by one, without fused multiply-add.  Test
 that form on a device.  No kernel uses atomics: every sum has one order.
 """
 
+import ctypes
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -16,6 +17,10 @@ from minipc.backend import module_of
 from minipc.nn.ops import BatchStats
 
 BLOCK = 128  # threads of a block that adds up: a power of two
+WIDE = 1024  # of one that has long sums and few others beside it
+TILE = 1024  # whole numbers that a block or warp reads at once, to look at each in turn
+WIDE = 1024  # of one that has long sums and few others beside it
+TILE = 1024  # whole numbers that a block or warp reads at once, to look at each in turn
 ROUNDED_ONE_BY_ONE = ("--fmad=false",)
 
 
@@ -30,10 +35,10 @@ def _elementwise(xp: Any, name: str, given: str, changed: str, body: str) -> Any
 
 
 @cache
-def _raw(xp: Any, name: str, dtype: Any, body: str) -> Any:
-    """Return the kernel of this name, whose T is float or double."""
+def _raw(xp: Any, name: str, dtype: Any, body: str, more: str = "") -> Any:
+    """Return the kernel of this name, whose T is float or double; more: beside that."""
     kind = "float" if dtype == np.float32 else "double"
-    return xp.RawKernel(f"typedef {kind} T;\n{SUM}\n{body}", name)
+    return xp.RawKernel(f"typedef {kind} T;\n{more}\n{SUM}\n{body}", name)
 
 
 def _plain(dtype: Any, *arrays: Any) -> list:
@@ -41,19 +46,21 @@ def _plain(dtype: Any, *arrays: Any) -> list:
     return [module_of(array).ascontiguousarray(array, dtype) for array in arrays]
 
 
-# the sum of x over the threads of a block, which all get it: by halves, always in the same order
+# The sum of x over the threads of a block, which all get it, always in the same order: by halves
+# in each warp, then over the warps.
 SUM = f"""
-__device__ double over_block(double x) {{
-  __shared__ double parts[{BLOCK}];
+template <int threads> __device__ double over(double x) {{
+  __shared__ double parts[threads / 32];
+  for (int half = 16; half; half /= 2) x += __shfl_down_sync(0xffffffff, x, half);
   __syncthreads();
-  parts[threadIdx.x] = x;
-  for (int half = {BLOCK} / 2; half; half /= 2) {{
-    __syncthreads();
-    if (threadIdx.x < half) parts[threadIdx.x] += parts[threadIdx.x + half];
-  }}
+  if (threadIdx.x % 32 == 0) parts[threadIdx.x / 32] = x;
   __syncthreads();
-  return parts[0];
-}}"""
+  double sum = 0;
+  for (int warp = 0; warp < threads / 32; ++warp) sum += parts[warp];
+  return sum;
+}}
+
+__device__ double over_block(double x) {{ return over<{BLOCK}>(x); }}"""
 
 
 def held(work: Any, name: str, array: Any) -> Any:
@@ -64,10 +71,48 @@ def held(work: Any, name: str, array: Any) -> Any:
     if array is None or not on_device(work.xp):
         return None if array is None else work.xp.asarray(array)
     buffer = work.array(f"held {name}", array.shape, array.dtype)
+    if work.holds:  # the device has put it there
+        return buffer
     # not buffer.set(array), whose copy may still read array when Python has freed it: asarray
     # copies it to memory that CuPy keeps until the device has read it
     buffer[...] = work.xp.asarray(array)
     return buffer
+
+
+def next_of(order: Any, rates: Any, counter: Any, work: Any) -> Any:
+    """Copy a row of order (S, B) and of rates (S, R) to where held() has them, and count it.
+
+    counter (1,): the number of the row.  Returns the row of order.
+    """
+    rows, now = (
+        work.array(f"held {name}", table.shape[1:], table.dtype)
+        for name, table in (("rows", order), ("rates", rates))
+    )
+    sizes = len(rows), len(now)
+    _raw(work.xp, "next_of", rates.dtype, NEXT_OF)(
+        (1,), (BLOCK,), (order, rates, *sizes, counter, rows, now)
+    )
+    return rows
+
+
+NEXT_OF = """
+extern "C" __global__ void next_of(const long long* order, const T* rates, long long B,
+    long long R, long long* counter, long long* rows, T* now) {
+  const long long step = *counter;
+  for (long long b = threadIdx.x; b < B; b += blockDim.x) rows[b] = order[step * B + b];
+  for (long long r = threadIdx.x; r < R; r += blockDim.x) now[r] = rates[step * R + r];
+  __syncthreads();
+  if (threadIdx.x == 0) *counter = step + 1;
+}"""
+
+
+def add_to(totals: Any, numbers: list) -> None:
+    """totals[i] += numbers[i], arrays of no axis."""
+    names = [f"x{i}" for i in range(len(numbers))]
+    body = "; ".join(f"totals[{i}] += {name}[0]" for i, name in enumerate(names))
+    given = ", ".join(f"raw T {name}" for name in names)
+    kernel = _elementwise(module_of(totals), "add_to", given, "raw T totals", body)
+    kernel(*numbers, totals, size=1)
 
 
 def multiply(a: Any, b: Any, out: Any, scale: float = 1.0) -> Any:
@@ -76,19 +121,49 @@ def multiply(a: Any, b: Any, out: Any, scale: float = 1.0) -> Any:
     a (R, I) or (C, R, I), b (I, N) or (C, I, N), out (R, N) or (C, R, N) whose last axis is
     contiguous.  Returns out.
     """
-    xp, item = module_of(a, b, out), out.itemsize
+    xp = module_of(a, b, out)
     if a.dtype != out.dtype or b.dtype != out.dtype or not _fits(a) or not _fits(b):
         return xp.multiply(xp.matmul(a, b), scale, out=out)
     # cuBLAS counts along columns, so it is told out^T = b^T a^T
     (rows, points), inner = out.shape[-2:], a.shape[-1]
-    cublas, clouds = xp.cuda.cublas, out.shape[0] if out.ndim == 3 else 1
-    factors = _factors(scale, out.dtype).ctypes.data
-    (cublas.sgemmStridedBatched if item == 4 else cublas.dgemmStridedBatched)(
-        *(xp.cuda.device.get_cublas_handle(), _flipped(b), _flipped(a), points, rows, inner),
-        *(factors, b.data.ptr, *_steps(b), a.data.ptr, *_steps(a)),
-        *(factors + item, out.data.ptr, *_steps(out), clouds),
-    )
+    given = [(x.data.ptr, *_steps(x)) for x in (b, a, out)]
+    clouds = out.shape[0] if out.ndim == 3 else 1
+    sizes = _flipped(b), _flipped(a), points, rows, inner
+    _cublas(xp, "gemmStridedBatched", out.dtype, sizes, given, clouds, scale)
     return out
+
+
+def _cublas(
+    xp: Any, name: str, dtype: Any, sizes: tuple, given: list, clouds: int, scale: float = 1.0
+) -> None:
+    """Call a product of cuBLAS.    given: what it reads of the matrices a, b and out
+
+    CuPy refuses to while a stream captures, though cuBLAS can be captured; then we call it.
+    """
+    cublas, single = xp.cuda.cublas, dtype == np.float32
+    factors = _factors(scale, dtype).ctypes.data
+    everything = (
+        *(xp.cuda.device.get_cublas_handle(), *sizes, factors, *given[0], *given[1]),
+        *(factors + dtype.itemsize, *given[2], clouds),
+    )
+    try:
+        getattr(cublas, f"{'s' if single else 'd'}{name}")(*everything)
+    except NotImplementedError:
+        status = _of_library(cublas, f"cublas{'S' if single else 'D'}{name}")(*everything)
+        if status:
+            raise RuntimeError(f"cuBLAS: {name} ended with status {status}") from None
+
+
+@cache
+def _of_library(cublas: Any, name: str) -> Any:
+    """Return a product of the library that CuPy's module cublas has loaded."""
+    function = getattr(ctypes.CDLL(cublas.__file__), name)
+    pointer, number = ctypes.c_void_p, ctypes.c_int
+    matrix = [pointer, number, *([ctypes.c_longlong] if "Strided" in name else [])]
+    function.argtypes = [
+        *(pointer, *[number] * 5, pointer, *matrix, *matrix, pointer, *matrix, number)
+    ]
+    return function
 
 
 @cache
@@ -116,17 +191,91 @@ def _steps(a: Any) -> tuple[int, int]:
     return max(a.strides[along] // a.itemsize, a.shape[across]), cloud
 
 
+def outer(z: Any, d: Any, work: Any) -> Any:
+    """Return the sum over clouds and points of z d^T, (I, O) float64.
+
+    z (C, I, N), d (C, O, N), whose points are contiguous.  A cloud's points are divided into parts
+    that are summed in z's dtype by one call of cuBLAS, and these sums in float64: many short sums
+    fill a device that few long ones leave idle, and are more exact.
+    """
+    (clouds, inputs, points), width, parts = z.shape, d.shape[1], 1
+    while (
+        points % (2 * parts) == 0
+        and points // (2 * parts) >= SHORTEST
+        and 2 * parts * clouds * inputs * width <= MOST_SUMS
+    ):
+        parts *= 2
+    out = work.scratch(f"outer {z.dtype}", (clouds * parts, inputs, width), z.dtype)
+    given = [
+        *((_places(x, parts, work), x.strides[1] // x.itemsize) for x in (d, z)),
+        (_places(out, 1, work), width),
+    ]
+    sizes = 1, 0, width, inputs, points // parts
+    _cublas(work.xp, "gemmBatched", z.dtype, sizes, given, len(out))
+    return total(out, work.xp.empty((inputs, width)))
+
+
+SHORTEST, MOST_SUMS = 128, 2**21  # points of a part, and numbers that all parts make
+
+
+def _places(x: Any, parts: int, work: Any) -> int:
+    """Return where the addresses of the parts of x (C, ., N) lie, cloud by cloud: in a table."""
+    key = (x.data.ptr, x.shape, x.strides, parts)
+    if key not in work.tables:
+        part = x.shape[2] // parts * x.strides[2]
+        begin = x.data.ptr + x.strides[0] * np.arange(len(x))[:, None] + part * np.arange(parts)
+        work.tables[key] = work.xp.asarray(begin.ravel())
+    return work.tables[key].data.ptr
+
+
 def total(parts: Any, out: Any) -> Any:
-    """out = the sum of parts (C, ...) over clouds, in their order in float64.  Returns out."""
-    given, xp = "raw T parts, int64 clouds", module_of(out)
-    return _elementwise(xp, "total", given, "float64 out", TOTAL)(parts, len(parts), out)
+    """out = the sum of parts (C, ...) over its first axis, always in one order, in float64."""
+    _raw(module_of(out), "total", parts.dtype, TOTAL)(
+        (-(-out.size // 16),), (BLOCK,), (parts, len(parts), out.size, out)
+    )
+    return out
 
 
-TOTAL = """
-    double sum = 0;
-    for (long long b = 0; b < clouds; ++b) sum += parts[b * _ind.size() + i];
-    out = sum;
-"""
+# sixteen numbers a block: a share of the parts for each thread, then the shares in their order
+TOTAL = f"""
+extern "C" __global__ void total(const T* parts, long long C, long long size, double* out) {{
+  __shared__ double shares[{BLOCK}];
+  const long long i = blockIdx.x * 16LL + threadIdx.x % 16;
+  double sum = 0;
+  if (i < size) {{
+    #pragma unroll 8
+    for (long long c = threadIdx.x / 16; c < C; c += {BLOCK} / 16) sum += parts[c * size + i];
+  }}
+  shares[threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.x < 16 && i < size) {{
+    for (int other = threadIdx.x + 16; other < {BLOCK}; other += 16) sum += shares[other];
+    out[i] = sum;
+  }}
+}}"""
+
+
+def mean(z: Any) -> Any:
+    """Return the mean of z over clouds and points.    z (C, I, N), points contiguous -> (I,)"""
+    xp, (clouds, inputs, points), item = module_of(z), z.shape, z.itemsize
+    out = xp.empty(inputs, z.dtype)
+    sizes = (clouds, points, z.strides[0] // item, z.strides[1] // item)
+    _raw(xp, "mean", z.dtype, MEAN)((inputs,), (WIDE,), (z, *sizes, out))
+    return out
+
+
+MEAN = f"""
+extern "C" __global__ void mean(const T* z, long long C, long long N, long long cloud,
+    long long row, T* out) {{
+  double sum = 0;
+  for (long long n = threadIdx.x; n < N; n += {WIDE}) {{
+    const T* at = z + blockIdx.x * row + n;
+    #pragma unroll 8
+    for (long long c = 0; c < C; ++c) sum += at[c * cloud];
+  }}
+  sum = over<{WIDE}>(sum);
+  if (threadIdx.x == 0) out[blockIdx.x] = sum / (C * N);
+}}"""
 
 
 def affine(
@@ -143,38 +292,64 @@ def affine(
     stats = work.xp.empty(width, dtype), work.xp.empty(width, dtype)  # of one batch among several
     sizes = (float(x.rows), float(eps), inputs, width)
     given = *_plain(np.float64, x.moments), *_plain(dtype, W, gamma, beta, x.shift)
-    _raw(work.xp, "affine", dtype, AFFINE)((width,), (BLOCK,), (*given, *sizes, *found, *stats))
+    blocks = -(-width // CHANNELS)
+    _raw(work.xp, "affine", dtype, AFFINE)((blocks,), (BLOCK,), (*given, *sizes, *found, *stats))
     return tuple(found[:4]), tuple(found[4:]), stats
 
 
-AFFINE = """
+# CHANNELS of the layer for each block: they share what they read of the moments
+CHANNELS = 4
+AFFINE = f"""
 extern "C" __global__ void affine(const double* M, const T* W, const T* gamma, const T* beta,
     const T* moved_by, double rows, double eps, long long I, long long O, T* c, T* m, T* CW,
-    T* inv_std, T* A, T* shift, T* floor, T* mean, T* var) {
-  const long long o = blockIdx.x;
+    T* inv_std, T* A, T* shift, T* floor, T* mean, T* var) {{
+  __shared__ double weights[{CHANNELS}][{BLOCK}], means[{BLOCK}];
+  const int t = threadIdx.x;
+  const long long begin = blockIdx.x * {CHANNELS}LL, O_here = min(O - begin, {CHANNELS}LL);
   const double* sums = M + I * (I + 1);
   const double each = 1 / rows;  // float64 divisions are slow on most cards
-  double square = 0, centre = 0, moved = 0;
-  for (long long i = threadIdx.x; i < I; i += blockDim.x) {
-    double sum = 0, w = W[i * O + o], mu = sums[i] * each;
-    for (long long j = 0; j < I; ++j)
-      sum += (M[j * (I + 1) + i] * each - mu * (sums[j] * each)) * W[j * O + o];
-    CW[i * O + o] = sum;
-    square += w * sum;
-    centre += w * mu;
-    moved += w * (mu + moved_by[i]);
-    if (o == 0) m[i] = mu;
-  }
-  square = over_block(square), centre = over_block(centre), moved = over_block(moved);
-  const double variance = square < 0 ? 0 : square, inverse = 1 / sqrt(variance + eps);
-  const T scale = gamma[o] * inverse, s = beta[o] < 0 ? 0 : beta[o];
-  for (long long i = threadIdx.x; i < I; i += blockDim.x) A[o * (I + 1) + i] = W[i * O + o] * scale;
-  if (threadIdx.x == 0) {
-    c[o] = beta[o] - gamma[o] * inverse * centre;
-    A[o * (I + 1) + I] = c[o] - s;
-    inv_std[o] = inverse, shift[o] = s, floor[o] = -s, mean[o] = moved, var[o] = variance;
-  }
-}"""
+  double square[{CHANNELS}] = {{}}, centre[{CHANNELS}] = {{}}, moved[{CHANNELS}] = {{}};
+  for (long long first = 0; first < I; first += {BLOCK}) {{
+    const long long i = first + t;
+    const double mu = i < I ? sums[i] * each : 0;
+    double sum[{CHANNELS}] = {{}};
+    for (long long from = 0; from < I; from += {BLOCK}) {{
+      const long long row = from + t, count = min(I - from, {BLOCK}LL);
+      __syncthreads();
+      means[t] = row < I ? sums[row] * each : 0;
+      for (int o = 0; o < {CHANNELS}; ++o)
+        weights[o][t] = row < I && o < O_here ? W[row * O + begin + o] : 0;
+      __syncthreads();
+      if (i < I)
+        for (long long j = 0; j < count; ++j) {{
+          const double C = M[(from + j) * (I + 1) + i] * each - mu * means[j];
+          for (int o = 0; o < {CHANNELS}; ++o) sum[o] += C * weights[o][j];
+        }}
+    }}
+    if (i < I)
+      for (int o = 0; o < {CHANNELS}; ++o) {{
+        if (o >= O_here) break;
+        const double w = W[i * O + begin + o];
+        CW[i * O + begin + o] = sum[o];
+        square[o] += w * sum[o], centre[o] += w * mu, moved[o] += w * (mu + moved_by[i]);
+        if (begin + o == 0) m[i] = mu;
+      }}
+  }}
+  for (int here = 0; here < {CHANNELS}; ++here) {{
+    if (here >= O_here) break;
+    const long long o = begin + here;
+    const double full = over_block(square[here]), variance = full < 0 ? 0 : full;
+    const double at = over_block(centre[here]), shifted = over_block(moved[here]);
+    const double inverse = 1 / sqrt(variance + eps);
+    const T scale = gamma[o] * inverse, s = beta[o] < 0 ? 0 : beta[o];
+    for (long long i = t; i < I; i += {BLOCK}) A[o * (I + 1) + i] = W[i * O + o] * scale;
+    if (t == 0) {{
+      c[o] = beta[o] - gamma[o] * inverse * at;
+      A[o * (I + 1) + I] = c[o] - s;
+      inv_std[o] = inverse, shift[o] = s, floor[o] = -s, mean[o] = shifted, var[o] = variance;
+    }}
+  }}
+}}"""
 
 
 def gradients(
@@ -264,37 +439,42 @@ def pool(At: Any, c: Any, z: Any, work: Any) -> tuple[Any, Any, Any]:
     (width, clouds, points), xp, dtype = (len(At), len(z), z.shape[2]), work.xp, z.dtype
     P = multiply(At, z, work.scratch("P", (clouds, width, points), dtype))
     h, winners, positive = (xp.empty((clouds, width), kind) for kind in (dtype, np.int64, bool))
+    rows = clouds * width
+    given = (P, *_plain(dtype, c), rows, width, np.int32(points))
     _raw(xp, "pool", dtype, POOL)(
-        (clouds * width,), (BLOCK,), (P, *_plain(dtype, c), width, points, h, winners, positive)
+        (-(-rows // (BLOCK // 32)),), (BLOCK,), (*given, h, winners, positive)
     )
     return h, winners, positive
 
 
-# not a number counts as the largest, as in argmax
+# A warp for each row.  Not a number counts as the largest, as in argmax.
 POOL = f"""
-extern "C" __global__ void pool(const T* P, const T* c, long long O, long long N, T* h,
+__device__ bool before(T other, int at, T best, int place) {{
+  const bool none = best != best, other_none = other != other;
+  if (other_none != none) return other_none;
+  return other > best || ((other == best || none) && at < place);
+}}
+
+extern "C" __global__ void pool(const T* P, const T* c, long long rows, long long O, int N, T* h,
     long long* winners, bool* positive) {{
-  __shared__ T values[{BLOCK}];
-  __shared__ long long places[{BLOCK}];
-  const int t = threadIdx.x;
-  const T* row = P + blockIdx.x * N;
-  T best = row[t < N ? t : 0];
-  long long at = t < N ? t : 0;
-  for (long long n = t + {BLOCK}; n < N; n += {BLOCK})
-    if (row[n] > best || (row[n] != row[n] && best == best)) best = row[n], at = n;
-  values[t] = best, places[t] = at;
-  for (int half = {BLOCK} / 2; half; half /= 2) {{
-    __syncthreads();
-    if (t < half) {{
-      const T mine = values[t], other = values[t + half];
-      const bool same = mine == other || (mine != mine && other != other);
-      if (same ? places[t + half] < places[t] : other > mine || (other != other && mine == mine))
-        values[t] = other, places[t] = places[t + half];
-    }}
+  const int lane = threadIdx.x % 32;
+  const long long which = blockIdx.x * {BLOCK // 32}LL + threadIdx.x / 32;
+  const T* row = P + min(which, rows - 1) * N;
+  int at = min(lane, N - 1);
+  T best = row[at];
+  #pragma unroll 8
+  for (int n = lane + 32; n < N; n += 32) {{
+    const T x = row[n];
+    if (x > best || (x != x && best == best)) best = x, at = n;
   }}
-  if (t == 0) {{
-    const T y = values[0] + c[blockIdx.x % O];
-    h[blockIdx.x] = y < 0 ? 0 : y, winners[blockIdx.x] = places[0], positive[blockIdx.x] = y > 0;
+  for (int half = 16; half; half /= 2) {{
+    const T other = __shfl_down_sync(0xffffffff, best, half);
+    const int place = __shfl_down_sync(0xffffffff, at, half);
+    if (before(other, place, best, at)) best = other, at = place;
+  }}
+  if (lane == 0 && which < rows) {{
+    const T y = best + c[which % O];
+    h[which] = y < 0 ? 0 : y, winners[which] = at, positive[which] = y > 0;
   }}
 }}"""
 
@@ -316,11 +496,43 @@ def at_winners(z: Any, winners: Any, g: Any) -> Any:
 AT_WINNERS = """
     const long long c = i / O, o = i % O;
     double sum = 0;
+    #pragma unroll 8
     for (long long b = 0; b < B; ++b)
       sum += c == I ? (double)g[b * O + o]
                     : (double)g[b * O + o] * (&z[0])[b * cloud + c * row + at[b * O + o]];
     out = sum;
 """
+
+
+def at_group_winners(z: Any, rows: Any, g: Any) -> Any:
+    """Return the sum over clouds and groups of Z~ at the winners times g, (I, O) float64.  (F6)
+
+    z (C, I, R) whose rows are contiguous, rows (C, O, M) int64, the winners, and g (C, O, M)
+    """
+    xp, (clouds, inputs, _), (_, width, count) = module_of(z), z.shape, g.shape
+    (cloud, row, _), item = z.strides, z.itemsize
+    out = xp.empty((inputs, width))
+    rows, g = xp.ascontiguousarray(rows, np.int64), xp.ascontiguousarray(g)
+    sizes = (inputs, width, clouds, count, cloud // item, row // item)
+    _raw(xp, "at_group_winners", z.dtype, AT_GROUP_WINNERS)(
+        (inputs * width,), (BLOCK,), (z, rows, g, *sizes, out)
+    )
+    return out
+
+
+AT_GROUP_WINNERS = """
+extern "C" __global__ void at_group_winners(const T* z, const long long* at, const T* g,
+    long long I, long long O, long long C, long long M, long long cloud, long long row,
+    double* out) {
+  const long long i = blockIdx.x / O, o = blockIdx.x % O;
+  double sum = 0;
+  for (long long p = threadIdx.x; p < C * M; p += blockDim.x) {
+    const long long c = p / M, here = (c * O + o) * M + p % M;
+    sum += (double)g[here] * z[c * cloud + i * row + at[here]];
+  }
+  sum = over_block(sum);
+  if (threadIdx.x == 0) out[blockIdx.x] = sum;
+}"""
 
 
 def add_at_winners(dx: Any, winners: Any, g: Any, At: Any, work: Any) -> None:
@@ -330,10 +542,8 @@ def add_at_winners(dx: Any, winners: Any, g: Any, At: Any, work: Any) -> None:
     """
     xp, (clouds, inputs, points), width = work.xp, dx.shape, g.shape[1]
     after, leads = (work.array(f"winners {name}", g.shape, np.int32) for name in ("after", "leads"))
-    given = "raw int64 at, int64 O"
-    _elementwise(xp, "lists", given, "int32 after, int32 leads", LISTS)(
-        winners, width, after, leads
-    )
+    blocks = -(-width // BLOCK), clouds
+    _raw(xp, "lists", g.dtype, LISTS)(blocks, (BLOCK,), (winners, np.int32(width), after, leads))
     row = At.strides[0] // At.itemsize
     given = "raw int32 after, raw int32 leads, raw int64 at, raw T g, raw T A, int64 I, int64 O"
     flat = xp.ndarray((1,), At.dtype, At.data)
@@ -342,13 +552,28 @@ def add_at_winners(dx: Any, winners: Any, g: Any, At: Any, work: Any) -> None:
     kernel(after, leads, winners, g, flat, *sizes, dx, size=clouds * width * inputs)
 
 
-LISTS = """
-    const long long o = i % O, first = i - o;
-    after = -1, leads = 1;
-    for (long long other = 0; other < o && leads; ++other) leads = at[first + other] != at[i];
-    for (long long other = o + 1; other < O && after < 0; ++other)
-      if (at[first + other] == at[i]) after = other;
-"""
+LISTS = f"""
+extern "C" __global__ void lists(const long long* at, int O, int* after, int* leads) {{
+  __shared__ int others[{TILE}];
+  const int o = blockIdx.x * {BLOCK} + threadIdx.x;
+  at += blockIdx.y * (long long)O, after += blockIdx.y * (long long)O;
+  leads += blockIdx.y * (long long)O;
+  const int mine = o < O ? at[o] : -1;
+  int next = -1, lead = 1;
+  for (int from = 0; from < O; from += {TILE}) {{
+    __syncthreads();
+    for (int k = threadIdx.x; k < {TILE}; k += {BLOCK})
+      others[k] = from + k < O ? at[from + k] : -2;
+    __syncthreads();
+    #pragma unroll 16
+    for (int k = 0; k < {TILE}; ++k)
+      if (others[k] == mine) {{
+        if (from + k < o) lead = 0;
+        if (from + k > o && next < 0) next = from + k;
+      }}
+  }}
+  if (o < O) after[o] = next, leads[o] = lead;
+}}"""
 
 ADD_LISTS = """
     const long long c = i % I, first = i / (I * O) * O, lead = first + i / I % O;
@@ -361,6 +586,45 @@ ADD_LISTS = """
 """
 
 
+def columns(u: Any, index: Any, out: Any) -> None:
+    """out (C, O, R) = u (C, O, N), whose points are contiguous, at columns index (C, R)."""
+    xp, (_, width, count), item = module_of(u), out.shape, u.itemsize
+    given = "raw T u, raw I index, int64 O, int64 R, int64 cloud, int64 row"
+    kernel = _elementwise(xp, "columns", given, "T out", COLUMNS)
+    flat = xp.ndarray((1,), u.dtype, u.data)  # the kernel computes places itself
+    kernel(flat, index, width, count, u.strides[0] // item, u.strides[1] // item, out)
+
+
+COLUMNS = """
+    const long long c = i / (O * R);
+    out = (&u[0])[c * cloud + i / R % O * row + index[c * R + i % R]];
+"""
+
+
+def first_maximum(rows: Any, axis: int, best: Any, rank: Any) -> None:
+    """best = the maximum of rows along axis, rank = the first place that attains it.
+
+    rows is contiguous.  A maximum that is not a number has the last place.
+    """
+    inner, places = int(np.prod(rows.shape[axis + 1 :])), rows.shape[axis]
+    given = "raw T rows, int64 inner, int64 places"
+    kernel = _elementwise(module_of(rows), "first_maximum", given, "T best, R rank", FIRST_MAXIMUM)
+    kernel(rows, inner, places, best, rank)
+
+
+FIRST_MAXIMUM = """
+    const T* at = &rows[i / inner * places * inner + i % inner];
+    T most = at[0];
+    int won = 0;
+    #pragma unroll 8
+    for (long long j = 1; j < places; ++j) {
+      const T x = at[j * inner];
+      if (x > most || (x != x && most == most)) most = x, won = j;
+    }
+    best = most, rank = most == most ? won : places - 1;
+"""
+
+
 def readers(members: Any, points: int) -> tuple[Any, Any]:
     """Return which places of members (C, M, k) read each point: (C, N + 1) and (C, M k) int32.
 
@@ -368,35 +632,69 @@ def readers(members: Any, points: int) -> tuple[Any, Any]:
     """
     xp, (clouds, count, size) = module_of(members), members.shape
     first, places = (xp.empty((clouds, n), np.int32) for n in (points + 1, count * size))
-    given, changed = "raw I at, int64 N, int64 most", "int32 first, raw int32 places"
-    kernel = _elementwise(xp, "readers", given, changed, READERS)
-    kernel(xp.ascontiguousarray(members), points, count * size, first, places)
+    integer = {1: "char", 2: "short", 4: "int", 8: "long long"}[members.itemsize]
+    kind = ("unsigned " if members.dtype.kind == "u" else "") + integer
+    sizes = np.int32(points), np.int32(count * size)
+    _raw(xp, "readers", members.dtype, READERS, f"typedef {kind} I;")(
+        (-(-(points + 1) // 32), clouds),
+        (BLOCK,),
+        (xp.ascontiguousarray(members), *sizes, first, places),
+    )
     return first, places
 
 
-READERS = """
-    const long long n = i % (N + 1), begin = i / (N + 1) * most;
-    int less = 0;
-    for (long long p = 0; p < most; ++p) less += at[begin + p] < n;
-    first = less;
-    for (long long p = 0, next = less; p < most; ++p)
-      if (at[begin + p] == n) places[begin + next++] = p;
-"""
+# A block for 32 points: each of its warps looks through a share of the places, one after the other,
+# first to count, then to write them after those that other shares hold.
+READERS = f"""
+extern "C" __global__ void readers(const I* __restrict__ at, int N, int most,
+    int* __restrict__ first, int* __restrict__ places) {{
+  __shared__ int some[{BLOCK // 32}][{TILE}], counts[{BLOCK // 32}][32];
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, n = blockIdx.x * 32 + lane;
+  const int share = (most + {BLOCK // 32 - 1}) / {BLOCK // 32};
+  const int begin = min(warp * share, most), end = min(begin + share, most);
+  at += blockIdx.y * (long long)most, places += blockIdx.y * (long long)most;
+  int less = 0, here = 0, next = 0;
+  for (int pass = 0; pass < 2; ++pass) {{
+    for (int from = begin; from < end; from += {TILE}) {{
+      __syncwarp();
+      for (int k = lane; k < {TILE}; k += 32) some[warp][k] = from + k < end ? at[from + k] : N;
+      __syncwarp();
+      if (pass == 0) {{
+        #pragma unroll 32
+        for (int k = 0; k < {TILE}; ++k) less += some[warp][k] < n, here += some[warp][k] == n;
+      }} else if (n < N) {{
+        #pragma unroll 32
+        for (int k = 0; k < {TILE}; ++k) if (some[warp][k] == n) places[next++] = from + k;
+      }}
+    }}
+    if (pass == 1) break;
+    counts[warp][lane] = less;
+    __syncthreads();
+    for (int other = 0; other < {BLOCK // 32}; ++other) next += counts[other][lane];
+    if (warp == 0 && n <= N) first[blockIdx.y * (N + 1LL) + n] = next;
+    __syncthreads();
+    counts[warp][lane] = here;
+    __syncthreads();
+    for (int other = 0; other < warp; ++other) next += counts[other][lane];
+  }}
+}}"""
 
 
-def sum_over_readers(members: Any, value: str, x: Any, y: Any, out: Any) -> None:
+def sum_over_readers(
+    lists: tuple[Any, Any], size: int, value: str, x: Any, y: Any, out: Any
+) -> None:
     """out (C, O, N) = the sum of a value over the places (m, j) that read each point, in order.
 
-    members (C, M, k).  value: in C, of channel o and member j, from x and y at [c, m, o], which is
-    `centre`, or at [c, o, j M + m], which is `row`.
+    lists: of readers(), with k = size.  value: in C, of channel o and member j, from x and y at
+    [c, m, o], which is `centre`, or at [c, o, j M + m], which is `row`.
     """
-    xp, (_, channels, points), (_, count, size) = module_of(members), out.shape, members.shape
+    xp, (_, channels, points), count = module_of(out), out.shape, lists[1].shape[1] // size
     given = (
         "raw int32 first, raw int32 places, int64 O, int64 N, int64 M, int64 k, raw X x, raw Y y"
     )
     body = SUM_OVER_READERS.replace("VALUE", value)
     kernel = _elementwise(xp, "sum_over_readers", given, "T out", body)
-    kernel(*readers(members, points), channels, points, count, size, x, y, out)
+    kernel(*lists, channels, points, count, size, x, y, out)
 
 
 SUM_OVER_READERS = """
@@ -595,7 +893,7 @@ def loss(z: Any, y: Any, v: Any, u: Any, has_u: Any, config: Any, floor: float) 
     given = [0 if x is None else _plain(dtype, x)[0] for x in (z, y, v, u, has_u)]
     rates = (config.kd_weight, config.self_weight, config.temperature, floor)
     sizes = (np.int64(config.guard == "clip"), rows, classes)
-    _raw(xp, "loss_of_rows", dtype, LOSS_OF_ROWS)(
+    _raw(xp, "loss_of_rows", dtype, LOSS_OF_ROWS.replace("BLOCK", str(BLOCK)))(
         (rows,), (BLOCK,), (*given, *map(float, rates), *sizes, dz, of_rows)
     )
     _raw(xp, "loss_means", dtype, LOSS_MEANS)((6,), (BLOCK,), (of_rows, rows, means))
@@ -612,13 +910,17 @@ struct Softmax {  // log softmax of row / T is row / T - shift
 };
 
 __device__ Softmax softmax(const T* row, double T_, long long K) {
-  __shared__ double largest;
-  if (threadIdx.x == 0) {
-    largest = row[0];
-    for (long long k = 1; k < K; ++k) if (row[k] > largest) largest = row[k];
+  __shared__ T largest[BLOCK];
+  const int t = threadIdx.x;
+  __syncthreads();
+  largest[t] = row[t < K ? t : 0];
+  for (long long k = t + BLOCK; k < K; k += BLOCK) if (row[k] > largest[t]) largest[t] = row[k];
+  for (int half = BLOCK / 2; half; half /= 2) {
+    __syncthreads();
+    if (t < half && largest[t + half] > largest[t]) largest[t] = largest[t + half];
   }
   __syncthreads();
-  const double most = largest / T_;
+  const double most = largest[0] / T_;
   double sum = 0;
   for (long long k = threadIdx.x; k < K; k += blockDim.x) sum += exp(row[k] / T_ - most);
   return {row, T_, most + log(over_block(sum))};
@@ -777,12 +1079,28 @@ def _size(arrays: dict[str, Any]) -> int:
     return sum(value.size for value in arrays.values())
 
 
+RATES = "keep beta1 rest1 beta2 rest2 scale1 scale2 eps lr".split()
+
+
+def adamw_rates(
+    step: int,
+    lr: float,
+    weight_decay: float,
+    beta1: float = 0.9,
+    beta2: float = 0.999,
+    eps: float = 1e-8,
+) -> list[float]:
+    """Return the RATES of a step of (O1), counted from 1."""
+    scales = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
+    return [1 - lr * weight_decay, beta1, 1 - beta1, beta2, 1 - beta2, *scales, eps, lr]
+
+
 def adamw(
-    params: dict[str, Any], grads: dict[str, Any], m: dict, v: dict, work: Any, **rates: float
+    params: dict[str, Any], grads: dict[str, Any], m: dict, v: dict, work: Any, rates: list[float]
 ) -> None:
     """Take one step of (O1) in place, with the bits of the loop in optim.adamw_in_place.
 
-    The first call moves params, m and v into one array each; rates: of the step, see ADAMW.
+    The first call moves params, m and v into one array each; rates: of adamw_rates().
     """
     order = sorted(params, key=lambda name: not name.endswith(".W"))  # what decays comes first
     given = [
@@ -795,10 +1113,9 @@ def adamw(
         )
     ]
     decayed = _size({name: value for name, value in params.items() if name.endswith(".W")})
-    names = "keep beta1 rest1 beta2 rest2 scale1 scale2 eps lr".split()
     # in memory, for a number that is given by value would stay that of one step in a CUDA graph
-    numbers = held(work, "rates", np.array([rates[name] for name in names], given[0].dtype))
-    body = "const T " + ", ".join(f"{name} = rates[{i}]" for i, name in enumerate(names))
+    numbers = held(work, "rates", np.array(rates, given[0].dtype))
+    body = "const T " + ", ".join(f"{name} = rates[{i}]" for i, name in enumerate(RATES))
     kernel = _elementwise(
         work.xp, "adamw", "T g, raw T rates, int64 decayed", "T p, T m, T v", f"{body};{ADAMW}"
     )

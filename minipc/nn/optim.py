@@ -86,24 +86,11 @@ def adamw_in_place(
     """
     _same_names(params, grads)
     xp, step = work.xp, state.step + 1
-    scale1, scale2 = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
     if kernels.on_device(xp):
-        kernels.adamw(
-            params,
-            grads,
-            *state[1:],
-            work,
-            keep=1 - lr * weight_decay,
-            beta1=beta1,
-            rest1=1 - beta1,
-            beta2=beta2,
-            rest2=1 - beta2,
-            scale1=scale1,
-            scale2=scale2,
-            eps=eps,
-            lr=lr,
-        )
+        rates = kernels.adamw_rates(step, lr, weight_decay, beta1, beta2, eps)
+        kernels.adamw(params, grads, *state[1:], work, rates)
         return state._replace(step=step)
+    scale1, scale2 = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
     slices = [
         (name, first)
         for name, value in params.items()

@@ -74,18 +74,23 @@ def examine() -> dict[str, Any]:
 
 
 def _devices() -> dict[str, Any]:
-    """Return the devices that CuPy computes on, with their memory, or the reason why not."""
+    """Return the devices that CuPy computes on, with their memory, or the reason why not.
+
+    graphs: "yes", or why steps and recorded blocks are no CUDA graphs there.
+    """
     from minipc.backend import load
+    from minipc.nn.graph import why_not
 
     try:
-        runtime = load("cupy").cuda.runtime
+        cupy = load("cupy")
     except BackendError as reason:
-        return {"devices": [], "reason": _safe(str(reason), 300)}
+        return {"devices": [], "reason": _safe(str(reason), 300), "graphs": "no device"}
+    runtime = cupy.cuda.runtime
     devices = [runtime.getDeviceProperties(device) for device in range(runtime.getDeviceCount())]
     named = [
         {"name": device["name"].decode(), "bytes": device["totalGlobalMem"]} for device in devices
     ]
-    return {"devices": named, "reason": None}
+    return {"devices": named, "reason": None, "graphs": _safe(why_not(cupy), 300) or "yes"}
 
 
 def _folder() -> dict[str, str]:

@@ -26,7 +26,7 @@ ORDER = """
 errors settings progress streams installed backend provenance
 storage.locks storage.files storage.hdf5 storage.layout storage.places
 nn.params nn.ops nn.kernels nn.losses nn.exact nn.optim nn.gradcheck nn.local nn.groups
-nn.fast.workspace nn.fast.products nn.fast.winners nn.fast.fused nn.fast.pointwise
+nn.fast.workspace nn.graph nn.fast.products nn.fast.winners nn.fast.fused nn.fast.pointwise
 nn.fast.local nn.fast.local_eval nn.engine
 nn.levels nn.widening models.inputs models.pointnet models.pointnet2 models.model
 data.prepare data.clouds data.duplicates data.check data.groups_file data.augment data.shapes
@@ -41,7 +41,7 @@ record.fields record.plan record.embedded record.writer record.reader record.sha
 record.store record.recording record.contract record.recorder record.function record.verify
 record.parallel.processes record.parallel.scheduler
 distil.evaluate distil.self_target distil.statistics distil.averaging distil.augmentation
-distil.state distil.train runs.folder runs.config runs.predictions runs.compare
+distil.state distil.steps distil.train runs.folder runs.config runs.predictions runs.compare
 runs.logits_file
 audit.vectors audit.problems audit.facts audit.rules audit.neighbours audit.weights
 audit.checks audit.mutants
@@ -290,7 +290,13 @@ NEIGHBOURHOODS = {
 }
 AUGMENTATION = {"nn.widening", "distil.augmentation"}  # a network may be trained without it
 # The same products and levels once more, in the form that is fast on a machine.
-SPEED_ALONE = {"nn.fast.products", "nn.fast.winners", "nn.fast.local_eval", "nn.kernels"}
+SPEED_ALONE = {
+    "nn.fast.products",
+    "nn.fast.winners",
+    "nn.fast.local_eval",
+    "nn.kernels",
+    "nn.graph",
+}
 COUNTED = (tokenize.NAME, tokenize.OP, tokenize.NUMBER, tokenize.STRING)
 
 

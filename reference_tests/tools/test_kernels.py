@@ -130,6 +130,7 @@ def test_provenance_names_the_kernel_and_on_a_device_all_that_rounds(fake_cupy):
         "cuda_driver",
         "nvrtc",
         "cublas",
+        "cublas_workspace",
         "accelerators",
         "tf32",
     }

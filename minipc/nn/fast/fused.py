@@ -24,7 +24,7 @@ import numpy as np
 from minipc.backend import module_of
 from minipc.errors import DataError, check_shape
 from minipc.nn import kernels
-from minipc.nn.fast.products import inner_product, product, second_moments
+from minipc.nn.fast.products import inner_product, mean_of, product, second_moments
 from minipc.nn.fast.winners import add_at_winners, sum_at_winners
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.ops import BatchStats
@@ -126,7 +126,7 @@ def to_tower(
     tower = work.array(f"{name} tower", (clouds, rows, count), x.dtype, 1, tuple(widths))
     z = tower[:, :channels]  # the row below it keeps its ones
     z[...] = x.swapaxes(1, 2)
-    shift = z.mean(axis=(0, 2))  # of the copy: the bits do not depend on the memory order of x
+    shift = mean_of(z)  # of the copy: the bits do not depend on the memory order of x
     entry = kind(tower, 0, shift, None, work, name, work.next_generation(name))
 
     def write(clouds: slice) -> None:

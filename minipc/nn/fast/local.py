@@ -34,7 +34,7 @@ from minipc.nn.fast.fused import (
     sum_over_blocks,
     to_tower,
 )
-from minipc.nn.fast.products import product
+from minipc.nn.fast.products import matrix_product, mean_of, product
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.ops import BatchStats
 
@@ -52,6 +52,7 @@ class Level(NamedTuple):
     work: Workspace
     name: str
     generation: int
+    lists: Any = None  # on a device: of the readers of each point, see readers() in kernels.py
 
     @property
     def rows(self) -> int:
@@ -62,6 +63,12 @@ class Level(NamedTuple):
         """Return the slices of clouds computed together; they depend only on the shape."""
         clouds, channels, points = self.z.shape
         return blocks_of(clouds, OF_ONE_LAYER * channels * points, self.work)
+
+    def sum_over_readers(self, clouds: slice, value: str, x: Any, y: Any, out: Any) -> None:
+        """As in kernels.py, on a device, for some clouds."""
+        first, places = self.lists
+        lists, size = (first[clouds], places[clouds]), self.members.shape[2]
+        kernels.sum_over_readers(lists, size, value, x, y, out)
 
 
 def to_level(
@@ -79,7 +86,9 @@ def to_level(
     )
     at = work.array(f"{name} at", (clouds, count, 3), f.dtype)
     flat = work.array(f"{name} flat", (members.shape[2], clouds, count), np.intp)
-    level = Level(z, v, at, members, flat, None, None, work, name, work.next_generation(name))
+    generation = work.next_generation(name)
+    lists = kernels.readers(members, number) if kernels.on_device(xp) else None
+    level = Level(z, v, at, members, flat, None, None, work, name, generation, lists)
 
     def fill(clouds: slice) -> None:
         z[clouds, :3] = positions[clouds].swapaxes(1, 2)
@@ -88,7 +97,7 @@ def to_level(
         xp.add(members[clouds].transpose(2, 0, 1), first, out=flat[:, clouds])
 
     work.map(fill, level.blocks())
-    shift = z[:, :-1].mean(axis=(0, 2))
+    shift = mean_of(z[:, :-1])
 
     def moments(clouds: slice) -> Any:
         z[clouds, :-1] -= shift[:, None]
@@ -115,10 +124,12 @@ def _moments(x: Level, clouds: slice) -> Any:
     v[:, :3] = sums = c[:, None] * p - q
     xp.multiply(z[:, 3:], c[:, None].astype(z.dtype), out=v[:, 3:])
     total = xp.empty((z.shape[1], z.shape[1]))
-    total[:, 3:] = xp.matmul(v, z[:, 3:].swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
+    total[:, 3:] = matrix_product(v, z[:, 3:].swapaxes(1, 2)).sum(axis=0, dtype=np.float64)
     total[3:, :3] = total[:3, 3:].T
-    total[:3, :3] = (xp.matmul(sums, p.swapaxes(1, 2)) - xp.matmul(p, q.swapaxes(1, 2))).sum(axis=0)
-    total[:3, :3] += x.members.shape[2] * xp.matmul(at.swapaxes(1, 2), at).sum(axis=0)
+    total[:3, :3] = (
+        matrix_product(sums, p.swapaxes(1, 2)) - matrix_product(p, q.swapaxes(1, 2))
+    ).sum(axis=0)
+    total[:3, :3] += x.members.shape[2] * matrix_product(at.swapaxes(1, 2), at).sum(axis=0)
     return total
 
 
@@ -127,7 +138,7 @@ def _reads(x: Level, clouds: slice) -> tuple[Any, Any]:
     xp, members, points = x.work.xp, x.members.shape[2], x.z.shape[2]
     if kernels.on_device(xp):
         at, q = x.at[clouds], xp.empty((len(x.z[clouds]), 4, points))
-        kernels.sum_over_readers(x.members[clouds], "o == 3 ? 1 : x[centre]", at, at, q)
+        x.sum_over_readers(clouds, "o == 3 ? 1 : x[centre]", at, at, q)
         return q[:, 3], q[:, :3]
     if xp is not np:
         at = x.at[clouds].astype(np.float64)
@@ -186,14 +197,14 @@ def level_forward(
     flat = x.flat.reshape(members, -1)  # (k, B M)
 
     def pool(clouds: slice) -> None:
-        xp.matmul(x.z[clouds, :-1].swapaxes(1, 2), affine.At.T, out=u[clouds])
+        matrix_product(x.z[clouds, :-1].swapaxes(1, 2), affine.At.T, u[clouds])
         points = u.reshape(-1, shape[2])
         for some in portions(clouds, count, members * shape[2], work):
             rows = gathered(points, flat[:, some], work)
             first_maximum(rows, 0, rows_of(h)[some], rows_of(rank)[some], work)
         best = h[clouds]
         centre = work.scratch("centre", best.shape, best.dtype)
-        xp.matmul(x.at[clouds], affine.At[:, :3].T, out=centre)
+        matrix_product(x.at[clouds], affine.At[:, :3].T, centre)
         best -= centre
         best += affine.c
         xp.greater(best, 0, out=positive[clouds])
@@ -223,6 +234,8 @@ def gathered(points: Any, index: Any, work: Workspace) -> Any:
     rows = work.scratch("rows", (*index.shape, points.shape[1]), points.dtype)
     if work.xp is np:
         points.take(index, axis=0, out=rows, mode="clip")  # "raise" would copy
+    elif kernels.on_device(work.xp):
+        points.take(index, axis=0, out=rows)
     else:
         rows[...] = points[index]
     return rows
@@ -231,6 +244,9 @@ def gathered(points: Any, index: Any, work: Workspace) -> Any:
 def first_maximum(rows: Any, axis: int, best: Any, rank: Any, work: Workspace) -> None:
     """best = the maximum of rows along axis; rank = the first place that attains it."""
     xp, places = work.xp, rows.shape[axis]
+    if kernels.on_device(xp):
+        kernels.first_maximum(rows, axis, best, rank)
+        return
     rows.max(axis=axis, out=best)
     won = work.scratch("won", rows.shape, bool)
     xp.equal(rows, xp.expand_dims(best, axis), out=won)
@@ -258,20 +274,21 @@ def level_backward(dh: Any, cache: LevelCache) -> tuple[Any, Any, Any, Any]:
 
     def winners(clouds: slice) -> None:
         work.xp.multiply(dh[clouds], positive[clouds], out=g[clouds])
-        _scatter_winners(S[clouds], x.members[clouds], rank[clouds], g[clouds], work)
+        _scatter_winners(S[clouds], x, clouds, rank[clouds], g[clouds])
 
     return _through_points(x, affine, winners, S, g, name)
 
 
-def _scatter_winners(S: Any, members: Any, rank: Any, g: Any, work: Workspace) -> None:
+def _scatter_winners(S: Any, x: Level, clouds: slice, rank: Any, g: Any) -> None:
     """S_no = sum of g_mo over the groups m whose winner of channel o is point n.  (F14)
 
-    S (C, N, O), members (C, M, k), rank and g (C, M, O).  The order of the terms is fixed.
+    S (C, N, O), rank and g (C, M, O), of some clouds of x.  The order of the terms is fixed.
     """
+    work, members = x.work, x.members[clouds]
     xp, (points, width), (count, most) = work.xp, S.shape[1:], members.shape[1:]
     if kernels.on_device(xp):
         value = "y[centre] == j ? x[centre] : 0"
-        kernels.sum_over_readers(members, value, g, rank, S.swapaxes(1, 2))
+        x.sum_over_readers(clouds, value, g, rank, S.swapaxes(1, 2))
         return
     if xp is not np:
         S[...] = _sum_at_points(members, points, lambda j: g * (rank == j))
@@ -293,12 +310,12 @@ def _through_points(
     sums(clouds) fills S (B, N, O), the gradients summed over the readers of each point, and g
     (B, M, O), summed over the members of each group.
     """
-    xp, work = x.work.xp, x.work
+    work = x.work
 
     def block(clouds: slice) -> Any:
         sums(clouds)
-        products = xp.matmul(x.z[clouds], S[clouds]).sum(axis=0, dtype=np.float64)
-        products[:3] -= xp.matmul(x.at[clouds].swapaxes(1, 2), g[clouds]).sum(
+        products = matrix_product(x.z[clouds], S[clouds]).sum(axis=0, dtype=np.float64)
+        products[:3] -= matrix_product(x.at[clouds].swapaxes(1, 2), g[clouds]).sum(
             axis=0, dtype=np.float64
         )
         return products
@@ -308,9 +325,9 @@ def _through_points(
 
     def features(clouds: slice) -> None:
         here = df[clouds]
-        xp.matmul(x.v[clouds].swapaxes(1, 2), K[3:].T, out=here)
+        matrix_product(x.v[clouds].swapaxes(1, 2), K[3:].T, here)
         through = work.scratch("through", here.shape, here.dtype)
-        here += xp.matmul(S[clouds], affine.At[:, 3:], out=through)
+        here += matrix_product(S[clouds], affine.At[:, 3:], through)
 
     work.map(features, x.blocks())
     return df, dW, dgamma, dbeta
@@ -346,7 +363,7 @@ def expand_forward(
         z = x.z[clouds, :-1]
         u = work.scratch("u", (len(z), len(affine.At), z.shape[2]), W.dtype)
         product(affine.At, z, u, work)
-        centre = affine.At[:, :3] @ x.at[clouds].swapaxes(1, 2)  # (C, O, M)
+        centre = matrix_product(affine.At[:, :3], x.at[clouds].swapaxes(1, 2))  # (C, O, M)
         centre -= (affine.c - shift)[:, None]
         rows = columns_at(u, local[clouds], y.of(clouds))
         each = rows.reshape(len(z), -1, members, count)
@@ -372,18 +389,18 @@ def expand_backward(dy: Any, cache: ExpandCache) -> tuple[Any, Any, Any, Any]:
         D *= y.positive(clouds)
         each = D.reshape(len(D), -1, members, count)
         each.sum(axis=2, out=g[clouds])
-        _scatter_rows(S[clouds], x.members[clouds], D, work)
+        _scatter_rows(S[clouds], x, clouds, D)
 
     work.map(rows, y.blocks())
     return _through_points(x, affine, lambda clouds: None, S.swapaxes(1, 2), g.swapaxes(1, 2), name)
 
 
-def _scatter_rows(S: Any, members: Any, D: Any, work: Workspace) -> None:
+def _scatter_rows(S: Any, x: Level, clouds: slice, D: Any) -> None:
     """S_on = sum of D_o,mj over all places that read point n.    S (C, O, N), D (C, O, k M)"""
-    xp, points = work.xp, S.shape[2]
+    xp, points, members = x.work.xp, S.shape[2], x.members[clouds]
     by_rank = members.transpose(0, 2, 1)  # (C, k, M): the order of the rows
     if kernels.on_device(xp):
-        kernels.sum_over_readers(members, "x[row]", D, D, S)
+        x.sum_over_readers(clouds, "x[row]", D, D, S)
         return
     if xp is not np:
         by_member = D.reshape(*D.shape[:2], members.shape[2], -1)  # (C, O, k, M)
@@ -485,6 +502,8 @@ def group_pool_backward(dh: Any, cache: GroupPoolCache) -> tuple[GroupGradient, 
 
     def block(clouds: slice) -> Any:
         z, rows, here = x.with_ones(clouds), winners.rows(clouds), g[clouds]
+        if kernels.on_device(work.xp):
+            return kernels.at_group_winners(z, rows, here)
         products = work.xp.empty((z.shape[1], here.shape[1]), z.dtype)
         step = max(2 * work.slice // (z.shape[1] * here[:, 0].size), 1)
         for first in range(0, here.shape[1], step):
@@ -528,6 +547,8 @@ def columns_at(u: Any, index: Any, out: Any) -> Any:
     if xp is np:
         for one, columns, result in zip(u, index, out, strict=True):
             one.take(columns.astype(np.intp), axis=1, out=result, mode="clip")
+    elif kernels.on_device(xp):
+        kernels.columns(u, index, out)
     else:
         out[...] = xp.take_along_axis(u, index[:, None].astype(np.int64), axis=2)
     return out

@@ -11,7 +11,7 @@ import numpy as np
 from minipc.backend import module_of
 from minipc.nn.fast.fused import blocks_of
 from minipc.nn.fast.local import columns_at, gathered, offsets_by_member, portions, rows_of
-from minipc.nn.fast.products import product
+from minipc.nn.fast.products import matrix_product, product
 from minipc.nn.fast.workspace import Workspace
 
 Maps = list[tuple[Any, Any]]  # of eval_maps(): (A^T (O, I), c (O,)) of each layer
@@ -43,12 +43,12 @@ def _pool_points(z: Any, centres: Any, members: Any, maps: Maps, h: Any, work: W
     xp, ((At, c),) = work.xp, maps
     clouds, _, points = z.shape
     u = work.scratch("u", (clouds, points, len(At)), z.dtype)
-    xp.matmul(z.swapaxes(1, 2), At.T, out=u)
+    matrix_product(z.swapaxes(1, 2), At.T, u)
     flat = members.transpose(2, 0, 1) + (points * xp.arange(clouds))[:, None]  # (k, C, M)
     flat = flat.reshape(len(flat), -1)
     for some in portions(slice(0, clouds), members.shape[1], len(flat) * len(At), work):
         gathered(rows_of(u), flat[:, some], work).max(axis=0, out=rows_of(h)[some])
-    h -= _positions(z, centres).swapaxes(1, 2) @ At[:, :3].T
+    h -= matrix_product(_positions(z, centres).swapaxes(1, 2), At[:, :3].T)
     h += c
     xp.maximum(h, work.zeros(len(c), h.dtype), out=h)
 
@@ -82,7 +82,7 @@ def _pool_rows(z: Any, centres: Any, members: Any, maps: Maps, h: Any, work: Wor
             columns_at(u, here.transpose(0, 2, 1).reshape(clouds, -1), rows)
             at = _positions(z, near)
             each = rows.reshape(clouds, len(At), size, -1)
-            each -= (At[:, :3] @ at - c[:, None])[:, :, None]
+            each -= (matrix_product(At[:, :3], at) - c[:, None])[:, :, None]
             xp.maximum(rows, work.zeros(rows.shape[2], rows.dtype), out=rows)
         else:
             offsets_by_member(z, near, here, rows)

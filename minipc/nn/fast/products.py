@@ -40,12 +40,11 @@ def product(a: Any, z: Any, out: Any, work: Workspace) -> Any:
 
 
 def matrix_product(a: Any, b: Any, out: Any = None) -> Any:
-    """Return a b (R, N), in out if there is one.    a (R, I), b (I, N)"""
+    """Return a b (R, N), in out if there is one.    a (R, I), b (I, N); also for each cloud"""
     xp = module_of(a, b)
     if kernels.on_device(xp):
-        return kernels.multiply(
-            a, b, xp.empty((len(a), b.shape[1]), a.dtype) if out is None else out
-        )
+        shape = (*(a.shape[:-2] or b.shape[:-2]), a.shape[-2], b.shape[-1])
+        return kernels.multiply(a, b, xp.empty(shape, a.dtype) if out is None else out)
     return xp.matmul(a, b, out=out)
 
 
@@ -75,9 +74,11 @@ def inner_product(z: Any, d: Any, work: Workspace) -> Any:
     z (clouds, inner, points), d (clouds, rows, points) -> (inner, rows)
     """
     (clouds, inner, points), rows = z.shape, d.shape[1]
+    if kernels.on_device(work.xp):
+        return kernels.outer(z, d, work)
     group, parts = _divided(rows, inner, points, work)
     if group == rows and parts == 1:
-        return _over_clouds(_outer(z, d, work), work)
+        return _outer(z, d, work.xp).sum(axis=0, dtype=np.float64)
     pieces = work.xp.matmul(
         z.reshape(clouds, inner, parts, -1).swapaxes(1, 2)[:, :, None],
         d.reshape(clouds, -1, group, parts, points // parts).transpose(0, 3, 1, 4, 2),
@@ -91,30 +92,27 @@ def second_moments(z: Any, work: Workspace) -> Any:
     z (clouds, inner, points) -> (inner, inner).  NumPy sees that both factors are one array
     and asks BLAS for half the products (syrk).
     """
-    return _over_clouds(_outer(z, z, work), work)
-
-
-def _over_clouds(parts: Any, work: Workspace) -> Any:
-    """Return the sum of parts (clouds, ...) over clouds, in float64."""
     if kernels.on_device(work.xp):
-        return kernels.total(parts, work.xp.empty(parts.shape[1:]))
-    return parts.sum(axis=0, dtype=np.float64)
+        return kernels.outer(z, z, work)
+    return _outer(z, z, work.xp).sum(axis=0, dtype=np.float64)
 
 
-def _outer(z: Any, d: Any, work: Workspace) -> Any:
+def mean_of(z: Any) -> Any:
+    """Return the mean of z (clouds, channels, points) over clouds and points, (channels,)."""
+    if kernels.on_device(module_of(z)):
+        return kernels.mean(z)
+    return z.mean(axis=(0, 2))
+
+
+def _outer(z: Any, d: Any, xp: Any) -> Any:
     """Return z d^T of each cloud.
 
     The matmul of NumPy 2.4 keeps the interpreter's lock where its result has at most 500 numbers,
     however long the sums; dot, the same call to BLAS, never does.
     """
-    if kernels.on_device(work.xp):
-        shape = (len(z), z.shape[1], d.shape[1])
-        return kernels.multiply(
-            z, d.swapaxes(1, 2), work.scratch(f"outer {z.dtype}", shape, z.dtype)
-        )
-    if work.xp is np and len(z) * z.shape[1] * d.shape[1] <= 500:
+    if xp is np and len(z) * z.shape[1] * d.shape[1] <= 500:
         return np.stack([np.dot(one, other.T) for one, other in zip(z, d, strict=True)])
-    return work.xp.matmul(z, d.swapaxes(1, 2))
+    return xp.matmul(z, d.swapaxes(1, 2))
 
 
 def _divided(rows: int, inner: int, points: int, work: Workspace) -> tuple[int, int]:

@@ -40,10 +40,14 @@ class Workspace:
         # {name: how many forwards began and backwards overwrote it}
         self._generations: dict[str, int] = {}
         # {name: (memory, the buffer in it, layout)}
-        self._arrays: dict[str, tuple[Any, Any, Any]] = {}
+        self.made: dict[str, tuple[Any, Any, Any]] = {}
         # {name: (array, {name: view})}, see join() in kernels.py
         self.joined: dict[str, tuple[Any, dict[str, Any]]] = {}
-        self._own = threading.local()
+        self.tables: dict[Any, Any] = {}  # of addresses on a device, see outer() in kernels.py
+        # whether held() of kernels.py finds arrays sent, and steps replayed: distil/steps.py
+        self.holds = False
+        self.replayed: Any = None
+        self.own = threading.local()  # {name: scratch} of each thread
         self._pool = ThreadPoolExecutor(threads - 1, "minipc-step") if threads > 1 else None
 
     def generation(self, name: str) -> int:
@@ -69,14 +73,14 @@ class Workspace:
         old one where that is large enough, so networks whose widths change need no new memory.
         """
         size, dtype = prod(shape), np.dtype(dtype)
-        memory, buffer, kept = self._arrays.get(name, (None, None, None))
+        memory, buffer, kept = self.made.get(name, (None, None, None))
         if buffer is None or (buffer.shape, buffer.dtype, kept) != (shape, dtype, layout):
             if memory is None or memory.dtype != dtype or memory.size < size:
                 memory = self.xp.empty(size, dtype)
             buffer = memory[:size].reshape(shape)
             if fill is not None:
                 buffer[...] = fill
-            self._arrays[name] = memory, buffer, layout  # filled before another thread can find it
+            self.made[name] = memory, buffer, layout  # filled before another thread can find it
         return buffer
 
     def zeros(self, count: int, dtype: Any) -> Any:
@@ -85,9 +89,9 @@ class Workspace:
 
     def scratch(self, name: str, shape: tuple[int, ...], dtype: Any) -> Any:
         """Return a buffer private to this thread; a larger size or new dtype makes a new one."""
-        buffer, size = self._own.__dict__.get(name), prod(shape)
+        buffer, size = self.own.__dict__.get(name), prod(shape)
         if buffer is None or buffer.size < size or buffer.dtype != dtype:
-            buffer = self._own.__dict__[name] = self.xp.empty(size, dtype)
+            buffer = self.own.__dict__[name] = self.xp.empty(size, dtype)
         return buffer[:size].reshape(shape)
 
     def map(self, function: Callable[[Any], Any], items: Sequence) -> list:

@@ -9,6 +9,7 @@ def of_doctor(values: Values) -> list[str]:
     devices = ", ".join(
         f"{each['name']} with {each['bytes'] / 1e9:.0f} GB" for each in cupy["devices"]
     )
+    graphs = f"; CUDA graphs: {cupy['graphs']}" if devices else ""
     return [
         f"minipc    {values['minipc']}",
         f"Python    {values['python']}, {values['platform']}",
@@ -20,7 +21,7 @@ def of_doctor(values: Values) -> list[str]:
         f"SciPy     {values['scipy']}",
         f"h5py      {values['h5py']}, HDF5 {values['hdf5']}",
         f"click     {values['click']}",
-        f"CuPy      {installed or 'not installed'}; {devices or cupy['reason']}",
+        f"CuPy      {installed or 'not installed'}; {devices or cupy['reason']}{graphs}",
         "optional  "
         + ", ".join(f"{name} {number or 'absent'}" for name, number in values["optional"].items()),
         f"variables {_settings(values['variables']) or 'none'}",
