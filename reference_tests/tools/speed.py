@@ -41,11 +41,12 @@ from minipc.record.recording import Recording  # noqa: E402
 from reference_tests.tools.kernels import KERNELS, environment, runnable  # noqa: E402
 from reference_tests.tools.speed_page import BY_KERNEL, LOCAL, page  # noqa: E402
 from reference_tests.tools.speed_parts import level_parts, parts  # noqa: E402
-from reference_tests.tools.speed_workers import IN_A_ROW, RECORDED  # noqa: E402
+from reference_tests.tools.speed_workers import IN_A_ROW  # noqa: E402
 
 THREADS = len(os.sched_getaffinity(0))
 PEERS = {"torch": "torch", "torch compile": "torch", "jax": "jax"}
 STEP = {"clouds": 32, "points": 1024}
+OF_A_SHARD = 64  # batches recorded at once on a device
 
 
 class Ended(SystemExit):
@@ -196,14 +197,15 @@ def recording(machine, values, say):
     )
 
 
-def on_device(machine, values, say):
-    """Training steps and recording on a CUDA device, against PyTorch there."""
+def on_device(machine, values, chosen, say):
+    """Training steps of the chosen models and recording on a CUDA device, and PyTorch there."""
     values["device"] = provenance(load("cupy"))  # BackendError without one
-    of_steps = (*NAMED_SIZES, *LOCAL)
-    clouds = RECORDED * STEP["clouds"]
-    for kind, sizes_of, per in (("step", of_steps, 1000 / IN_A_ROW), ("record", ["teacher"], 1)):
+    recorded = [size for size in chosen if size == "teacher"]
+    clouds = OF_A_SHARD * STEP["clouds"]
+    for kind, sizes_of, per in (("step", chosen, 1000 / IN_A_ROW), ("record", recorded, 1)):
         for size in sizes_of:
             name, task = f"{size}_{kind}", {"task": kind, "size": size, "device": True, **STEP}
+            task |= {"batches": OF_A_SHARD} if kind == "record" else {}
             entries = {"minipc": ("numpy", task), **on_device_in_torch(machine, task, say)}
             found = dict(zip(entries, machine.race(*entries.values()), strict=True))
             # products of 10 bits are no contender: beside, with the same forms
@@ -470,6 +472,7 @@ def main():
     parser.add_argument(
         "--gpu", action="store_true", help="on a CUDA device instead; writes no page"
     )
+    parser.add_argument("--sizes", help="with --gpu: of these models alone, tiny,pointnet2/8 say")
     parser.add_argument("--json", action="store_true", help="end with one JSON object on stdout")
     parser.add_argument("--out", default="docs/performance.md", help="the page to write")
     options = parser.parse_args()
@@ -481,7 +484,8 @@ def main():
     say(values["machine"])
     if options.gpu:
         with ExitStack() as stack:
-            on_device(Machine(stack, False), values, say)
+            chosen = options.sizes.split(",") if options.sizes else (*NAMED_SIZES, *LOCAL)
+            on_device(Machine(stack, options.quick), values, chosen, say)
         print(json.dumps(values))
         return
     with ExitStack() as stack:

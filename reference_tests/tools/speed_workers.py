@@ -67,6 +67,8 @@ def ours(task):
     x, labels, scale, shift = map(xp.asarray, (host, *others))
     groups = tuple(xp.asarray(group) for group in net(config).prepare(config, host))
     channels_first = xp.ascontiguousarray(x.swapaxes(1, 2)).swapaxes(1, 2)
+    if task["task"] == "record" and task.get("device"):
+        return shard_of(task, xp, wait)
     if task["task"] == "record":
         logits_of = net(config).evaluator(params, stats, config)
 
@@ -74,19 +76,28 @@ def ours(task):
             return logits_of(Inputs(apply(x, Params(scale, shift)), groups))
 
         def record():
-            found = list(
-                ordered_map(
-                    block,
-                    range(task.get("batches", RECORDED)),
-                    1 if task.get("device") else threads,
-                )
-            )
-            wait()
-            return found
+            return list(ordered_map(block, range(task.get("batches", RECORDED)), threads))
 
         return record
 
     loss, rng = LossConfig(label_smoothing=0.0, **LABELS_ALONE), np.random.default_rng(0)
+    if task.get("device"):  # where an epoch is more than its steps
+        from minipc.distil.train import Task
+        from minipc.settings import TrainConfig
+
+        training = TrainConfig(batch_size=task["clouds"], lr=LR, weight_decay=DECAY)
+        points = xp.ascontiguousarray(x.swapaxes(1, 2))
+        whole = Task(points, labels, groups, config, loss, training, None, Workspace(xp), xp)
+        states, order = [whole.start(new_model(config, {}, 0))], np.arange(task["clouds"])
+        views = Params(others[1], others[2])
+
+        def epoch():
+            in_a_row = np.tile(order, IN_A_ROW)
+            states[0], _, _ = whole.epoch(states[0], 0, in_a_row, views, None, None)
+            wait()
+
+        return epoch
+
     engine, state = task.get("engine", "fused"), [optim.adamw_start(params), params, stats]
     work = Workspace(xp, 1 if task.get("device") else threads)
 
@@ -109,6 +120,30 @@ def ours(task):
         state[:] = adam, params, track(stats, moments, config)
 
     return in_a_row(step, wait, task)
+
+
+def shard_of(task, xp, wait):
+    """Return a function that records a shard on a device: with its way there and back."""
+    from types import SimpleNamespace
+
+    from minipc.data.augment import AugmentConfig
+    from minipc.data.clouds import Clouds
+    from minipc.models.file import new_model, on_module
+    from minipc.models.model import sizes
+    from minipc.record.recorder import compute_shard, model_teacher
+
+    rows, rng = task["clouds"] * task.get("batches", RECORDED), np.random.default_rng(0)
+    points = rng.standard_normal((rows, task["points"], 3)).astype(np.float32)
+    names = tuple(f"class {k}" for k in range(CLASSES))
+    clouds = Clouds(points, np.arange(rows) % CLASSES, names, "z", "none")
+    teacher = model_teacher(on_module(new_model(sizes(task["size"], CLASSES), {}, 0), xp))
+    plan = SimpleNamespace(seed=0, block=task["clouds"], classes=CLASSES, logits="float32")
+
+    def record():
+        compute_shard(clouds, teacher, plan, AugmentConfig(), 0, 0, rows, xp, 1)
+        wait()
+
+    return record
 
 
 def in_a_row(step, wait, task):

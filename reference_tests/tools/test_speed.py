@@ -168,7 +168,7 @@ def test_on_a_device_a_contender_that_cannot_run_is_left_out_and_named(
     ASKED.clear()
     values, lines = {}, []
     with ExitStack() as stack:
-        speed.on_device(speed.Machine(stack, True), values, lines.append)
+        speed.on_device(speed.Machine(stack, True), values, [*NAMED_SIZES, *LOCAL], lines.append)
     step = values["device_tiny_step"]
     label = {"torch": "torch_eager", "torch compile": "torch_compile"}
     assert step.keys() == {"minipc", *(label[name] for name in label.keys() - unable)}
