@@ -76,9 +76,9 @@ bench: $(VENV)/ready  ## benchmark against PyTorch and JAX, installed if absent;
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	$(BIN)/python -m reference_tests.tools.speed
 
-bench-gpu: gpu  ## the same on a CUDA device, CuPy and PyTorch installed if absent; what cannot run is left out
+bench-gpu: gpu  ## the same on a CUDA device, CuPy and PyTorch installed if absent, of SIZES=tiny,teacher alone if given; what cannot run is left out
 	$(BIN)/python -c 'import torch' 2>/dev/null || $(BIN)/pip install --quiet torch==2.13.0
-	$(BIN)/python -m reference_tests.tools.speed --gpu --json
+	$(BIN)/python -m reference_tests.tools.speed --gpu --json $(SIZES:%=--sizes %)
 
 audit: $(VENV)/installed  ## hold the mathematics against itself, and break it on purpose
 	$(BIN)/minipc audit

@@ -49,7 +49,6 @@ class Replayed:
         self.arrays: list[Any] = []  # of the last step; kept, so that none takes another's place
         self.graph: graph.Graph | None = None
         self.tries = True  # to capture it
-        self.after: Any = None  # the State that the graph writes
 
     def epoch_starts(self, state: State, order: np.ndarray, lrs: list[float]) -> None:
         """Receive the State before an epoch, its rows one batch after the other, and its rates."""
@@ -111,7 +110,7 @@ class Replayed:
     @property
     def sums(self) -> dict[str, Any]:
         """The sums of the numbers of the steps since the epoch started."""
-        return dict(zip(self.names, to_host(self.totals), strict=False))
+        return dict(zip(self.names, to_host(self.totals)[: len(self.names)], strict=True))
 
 
 NUMBERS = 8  # at least those of a step

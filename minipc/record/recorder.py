@@ -18,13 +18,12 @@ from minipc.backend import module_of, ordered_map, padded_block
 from minipc.data.augment import Params, apply, draw
 from minipc.data.clouds import UNLABELLED
 from minipc.errors import CheckFailed, DataError, MinipcError
-from minipc.models.inputs import Inputs
 from minipc.models.model import net
-from minipc.nn import graph, kernels
+from minipc.nn import graph
 from minipc.nn.engine import Evaluator
-from minipc.nn.fast.workspace import Workspace
 from minipc.progress import quiet
 from minipc.provenance import provenance
+from minipc.record.blocks import Blocks
 from minipc.record.contract import (
     answer,
     asked,
@@ -38,7 +37,7 @@ from minipc.record.recording import rows_of
 from minipc.streams import stream
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import ModuleType
     from typing import Any
 
@@ -98,6 +97,9 @@ def here(
     A thread writes one shard while the next one is computed.
     """
     made_with = provenance_of(recording.xp, recording.engine) | said_by(teacher)
+    if recording.xp is not np:  # all views of some clouds, while a device holds these
+        missing = sorted(missing, key=lambda shard: shard[1])
+    kept: dict[Any, Blocks] = {}
     with ThreadPoolExecutor(1, "minipc-commit") as committer:
         committing: Any = None
         for view, first, stop in missing:
@@ -113,6 +115,7 @@ def here(
                 recording.threads,
                 block_done,
                 recording.groups,
+                kept,
             )
             if committing:
                 committing.result()
@@ -265,6 +268,7 @@ def compute_shard(
     threads: int,
     block_done: Callable[[int], None] = quiet,
     groups: tuple[Any, ...] = (),
+    kept: dict[Any, Blocks] | None = None,
 ) -> tuple[Any, ...]:
     """Return scale, shift (R, 3) float32, logits (R, K) as stored, and a KL of one shard.
 
@@ -272,43 +276,39 @@ def compute_shard(
     are aligned to the cloud number and padded at the end, so that the bytes do not depend on how
     shards are divided.  groups: of all clouds, see Recording.  A device gets the clouds of the
     shard in one transfer, and its logits come back in one.  The KL is the largest
-    KL(softmax(v) || softmax(v as stored)) at T = 1.
+    KL(softmax(v) || softmax(v as stored)) at T = 1.  kept: of the caller, who gives it again for
+    shards of the same clouds and teacher; what is kept on a device from one to the next.
     """
     # imported here: slow, and training and evaluation read records without it
     from scipy.special import log_softmax
 
     params, rows = draw(plan.seed, view, first, stop - first, augment), stop - first
     whole = -(-rows // plan.block) * plan.block
-    points, *near = (
-        xp.asarray(padded_block(array[:stop], first, whole)) for array in (clouds.points, *groups)
-    )
-    applied = [xp.asarray(padded_block(value, 0, whole)) for value in params]
+    applied = [padded_block(value, 0, whole) for value in params]
+    on_host = (padded_block(array[:stop], first, whole) for array in (clouds.points, *groups))
     on_device = xp is not np
-    # On a device, what does not depend on the block is done once: the views, and the head of a
-    # model of ours.
+    # On a device, what does not depend on the block is done once: the head of a model of ours, and
+    # its clouds' way there, or the views.
     ours = logits_of if on_device and isinstance(logits_of, Evaluator) else None
-    again = ours and _replayed(ours, points, near, applied, plan.block)
-    views = apply(points, Params(*applied)) if on_device and not again else None
-
-    def block_logits(start: int) -> Any:
-        here = slice(start, start + plan.block)
-        if again:
-            return again(here)
-        if views is None:
-            seen = apply(points[here], Params(*(value[here] for value in applied)))
-        else:
-            seen = views[here]
-        found = asked(ours.features if ours else logits_of, seen, [group[here] for group in near])
-        if on_device and isinstance(found, xp.ndarray):
-            return found if ours else xp.array(found)  # a teacher may reuse its output
-        return answer(found, (plan.block, plan.classes))
+    if ours and not graph.why_not(xp):
+        kept = {} if kept is None else kept
+        if (first, stop) not in kept:
+            kept.clear()  # before others take memory
+            points, *near = on_host
+            kept[first, stop] = Blocks(ours, points, near, plan.block, xp)
+        found = kept[first, stop].of(*applied)
+    else:
+        found = _blocks(
+            logits_of,
+            ours,
+            list(map(xp.asarray, on_host)),
+            Params(*map(xp.asarray, applied)),
+            plan,
+            threads,
+        )
 
     blocks = []
-    for start, logits in zip(
-        range(0, rows, plan.block),
-        ordered_map(block_logits, range(0, rows, plan.block), threads),
-        strict=True,
-    ):
+    for start, logits in zip(range(0, rows, plan.block), found, strict=True):
         blocks.append(logits)
         block_done(min(plan.block, rows - start))
     together: Any = (np if isinstance(blocks[0], np.ndarray) else xp).concatenate(blocks)
@@ -332,40 +332,31 @@ def compute_shard(
     return *params, stored, float(max(kl, 0.0))
 
 
-def _replayed(
-    ours: Evaluator, points: Any, near: Sequence[Any], applied: Sequence[Any], block: int
-) -> Callable[[slice], Any] | None:
-    """Return features(here) of the next block of clouds, as a CUDA graph from the third block on.
+def _blocks(
+    logits_of: Callable[..., Any],
+    ours: Evaluator | None,
+    arrays: Sequence[Any],
+    params: Params,
+    plan: Plan,
+    threads: int,
+) -> Iterator[Any]:
+    """Yield the logits of each block, or the features of ours.    arrays: points, groups, on xp"""
+    points, *near = arrays
+    xp = module_of(points)
+    views = apply(points, params) if xp is not np else None
 
-    None where the device captures no graphs.  points (R, P, 3), near and applied: of all R clouds.
-    """
-    xp, clouds = module_of(points), len(points)
-    if graph.why_not(xp):
-        return None
-    work, axes_first = Workspace(xp), xp.ascontiguousarray(points.swapaxes(1, 2))
-    order = xp.arange(clouds).reshape(-1, block)
-    no_rates, counter = xp.empty((len(order), 0), points.dtype), xp.zeros(1, np.int64)
-    captured: list[graph.Graph | None] = []
-    out: list[Any] = []
-
-    def step() -> None:
-        rows = kernels.next_of(order, no_rates, counter, work)
-        x = kernels.views(axes_first, rows, *applied)
-        found = ours.features(Inputs(x, tuple(group[rows] for group in near)))
-        if not out:
-            out.append(xp.empty((clouds, found.shape[1]), found.dtype))
-        out[0][rows] = found
-
-    def features(here: slice) -> Any:
-        if here.start == 2 * block:
-            captured.append(graph.captured(work, step))
-        if captured and captured[0]:
-            captured[0].replay()
+    def block_logits(start: int) -> Any:
+        here = slice(start, start + plan.block)
+        if views is None:
+            seen = apply(points[here], Params(*(value[here] for value in params)))
         else:
-            step()
-        return out[0][here]
+            seen = views[here]
+        found = asked(ours.features if ours else logits_of, seen, [group[here] for group in near])
+        if views is not None and isinstance(found, xp.ndarray):
+            return found if ours else xp.array(found)  # a teacher may reuse its output
+        return answer(found, (plan.block, plan.classes))
 
-    return features
+    yield from ordered_map(block_logits, range(0, len(points), plan.block), threads)
 
 
 def _try_teacher(

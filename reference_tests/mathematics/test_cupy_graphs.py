@@ -5,7 +5,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minipc.backend import BLOCK
 from minipc.data.augment import AugmentConfig
 from minipc.data.clouds import Clouds, Splits
 from minipc.distil.self_target import Ema, History, Snapshot
@@ -18,10 +17,10 @@ from minipc.nn.losses import LossConfig
 from minipc.record.recorder import compute_shard, model_teacher
 from minipc.settings import TrainConfig
 
-CLOUDS, BATCH, POINTS, CLASSES = 48, 8, 64, 5
+CLOUDS, BATCH, POINTS, CLASSES = 48, 8, 32, 5
 RUNS = {
     "tiny on a record": {"name": "tiny"},
-    "with dropout": {"name": "teacher"},
+    "with dropout": {"name": "tiny@0.3"},
     "clipped": {"name": "tiny", "clip_norm": 0.1},
     "levels": {"name": "8,16/5:12+,8/4:16,24+mean:12"},
     "levels without the last mean": {"name": "8,16/5:12,24"},
@@ -162,23 +161,40 @@ def test_a_device_computes_its_part_of_a_step_on_cupy_by_cublas_itself(cupy):
         assert (outs[0] == outs[1]).all() and (outs[0] != 0).all()
 
 
-def shard(xp, name):
-    """Return what compute_shard returns for seven blocks, the last with one cloud."""
-    model, rows = sizes(name, CLASSES), 6 * BLOCK + 1
+def shards(xp, name, rows, kept=None):
+    """Return what compute_shard returns for three views of so many clouds."""
+    model = sizes(name, CLASSES)
     points = np.random.default_rng(0).standard_normal((rows, POINTS, 3)).astype(np.float32)
     clouds = Clouds(points, np.arange(rows) % CLASSES, tuple("abcde"), "z", "none")
     teacher = model_teacher(on_module(new_model(model, {}, 0), xp))
-    plan = SimpleNamespace(seed=0, block=BLOCK, classes=CLASSES, logits="float32")
+    plan = SimpleNamespace(seed=0, block=BATCH, classes=CLASSES, logits="float32")
     groups = net(model).prepare(model, points)
-    return compute_shard(clouds, teacher, plan, AugmentConfig(), 1, 0, rows, xp, 1, groups=groups)
+    given = (clouds, teacher, plan, AugmentConfig())
+    return [
+        compute_shard(*given, view, 0, rows, xp, 1, groups=groups, kept=kept) for view in range(3)
+    ]
 
 
-@pytest.mark.parametrize("name", ["tiny", "teacher", "8,16/5:12+,8/4:16,24+mean:12"])
-def test_a_recorded_shard_has_the_same_bits_with_graphs_and_without(capturing, monkeypatch, name):
+@pytest.mark.parametrize("rows", [1, 2 * BATCH, 3 * BATCH + 1])
+@pytest.mark.parametrize("name", ["tiny", "8,16/5:12+,8/4:16,24+mean:12"])
+def test_recorded_shards_have_the_same_bits_with_graphs_and_without(
+    capturing, monkeypatch, name, rows
+):
     replays, replay = [], graph.Graph.replay
     monkeypatch.setattr(graph.Graph, "replay", lambda self: (replays.append(1), replay(self))[1])
-    replayed = shard(capturing, name)
-    assert len(replays) == 5
+    replayed = shards(capturing, name, rows, {})
+    assert len(replays) == 3 * -(-rows // BATCH) - 2
+    each_alone = shards(capturing, name, rows)
     monkeypatch.setattr(graph, "why_not", lambda xp: "to compare")
-    for one, other in zip(replayed, shard(capturing, name), strict=True):
-        np.testing.assert_array_equal(one, other)
+    for found in (replayed, each_alone):
+        for one, other in zip(found, shards(capturing, name, rows), strict=True):
+            for array, expected in zip(one, other, strict=True):
+                np.testing.assert_array_equal(array, expected)
+    assert (replayed[0][2] != replayed[1][2]).any()
+
+
+def test_a_device_keeps_the_clouds_of_one_shard_alone(capturing):
+    kept = {}
+    for rows in (BATCH, 2 * BATCH):
+        shards(capturing, "tiny", rows, kept)
+    assert list(kept) == [(0, 2 * BATCH)]

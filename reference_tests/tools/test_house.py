@@ -38,8 +38,8 @@ data.readers.modelnet data.readers.modelnet_texts data.readers.shapenet_part
 data.readers.scanobjectnn data.readers.tree data.readers.limited data.readers.source
 models.file models.checkpoint
 record.fields record.plan record.embedded record.writer record.reader record.shard record.parts
-record.store record.recording record.contract record.recorder record.function record.verify
-record.parallel.processes record.parallel.scheduler
+record.store record.recording record.contract record.blocks record.recorder record.function
+record.verify record.parallel.processes record.parallel.scheduler
 distil.evaluate distil.self_target distil.statistics distil.averaging distil.augmentation
 distil.state distil.steps distil.train runs.folder runs.config runs.predictions runs.compare
 runs.logits_file
