@@ -44,7 +44,8 @@ class Snapshot(SelfTarget):
     """The student after the latest epoch divisible by `every`, run on the same replayed clouds.
 
     forward(params, inputs) -> logits uses batch norm as in training (batch statistics, not tracked)
-    and no dropout.  So a snapshot equal to the student gives exactly zero self-gradient.
+    and no dropout, in one Workspace from step to step.  So a snapshot equal to the student gives
+    exactly zero self-gradient.
     """
 
     params: dict | None  # the student's, None before the first snapshot

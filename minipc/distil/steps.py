@@ -8,6 +8,7 @@ stay.
 
 from __future__ import annotations
 
+import weakref
 from operator import is_
 from typing import TYPE_CHECKING, Any
 
@@ -38,21 +39,23 @@ class Steps:
 
 
 class Replayed:
-    """Steps as a graph, captured once two of them in a row used the very same arrays.
+    """Steps as a graph, captured once three in a row have the very same arrays.
 
-    The rows and rates of an epoch are sent as tables, of which each step takes its own.
+    Two of them run before: the first makes the buffers that the second finds.  The rows and rates
+    of an epoch are sent as tables, of which each step takes its own.
     """
 
     def __init__(self, task: Any) -> None:
-        self.task = task
+        self.task: Any = weakref.ref(task)  # which keeps the Workspace that keeps this
         self.names: list[str] = []  # of the numbers of a step
         self.arrays: list[Any] = []  # of the last step; kept, so that none takes another's place
+        self.steps = 0  # that ran on these arrays
         self.graph: graph.Graph | None = None
-        self.tries = True  # to capture it
 
     def epoch_starts(self, state: State, order: np.ndarray, lrs: list[float]) -> None:
         """Receive the State before an epoch, its rows one batch after the other, and its rates."""
-        work, config, number = self.task.work, self.task.config, state.optimiser.step + 1
+        task, number = self.task(), state.optimiser.step + 1
+        work, config = task.work, task.config
         rates = [
             kernels.adamw_rates(number + step, lr, config.weight_decay)
             for step, lr in enumerate(lrs)
@@ -60,7 +63,7 @@ class Replayed:
         dtype = next(iter(state.params.values())).dtype
         order = order[: len(lrs) * config.batch_size].reshape(len(lrs), -1)
         self.tables = (
-            kernels.held(work, "order", order),
+            kernels.held(work, "order", order.astype(np.int64)),
             kernels.held(work, "rates of an epoch", np.array(rates, dtype)),
         )
         self.counter = work.array("counter", (1,), np.int64)
@@ -78,18 +81,19 @@ class Replayed:
         at: tuple[int, int],
     ) -> State:
         """Return the State after the next step of the epoch."""
-        work, number = self.task.work, state.optimiser.step + 1
+        task, number = self.task(), state.optimiser.step + 1
+        work = task.work
         mask = kernels.held(work, "mask", mask)
         arrays = [
             *(*self.tables, self.counter, self.totals, *augmentation, logits, mask),
-            *(*_of(self.task.self_target), *_of(state), *_of(state.optimiser)),
+            *(*_of(task.self_target), *_of(state), *_of(state.optimiser)),
         ]
 
         def step() -> State:
             work.holds = True
             try:
                 kernels.next_of(*self.tables, self.counter, work)
-                after, numbers = self.task.step(state, rows, augmentation, logits, mask, lr, at)
+                after, numbers = task.step(state, rows, augmentation, logits, mask, lr, at)
                 self.names = list(numbers)
                 kernels.add_to(self.totals, list(numbers.values()))
             finally:
@@ -97,11 +101,10 @@ class Replayed:
             return after
 
         if len(arrays) != len(self.arrays) or not all(map(is_, arrays, self.arrays)):
-            self.arrays, self.graph, self.tries = arrays, None, True
-            return step()
-        if self.graph is None and self.tries:
-            self.graph = graph.captured(work, step)
-            self.tries = False
+            self.arrays, self.graph, self.steps = arrays, None, 0
+        if self.steps == EAGER:
+            self.graph = graph.captured(step, work)
+        self.steps += 1
         if self.graph is None:
             return step()
         after = self.graph.replay()
@@ -113,7 +116,7 @@ class Replayed:
         return dict(zip(self.names, to_host(self.totals)[: len(self.names)], strict=True))
 
 
-NUMBERS = 8  # at least those of a step
+EAGER, NUMBERS = 2, 8  # steps before a capture, and at least the numbers of a step
 
 
 def steps_of(task: Any, state: State, order: np.ndarray, lrs: list[float]) -> Steps | Replayed:
@@ -129,7 +132,7 @@ def steps_of(task: Any, state: State, order: np.ndarray, lrs: list[float]) -> St
     known = type(task.self_target) in (type(None), Snapshot, Ema, History, SecondRecord)
     if not (stays and known) or task.widening or graph.why_not(task.xp):
         return Steps(task)
-    if work.replayed is None or work.replayed.task is not task:
+    if work.replayed is None or work.replayed.task() is not task:
         work.replayed = Replayed(task)
     work.replayed.epoch_starts(state, order, lrs)
     return work.replayed

@@ -248,7 +248,7 @@ def evaluator(params: dict, stats: dict, config: ModelConfig, engine: Any = "fus
             x = eval_norm_relu(x, norms[layer.name], config.eps)
         return ops.bias_forward(exact.product(x, factors[out.name]), b)[0]
 
-    return Evaluator(features, logits)
+    return Evaluator(features, logits, engine.work)
 
 
 def forward_eval(

@@ -448,7 +448,7 @@ def evaluator(
             x = eval_norm_relu(exact.product(x, factors[layer.name]), norm, eps)
         return ops.bias_forward(exact.product(x, factors[layers.out.name]), b)[0]
 
-    return Evaluator(features, logits)
+    return Evaluator(features, logits, engine.work)
 
 
 def forward_eval(

@@ -82,6 +82,7 @@ class Evaluator(NamedTuple):
 
     features: Callable[[Any], Any]  # of points (B, N, 3) or Inputs -> (B, O)
     head: Callable[[Any], Any]  # (B, O) -> (B, K)
+    work: Workspace | None = None  # of the features
 
     def __call__(self, inputs: Any) -> Any:
         return self.head(self.features(inputs))
@@ -89,6 +90,8 @@ class Evaluator(NamedTuple):
 
 class Textbook:
     """Each layer operation by operation, as docs/math.md derives them."""
+
+    work: Any = None
 
     def __init__(self, work: Workspace | None = None) -> None:
         """This engine ignores work: it keeps nothing between steps."""

@@ -19,21 +19,26 @@ from minipc.nn.fast.workspace import Workspace
 class Graph:
     """What function() has a device do, captured and not yet done."""
 
-    def __init__(self, work: Workspace, function: Callable[[], Any]) -> None:
-        cuda = work.xp.cuda
+    def __init__(self, function: Callable[[], Any], *works: Workspace) -> None:
+        """works: each Workspace whose buffers function() uses."""
+        xp, cuda = works[0].xp, works[0].xp.cuda
         # what the function allocates must stay its own: no pool may give it to others
         self.memory = cuda.MemoryPool()
         stream = cuda.Stream(non_blocking=True)
-        with cuda.using_allocator(self.memory.malloc), stream:
-            # CuPy refuses to, while a stream captures
-            cuda.cublas.setStream(cuda.device.get_cublas_handle(), stream.ptr)
-            stream.begin_capture()
-            try:
-                self.result = function()
-            finally:
-                self.graph = stream.end_capture()
-        # another buffer may take the place of one of these, whose memory the graph still uses
-        self.kept = [*work.made.values(), *work.joined.values(), *vars(work.own).values()]
+        cuda.set_pinned_memory_allocator(_refuse)
+        try:
+            with cuda.using_allocator(self.memory.malloc), stream:
+                # CuPy refuses to, while a stream captures
+                cuda.cublas.setStream(cuda.device.get_cublas_handle(), stream.ptr)
+                stream.begin_capture()
+                try:
+                    self.result = function()
+                finally:
+                    self.graph = stream.end_capture()
+        finally:
+            cuda.set_pinned_memory_allocator(xp.get_default_pinned_memory_pool().malloc)
+        # other buffers may take the places of these, whose memory the graph still uses
+        self.kept = [dict(buffers) for work in works for buffers in _buffers(work)]
 
     def replay(self) -> Any:
         """Have the device do it; return what function() returned, whose arrays are rewritten."""
@@ -41,20 +46,37 @@ class Graph:
         return self.result
 
 
-def captured(work: Workspace, function: Callable[[], Any]) -> Graph | None:
+def captured(function: Callable[[], Any], *works: Workspace) -> Graph | None:
     """Return the Graph of function, or None with a warning where its capture fails.
 
     Nothing was done then, and function() has the same result one operation at a time.
     """
+    before = [(buffers, dict(buffers)) for work in works for buffers in _buffers(work)]
     try:
-        return Graph(work, function)
+        return Graph(function, *works)
     except Exception as reason:  # the many classes of CuPy's errors
+        for buffers, old in before:  # nobody filled those that the function made
+            buffers.clear()
+            buffers.update(old)
         warnings.warn(
             f"no CUDA graph ({_text(reason)}): the same operations run one at a time, and slower",
             RuntimeWarning,
             stacklevel=2,
         )
         return None
+
+
+def _buffers(work: Workspace) -> list[dict]:
+    """Return the dicts in which a Workspace keeps this thread's arrays on a device."""
+    return [work.made, work.joined, work.tables, vars(work.own)]
+
+
+def _refuse(size: int) -> Any:
+    """Stand in for the allocator of what CuPy sends from the host.
+
+    A graph would send it again from memory that was given to others long ago.
+    """
+    raise RuntimeError("an array of the host is sent in each call")
 
 
 @cache
@@ -66,7 +88,7 @@ def why_not(xp: Any) -> str:
     work = Workspace(xp)
     try:
         kernels.multiply(a, a.swapaxes(1, 2), out)  # compiled and loaded outside
-        graph = Graph(work, lambda: kernels.multiply(a, a.swapaxes(1, 2), out))
+        graph = Graph(lambda: kernels.multiply(a, a.swapaxes(1, 2), out), work)
         out[...] = 0
         graph.replay()
     except Exception as reason:  # as above

@@ -19,8 +19,7 @@ from minipc.nn.ops import BatchStats
 BLOCK = 128  # threads of a block that adds up: a power of two
 WIDE = 1024  # of one that has long sums and few others beside it
 TILE = 1024  # whole numbers that a block or warp reads at once, to look at each in turn
-WIDE = 1024  # of one that has long sums and few others beside it
-TILE = 1024  # whole numbers that a block or warp reads at once, to look at each in turn
+MOST_TABLES = 4096  # of addresses, see outer(): networks whose widths change would make ever more
 ROUNDED_ONE_BY_ONE = ("--fmad=false",)
 
 
@@ -107,7 +106,9 @@ extern "C" __global__ void next_of(const long long* order, const T* rates, long 
 
 
 def add_to(totals: Any, numbers: list) -> None:
-    """totals[i] += numbers[i], arrays of no axis."""
+    """totals[i] += numbers[i], arrays of no axis.  Raises ValueError for more than totals holds."""
+    if len(numbers) > len(totals):
+        raise ValueError(f"{len(numbers)} numbers, and totals of {len(totals)}")
     names = [f"x{i}" for i in range(len(numbers))]
     body = "; ".join(f"totals[{i}] += {name}[0]" for i, name in enumerate(names))
     given = ", ".join(f"raw T {name}" for name in names)
@@ -220,9 +221,11 @@ SHORTEST, MOST_SUMS = 128, 2**21  # points of a part, and numbers that all parts
 
 def _places(x: Any, parts: int, work: Any) -> int:
     """Return where the addresses of the parts of x (C, ., N) lie, cloud by cloud: in a table."""
-    key = (x.data.ptr, x.shape, x.strides, parts)
+    part = x.shape[2] // parts * x.strides[2]
+    key = (x.data.ptr, len(x), x.strides[0], part, parts)
     if key not in work.tables:
-        part = x.shape[2] // parts * x.strides[2]
+        if len(work.tables) >= MOST_TABLES:
+            work.tables.clear()  # CuPy gives their memory away only after the kernels before
         begin = x.data.ptr + x.strides[0] * np.arange(len(x))[:, None] + part * np.arange(parts)
         work.tables[key] = work.xp.asarray(begin.ravel())
     return work.tables[key].data.ptr
@@ -893,7 +896,7 @@ def loss(z: Any, y: Any, v: Any, u: Any, has_u: Any, config: Any, floor: float) 
     given = [0 if x is None else _plain(dtype, x)[0] for x in (z, y, v, u, has_u)]
     rates = (config.kd_weight, config.self_weight, config.temperature, floor)
     sizes = (np.int64(config.guard == "clip"), rows, classes)
-    _raw(xp, "loss_of_rows", dtype, LOSS_OF_ROWS.replace("BLOCK", str(BLOCK)))(
+    _raw(xp, "loss_of_rows", dtype, LOSS_OF_ROWS)(
         (rows,), (BLOCK,), (*given, *map(float, rates), *sizes, dz, of_rows)
     )
     _raw(xp, "loss_means", dtype, LOSS_MEANS)((6,), (BLOCK,), (of_rows, rows, means))
@@ -902,39 +905,39 @@ def loss(z: Any, y: Any, v: Any, u: Any, has_u: Any, config: Any, floor: float) 
 
 # Letters as in losses.py: s at temperature 1 and T of the student, p of the teacher, r of its
 # earlier self, q' the target of the guard.  One block for each row.
-LOSS_OF_ROWS = """
-struct Softmax {  // log softmax of row / T is row / T - shift
+LOSS_OF_ROWS = f"""
+struct Softmax {{  // log softmax of row / T is row / T - shift
   const T* row;
   double T_, shift;
-  __device__ double log(long long k) const { return row[k] / T_ - shift; }
-};
+  __device__ double log(long long k) const {{ return row[k] / T_ - shift; }}
+}};
 
-__device__ Softmax softmax(const T* row, double T_, long long K) {
-  __shared__ T largest[BLOCK];
+__device__ Softmax softmax(const T* row, double T_, long long K) {{
+  __shared__ T largest[{BLOCK}];
   const int t = threadIdx.x;
   __syncthreads();
   largest[t] = row[t < K ? t : 0];
-  for (long long k = t + BLOCK; k < K; k += BLOCK) if (row[k] > largest[t]) largest[t] = row[k];
-  for (int half = BLOCK / 2; half; half /= 2) {
+  for (long long k = t + {BLOCK}; k < K; k += {BLOCK}) if (row[k] > largest[t]) largest[t] = row[k];
+  for (int half = {BLOCK} / 2; half; half /= 2) {{
     __syncthreads();
     if (t < half && largest[t + half] > largest[t]) largest[t] = largest[t + half];
-  }
+  }}
   __syncthreads();
   const double most = largest[0] / T_;
   double sum = 0;
   for (long long k = threadIdx.x; k < K; k += blockDim.x) sum += exp(row[k] / T_ - most);
-  return {row, T_, most + log(over_block(sum))};
-}
+  return {{row, T_, most + log(over_block(sum))}};
+}}
 
 extern "C" __global__ void loss_of_rows(const T* z, const T* y, const T* v, const T* u,
     const T* has_u, double a, double self_weight, double T_, double floor, long long clip,
-    long long B, long long K, T* dz, double* rows) {
+    long long B, long long K, T* dz, double* rows) {{
   const long long row = blockIdx.x, first = row * K;
   const double has = u ? (double)has_u[row] : 0, b = self_weight * has;
   const Softmax s = softmax(z + first, 1, K), s_T = softmax(z + first, T_, K);
   const Softmax p = softmax((v ? v : z) + first, T_, K), r = softmax((u ? u : z) + first, T_, K);
   double labels = 0, kd = 0, self = 0, guard = 0, weight = 0, sum_q = 0, raised = 0, unbounded = 0;
-  for (long long k = threadIdx.x; k < K; k += blockDim.x) {
+  for (long long k = threadIdx.x; k < K; k += blockDim.x) {{
     const double P = v ? exp(p.log(k)) : 0, R = u ? exp(r.log(k)) : 0, Y = y[first + k];
     labels -= Y * s.log(k), weight += Y;
     if (v) kd += P * (p.log(k) - s_T.log(k));
@@ -943,22 +946,22 @@ extern "C" __global__ void loss_of_rows(const T* z, const T* y, const T* v, cons
     raised += kept > q, unbounded += (1 - a) * Y + T_ * q < 0;
     if (clip) guard += (kept - q) * s_T.log(k);
     sum_q += clip ? kept : q;
-  }
+  }}
   labels = over_block(labels), kd = T_ * T_ * over_block(kd), self = T_ * T_ * over_block(self);
   guard = T_ * T_ * over_block(guard), weight = over_block(weight), sum_q = over_block(sum_q);
   raised = over_block(raised), unbounded = over_block(unbounded);
-  for (long long k = threadIdx.x; k < K; k += blockDim.x) {
+  for (long long k = threadIdx.x; k < K; k += blockDim.x) {{
     const double P = v ? exp(p.log(k)) : 0, R = u ? exp(r.log(k)) : 0;
     const double q = a * P - b * R, least = floor * (a * P), kept = clip && q < least ? least : q;
     dz[first + k] = ((1 - a) * (weight * exp(s.log(k)) - y[first + k])
                      + T_ * (sum_q * exp(s_T.log(k)) - kept)) / B;
-  }
-  if (threadIdx.x == 0) {
-    const double terms[] = {(1 - a) * labels + a * kd - b * self - guard, labels, kd, has * self,
-                            (double)(raised > 0), (double)(unbounded > 0), u ? has : -1};
+  }}
+  if (threadIdx.x == 0) {{
+    const double terms[] = {{(1 - a) * labels + a * kd - b * self - guard, labels, kd, has * self,
+                            (double)(raised > 0), (double)(unbounded > 0), u ? has : -1}};
     for (int term = 0; term < 7; ++term) rows[term * B + row] = terms[term];
-  }
-}"""
+  }}
+}}"""
 
 # means of the terms over rows; the fourth over those that have a target
 LOSS_MEANS = """

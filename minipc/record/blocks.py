@@ -23,13 +23,19 @@ class Blocks:
     def __init__(
         self, ours: Evaluator, points: np.ndarray, groups: Sequence[np.ndarray], block: int, xp: Any
     ) -> None:
-        """points (R, P, 3) and groups (R, ...) on the host, R a multiple of block."""
+        """points (R, P, 3) and groups (R, ...) on the host, R a multiple of block.
+
+        ours: of the fast engine; the textbook's products cannot be captured.
+        """
         self.ours, self.block, self.work = ours, block, Workspace(xp)
+        self.works = [work for work in (self.work, ours.work) if work]
         self.points = xp.ascontiguousarray(xp.asarray(points).swapaxes(1, 2))
         self.groups = tuple(map(xp.asarray, groups))
         self.order = xp.arange(len(points)).reshape(-1, block)
         self.counter, self.no_rates = xp.zeros(1, np.int64), xp.empty((len(self.order), 0))
-        self.eager, self.graph, self.out = 0, None, None  # type: int, graph.Graph | None, Any
+        self.steps = 0
+        self.graph: graph.Graph | None = None
+        self.out: Any = None
 
     def of(self, scale: np.ndarray, shift: np.ndarray) -> Iterator[Any]:
         """Yield the features (block, O) of each block of a view, (R, 3) each, on the device.
@@ -49,11 +55,11 @@ class Blocks:
             self.out[rows] = found
 
         for first in range(0, len(self.points), self.block):
-            if self.eager == EAGER:
-                self.graph = graph.captured(self.work, step)
+            if self.steps == EAGER:
+                self.graph = graph.captured(step, *self.works)
+            self.steps += 1
             if self.graph is None:
                 step()
-                self.eager += 1
             else:
                 self.graph.replay()
             yield self.out[first : first + self.block]

@@ -290,7 +290,7 @@ def compute_shard(
     # On a device, what does not depend on the block is done once: the head of a model of ours, and
     # its clouds' way there, or the views.
     ours = logits_of if on_device and isinstance(logits_of, Evaluator) else None
-    if ours and not graph.why_not(xp):
+    if ours and ours.work and not graph.why_not(xp):
         kept = {} if kept is None else kept
         if (first, stop) not in kept:
             kept.clear()  # before others take memory

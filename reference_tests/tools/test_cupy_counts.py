@@ -15,11 +15,12 @@ from minipc.backend import load
 from minipc.data.augment import AugmentConfig, Params
 from minipc.data.clouds import Clouds
 from minipc.distil.self_target import History
+from minipc.distil.steps import steps_of
 from minipc.distil.train import Task, TrainConfig, _dropout_mask
 from minipc.errors import DataError
 from minipc.models.file import new_model, on_module
 from minipc.models.model import net, sizes
-from minipc.nn import kernels
+from minipc.nn import graph, kernels
 from minipc.nn.fast.workspace import Workspace
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.record.recorder import compute_shard, model_teacher
@@ -136,6 +137,36 @@ def test_what_changes_between_steps_lies_in_memory_that_does_not_move(
         seen.append((kept, inputs, [*launches]))
     assert seen[2] == seen[3]
     assert {"affine", "adamw", "tracked", "loss_of_rows"} <= {kernel for kernel, *_ in launches}
+
+
+@pytest.mark.parametrize("name, data", MOST_OF_A_STEP)
+def test_what_becomes_a_graph_sends_nothing_waits_for_nothing_and_takes_no_memory(
+    emulation, monkeypatch, name, data
+):
+    replays = []
+
+    class Counted:
+        """A Graph by calls, and what each has the device do."""
+
+        def __init__(self, function, *works):
+            self.function = function
+
+        def replay(self):
+            with emulation.counting() as found:
+                result = self.function()
+            replays.append(found.counts)
+            return result
+
+    monkeypatch.setattr(graph, "Graph", Counted)
+    monkeypatch.setattr(graph, "why_not", lambda xp: "")
+    task, state, given = task_of(load("cupy"), name, data)
+    run = steps_of(task, state, np.arange(3 * CLOUDS).repeat(2), [1e-3] * 6)
+    for number in range(6):
+        rows, mask = np.arange(CLOUDS), _dropout_mask(task.model, task.config, 0, number)
+        state = run(state, rows, *given, mask, 1e-3, (0, number))
+    assert len(replays) == 3
+    for counts in replays:
+        assert not any(counts.get(kind) for kind in ("H2D", "D2H", "sync", "malloc", "hostalloc"))
 
 
 @pytest.mark.parametrize("name", MOST_OF_A_BLOCK)
