@@ -428,10 +428,13 @@ extern "C" __global__ void constant(const T* W, const T* m, const T* gamma, cons
 }"""
 
 
-def masked(z: Any, floor: Any, dx: Any) -> None:
-    """z = dx where z > floor, else 0: D over Z in the tower.    (C, O, N), floor (O, 1)"""
+def masked(z: Any, floor: Any, dx: Any) -> Any:
+    """z = dx where z > floor, else 0: D over Z in the tower, which it returns.
+
+    z and dx (C, O, N), floor (O, 1)
+    """
     body = "z = dx * (T)(z > floor)"
-    _elementwise(module_of(z), "masked", "T floor, T dx", "T z", body)(floor, dx, z)
+    return _elementwise(module_of(z), "masked", "T floor, T dx", "T z", body)(floor, dx, z)
 
 
 def pool(At: Any, c: Any, z: Any, work: Any) -> tuple[Any, Any, Any]:
@@ -604,6 +607,27 @@ COLUMNS = """
 """
 
 
+def expand(u: Any, index: Any, centre: Any, floor: Any, out: Any) -> None:
+    """out = max(u at columns index - centre, floor), the rows of a level member by member.  (F11)
+
+    u (C, O, N), whose points are contiguous, index (C, k M), centre (C, O, M), floor (O,), out
+    (C, O, k M)
+    """
+    xp, (_, width, count), item = module_of(u), out.shape, u.itemsize
+    given = "raw T u, raw I index, raw T centre, raw T floor, int64 O, int64 R, int64 M"
+    kernel = _elementwise(xp, "expand", f"{given}, int64 cloud, int64 row", "T out", EXPAND)
+    flat = xp.ndarray((1,), u.dtype, u.data)  # the kernel computes places itself
+    strides = u.strides[0] // item, u.strides[1] // item
+    kernel(flat, index, centre, floor, width, count, centre.shape[2], *strides, out)
+
+
+EXPAND = """
+    const long long c = i / (O * R), o = i / R % O, r = i % R;
+    out = (&u[0])[c * cloud + o * row + index[c * R + r]] - centre[(c * O + o) * M + r % M];
+    out = out < floor[o] ? floor[o] : out;
+"""
+
+
 def first_maximum(rows: Any, axis: int, best: Any, rank: Any) -> None:
     """best = the maximum of rows along axis, rank = the first place that attains it.
 
@@ -615,17 +639,29 @@ def first_maximum(rows: Any, axis: int, best: Any, rank: Any) -> None:
     kernel(rows, inner, places, best, rank)
 
 
-FIRST_MAXIMUM = """
-    const T* at = &rows[i / inner * places * inner + i % inner];
-    T most = at[0];
+def first_of_gathered(points: Any, index: Any, best: Any, rank: Any) -> None:
+    """first_maximum of the rows of points at index over its members, which are never made.
+
+    points (R, O), index (k, G), best and rank (G, O), all but index contiguous.
+    """
+    xp, (members, groups), width = module_of(points), index.shape, points.shape[1]
+    given = "raw T rows, raw I index, int64 O, int64 G, int64 places"
+    kernel = _elementwise(xp, "first_of_gathered", given, "T best, R rank", FIRST_OF_GATHERED)
+    kernel(points, index, width, groups, members, best, rank)
+
+
+FIRST = """
+    T most = AT(0);
     int won = 0;
     #pragma unroll 8
     for (long long j = 1; j < places; ++j) {
-      const T x = at[j * inner];
+      const T x = AT(j);
       if (x > most || (x != x && most == most)) most = x, won = j;
     }
     best = most, rank = most == most ? won : places - 1;
 """
+FIRST_MAXIMUM = "#define AT(j) rows[i / inner * places * inner + i % inner + (j) * inner]" + FIRST
+FIRST_OF_GATHERED = "#define AT(j) rows[index[i / O + (j) * G] * O + i % O]" + FIRST
 
 
 def readers(members: Any, points: int) -> tuple[Any, Any]:

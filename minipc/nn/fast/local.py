@@ -200,8 +200,12 @@ def level_forward(
         matrix_product(x.z[clouds, :-1].swapaxes(1, 2), affine.At.T, u[clouds])
         points = u.reshape(-1, shape[2])
         for some in portions(clouds, count, members * shape[2], work):
+            best, won = rows_of(h)[some], rows_of(rank)[some]
+            if kernels.on_device(xp):
+                kernels.first_of_gathered(points, flat[:, some], best, won)
+                continue
             rows = gathered(points, flat[:, some], work)
-            first_maximum(rows, 0, rows_of(h)[some], rows_of(rank)[some], work)
+            first_maximum(rows, 0, best, won, work)
         best = h[clouds]
         centre = work.scratch("centre", best.shape, best.dtype)
         matrix_product(x.at[clouds], affine.At[:, :3].T, centre)
@@ -350,11 +354,16 @@ def expand_forward(
     """
     xp, work = x.work.xp, x.work
     affine, stats = affine_map(x, W, gamma, beta, eps, name)
-    shift, (members, clouds, count) = xp.maximum(beta, 0), x.flat.shape
+    members, clouds, count = x.flat.shape
     size = (clouds, sum(width + 1 for width in widths), members * count)
     tower = work.array(f"{name} tower", size, W.dtype, 1, tuple(widths))
     of_rows = f"{name} rows"
-    floor = advancing(-shift, size[2], work, f"{name} floor")
+    if affine.shifted:
+        _, shift, floor = affine.shifted
+        floor = floor[:, None, None]
+    else:
+        shift = xp.maximum(beta, 0)
+        floor = advancing(-shift, size[2], work, f"{name} floor")
     generation = work.next_generation(of_rows)
     y = Activation(tower, 0, shift, None, work, of_rows, generation, floor)
     local = x.members.transpose(0, 2, 1).reshape(clouds, -1)  # (B, k M)
@@ -365,6 +374,9 @@ def expand_forward(
         product(affine.At, z, u, work)
         centre = matrix_product(affine.At[:, :3], x.at[clouds].swapaxes(1, 2))  # (C, O, M)
         centre -= (affine.c - shift)[:, None]
+        if affine.shifted:
+            kernels.expand(u, local[clouds], centre, floor[:, 0, 0], y.of(clouds))
+            return
         rows = columns_at(u, local[clouds], y.of(clouds))
         each = rows.reshape(len(z), -1, members, count)
         each -= centre[:, :, None]
@@ -377,7 +389,8 @@ def expand_forward(
 def expand_backward(dy: Any, cache: ExpandCache) -> tuple[Any, Any, Any, Any]:
     """D = dY where y > 0, summed over the readers of each point and the members of each group.
 
-    dy a gradient of the rows -> df (B, N, C), dW (I, O), dgamma (O,), dbeta (O,).  (F15), (F16)
+    On a device D overwrites Z in the tower.  dy a gradient of the rows -> df (B, N, C), dW (I, O),
+    dgamma (O,), dbeta (O,).  (F15), (F16)
     """
     x, y, affine, name = cache
     work, (members, clouds, count) = claim(x), x.flat.shape
@@ -386,7 +399,10 @@ def expand_backward(dy: Any, cache: ExpandCache) -> tuple[Any, Any, Any, Any]:
 
     def rows(clouds: slice) -> None:
         D = dy.of(clouds)
-        D *= y.positive(clouds)
+        if affine.shifted:
+            D = kernels.masked(y.of(clouds), y.floor[:, 0], D)
+        else:
+            D *= y.positive(clouds)
         each = D.reshape(len(D), -1, members, count)
         each.sum(axis=2, out=g[clouds])
         _scatter_rows(S[clouds], x, clouds, D)
