@@ -206,6 +206,8 @@ def outer(z: Any, d: Any, work: Any) -> Any:
         and 2 * parts * clouds * inputs * width <= MOST_SUMS
     ):
         parts *= 2
+    if len(work.tables) > MOST_TABLES:
+        work.tables.clear()  # here, where no product is to come that reads one
     out = work.scratch(f"outer {z.dtype}", (clouds * parts, inputs, width), z.dtype)
     given = [
         *((_places(x, parts, work), x.strides[1] // x.itemsize) for x in (d, z)),
@@ -224,8 +226,6 @@ def _places(x: Any, parts: int, work: Any) -> int:
     part = x.shape[2] // parts * x.strides[2]
     key = (x.data.ptr, len(x), x.strides[0], part, parts)
     if key not in work.tables:
-        if len(work.tables) >= MOST_TABLES:
-            work.tables.clear()  # CuPy gives their memory away only after the kernels before
         begin = x.data.ptr + x.strides[0] * np.arange(len(x))[:, None] + part * np.arange(parts)
         work.tables[key] = work.xp.asarray(begin.ravel())
     return work.tables[key].data.ptr
