@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from minipc.models.file import Model
 
 ECE_BINS = 15
+TOGETHER = 128 * BLOCK  # clouds whose logits a device sends back at once
 NOT_IN_A_ROW = ("labelled", "confusion")  # of Metrics
 VOTE_SEED = 0  # every model votes over the same views, so that voted numbers are comparable
 
@@ -47,12 +48,25 @@ def predict(
     def block(array: np.ndarray, first: int) -> np.ndarray:
         return array[first : first + BLOCK] if xp is np else padded_block(array, first, BLOCK)
 
-    @np.errstate(over="ignore", invalid="ignore")  # the check below raises instead
-    def block_logits(first: int) -> np.ndarray:
+    def inputs(first: int) -> Inputs:
         points_here, *groups_here = (xp.asarray(block(each, first)) for each in (points, *groups))
-        return to_host(compute(Inputs(points_here, tuple(groups_here))))[: len(points) - first]
+        return Inputs(points_here, tuple(groups_here))
 
-    logits = np.concatenate(list(ordered_map(block_logits, range(0, len(points), BLOCK), threads)))
+    @np.errstate(over="ignore", invalid="ignore")  # the check below raises instead
+    def of_block(first: int) -> np.ndarray:
+        return compute(inputs(first))
+
+    @np.errstate(over="ignore", invalid="ignore")
+    def of_blocks(first: int) -> np.ndarray:
+        last = min(first + TOGETHER, len(points))
+        features = [compute.features(inputs(here)) for here in range(first, last, BLOCK)]
+        return to_host(compute.head(xp.concatenate(features)))[: last - first]
+
+    if xp is np:
+        found = list(ordered_map(of_block, range(0, len(points), BLOCK), threads))
+    else:
+        found = [of_blocks(first) for first in range(0, len(points), TOGETHER)]
+    logits = np.concatenate(found)
     if not np.isfinite(logits).all():
         raise MinipcError(
             "model: its logits are no longer finite; it has diverged (start a new run with a lower "

@@ -9,9 +9,10 @@ import pytest
 from minipc.backend import blas_kernel
 from minipc.data.augment import AugmentConfig, Params, apply
 from minipc.data.clouds import Clouds
+from minipc.distil import evaluate
 from minipc.distil.evaluate import predict, vote
 from minipc.errors import DataError
-from minipc.models.file import new_model
+from minipc.models.file import new_model, on_module
 from minipc.models.inputs import Inputs
 from minipc.models.model import net, sizes
 from minipc.models.pointnet import forward_eval
@@ -125,6 +126,17 @@ def test_predictions_and_votes_are_those_of_each_cloud_alone(threads, engine):
         vote(model, x[:37], 3, AugmentConfig(), np, 1, engine), voted[:37]
     )
     np.testing.assert_array_equal(vote(model, x[:1], 3, AugmentConfig(), np, 1, engine), voted[:1])
+
+
+@pytest.mark.parametrize("together", [32, 64, 4096])
+def test_predictions_on_a_device_are_those_of_each_cloud_alone(device, monkeypatch, together):
+    monkeypatch.setattr(evaluate, "TOGETHER", together)
+    model, x = on_module(trained("tiny", 5), device), some_points(70, 50)
+    predicted = predict(model, x, device, 1)
+    assert len(predicted) == 70
+    for each in (0, 31, 32, 63, 64, 69):
+        some = slice(each, each + 1)
+        np.testing.assert_array_equal(predict(model, x[some], device, 1), predicted[some])
 
 
 @pytest.mark.parametrize("engine", ENGINES)
