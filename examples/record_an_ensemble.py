@@ -19,13 +19,13 @@ from minipc.data.groups_file import kept_groups
 from minipc.data.shapes import built_in_shapes
 from minipc.distil.train import TrainConfig, drawn_views, train
 from minipc.errors import UsageError
-from minipc.models.file import Model, model_id, read_model
+from minipc.models.file import Model, model_id
 from minipc.models.model import net
 from minipc.models.pointnet import sizes
 from minipc.nn.losses import LABELS_ALONE, LossConfig
 from minipc.record.recorder import model_teacher, record
 from minipc.record.recording import Recording
-from minipc.runs.folder import model_path
+from minipc.verbs.find import read_model_for
 
 
 def small_teacher(splits: Splits, widths: str, seed: int) -> Model:
@@ -43,9 +43,8 @@ def record_mean(
 ) -> None:
     """Record the mean logits of teachers, which all look at the same groups of neighbours."""
     first, *rest = [model.config for model in teachers]
-    for config in rest:
-        if net(config).grouping(config) != net(first).grouping(first):
-            raise UsageError("ensemble: the teachers look at different groups of neighbours")
+    if any(net(other).grouping(other) != net(first).grouping(first) for other in rest):
+        raise UsageError("ensemble: the teachers look at different groups of neighbours")
     members = [model_teacher(model) for model in teachers]
 
     def logits_of(points):
@@ -68,8 +67,9 @@ def record_mean(
 
 def main(data: str = "", out: str = "ensemble.h5", views: str = "2", *teachers: str) -> None:
     if data:
-        models = [read_model(model_path(teacher)) for teacher in teachers]
-        record_mean(read_clouds(data), models, out, int(views), data)
+        splits = read_clouds(data)
+        models = [read_model_for(splits.train, data, teacher)[1] for teacher in teachers]
+        record_mean(splits, models, out, int(views), data)
     else:
         splits = built_in_shapes(0)
         models = [small_teacher(splits, "16-16-32-64:32", 1), small_teacher(splits, "32-64:32", 2)]

@@ -35,7 +35,8 @@ def call_function(text: str) -> Any:
     """
     source, _, name = text.rpartition(":")
     is_file = source.endswith(".py")
-    with _importing(os.path.dirname(os.path.abspath(source)) if is_file else os.getcwd()):
+    folder = os.path.dirname(os.path.abspath(source)) if is_file else os.getcwd()
+    with _importing(folder, fresh=is_file):
         module = _module(source, is_file)
         function = getattr(module, name, None)
         if not callable(function):
@@ -112,11 +113,24 @@ def _module(source: str, is_file: bool) -> ModuleType:
 
 
 @contextmanager
-def _importing(folder: str) -> Iterator[None]:
-    """Let imports find the modules of a folder inside this block."""
+def _importing(folder: str, fresh: bool) -> Iterator[None]:
+    """Let imports find the modules of a folder inside this block.
+
+    fresh: and none that an earlier teacher, of this folder or another, imported from beside it.
+    """
+    marked = "imported_beside_a_teacher"
+    for name, module in list(sys.modules.items()):
+        if fresh and getattr(module, marked, False):
+            del sys.modules[name]
+    known = set(sys.modules)
     sys.path.insert(0, folder)
     try:
         yield
     finally:
         with suppress(ValueError):
             sys.path.remove(folder)
+        for name in sys.modules.keys() - known if fresh else ():
+            top = sys.modules.get(name.partition(".")[0])
+            where = os.path.dirname(os.path.abspath(getattr(top, "__file__", None) or os.sep))
+            if folder in (where, os.path.dirname(where)):
+                setattr(sys.modules[name], marked, True)

@@ -15,6 +15,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from minipc.data.augment import ORDER
 from minipc.errors import DataError, UsageError
 from minipc.record import embedded
 from minipc.record.fields import check_kl, cloud_fields, open_fields, record_fields
@@ -166,6 +167,11 @@ def _checked_plan(meta: dict[str, Any], path: str) -> Plan:
     ):
         raise DataError(f"{path}: its metadata contradicts itself; make the record again")
     check_kl(meta["max_kl_of_rounding"], path)
+    if plan.augment.get("order") != ORDER:
+        raise DataError(
+            f"{path}: its views are {plan.augment.get('order')!r}; this minipc draws and replays "
+            f"{ORDER!r}; read it with the version that wrote it"
+        )
     return plan
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from minipc.data.augment import ORDER, AugmentConfig, draw
-from minipc.errors import DataError
+from minipc.data.augment import AugmentConfig, draw
 from minipc.models.inputs import check_groups
 from minipc.progress import quiet
 from minipc.provenance import unlike
@@ -78,10 +77,6 @@ def verify(
         {name: value for name, value in plan.augment.items() if name != "order"},
         f"{reader.path}: plan",
     )
-    if plan.augment["order"] != ORDER:
-        raise DataError(
-            f"{reader.path}: recorded with {plan.augment['order']!r}; this minipc draws {ORDER!r}"
-        )
     blocks = _sample(plan, reader.views, sample) if logits_of else {}
     here = provenance_of(xp, engine) | said_by(logits_of)
     reasons = (

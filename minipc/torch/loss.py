@@ -14,6 +14,7 @@ from minipc.settings import LossConfig
 from minipc.torch.present import torch
 
 
+@torch.compiler.disable  # a compiler would trace NumPy's operations as its own, and round otherwise
 def loss(
     logits: Any,
     labels: Any,

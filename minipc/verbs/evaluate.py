@@ -60,7 +60,11 @@ def evaluate(
     read = read_model(path)
     trained = read.trained
     data, splits = find_data(
-        data, trained.get("data_file"), path, points_hash=trained.get("points_hash")
+        data,
+        trained.get("data_file"),
+        path,
+        points_hash=trained.get("points_hash"),
+        test_hash=None if data else _measured_on(path),
     )
     test = splits.test
     check_same_kind(test.described, read.described, data, path)
@@ -111,7 +115,11 @@ def evaluate_logits(
         near = model_path(teacher)
         trained = read_model(near).trained
     data, splits = find_data(
-        data, trained.get("data_file"), near, points_hash=trained.get("points_hash")
+        data,
+        trained.get("data_file"),
+        near,
+        points_hash=trained.get("points_hash"),
+        test_hash=None if data else _measured_on(near),
     )
     test = splits.test
     said = read_logits(logits, test, data, probabilities, say)
@@ -169,6 +177,14 @@ def _of_test(test: Clouds, logits: np.ndarray) -> dict[str, Any]:
     }
 
 
+def _measured_on(model: str) -> str | None:
+    """Return the hash of the test points of the run in whose folder a model lies, or None."""
+    folder = os.path.dirname(model)
+    if not os.path.exists(os.path.join(folder, "run.json")):
+        return None
+    return read_config(folder).clouds["test_points"]
+
+
 def _others(
     test: Clouds, data: str, path: str | None, say: Callable[[str], None]
 ) -> dict[str, np.ndarray]:
@@ -185,10 +201,17 @@ def _others(
     found = parsed(files.read_bytes(path, MOST_TEXT), test.class_names, path)
     folder = os.path.dirname(path)
     same = np.array_equal(found.labels, test.labels)
-    if same and found.files and test.files:
+    named = bool(found.files and test.files)
+    if same and named:
         same = list(found.files) == [escaped(name) for name in test.files]
-    if same and os.path.exists(os.path.join(folder, "run.json")):  # clouds of equal labels, too
+    of_run = os.path.exists(os.path.join(folder, "run.json"))
+    if same and of_run:  # clouds of equal labels, too
         same = read_config(folder).clouds["test_points"] == test.points_hash
+    if same and not named and not of_run:
+        say(
+            f"{path}: taken in the order of the test clouds of {data}: it names no files, and no "
+            "run.json lies beside it"
+        )
     if not same:
         raise DataError(
             f"{path}: its {len(found.labels)} clouds and their labels are not the {len(test)} test "

@@ -48,12 +48,13 @@ def find_data(
     *,
     reader: RecordReader | None = None,
     points_hash: str | None = None,
+    test_hash: str | None = None,
 ) -> tuple[str, Splits]:
     """Return a path and its Splits: data, else the clouds in the record, else a file we look for.
 
     reader: the open RecordReader, if there is one; name and near as in find_file.  If data is not
-    given, the file must have the training points of points_hash (None: the caller compares).
-    Raises DataError.
+    given, the file must have the training points of points_hash (None: the caller compares) and the
+    test points of test_hash (None: any).  Raises DataError.
     """
     carried = reader.clouds() if data is None and reader else None
     if carried is not None:
@@ -62,6 +63,8 @@ def find_data(
     splits = read_data(path)
     if data is None and points_hash is not None and splits.train.points_hash != points_hash:
         raise DataError(f"{path}: holds other training points than {near} was made from; pass DATA")
+    if data is None and test_hash is not None and splits.test.points_hash != test_hash:
+        raise DataError(f"{path}: holds other test points than {near} was measured on; pass DATA")
     return path, splits
 
 

@@ -200,6 +200,29 @@ def test_agreement_and_mcnemar_s_test_are_those_of_the_definition(place, say):
     assert f"right alone: {gained} clouds here, {lost} there, McNemar's exact p" in out
 
 
+def test_predictions_whose_order_nothing_proves_are_taken_in_that_of_the_clouds_and_that_is_told(
+    place, say
+):
+    table = "run/predictions.csv"
+    assert "in the order" not in say("eval", "run", "--against", table)[2]
+    Path("alone.csv").write_bytes(Path(table).read_bytes())
+    err = say("eval", "run", "--against", "alone.csv")[2]
+    assert "alone.csv: taken in the order of the test clouds of clouds.h5" in err
+
+
+@pytest.mark.parametrize("words", [("run",), ("--logits", "logits.npy", "--teacher", "run")])
+def test_a_file_with_other_test_clouds_is_not_what_a_run_was_measured_on(place, say, words):
+    splits = read_clouds("clouds.h5")
+    turned = type(splits.test)(
+        np.ascontiguousarray(splits.test.points[::-1]), splits.test.labels[::-1], NAMES, "z", "none"
+    )
+    Path("clouds.h5").unlink()
+    write_clouds("clouds.h5", splits._replace(test=turned))
+    code, out, err = say("eval", *words)
+    assert (code, out) == (3, "") and "other test points than run/model.h5 was measured on" in err
+    assert say("eval", *words, "clouds.h5")[0] == 0  # by name they are taken
+
+
 def test_a_model_is_compared_with_logits_too_and_with_probabilities(place, say):
     np.save("p.npy", softmax(logits(), axis=1))
     for path in ("logits.npy", "p.npy"):

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minipc.data.augment import ORDER
 from minipc.errors import DataError, MinipcError, UsageError
 from minipc.record.fields import record_fields
 from minipc.record.plan import Plan
@@ -31,7 +32,7 @@ PLAN = Plan(
     logits="float16",
     block=2,
     rows_per_shard=4,
-    augment={"scale_low": 0.5, "order": "scale, shift"},
+    augment={"scale_low": 0.5, "order": ORDER},
     seed=7,
     points_hash="a" * 64,
     labels_hash="b" * 64,
@@ -125,7 +126,7 @@ def test_every_field_of_the_identity_changes_the_run_id_and_is_told():
         block=4,
         rows_per_shard=8,
         seed=0,
-        augment={"order": "?"},
+        augment={"order": ORDER, "scale_low": 1.0},
         points_hash="c",
         labels_hash="c",
         teacher_id="c",
@@ -630,3 +631,11 @@ def test_the_layout_in_memory_is_a_file(operations):
             assert layout.readinto(buffers[0]) == plain.readinto(buffers[1]) == length
             assert buffers[0] == buffers[1]
         assert layout.tell() == plain.tell()
+
+
+def test_a_record_whose_views_are_another_formula_is_refused_by_every_reader(tmp_path):
+    other = replace(PLAN, augment={"scale_low": 0.5, "order": "points + shift, then * scale"})
+    out = str(tmp_path / "other.h5")
+    with pytest.raises(DataError, match=r"'points \+ shift, then \* scale'; this minipc draws"):
+        record(out, other)
+        RecordReader(out)

@@ -132,3 +132,26 @@ def test_what_cannot_be_meant_is_one_line(name):
     with pytest.raises((DataError, UsageError), match=says) as caught:
         loss(*arguments, **settings)
     assert "\n" not in str(caught.value)
+
+
+@every_setting
+def test_a_compiled_training_step_has_the_same_bits(settings):
+    """A compiler that traced NumPy's operations would round them in another order."""
+    z, labels, v, u, has = rows(np.float32)
+    given = tensors(labels, v, u) if settings.get("self_weight") else tensors(labels, v)
+    given = given if settings.get("kd_weight") else given[:1]
+    if not settings:
+        given = tensors(labels, v)
+
+    def step(logits):
+        return loss(logits, *given, **settings)
+
+    found = []
+    for function in (step, torch.compile(step, backend="eager")):
+        (logits,) = tensors(z)
+        logits.requires_grad_()
+        value = function(logits)
+        value.backward()
+        found += [value.detach().numpy(), logits.grad.numpy()]
+    np.testing.assert_array_equal(found[0], found[2])
+    np.testing.assert_array_equal(found[1], found[3])

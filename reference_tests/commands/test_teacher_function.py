@@ -1,0 +1,50 @@
+"""A teacher that a command names by its file: it and what lies beside it, fresh each time."""
+
+import os
+import pickle
+import sys
+
+import pytest
+
+from minipc.record.function import call_function
+
+
+@pytest.fixture
+def two(tmp_path):
+    """Folders a and b with a file each, of one name, that imports what lies beside it."""
+    for name in ("a", "b"):
+        (tmp_path / name / "parts").mkdir(parents=True)
+        (tmp_path / name / "again.py").write_text(
+            "import json\nfrom beside import kind, Kind\nfrom parts import more\n"
+            "def teacher():\n    return kind, more.kind, Kind()\n"
+        )
+        (tmp_path / name / "beside.py").write_text(f"kind = {name!r}\nclass Kind: pass\n")
+        (tmp_path / name / "parts" / "__init__.py").write_text("")
+        (tmp_path / name / "parts" / "more.py").write_text(f"kind = {name!r}\n")
+    before = set(sys.modules)
+    yield tmp_path
+    for name in set(sys.modules) - before:
+        del sys.modules[name]
+
+
+def test_each_teacher_imports_what_lies_beside_it_not_beside_another(two):
+    for name in ("a", "b", "a"):
+        kind, more, one = call_function(f"{two / name / 'again.py'}:teacher")
+        assert (kind, more) == (name, name)
+        assert type(pickle.loads(pickle.dumps(one))) is type(one)  # as for a process
+
+
+def test_what_changed_beside_a_teacher_is_read_again(two):
+    text = f"{two / 'a' / 'again.py'}:teacher"
+    assert call_function(text)[0] == "a"
+    (two / "a" / "beside.py").write_text("kind = 'changed'\nclass Kind: pass\n")
+    os.utime(two / "a" / "beside.py", (1, 1))  # another time than that of the compiled file
+    assert call_function(text)[0] == "changed"
+
+
+def test_modules_of_others_stay(two):
+    import json
+
+    call_function(f"{two / 'a' / 'again.py'}:teacher")
+    call_function(f"{two / 'b' / 'again.py'}:teacher")
+    assert sys.modules["json"] is json and str(two / "b") not in sys.path
