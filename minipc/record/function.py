@@ -120,7 +120,8 @@ def _importing(folder: str, fresh: bool) -> Iterator[None]:
     """
     marked = "imported_beside_a_teacher"
     for name, module in list(sys.modules.items()):
-        if fresh and getattr(module, marked, False):
+        # not getattr: a module of others may have a __getattr__ that warns, imports or raises
+        if fresh and marked in getattr(module, "__dict__", ()):
             del sys.modules[name]
     known = set(sys.modules)
     sys.path.insert(0, folder)
@@ -130,7 +131,7 @@ def _importing(folder: str, fresh: bool) -> Iterator[None]:
         with suppress(ValueError):
             sys.path.remove(folder)
         for name in sys.modules.keys() - known if fresh else ():
-            top = sys.modules.get(name.partition(".")[0])
-            where = os.path.dirname(os.path.abspath(getattr(top, "__file__", None) or os.sep))
+            top = getattr(sys.modules.get(name.partition(".")[0]), "__dict__", {})
+            where = os.path.dirname(os.path.abspath(top.get("__file__") or os.sep))
             if folder in (where, os.path.dirname(where)):
                 setattr(sys.modules[name], marked, True)
