@@ -30,14 +30,19 @@ class EmaWeights:
         """decay: m, of each step."""
         self.decay = decay
         self.mean: dict[str, Any] = {}  # {name: float64 array}
+        # share() of the step, where a device has it: a CUDA graph keeps numbers given by value
+        self.held: Any = None
+
+    def share(self, step: int) -> float:
+        """Return the share that the weights after a step, counted from 1, have in the mean."""
+        return (1 - self.decay) / (1 - self.decay**step)
 
     def stepped(self, params: dict[str, Any], step: int) -> None:
         """Receive the weights after a step, counted from 1; the next may overwrite them."""
-        m = self.decay
         if not self.mean:
             self.mean = {name: value.astype(np.float64) for name, value in params.items()}
             return
-        share = (1 - m) / (1 - m**step)
+        share = self.share(step) if self.held is None else self.held
         for name, value in params.items():
             self.mean[name] += share * (value - self.mean[name])
 

@@ -78,28 +78,30 @@ def held(work: Any, name: str, array: Any) -> Any:
     return buffer
 
 
-def next_of(order: Any, rates: Any, counter: Any, work: Any) -> Any:
-    """Copy a row of order (S, B) and of rates (S, R) to where held() has them, and count it.
+def next_of(tables: dict[str, Any], counter: Any, work: Any) -> None:
+    """Copy a row of each table (S, ...) to where held() has the array of its name, and count it.
 
-    counter (1,): the number of the row.  Returns the row of order.
+    counter (1,): the number of the row.
     """
-    rows, now = (
-        work.array(f"held {name}", table.shape[1:], table.dtype)
-        for name, table in (("rows", order), ("rates", rates))
-    )
-    sizes = len(rows), len(now)
-    _raw(work.xp, "next_of", rates.dtype, NEXT_OF)(
-        (1,), (BLOCK,), (order, rates, *sizes, counter, rows, now)
-    )
-    return rows
+    heads, copies, given = [], [], []
+    for i, (name, table) in enumerate(tables.items()):
+        now = work.array(f"held {name}", table.shape[1:], table.dtype)
+        kind = KINDS[table.dtype.char]
+        heads.append(f"const {kind}* table{i}, {kind}* now{i}, long long size{i}")
+        copies.append(
+            f"for (long long j = threadIdx.x; j < size{i}; j += blockDim.x)"
+            f" now{i}[j] = table{i}[step * size{i} + j];"
+        )
+        given += [table, now, now.size]
+    body = NEXT_OF % (", ".join(heads), "\n  ".join(copies))
+    _raw(work.xp, "next_of", counter.dtype, body)((1,), (BLOCK,), (*given, counter))
 
 
+KINDS = {"l": "long long", "q": "long long", "f": "float", "d": "double"}
 NEXT_OF = """
-extern "C" __global__ void next_of(const long long* order, const T* rates, long long B,
-    long long R, long long* counter, long long* rows, T* now) {
+extern "C" __global__ void next_of(%s, long long* counter) {
   const long long step = *counter;
-  for (long long b = threadIdx.x; b < B; b += blockDim.x) rows[b] = order[step * B + b];
-  for (long long r = threadIdx.x; r < R; r += blockDim.x) now[r] = rates[step * R + r];
+  %s
   __syncthreads();
   if (threadIdx.x == 0) *counter = step + 1;
 }"""

@@ -32,7 +32,7 @@ class Blocks:
         self.points = xp.ascontiguousarray(xp.asarray(points).swapaxes(1, 2))
         self.groups = tuple(map(xp.asarray, groups))
         self.order = xp.arange(len(points)).reshape(-1, block)
-        self.counter, self.no_rates = xp.zeros(1, np.int64), xp.empty((len(self.order), 0))
+        self.counter = xp.zeros(1, np.int64)
         self.steps = 0
         self.graph: graph.Graph | None = None
         self.out: Any = None
@@ -46,7 +46,8 @@ class Blocks:
         self.counter[...] = 0
 
         def step() -> None:
-            rows = kernels.next_of(self.order, self.no_rates, self.counter, self.work)
+            kernels.next_of({"rows": self.order}, self.counter, self.work)
+            rows = self.work.array("held rows", (self.block,), self.order.dtype)
             x = kernels.views(self.points, rows, *held)
             groups = tuple(group[rows] for group in self.groups)
             found = self.ours.features(Inputs(x, groups))

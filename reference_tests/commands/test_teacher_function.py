@@ -52,12 +52,12 @@ def test_modules_of_others_stay(two):
 
 
 def test_modules_of_others_are_asked_for_nothing(two, monkeypatch):
-    # like one whose __getattr__ warns of its own deprecation: a warning, or an error, at a stranger's
+    # one whose __getattr__ warns of its own deprecation made a teacher's import fail
     strange = types.ModuleType("strange")
     asked = []
     strange.__getattr__ = asked.append
     monkeypatch.setitem(sys.modules, "strange", strange)
-    monkeypatch.setitem(sys.modules, "no_module", None)  # as import does for what may not be imported
+    monkeypatch.setitem(sys.modules, "no_module", None)  # may not be imported
     (two / "a" / "strange.py").write_text("raise AssertionError('there is one already')\n")
     (two / "a" / "again.py").write_text("import strange\ndef teacher():\n    return 'a'\n")
     assert call_function(f"{two / 'a' / 'again.py'}:teacher") == "a"
