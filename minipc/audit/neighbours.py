@@ -210,7 +210,7 @@ def _levels(
     place = place._replace(positions=place.positions.astype(next(iter(arrays.values())).dtype))
     if x is not None:
         x = levels.pointwise(tape, x, "between", residual=True)
-    return levels.level(tape, place, x, scales), tape
+    return levels.level(tape, x, [(place, *scale) for scale in scales]), tape
 
 
 def fused_levels(rng: Generator, dtype: DTypeLike) -> list[Problem]:
@@ -329,8 +329,9 @@ def _plain(
     points, arrays = inputs.points, iter(inputs.groups)
     x: Any = None
 
-    def row(b: int, n: int, centre: int) -> list[Any]:
-        return [*(points[b, n] - points[b, centre]), *([] if x is None else x[b, n])]
+    def row(b: int, n: int, centre: int, factor: int) -> list[Any]:
+        offset = factor * (points[b, n] - points[b, centre])
+        return [*offset, *([] if x is None else x[b, n])]
 
     for i in range(len(model.entry)):
         x = layer(points if x is None else x, f"entry{i}")
@@ -339,7 +340,10 @@ def _plain(
         for s, (_, widths) in enumerate(level.scales):
             rows = np.array(
                 [
-                    [[row(b, n, c) for n in group] for c, group in zip(of, groups, strict=True)]
+                    [
+                        [row(b, n, c, level.times[s]) for n in group]
+                        for c, group in zip(of, groups, strict=True)
+                    ]
                     for b, (of, groups) in enumerate(zip(centres, next(arrays), strict=True))
                 ]
             )

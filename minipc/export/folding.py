@@ -64,7 +64,12 @@ class Network(NamedTuple):
 def folded(model: Model) -> Network:
     """Return the Network of a model on the host.  Raises DataError for weights out of float32."""
     config = model.config
-    maps = {name: _map(model, name) for name in net(config).channels(config)}
+    times = {
+        f"level{i}.scale{s}.0": factor
+        for i, level in enumerate(getattr(config, "parsed", ()))
+        for s, factor in enumerate(level.times)
+    }
+    maps = {name: _map(model, name, times.get(name, 1)) for name in net(config).channels(config)}
 
     def column(prefix: str) -> list[Map]:
         return [one for name, one in maps.items() if re.fullmatch(f"{prefix}[0-9]+", name)]
@@ -85,9 +90,13 @@ def folded(model: Model) -> Network:
     return Network(column("entry"), levels, last, mean, column("head"), maps["out"])
 
 
-def _map(model: Model, name: str) -> Map:
-    """Fold one layer: A = W gamma / sigma, c = beta - mean gamma / sigma.  (F9)"""
+def _map(model: Model, name: str, times: int) -> Map:
+    """Fold one layer: A = W gamma / sigma, c = beta - mean gamma / sigma.  (F9)
+
+    times: what a level multiplies its offsets by, the layer's first three rows.
+    """
     W = model.params[f"{name}.W"].astype(np.float64)
+    W[:3] *= times
     if name == "out":
         scale, beta, mean = 1.0, model.params["out.b"].astype(np.float64), 0.0
     else:

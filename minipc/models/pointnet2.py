@@ -10,10 +10,11 @@ behind it.  As in PointNet, a layer that batch norm follows has no bias: with bi
 code has them, pointnet2 would have 3,328 parameters more, 1,475,688, and pointnet2-msg 4,512 more,
 1,747,368.
 
-A model by hand is one text, "16,512/24:32+,128/24:48+,32/16:48+,96+mean:48": point-wise layers of
+A model by hand is one text, "16,512/24:32+,128/24:48+,32/16:48+,96+mean:48": a point-wise layer of
 16; 512 centres with their 24 nearest points and rows of one layer of 32, "+" a residual layer; ...;
 last layer of 96, maximum and mean, head of 48.  "0.2x32" in place of "24": the nearest, at most 32,
-in a ball of radius 0.2; several scales are separated by "/".
+in a ball of radius 0.2; several scales are separated by "/".  "24by16": their offsets times 16, so
+that short ones weigh as much as features do; a power of two, which rounds nothing.
 """
 
 import re
@@ -53,9 +54,9 @@ NAMED_SIZES = {  # name: (text by hand, dropout)
         "128/0.2x32:64-64-128/0.4x64:128-128-256/0.8x128:128-128-256,256-512-1024:512-256",
         0.4,
     ),
-    "local-teacher": ("48,512/24:96+,128/24:192+,32/16:192+,384+mean:192", 0.5),
-    "local-student": ("16,512/24:32+,128/24:48+,32/16:48+,96+mean:48", 0.0),
-    "local-tiny": ("8,512/24:16+,128/24:24+,32/16:24+,48+mean:24", 0.0),
+    "local-teacher": ("48,512/24by32:96+,128/24by16:192+,32/16by8:192+,384+mean:192", 0.5),
+    "local-student": ("16,512/24by32:32+,128/24by16:48+,32/16by8:48+,96+mean:48", 0.0),
+    "local-tiny": ("8,512/24by32:16+,128/24by16:24+,32/16by8:24+,48+mean:24", 0.0),
 }
 
 
@@ -65,19 +66,22 @@ class Level(NamedTuple):
     centres: int  # M
     scales: tuple  # of (Scale, widths of the rows' layers)
     residual: bool  # whether a residual point-wise layer follows
+    times: tuple  # of each scale: what its offsets are multiplied by
 
 
 def _level(text: str) -> Level:
     """Return the Level of "512/24:32+" or "512/0.1x16:32-64/0.2x32:64-128"."""
     centres, *scales = text.removesuffix("+").split("/")
-    parsed = []
+    parsed, times = [], []
     for scale in scales:
         near, widths = scale.split(":")
+        near, by, factor = near.partition("by")
+        times.append(_whole(factor) if by else 1)
         radius, x, members = near.rpartition("x")
         parsed.append((Scale(_whole(members), _radius(radius) if x else 0.0), _widths(widths)))
-    if not parsed:
+    if not parsed or any(factor & (factor - 1) for factor in times):
         raise ValueError(text)
-    return Level(_whole(centres), tuple(parsed), text.endswith("+"))
+    return Level(_whole(centres), tuple(parsed), text.endswith("+"), tuple(times))
 
 
 def _widths(text: str) -> tuple[int, ...]:
@@ -134,8 +138,8 @@ class ModelConfig:
             return [_level(text) for text in self.levels]
         except (ValueError, AttributeError):
             raise UsageError(
-                f"model: expected levels such as 512/24:32+ or 512/0.2x32:64-64-128, got "
-                f"{', '.join(map(str, self.levels))}"
+                "model: expected levels such as 512/24:32+, 512/24by16:32+ (offsets times 16, a "
+                f"power of two) or 512/0.2x32:64-64-128, got {', '.join(map(str, self.levels))}"
             ) from None
 
 
@@ -345,13 +349,15 @@ def dropout_width(config: ModelConfig) -> int:
     return _layers(config).out.fan_in
 
 
-def _read(inputs: Any, config: ModelConfig) -> tuple[Any, list[tuple[Any, list]]]:
-    """Return the points of inputs and for each level (centres, [members of each scale])."""
+def _read(inputs: Any, config: ModelConfig) -> tuple[Any, list[tuple[Any, list, tuple]]]:
+    """Return the points of inputs, for each level (centres, [members of each scale], its times)."""
     levels = config.parsed
     points, groups = inputs_of(inputs, sum(1 + len(level.scales) for level in levels))
     module_of(points, *groups)
     arrays = iter(groups)
-    return points, [(next(arrays), [next(arrays) for _ in level.scales]) for level in levels]
+    return points, [
+        (next(arrays), [next(arrays) for _ in level.scales], level.times) for level in levels
+    ]
 
 
 def forward_train(
@@ -372,9 +378,10 @@ def forward_train(
     layers, tape, x = _layers(config), Tape(params, config.eps), None
     for layer in layers.entry:
         x = engine.pointwise(tape, positions if x is None else x, layer.name, inner=x is not None)
-    for (centres, members), (scales, residual) in zip(groups, layers.levels, strict=True):
+    for (centres, members, times), (scales, residual) in zip(groups, layers.levels, strict=True):
         near = Near(positions, centres)
-        x = engine.level(tape, near, x, list(zip(members, scales, strict=True)))  # (B, M, O)
+        seen = map(near.times, times)
+        x = engine.level(tape, x, list(zip(seen, members, scales, strict=True)))  # (B, M, O)
         positions = near.of_centres()
         for layer in residual:
             x = engine.pointwise(tape, x, layer.name, residual=True)
@@ -428,9 +435,10 @@ def evaluator(
         xp, x = module_of(positions, b), None
         for layer in entry:
             x = layer(positions if x is None else x)
-        for (centres, members), (scales, residual) in zip(groups, levels, strict=True):
+        for (centres, members, times), (scales, residual) in zip(groups, levels, strict=True):
             near = Near(positions, centres)
-            parts = [scale(near, x, each) for scale, each in zip(scales, members, strict=True)]
+            each = zip(scales, map(near.times, times), members, strict=True)
+            parts = [scale(seen, x, some) for scale, seen, some in each]
             x = xp.concatenate(parts, axis=2)
             positions = near.of_centres()
             for layer in residual:

@@ -4,6 +4,8 @@ A level gives each group of neighbours to a small PointNet.  Its input and outpu
 (B, N, C) in both engines.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -26,6 +28,10 @@ class Near(NamedTuple):
         xp = module_of(*self)
         return self.positions[xp.arange(len(self.positions))[:, None], self.centres]
 
+    def times(self, factor: int) -> Near:
+        """Return where they are for a scale whose offsets are multiplied by factor.  (M18)"""
+        return self if factor == 1 else self._replace(positions=self.positions * factor)
+
 
 class TextbookLevels(Textbook):
     """Levels operation by operation, as docs/math.md derives them."""
@@ -43,18 +49,18 @@ class TextbookLevels(Textbook):
             y = y + x
         return tape.push((y, (branch, residual)), _pointwise_backward, *branch.names)
 
-    def level(self, tape: Tape, near: Near, x: Any, scales: Sequence[tuple]) -> Any:
+    def level(self, tape: Tape, x: Any, scales: Sequence[tuple]) -> Any:
         """Return what the groups of a level see, (B, M, channels of all scales).
 
-        near: Near.  x: features (B, N, C), or None.  scales: for each scale its members (B, M, k)
-        and the Layers of its rows, the last of which is pooled.
+        x: features (B, N, C), or None.  scales: for each scale its Near, its members (B, M, k) and
+        the Layers of its rows, the last of which is pooled.
         """
         branches, results = [], []
-        for members, layers in scales:
+        for near, members, layers in scales:
             branches.append(tape.beside())
             results.append(self._scale(branches[-1], near, x, members, layers))
         widths = [result.shape[2] for result in results]
-        y = results[0] if len(results) == 1 else self._joined(results, scales[0][1][0].name)
+        y = results[0] if len(results) == 1 else self._joined(results, scales[0][2][0].name)
         names = [name for branch in branches for name in branch.names]
         read = x is not None
         return tape.push((y, (branches, widths, read)), _level_backward, *names)

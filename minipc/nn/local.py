@@ -16,7 +16,7 @@ from minipc.nn.ops import point_max_backward, point_max_forward
 
 
 def offsets(positions: Any, centres: Any, members: Any) -> Any:
-    """Return o_mj = p_g(m,j) - p_c(m), where member j of group m lies, seen from its centre.  (M18)
+    """Return o_mj = p_g(m,j) - p_c(m): where member j of group m lies, s = 1.  (M18)
 
     positions (B, N, 3), centres (B, M) and members (B, M, k) indices of points -> (B, M, k, 3)
     """

@@ -155,7 +155,7 @@ class SetAbstraction(torch.nn.Module):
         if level.residual:
             width = sum(widths[-1] for _, widths in level.scales)
             ((self.residual_conv, self.residual_bn),) = layers_of((width, width), config)
-        self.residual, self.several = level.residual, len(made) > 1
+        self.residual, self.several, self.times = level.residual, len(made) > 1, level.times
 
     def forward(self, points: Any, x: Any, groups: Iterator[Any]) -> tuple[Any, Any]:
         """points (B, N, 3), features (B, C, N) or None -> centres (B, M, 3), (B, O, M)"""
@@ -166,9 +166,9 @@ class SetAbstraction(torch.nn.Module):
             else [(self.mlp_convs, self.mlp_bns)]
         )
         parts = []
-        for convs, norms in scales:
+        for (convs, norms), factor in zip(scales, self.times, strict=True):
             members = next(groups)
-            rows = [taken(points, members) - centres[:, :, None]]  # (B, M, k, 3)
+            rows = [(taken(points, members) - centres[:, :, None]) * factor]  # (B, M, k, 3)
             if x is not None:
                 rows.append(taken(x.transpose(1, 2), members))
             # features before the offset where a level has several scales: state_dict.py

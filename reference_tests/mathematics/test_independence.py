@@ -28,9 +28,9 @@ MODELS = {"tiny": 40, "student": 40, "teacher": 40, "5-7-130:33-9": 3, "6:": 2} 
 POINTS = (1, 7, 64, 257)  # of a cloud
 NEIGHBOURHOODS = {  # size: classes, points of a cloud
     "1/3:5,6": (3, 1),
-    "5,7/4:9+,5/3:8+,12+mean:7": (3, 7),
-    "32/0.5x8:6-9/1.5x16:8-12,8/5:24-9,12-33:10": (40, 64),
-    "16,64/24:32+,32/24:48+,16/16:48+,96+mean:48": (40, 257),
+    "5,7/4by8:9+,5/3by2:8+,12+mean:7": (3, 7),
+    "32/0.5x8by2:6-9/1.5x16:8-12,8/5by2:24-9,12-33:10": (40, 64),
+    "16,64/24by32:32+,32/24by16:48+,16/16by8:48+,96+mean:48": (40, 257),
     "128/0.5x32:8-8-32,32/1.0x16:16-32,32-64:32": (40, 200),  # centres some at a time
 }
 
@@ -105,7 +105,7 @@ def test_products_in_fours_leave_each_cloud_alone_too(monkeypatch):
     """As the kernels that multiply small matrices without copying would; here any kernel."""
     monkeypatch.setattr(workspace, "SMALL_MATRIX_KERNELS", (blas_kernel(),))
     assert workspace.Workspace().group == 4
-    for text in ("tiny", "teacher", "32/0.5x8:6-9/1.5x16:8-12,8/5:24-9,12-33:10"):
+    for text in ("tiny", "teacher", "32/0.5x8by2:6-9/1.5x16:8-12,8/5by2:24-9,12-33:10"):
         model = trained(text, 40)
         assert_alone(model, some_inputs(model, 100, 64), "fused")
 

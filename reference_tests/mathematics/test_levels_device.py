@@ -17,7 +17,7 @@ from minipc.nn.params import initialise
 from reference_tests.tools.fake_device import assert_agrees, moved
 
 # Every kind of level: points repeat in the ball, one layer and several, offsets alone, the mean.
-TEXTS = "4-4,6/3:5+,4/3:6-5/0.9x4:4,7-6+mean:6", "6/0.9x6:5-6,3/2:6,7-6:5"
+TEXTS = "4-4,6/3by4:5+,4/3by2:6-5/0.9x4:4,7-6+mean:6", "6/0.9x6by2:5-6,3/2by4:6,7-6:5"
 
 
 def problem(text, dtype):

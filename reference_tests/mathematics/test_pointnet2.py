@@ -5,6 +5,7 @@ balls, no features, residual layers, the mean beside the maximum, groups of one 
 """
 
 import json
+import re
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -35,7 +36,7 @@ QUICKLY = settings(max_examples=100, deadline=None, derandomize=True)
 EPSILON = np.finfo(np.float64).eps
 TEXTS = (
     "16/5:6,8",
-    "4,16/5:6,6/4:5+,8:5",
+    "4,16/5by8:6,6/4by2:5+,8:5",
     "4-5,16/5:6+,6/4:5+,7-6+mean:6",
     "16/5:6-7,6/4:5-8,8-7:5",
     "16/9:6-5-4/3:4/0.5x5:6+,6/3:8/0.9x4:4-6+,7+mean:6-5",
@@ -159,7 +160,7 @@ def test_a_rate_of_dropout_that_is_none_is_refused(rate):
 
 def test_a_divisor_divides_hidden_widths_alone_and_leaves_no_dropout():
     config = sizes("local-teacher/10", 7)
-    assert title(config) == "PointNet++ 4,512/24:9+,128/24:19+,32/16:19+,38+mean:19"
+    assert title(config) == ("PointNet++ 4,512/24by32:9+,128/24by16:19+,32/16by8:19+,38+mean:19")
     assert (config.dropout, config.classes) == (0.0, 7)
     assert title(sizes("pointnet2/99", 7)) == (
         "PointNet++ 512/0.2x32:1-1-1,128/0.4x64:1-1-2,2-5-10:5-2"
@@ -181,7 +182,8 @@ def configs(draw):
     def scale():
         radius = draw(st.one_of(st.none(), st.decimals("0.001", "99", places=3)))
         near = draw(width) if radius is None else f"{radius}x{draw(width)}"
-        return f"{near}:{joined(draw(widths))}"
+        by = draw(st.sampled_from(["", "by1", "by2", "by1024"]))
+        return f"{near}{by}:{joined(draw(widths))}"
 
     centres = sorted(draw(st.lists(width, min_size=1, max_size=3)), reverse=True)
     levels = [
@@ -207,16 +209,41 @@ def test_every_config_is_printed_as_the_text_that_it_is_read_from(config):
     assert count(config, 1024).parameters > 0
 
 
+@pytest.mark.parametrize("engine", ["fused", "textbook"])
+def test_a_factor_of_offsets_is_in_the_weights_to_the_bit(engine):
+    """A power of two rounds nothing: so exported programs have it in their weights."""
+    by, without = (sizes(f"4,16/5{by}:6-7/4:5+,6/4{by}:5,8", 3) for by in ("by16", ""))
+    params, inputs, dlogits = problem(by, 3, 40, np.float32)
+    rows = [name for name in params if re.fullmatch(r"level\d[.]scale0[.]0[.]W", name)]
+    assert len(rows) == 2
+    larger = {name: value.copy() for name, value in params.items()}
+    for name in rows:
+        larger[name][:3] *= 16
+    found = [
+        forward_train(given, inputs, config, None, engine)
+        for given, config in ((params, by), (larger, without))
+    ]
+    np.testing.assert_array_equal(found[0][0], found[1][0])
+    grads, same = (backward(dlogits, tape)[0] for *_, tape in found)
+    for name in rows:
+        same[name][:3] *= 16
+    for name, value in grads.items():
+        np.testing.assert_array_equal(value, same[name], err_msg=name)
+    assert (larger[rows[0]] != params[rows[0]]).any()
+
+
 def test_a_text_by_hand_says_what_is_documented():
-    config = sizes("16,512/24:32+,128/0.2x9:48-50/7:6,96+mean:48-4", 40)
+    config = sizes("16,512/24by16:32+,128/0.2x9:48-50/7by2:6,96+mean:48-4", 40)
     assert (config.entry, config.last, config.mean, config.head) == ((16,), (96,), True, (48, 4))
     first, second = config.parsed
-    assert first == (512, (((24, 0.0), (32,)),), True)
-    assert second == (128, (((9, 0.2), (48, 50)), ((7, 0.0), (6,))), False)
+    assert first == (512, (((24, 0.0), (32,)),), True, (16,))
+    assert second == (128, (((9, 0.2), (48, 50)), ((7, 0.0), (6,))), False, (1, 2))
 
 
 # what texts are made of, so that random ones come near to right ones
-PIECES = st.sampled_from([*"0123456789,/:-+x. ", "16", "0.2", "+mean", "nan", "inf", "1e9", "_"])
+PIECES = st.sampled_from(
+    [*"0123456789,/:-+x. ", "16", "by", "0.2", "+mean", "nan", "inf", "1e9", "_"]
+)
 WRONG = (
     "512/24:32",
     "512/24:32,",
@@ -238,6 +265,12 @@ WRONG = (
     "512/infx24:32,8",
     "512/1e-3x24:32,8",
     "512/24x:32,8",
+    "512/24by:32,8",
+    "512/24by0:32,8",
+    "512/24by3:32,8",
+    "512/24by0.5:32,8",
+    "512/24by16by2:32,8",
+    "512/by16:32,8",
     "512/24:32,0",
     "512/24:32,8+max",
     "512/24:32,8:4:2",

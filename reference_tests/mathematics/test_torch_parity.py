@@ -237,10 +237,10 @@ def test_ten_training_steps_are_torchs(config, kind, engine):
 # PointNet++, on the same groups
 
 NEIGHBOURS = {
-    "SSG": "32/0.9x8:8-8-16,8/1.5x6:12-12-24,16-32:16",
+    "SSG": "32/0.9x8by2:8-8-16,8/1.5x6:12-12-24,16-32:16",
     "MSG": "32/0.5x4:6-8/0.9x8:6-6-10,8/1.0x5:8-12/2.0x8:8-8-12,16-24:16-8",
-    "single layers": "8,32/6:12+,16/6:16+,8/4:16+,24+mean:12",
-    "levels of both kinds": "6,32/6:8-10/0.9x9:6,8/4:12,16+mean",
+    "single layers": "8,32/6by8:12+,16/6by4:16+,8/4:16+,24+mean:12",
+    "levels of both kinds": "6,32/6by4:8-10/0.9x9by2:6,8/4by2:12,16+mean",
 }
 every_neighbourhood = pytest.mark.parametrize("text", NEIGHBOURS.values(), ids=NEIGHBOURS.keys())
 

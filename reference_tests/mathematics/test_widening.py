@@ -31,8 +31,8 @@ from reference_tests.mathematics import toy_model
 TEXTS = (  # what lies side by side: nothing; offset and features; scales; maximum and mean
     "5-6-7:6",
     "4-5",
-    "4,16/5:6,6/4:5+,8:5",
-    "16/9:6-5-4/3:4/0.5x5:6+,6/3:8/0.9x4:4-6+,7+mean:6-5",
+    "4,16/5by8:6,6/4by2:5+,8:5",
+    "16/9:6-5-4/3by4:4/0.5x5by2:6+,6/3:8/0.9x4by2:4-6+,7+mean:6-5",
     "16/5:6,8+mean",
     "toy",
 )

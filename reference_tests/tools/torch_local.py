@@ -54,7 +54,7 @@ class PointNet2(nn.Module):
                     {"scales": scales, "residual": column((channels,) * (1 + level.residual))}
                 )
             )
-        self.levels = nn.ModuleList(levels)
+        self.levels, self.times = nn.ModuleList(levels), [level.times for level in config.parsed]
         self.last = column((3 + channels, *config.last))
         self.head = column((config.last[-1] * (1 + config.mean), *config.head))
         self.dropout = nn.Dropout(config.dropout)
@@ -64,12 +64,12 @@ class PointNet2(nn.Module):
 
     def forward(self, points):
         x, arrays = through(self.entry, points) if len(self.entry) else None, iter(self.groups)
-        for level in self.levels:
+        for level, times in zip(self.levels, self.times, strict=True):
             centres = gathered(points, next(arrays), self.form)
             parts = []
-            for scale in level["scales"]:
+            for scale, factor in zip(level["scales"], times, strict=True):
                 members = next(arrays)
-                rows = gathered(points, members, self.form) - centres[:, :, None]
+                rows = (gathered(points, members, self.form) - centres[:, :, None]) * factor
                 if x is not None:
                     rows = torch.cat([rows, gathered(x, members, self.form)], dim=3)
                 parts.append(through(scale, rows).amax(dim=2))
