@@ -25,7 +25,7 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.viewcode"]
 source_suffix = {".md": "markdown", ".py": "markdown", ".toml": "markdown"}
 include_patterns = [
     *("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "play.md"),
-    *("docs/*.md", "docs/tutorial/**", "docs/studies/*"),
+    *("docs/*.md", "docs/tutorial/**", "docs/studies/**"),
     *("examples/*.py", "examples/*.toml", "api/*.md"),
 ]
 exclude_patterns = ["docs/tutorial/**/*.py"]  # a lesson's own code is no page
@@ -80,7 +80,7 @@ def table_of_contents(source):
         parts["Lessons"].append("play")
     parts |= {chapter: [f"docs/{name}" for name in names] for chapter, names in CHAPTERS.items()}
     parts["Files"] += rest
-    parts["Measured"] += there("docs/studies")
+    parts["Measured"] += there("docs/studies", "**/*")
     parts["Code"] += ["api/index", "CONTRIBUTING", "CHANGELOG"]
     parts["Examples"] = there("examples")
     return "".join(

@@ -572,12 +572,12 @@ def test_the_example_study_can_be_read():
 
 
 @pytest.mark.parametrize(
-    "path", sorted((ROOT / "docs/studies").glob("*.toml")), ids=lambda p: p.stem
+    "path", sorted((ROOT / "docs/studies").rglob("*.toml")), ids=lambda p: p.stem
 )
 def test_the_studies_of_the_documentation_can_be_read_and_have_their_command(path):
     arms, seeds = read_study(str(path))
     assert seeds and reference_of({name: asked["labels_only"] for name, asked in arms.items()})
-    command = f"minipc compare docs/studies/{path.name} --out {path.stem}\n"
+    command = f"minipc compare {path.relative_to(ROOT)} --out {path.stem}\n"
     assert command in (path.parent / "README.md").read_text()
 
 
