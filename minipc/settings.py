@@ -254,14 +254,14 @@ class TrainConfig:
         expected="a positive integer",
     )
     lr: float = setting(
-        3e-3,
+        1e-2,
         group="Steps",
         metavar="RATE",
         help="Largest learning rate.",
         more="After the warm-up.",
         above=0,
         expected="a positive number",
-        unless_given="3e-3; 1e-3 for teacher",
+        unless_given="1e-2; 1e-3 for teacher",
     )
     weight_decay: float = setting(
         1e-2,
