@@ -22,16 +22,8 @@ from minipc.models.file import read_model
 from minipc.models.model import net
 from minipc.record.reader import RecordReader
 from minipc.report.page import check_page, write_page
-from minipc.report.run_page import (
-    MAKER,
-    Arm,
-    BoundMap,
-    RecordFacts,
-    RunFacts,
-    Study,
-    Subject,
-    run_page,
-)
+from minipc.report.run.facts import Arm, BoundMap, RecordFacts, RunFacts, Study, Subject
+from minipc.report.run_page import MAKER, run_page
 from minipc.runs import compare as statistics
 from minipc.runs.config import identity, read_config
 from minipc.runs.folder import MOST_TEXT, model_path, run_id_of, runs_below

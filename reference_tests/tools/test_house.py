@@ -56,7 +56,9 @@ report.describe report.environment report.confusion report.lines.text report.lin
 report.lines.data report.lines.record report.lines.train report.lines.evaluate report.lines.export
 report.lines.audit report.lines.loss report.lines.doctor report.page report.clouds
 report.braille report.gallery report.compare verbs.compare verbs.demo
-report.charts report.commands report.run_page verbs.report verbs.show
+report.charts report.commands report.run.facts report.run.parts report.run.curves
+report.run.results report.run.settings report.run.classes report.run.bound report.run.errors
+report.run.made report.run_page verbs.report verbs.show
 cli.terminal cli.hints cli.completion cli.options cli.show
 cli.record cli.verify cli.train cli.compare cli.eval cli.predict cli.info
 cli.data cli.audit cli.loss cli.export cli.bench cli.report cli.doctor cli.main __main__
