@@ -61,14 +61,20 @@ class Network(NamedTuple):
         return [*self.entry, *of_levels, *self.last, *self.head, self.out]
 
 
-def folded(model: Model) -> Network:
-    """Return the Network of a model on the host.  Raises DataError for weights out of float32."""
-    config = model.config
-    times = {
+def factors(config: Any) -> dict[str, int]:
+    """Return {layer: what a level multiplies the offsets by that it reads}, where that is not 1."""
+    return {
         f"level{i}.scale{s}.0": factor
         for i, level in enumerate(getattr(config, "parsed", ()))
         for s, factor in enumerate(level.times)
+        if factor != 1
     }
+
+
+def folded(model: Model) -> Network:
+    """Return the Network of a model on the host.  Raises DataError for weights out of float32."""
+    config = model.config
+    times = factors(config)
     maps = {name: _map(model, name, times.get(name, 1)) for name in net(config).channels(config)}
 
     def column(prefix: str) -> list[Map]:

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from minipc.backend import to_host
+from minipc.export.folding import factors
 from minipc.models.file import Model
 from minipc.models.model import net
 
@@ -82,12 +83,16 @@ def places(config: Any) -> list[Place]:
 def state_dict(model: Model, biases: bool = False) -> dict[str, np.ndarray]:
     """Return {name: new array} of every parameter and running statistic of a model, on the host.
 
-    biases: add zeros as the biases before batch norm that published layers have.
+    biases: add zeros as the biases before batch norm that published layers have.  Published code
+    multiplies no offset either, so what a level multiplies its offsets by is then in its weights.
     """
-    state = {}
+    state, times = {}, factors(model.config)
     for place in places(model.config):
         layer = place.layer
-        state[f"{place.weight}.weight"] = place.turned(to_host(model.params[f"{layer}.W"]))
+        W = np.array(to_host(model.params[f"{layer}.W"]))
+        if biases:
+            W[:3] *= times.get(layer, 1)
+        state[f"{place.weight}.weight"] = place.turned(W)
         if not place.norm:
             state[f"{place.weight}.bias"] = np.array(to_host(model.params[f"{layer}.b"]))
             continue

@@ -79,7 +79,7 @@ def _level(text: str) -> Level:
         times.append(_whole(factor) if by else 1)
         radius, x, members = near.rpartition("x")
         parsed.append((Scale(_whole(members), _radius(radius) if x else 0.0), _widths(widths)))
-    if not parsed or any(factor & (factor - 1) for factor in times):
+    if not parsed or any(factor & (factor - 1) for factor in times) or "by1:" in text:
         raise ValueError(text)
     return Level(_whole(centres), tuple(parsed), text.endswith("+"), tuple(times))
 

@@ -120,8 +120,7 @@ def _importing(folder: str, fresh: bool) -> Iterator[None]:
     """
     marked = "imported_beside_a_teacher"
     for name, module in list(sys.modules.items()):
-        # not getattr: a module of others may have a __getattr__ that warns, imports or raises
-        if fresh and marked in getattr(module, "__dict__", ()):
+        if fresh and marked in _own(module):
             del sys.modules[name]
     known = set(sys.modules)
     sys.path.insert(0, folder)
@@ -131,7 +130,14 @@ def _importing(folder: str, fresh: bool) -> Iterator[None]:
         with suppress(ValueError):
             sys.path.remove(folder)
         for name in sys.modules.keys() - known if fresh else ():
-            top = getattr(sys.modules.get(name.partition(".")[0]), "__dict__", {})
+            top = _own(sys.modules.get(name.partition(".")[0]))
             where = os.path.dirname(os.path.abspath(top.get("__file__") or os.sep))
             if folder in (where, os.path.dirname(where)):
-                setattr(sys.modules[name], marked, True)
+                _own(sys.modules[name])[marked] = True
+
+
+def _own(module: Any) -> dict[str, Any]:
+    """Return the names of a module; asked by getattr, one of others may import, warn or raise."""
+    with suppress(AttributeError):
+        return object.__getattribute__(module, "__dict__")
+    return {}

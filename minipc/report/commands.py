@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
+from minipc.errors import UsageError
+from minipc.models.model import net, sizes
 from minipc.settings import settings_of
 
 if TYPE_CHECKING:
@@ -28,7 +31,7 @@ def of_run(config: RunConfig, out: str) -> str:
             words += ["--views", "%d:%d" % config.views]
     if config.labels_only:
         words.append("--labels-only")
-    words += ["--model", config.name]
+    words += ["--model", _model(config)]
     if config.init:
         words += ["--init", config.init.file]
     loss = ("label_smoothing",) if config.labels_only else None
@@ -39,6 +42,16 @@ def of_run(config: RunConfig, out: str) -> str:
         words += ["--self-record", config.self_record.file]
     words += _given(config.training, ALWAYS)
     return shlex.join(["minipc", "train", *words, "--out", out])
+
+
+def _model(config: RunConfig) -> str:
+    """Return the name of a run's model, or its text where the name now means another one."""
+    with suppress(UsageError):
+        if sizes(config.name, config.model.classes) == config.model:
+            return config.name
+    text = net(config.model).title(config.model).partition(" ")[2]
+    dropout = config.model.dropout
+    return text if sizes(text, config.model.classes).dropout == dropout else f"{text}@{dropout:g}"
 
 
 def of_record(plan: Plan, data: str | None, out: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from minipc.errors import DataError, short
+from minipc.export.folding import factors
 from minipc.export.state_dict import NORM, RUNNING, places, state_dict
 from minipc.models.file import Model
 from minipc.models.model import net
@@ -25,7 +26,7 @@ def to_state_dict(model: Model, biases: bool = False) -> dict[str, Any]:
     """Return {name: tensor} of a Model: a state dict of minipc.torch.modules, or of published code.
 
     biases: add zeros as the biases before batch norm that published layers have, so that they load
-    it strictly.
+    it strictly, and put what a level multiplies its offsets by into its weights.
     """
     arrays = state_dict(model, biases)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
@@ -54,6 +55,7 @@ def from_state_dict(
     _check_names(state, config, where)
     model = net(config)
     specs, initial = model.param_specs(config), model.initial_stats(config)
+    times = factors(config)  # in the weights where there are biases, see export/state_dict.py
     params: dict[str, Any] = {}
     stats: dict[str, Any] = {}
     for place in places(config):
@@ -77,6 +79,7 @@ def from_state_dict(
             )
         if bias is not None:
             stats[f"{layer}.mean"] -= bias
+            params[f"{layer}.W"][:3] /= times.get(layer, 1)
     return Model(
         config,
         {name: params[name] for name in specs},

@@ -1,5 +1,6 @@
 """A teacher that a command names by its file: it and what lies beside it, fresh each time."""
 
+import importlib.util
 import os
 import pickle
 import sys
@@ -58,6 +59,11 @@ def test_modules_of_others_are_asked_for_nothing(two, monkeypatch):
     strange.__getattr__ = asked.append
     monkeypatch.setitem(sys.modules, "strange", strange)
     monkeypatch.setitem(sys.modules, "no_module", None)  # may not be imported
+    (two / "lazy.py").write_text("raise AssertionError('it is not needed yet')")
+    spec = importlib.util.spec_from_file_location("lazy", two / "lazy.py")
+    spec.loader = importlib.util.LazyLoader(spec.loader)
+    monkeypatch.setitem(sys.modules, "lazy", lazy := importlib.util.module_from_spec(spec))
+    spec.loader.exec_module(lazy)  # at the first name that it is asked for
     (two / "a" / "strange.py").write_text("raise AssertionError('there is one already')\n")
     (two / "a" / "again.py").write_text("import strange\ndef teacher():\n    return 'a'\n")
     assert call_function(f"{two / 'a' / 'again.py'}:teacher") == "a"

@@ -289,6 +289,20 @@ def test_a_published_pointnet2_becomes_our_model_with_its_biases_folded_exactly(
     assert "grouped as minipc does" in said[0] and "minipc eval" in said[0]
 
 
+def test_a_factor_of_offsets_is_in_the_weights_that_published_code_reads(tmp_path):
+    text = SSG.replace(":", "by8:", 1)
+    model = lively(text)
+    assert model.config.parsed[0].times == (8,)
+    state = to_state_dict(model, biases=True)
+    near = [level.split(":")[0].removesuffix("by8") for level in model.config.levels]
+    again = import_checkpoint(saved(tmp_path, state), DESCRIBED, levels=near)
+    assert again.config.parsed[0].times == (1,)
+    points, groups = clouds(model.config)
+    want = ours_in_float64(model, points, groups)
+    np.testing.assert_array_equal(ours_in_float64(again, points, groups), want)
+    assert_close(published_pointnet2(state, model.config, points, groups), want)
+
+
 def test_a_fold_rounds_once(tmp_path):
     state = published_state(SSG, exact=False)
     model = import_checkpoint(saved(tmp_path, state), DESCRIBED)

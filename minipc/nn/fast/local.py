@@ -1,9 +1,9 @@
 """The fast engine on neighbourhoods: levels of PointNet++ without their rows wherever possible.
 
-A level reads rows x_mj = [p_g(m,j) - p_c(m) ; f_g(m,j)], one for each member of each group.  Its
-first linear map can be applied before the gather, to N points instead of M k rows, and so can all
-that its batch norm and its backward need: docs/fast_engine.md, section 9, derives every line from
-(F1) to (F8).
+A level reads rows x_mj = [p_g(m,j) - p_c(m) ; f_g(m,j)], one for each member of each group; p are
+positions times the scale's factor (M18).  Its first linear map can be applied before the gather, to
+N points instead of M k rows, and so can all that its batch norm and its backward need:
+docs/fast_engine.md, section 9, derives every line from (F1) to (F8).
 
 Letters as in fused.py; M centres, k members.  Of each point n the rows enter only by c_n, how often
 it is read, and q_n, the sum of the centres' positions over its readers:
