@@ -2,7 +2,7 @@
 
     minipc record
     minipc train
-    python -m reference_tests.tools.play run/model.h5 shapes.h5 docs/play
+    python -m reference_tests.tools.play study/record-0/model.h5 shapes.h5 docs/play
 
 The first two commands make the model, in a few minutes.  From one model and one data file the two
 scripts are always the same bytes.
