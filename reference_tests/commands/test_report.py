@@ -19,6 +19,7 @@ from scipy.special import softmax
 from minipc.cli.main import main
 from minipc.data.clouds import Clouds, Splits, read_clouds, write_clouds
 from minipc.errors import MinipcError, UsageError
+from minipc.models.model import sizes
 from minipc.nn.losses import formula, margins, smooth_labels
 from minipc.record.reader import RecordReader
 from minipc.report import charts, commands, run_page
@@ -397,6 +398,24 @@ def test_the_command_of_a_run_makes_its_settings_again(way, words):
     line = shlex.split(commands.of_run(read_config("one"), "two"))
     assert line[:2] == ["minipc", "train"] and line[-2:] == ["--out", "two"]
     assert settings(line[2:-2], "two") == one
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("local-tiny", "8,16/3:16+,8/3:24,48+mean:24@0.25"),  # its offsets are multiplied since
+        ("tiny", "16-8:4"),
+        ("teacher", "16-8:4@0.3"),
+        ("no name of today", "6"),
+        ("tiny@0.5", "tiny@0.5"),
+    ],
+)
+def test_the_command_of_a_run_whose_name_means_another_model_now_names_the_sizes(way, name, text):
+    model = sizes(text, 3)
+    config = replace(read_config("kd"), name=name, model=model, architecture=model.architecture)
+    line = shlex.split(commands.of_run(config, "two"))
+    told = line[line.index("--model") + 1]
+    assert told == text and sizes(told, 3) == config.model
 
 
 # Charts
