@@ -76,10 +76,10 @@ def _level(text: str) -> Level:
     for scale in scales:
         near, widths = scale.split(":")
         near, by, factor = near.partition("by")
-        times.append(_whole(factor) if by else 1)
+        times.append(_factor(factor) if by else 1)
         radius, x, members = near.rpartition("x")
         parsed.append((Scale(_whole(members), _radius(radius) if x else 0.0), _widths(widths)))
-    if not parsed or any(factor & (factor - 1) for factor in times) or "by1:" in text:
+    if not parsed:
         raise ValueError(text)
     return Level(_whole(centres), tuple(parsed), text.endswith("+"), tuple(times))
 
@@ -92,6 +92,13 @@ def _whole(text: str) -> int:
     if not re.fullmatch("[1-9][0-9]{0,5}", text):  # int() takes more: spaces, signs, "1_000"
         raise ValueError(text)
     return int(text)
+
+
+def _factor(text: str) -> int:
+    factor = _whole(text)
+    if factor == 1 or factor & (factor - 1):
+        raise ValueError(text)
+    return factor
 
 
 def _radius(text: str) -> float:
