@@ -135,12 +135,13 @@ class Parts:
                 with suppress(FileNotFoundError):
                     os.unlink(self.shard_path(view, first))
             if not any(name.endswith(".h5") for name in os.listdir(self.path)):
-                os.unlink(self._plan_path())
+                with suppress(FileNotFoundError):  # another recorder did, while we waited
+                    os.unlink(self._plan_path())
             with suppress(FileNotFoundError):
                 os.unlink(self._lock_path())
             os.rmdir(self.path)
-        with suppress(OSError):
-            return sorted(os.listdir(self.path))
+        with suppress(OSError):  # a lock here is that of a recorder that waited, and removes it
+            return sorted(set(os.listdir(self.path)) - {os.path.basename(self._lock_path())})
         return []
 
     def commit_plan(self) -> list[str]:

@@ -21,6 +21,7 @@ from minipc.data.clouds import read_clouds
 from minipc.errors import CheckFailed, DataError, UsageError
 from minipc.record import recorder, recording
 from minipc.record.parallel.processes import device_of, run_workers
+from minipc.record.parts import Parts
 from minipc.record.plan import read_plan
 from minipc.record.recorder import Share, here, record
 from minipc.record.recording import Recording
@@ -155,20 +156,25 @@ def test_a_recorder_whose_workers_fail_goes_on_if_another_has_finished_and_leave
         assert found.read() == expected.read()
 
 
-@pytest.mark.parametrize("folders_lock", [True, False], ids=["here", "NFS"])
-def test_two_recorders_that_finish_at_once_both_finish(
-    folders_lock, data, many_shards, monkeypatch
-):
-    """On NFS a folder cannot be locked, as it cannot be open for writing."""
+def only_files_lock(monkeypatch):
+    """As on NFS, where a folder cannot be locked, as it cannot be open for writing."""
     real = fcntl.flock
 
     def flock(fd, how):
         number = fd if isinstance(fd, int) else fd.fileno()
-        if not folders_lock and stat.S_ISDIR(os.fstat(number).st_mode):
+        if stat.S_ISDIR(os.fstat(number).st_mode):
             raise OSError(errno.EBADF, "Bad file descriptor")
         real(fd, how)
 
     monkeypatch.setattr(fcntl, "flock", flock)
+
+
+@pytest.mark.parametrize("folders_lock", [True, False], ids=["here", "NFS"])
+def test_two_recorders_that_finish_at_once_both_finish(
+    folders_lock, data, many_shards, monkeypatch
+):
+    if not folders_lock:
+        only_files_lock(monkeypatch)
     clouds = read_clouds(data).train
 
     one = partial(recorded, clouds, views=8)
@@ -193,6 +199,27 @@ def test_two_recorders_that_finish_at_once_both_finish(
         )
         with open(out, "rb") as file:
             assert len(file.read()) == len(whole)
+
+
+@pytest.mark.parametrize("folders_lock", [True, False], ids=["here", "NFS"])
+def test_a_recorder_removes_a_folder_whose_plan_another_removed(
+    folders_lock, data, many_shards, monkeypatch
+):
+    """A waiter makes the lock file between the other's last unlink and its rmdir, which fails."""
+    if not folders_lock:
+        only_files_lock(monkeypatch)
+    one = partial(recorded, read_clouds(data).train, views=8)
+    whole, real = one(out="record.h5"), Parts._lock
+
+    def lock(parts, held):
+        locked = real(parts, held)
+        os.unlink(f"{parts.path}/plan.json")
+        return locked
+
+    monkeypatch.setattr(Parts, "_lock", lock)
+    os.mkdir("record.h5.parts")
+    assert one(out="record.h5").views == whole.views == 8
+    assert not os.path.exists("record.h5.parts")
 
 
 class Sleeper:
