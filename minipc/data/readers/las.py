@@ -24,6 +24,7 @@ CHUNK = 1 << 18  # points at once
 MOST = 40_000_000  # points of one cloud: a gigabyte of coordinates
 SECONDS = 5  # of computing for any .laz, and one more for each so many bytes of it:
 BYTES_A_SECOND = 1 << 20  # decoding takes a fraction of it
+RECORD = 54  # bytes of the header of a variable length record (LAS 1.4 R15, table 6)
 
 
 def read_las(path: str) -> np.ndarray:
@@ -50,6 +51,7 @@ def _points(path: str) -> Iterator[np.ndarray]:
     import laspy  # late: an extra
 
     logging.getLogger("laspy").addHandler(logging.NullHandler())  # it logs what it also raises
+    _check_records(path)
     # one thread, and nothing that stands behind the points
     with laspy.open(path, laz_backend=laspy.LazBackend.Lazrs, read_evlrs=False) as reader:
         header, found = reader.header, 0
@@ -67,6 +69,22 @@ def _points(path: str) -> Iterator[np.ndarray]:
         raise DataError(
             f"{path}: says {header.point_count} points, found {found}; the file is cut: copy it "
             "again"
+        )
+
+
+def _check_records(path: str) -> None:
+    """Raise DataError for more variable length records than the file has room for.
+
+    laspy makes as many as the header says, and goes on to do so at the end of the file.
+    """
+    with open(path, "rb") as file:
+        start = file.read(104)  # size of this header at 94, how many records at 100 (table 3)
+    size, records = int.from_bytes(start[94:96], "little"), int.from_bytes(start[100:104], "little")
+    bytes_of_file = os.path.getsize(path)
+    if records * RECORD > max(bytes_of_file - size, 0):
+        raise DataError(
+            f"{path}: says {records} records before its points, more than fit into {bytes_of_file} "
+            "bytes; it is damaged: copy it again"
         )
 
 
