@@ -424,6 +424,7 @@ def test_las_and_laz_of_laspy_are_the_same_cloud(tmp_path, laspy):
         (scans.las([], number=0), "holds no points"),
         (scans.las(scale=float("inf"), points=[(0, 0, 0)]).replace(b"", b""), "finite"),
         (b"LASF", "is damaged or no LAS file"),
+        (b"x y z\n" * 50, "is damaged or no LAS file"),
         (scans.las()[:100] + b"\x9b" * 4 + scans.las()[104:], "says 2610666395 records before"),
     ],
 )

@@ -78,10 +78,9 @@ def _check_records(path: str) -> None:
     laspy makes as many as the header says, and goes on to do so at the end of the file.
     """
     with open(path, "rb") as file:
-        start = file.read(104)  # size of this header at 94, how many records at 100 (table 3)
-    size, records = int.from_bytes(start[94:96], "little"), int.from_bytes(start[100:104], "little")
-    bytes_of_file = os.path.getsize(path)
-    if records * RECORD > max(bytes_of_file - size, 0):
+        start = file.read(104)  # how many records: bytes 100 to 103 (table 3)
+    records, bytes_of_file = int.from_bytes(start[100:], "little"), os.path.getsize(path)
+    if start[:4] == b"LASF" and records * RECORD > bytes_of_file:
         raise DataError(
             f"{path}: says {records} records before its points, more than fit into {bytes_of_file} "
             "bytes; it is damaged: copy it again"
