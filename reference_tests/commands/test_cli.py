@@ -275,7 +275,7 @@ def test_a_run_stopped_after_two_epochs_resumes_with_its_own_settings_alone(data
         ("--model", "tiny"),
         ("--labels-only",),
         ("--ema-decay", 0.5),
-        ("--kd-weight", 0.9),
+        ("--kd-weight", 0.8),
         ("--val-fraction", 0.1),
     ):
         code, out, err = say("train", "--resume", *wrong)

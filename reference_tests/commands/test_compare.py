@@ -556,7 +556,7 @@ def test_a_study_is_its_file_whatever_the_variables_say(way, monkeypatch):
     monkeypatch.setenv("MINIPC_LR", "0.5")
     monkeypatch.setenv("MINIPC_TEMPERATURE", "7")
     assert read_study("study.toml") == before
-    assert before[0]["kd"]["loss"].temperature == 1 and before[0]["kd"]["config"].lr == 0.01
+    assert before[0]["kd"]["loss"].temperature == 2 and before[0]["kd"]["config"].lr == 0.01
 
 
 def test_every_option_of_train_is_an_arms_or_says_how_to_run():

@@ -20,7 +20,7 @@ from minipc.cli.compare import read_study
 from minipc.cli.main import main, minipc
 from minipc.data import shapes
 from minipc.distil.train import TrainConfig
-from minipc.models import pointnet
+from minipc.models import pointnet, pointnet2
 from minipc.record.reader import RecordReader
 from minipc.verbs import demo
 
@@ -57,6 +57,8 @@ def place(vessels, tmp_path, monkeypatch):
     monkeypatch.setitem(pointnet.NAMED_SIZES, "teacher", ((16, 32), (16,), 0.0))
     monkeypatch.setitem(pointnet.NAMED_SIZES, "student", ((8, 16), (8,), 0.0))
     monkeypatch.setitem(pointnet.NAMED_SIZES, "tiny", ((8, 16), (8,), 0.0))
+    for name in ("local-teacher", "local-student"):
+        monkeypatch.setitem(pointnet2.NAMED_SIZES, name, ("4,16/4by2:4+,4+mean:4", 0.0))
     names = [line.name for line in checks.LINES]
     until = names.index("loss: conformance vectors") + 1
     monkeypatch.setattr(checks, "LINES", checks.LINES[:until])

@@ -219,8 +219,8 @@ def test_a_training_warns_before_it_begins_of_a_negative_weight_at_temperature_o
     assert say(*words)[0] == 0
     assert say("record", data, "--teacher", "teacher", "--views", 1, "--force")[0] == 0
     words = ("train", "--record", "record.h5", "--self-weight", 0.2, "--dry-run")
-    assert "warning: a negative weight at T = 1" in say(*words)[2]
-    assert "warning" not in say(*words, "--temperature", 4)[2]
+    assert "warning: a negative weight at T = 1" in say(*words, "--temperature", 1)[2]
+    assert "warning" not in say(*words)[2]
 
 
 # confusion

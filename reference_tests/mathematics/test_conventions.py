@@ -105,11 +105,11 @@ def test_loss_prints_the_formula_with_its_numbers(say):
     verdict, _, first, second, third = out.splitlines()[:5]
     assert verdict.startswith("Bounded below by the guard; without it, not in ")
     assert first == (
-        "loss = 0.5 CE(y, s_1) + 0.5 T^2 KL(p || s_T) - 0.2 T^2 KL(r || s_T), T = 1, "
+        "loss = 0.1 CE(y, s_1) + 0.9 T^2 KL(p || s_T) - 0.2 T^2 KL(r || s_T), T = 2, "
         "KL summed over classes, batch mean, guard clip"
     )
-    assert second.startswith("gradient = 0.5 (s_1 - y) + 1 ((sum q') s_T - q')")
-    assert "q' = max(0.5 p - 0.2 r, 0.025 p)" in third and "The first two terms elsewhere" in out
+    assert second.startswith("gradient = 0.1 (s_1 - y) + 2 ((sum q') s_T - q')")
+    assert "q' = max(0.9 p - 0.2 r, 0.045 p)" in third and "The first two terms elsewhere" in out
     code, out, _ = say(
         "loss", "--kd-weight", 0.9, "--temperature", 4, "--self-weight", 0.2, "--guard", "none"
     )
@@ -176,7 +176,7 @@ def test_the_target_of_the_worst_row_is_where_the_gradient_of_the_loss_in_use_va
 def test_loss_takes_a_weight_from_elsewhere(say):
     code, out, _ = say("loss", "--from", "deit=0.5", "--temperature", 4)
     assert (
-        say("loss", "--from", "repdistiller=0.95", "--self-weight", 0.4)[0] == 0
+        say("loss", "--from", "repdistiller=0.95", "--self-weight", 0.46)[0] == 0
     )  # a is 0.95, not the default
     assert code == 0 and out.splitlines()[2] == (
         "deit 0.5 at T = 4, K = 40 is a = 0.0243902; their loss is 0.5125 x ours"
@@ -190,7 +190,7 @@ def test_loss_takes_a_weight_from_elsewhere(say):
         (("--from", "deit=nan"), "finite"),
         (("--from", "deit=0.5", "--kd-weight", "0.5"), "leave one out"),
         (("--from", "other=1"), "expected repdistiller"),
-        (("--self-weight", "0.3"), "b < a / 2"),
+        (("--self-weight", "0.45"), "b < a / 2"),
         (("--self-record", "r.h5"), "--self-record has no use without --record"),
         (("--record", "r.h5", "--classes", "3"), "--classes: the record says how many"),
         (("--classes", "1"), "1"),

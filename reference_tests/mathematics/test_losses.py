@@ -687,7 +687,7 @@ def test_a_target_that_would_only_broadcast_is_refused(name):
         ({"label_smoothing": 1.0}, "label smoothing: expected 0 <= e < 1"),
         ({"label_smoothing": -0.1}, "label smoothing"),
         ({"guard": "on"}, "guard: expected clip or none, got 'on'"),
-        ({"self_weight": 0.25}, r"b < a / 2 = 0\.25, got b = 0\.25.*--self-weight.*--guard none"),
+        ({"self_weight": 0.45}, r"b < a / 2 = 0\.45, got b = 0\.45.*--self-weight.*--guard none"),
         ({"self_weight": 0.1, "kd_weight": 0.0}, r"lower --self-weight, raise --kd-weight"),
     ],
 )
@@ -699,13 +699,13 @@ def test_settings_that_cannot_be_meant_are_refused_with_the_remedy(wrong, messag
 def test_the_raw_loss_may_be_audited_at_any_weight():
     assert LossConfig(self_weight=0.45, guard="none").self_weight == 0.45
     assert LossConfig(self_weight=2.0, guard="none").self_weight == 2.0
-    assert LossConfig(self_weight=0.249).guard == "clip"
+    assert LossConfig(self_weight=0.449).guard == "clip"
     assert LossConfig(kd_weight=0.0, self_weight=0.0).self_weight == 0.0
 
 
 def test_the_formula_in_words_names_every_weight_and_the_convention():
     assert formula(LossConfig(self_weight=0.2)) == (
-        "loss = 0.5 CE(y, s_1) + 0.5 T^2 KL(p || s_T) - 0.2 T^2 KL(r || s_T), T = 1, "
+        "loss = 0.1 CE(y, s_1) + 0.9 T^2 KL(p || s_T) - 0.2 T^2 KL(r || s_T), T = 2, "
         "KL summed over classes, batch mean, guard clip"
     )
     assert (
