@@ -111,6 +111,26 @@ def test_a_run_says_how_far_it_came_and_what_it_measured_last(whole_way, folder)
     assert values["settings"] == json.loads((folder / "run/run.json").read_text())
 
 
+def test_a_run_says_what_it_learned_from_and_with_which_weights(whole_way, folder, say):
+    def learned():
+        (line,) = (line for line in say("info", "run")[1].splitlines() if "learned" in line)
+        return line.split(", data ")[0]
+
+    path = folder / "run/run.json"
+    settings = json.loads(path.read_text())
+    loss, record = settings["loss"], settings["record"]
+    views = f"record.h5 (run {record['run_id'][:16]})"
+    weights = f"a = {loss['kd_weight']}, b = {loss['self_weight']}, T = {loss['temperature']}"
+    assert learned() == f"learned from {views} at {weights}"
+    (folder / "run/checkpoint.h5").unlink()  # which belongs to these settings alone
+    path.write_text(json.dumps(settings | {"labels_only": True}))
+    assert learned() == f"learned on labels alone, views of {views}"
+    path.write_text(json.dumps(settings | {"labels_only": True, "record": None}))
+    assert learned() == "learned on labels alone"
+    path.write_text(json.dumps(settings | {"loss": None}))
+    assert learned() == f"learned from {views}"
+
+
 def test_a_run_that_has_not_ended_an_epoch_is_described(whole_way, folder):
     for path in (folder / "run").iterdir():
         if path.name != "run.json":

@@ -123,13 +123,23 @@ def _recording(values: Values) -> list[str]:
     return [*lines, "next: the same `minipc record` command again continues it"]
 
 
+def _source(settings: Values) -> str:
+    """Return what a run learned from, and for a record with which weights."""
+    record, loss, views = settings.get("record"), settings.get("loss"), ""
+    if isinstance(record, dict):
+        views = f"{record.get('file')} (run {short_hash(record.get('run_id'))})"
+    if settings.get("labels_only") or not views:
+        return "on labels alone" + (f", views of {views}" if views else "")
+    if not isinstance(loss, dict):
+        return f"from {views}"
+    a, b, T = (loss.get(name) for name in ("kd_weight", "self_weight", "temperature"))
+    return f"from {views} at a = {a}, b = {b}, T = {T}"
+
+
 def _run(values: Values) -> list[str]:
     settings, folder = values["settings"], values["file"]
-    record, source = settings.get("record"), "on labels alone"
-    if isinstance(record, dict):
-        source = f"from {record.get('file')} (run {short_hash(record.get('run_id'))})"
     lines = [
-        f"learned {source}, data {settings.get('data')}, training points "
+        f"learned {_source(settings)}, data {settings.get('data')}, training points "
         f"{short_hash(settings['clouds'].get('train_points'))}",
         made_with(settings.get("provenance")),
     ]
