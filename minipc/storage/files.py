@@ -39,6 +39,7 @@ _NO_WAIT = ("O_NONBLOCK", "O_NOCTTY")
 
 _MAGIC = b"\x89minipc\n"
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+_ARCHIVES = b"PK\3\4", b"\x80\2"  # a zip, and the pickle of old versions of PyTorch
 _HEADER = struct.Struct("<8s16sIIQ32s")  # magic, kind, version, zero, length, digest
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)
 _POSITION = Lock()  # of descriptors, where a system cannot read or write at a place
@@ -411,6 +412,11 @@ def _guard(fd: int, path: str | PathLike, kind: str, version: int, cap: int) -> 
         raise DataError(f"{path}: is empty; restore a copy or make it again")
     if head.startswith(_HDF5_MAGIC):
         raise DataError(f"{path}: is HDF5, but not made by minipc; see `minipc data pack`")
+    if head.startswith(_ARCHIVES):
+        raise DataError(
+            f"{path}: is an archive, as torch.save and np.savez write, not a minipc file; import a "
+            "checkpoint with minipc.torch.checkpoints, clouds with `minipc data pack`"
+        )
     if not head.startswith(_MAGIC[: len(head)]):
         raise DataError(f"{path}: is not a minipc file; check the name")
     if size < USER_BLOCK:

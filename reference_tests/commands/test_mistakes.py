@@ -133,6 +133,7 @@ MISTAKES = {
         (3, "record clouds.h5 --teacher none.h5", "none.h5"),
         (3, "record clouds.h5 --teacher taken --out new.h5", "model.h5"),
         (3, "record clouds.h5 --teacher record.h5 --out new.h5", "is a minipc record file"),
+        (3, "record clouds.h5 --teacher best.pth --out new.h5", "minipc.torch.checkpoints"),
         (3, "eval none.h5 clouds.h5", "none.h5"),
         (3, "eval taken clouds.h5", "model.h5"),
         (3, "eval pipe.h5 clouds.h5", "pipe"),
@@ -408,6 +409,7 @@ def spoil(folder):
     (folder / "flipped.h5").write_bytes(whole[:5000] + bytes([whole[5000] ^ 4]) + whole[5001:])
     (folder / "cut-record.h5").write_bytes((folder / "record.h5").read_bytes()[:-1])
     (folder / "empty.h5").write_bytes(b"")
+    (folder / "best.pth").write_bytes(b"PK\3\4" + bytes(600))
     (folder / "text.h5").write_text("not a file of ours, whatever its name says\n" * 30)
     (folder / "folder.h5").mkdir()
     (folder / "taken").mkdir()

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import pickle
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -334,6 +335,8 @@ def test_every_truncation_and_every_single_bit_flip_is_refused(path):
 def test_foreign_paths_are_refused_in_one_line_without_hanging(tmp_path):
     (tmp_path / "empty").touch()
     (tmp_path / "text").write_text("hello")
+    np.savez(tmp_path / "best.pth.npz", x=1)
+    (tmp_path / "old.pth").write_bytes(pickle.dumps({"x": 1}, protocol=2))
     with h5py.File(tmp_path / "plain.h5", "w") as file:
         file["x"] = 1
     os.mkfifo(tmp_path / "pipe")
@@ -346,6 +349,8 @@ def test_foreign_paths_are_refused_in_one_line_without_hanging(tmp_path):
         "missing": "cannot be read .No such file",
         "empty": "is empty",
         "text": "is not a minipc file",
+        "best.pth.npz": "is an archive, as torch.save .* import a checkpoint with minipc.torch",
+        "old.pth": "is an archive, as torch.save .* clouds with `minipc data pack`",
         "plain.h5": "is HDF5, but not made by minipc",
         "pipe": "expected a file, found a pipe",
         ".": "expected a file, found a folder",
