@@ -408,17 +408,8 @@ def _guard(fd: int, path: str | PathLike, kind: str, version: int, cap: int) -> 
     version.  It checks the kind first, before it hashes a large file.
     """
     size, head = os.fstat(fd).st_size, _pread(fd, USER_BLOCK, 0)
-    if not head:
-        raise DataError(f"{path}: is empty; restore a copy or make it again")
-    if head.startswith(_HDF5_MAGIC):
-        raise DataError(f"{path}: is HDF5, but not made by minipc; see `minipc data pack`")
-    if head.startswith(_ARCHIVES):
-        raise DataError(
-            f"{path}: is an archive, as torch.save and np.savez write, not a minipc file; import a "
-            "checkpoint with minipc.torch.checkpoints, clouds with `minipc data pack`"
-        )
-    if not head.startswith(_MAGIC[: len(head)]):
-        raise DataError(f"{path}: is not a minipc file; check the name")
+    if foreign := _foreign(head):
+        raise DataError(f"{path}: {foreign}")
     if size < USER_BLOCK:
         raise DataError(f"{path}: is damaged: it ends after {size} bytes; restore a copy")
     _, name, written_by, *_ = _HEADER.unpack_from(head)
@@ -436,6 +427,20 @@ def _guard(fd: int, path: str | PathLike, kind: str, version: int, cap: int) -> 
     if written_by > version:
         newer = f"was written by a newer format version {written_by}"
         raise DataError(f"{path}: {newer}; this minipc reads up to {version}: upgrade")
+
+
+def _foreign(head: bytes) -> str:
+    """Return what a file that begins with head is instead of ours, and the remedy, or ""."""
+    if not head:
+        return "is empty; restore a copy or make it again"
+    if head.startswith(_HDF5_MAGIC):
+        return "is HDF5, but not made by minipc; see `minipc data pack`"
+    if head.startswith(_ARCHIVES):
+        return (
+            "is an archive, as torch.save and np.savez write, not a minipc file; import a "
+            "checkpoint with minipc.torch.checkpoints, clouds with `minipc data pack`"
+        )
+    return "" if head.startswith(_MAGIC[: len(head)]) else "is not a minipc file; check the name"
 
 
 def _damage(fd: int, head: bytes, size: int) -> str:
