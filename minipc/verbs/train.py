@@ -386,10 +386,11 @@ def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None
         say(f"begins from: {of_seed(config.init.file, config.training)}")
     if config.self_target:
         say(f"self target: {config.self_target.kind}")
-        if config.loss.temperature == 1:
+        if config.loss.temperature <= 2:
             say(
-                "warning: a negative weight at T = 1: no lower bound in nearly every row of a sure "
-                "teacher; raise --temperature, e.g. 4, or look first: minipc loss --record FILE"
+                f"warning: a negative weight at T = {config.loss.temperature:g}: no lower bound in "
+                "many rows of a sure teacher, at T = 1 in nearly all; raise --temperature, e.g. 4, "
+                "or look first: minipc loss --record FILE"
             )
     if config.training.augment_width > 1:
         wide = largest(config.model, config.training)

@@ -202,6 +202,7 @@ def test_a_summary_tells_how_many_rows_the_guard_changed_and_warns_where_nearly_
     assert "warning: the guard decided nearly every row" in summary(0.9, 0.9)
     assert "warning" not in summary(0.89, 0.89)
     assert "raise --temperature, e.g. 4" in summary(1, 1, temperature=1)
+    assert "raise --temperature, e.g. 4" in summary(1, 1, temperature=2)
     assert "minipc loss --record 'a record.h5'" in summary(1, 1)
 
 
@@ -214,13 +215,14 @@ def test_without_a_negative_weight_a_summary_says_nothing_of_it():
     assert "guard" not in summary(0, 0, self_weight=0)
 
 
-def test_a_training_warns_before_it_begins_of_a_negative_weight_at_temperature_one(data, say):
+def test_a_training_warns_before_it_begins_of_a_negative_weight_at_a_low_temperature(data, say):
     words = ("train", data, "--labels-only", "--model", "8:8", "--epochs", 1, "--out", "teacher")
     assert say(*words)[0] == 0
     assert say("record", data, "--teacher", "teacher", "--views", 1, "--force")[0] == 0
     words = ("train", "--record", "record.h5", "--self-weight", 0.2, "--dry-run")
     assert "warning: a negative weight at T = 1" in say(*words, "--temperature", 1)[2]
-    assert "warning" not in say(*words)[2]
+    assert "warning: a negative weight at T = 2" in say(*words)[2]  # the default
+    assert "warning" not in say(*words, "--temperature", 4)[2]
 
 
 # confusion

@@ -65,6 +65,6 @@ def _negative_weight(values: Values) -> list[str]:
         warned = "the guard decided nearly every row" * (values["raised"] >= NEARLY_ALL)
     if warned:
         look = f"choose b and T by: minipc loss --record {shlex.quote(str(values['record']))}"
-        remedy = "raise --temperature, e.g. 4, or lower --self-weight" if T == 1 else look
+        remedy = "raise --temperature, e.g. 4, or lower --self-weight" if T <= 2 else look
         lines.append(f"warning: {warned}; {remedy}")
     return lines
