@@ -17,6 +17,9 @@ from minipc.runs.folder import model_path
 from minipc.storage.files import kind_of
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
     from minipc.data.clouds import Clouds, Splits
     from minipc.models.file import Model
 
@@ -98,3 +101,9 @@ def read_model_for(clouds: Clouds, data: str, model: str) -> tuple[str, Model]:
     read = read_model(path)
     check_same_kind(clouds.described, read.described, data, path)
     return path, read
+
+
+def say_unfinished(path: str, trained: dict[str, Any], say: Callable[[str], None]) -> None:
+    """Say that a model is not of its training's last epoch; trained: Model.trained of it."""
+    if trained.get("epochs", 0) < trained.get("of_epochs", 0):
+        say(f"{path}: only {trained['epochs']} of its {trained['of_epochs']} epochs are done")

@@ -19,7 +19,7 @@ from minipc.record.parallel.processes import run_workers, use_device
 from minipc.record.plan import MOST_ROWS
 from minipc.record.recorder import here, model_teacher
 from minipc.record.recording import Recording
-from minipc.verbs.find import read_data, read_model_for
+from minipc.verbs.find import read_data, read_model_for, say_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -175,8 +175,7 @@ def _warn(
     say: Callable[[str], None],
 ) -> None:
     """Warn about a teacher whose training is unfinished, or that learnt from these views."""
-    if trained.get("epochs", 0) < trained.get("of_epochs", 0):
-        say(f"{teacher}: only {trained['epochs']} of its {trained['of_epochs']} epochs are done")
+    say_unfinished(teacher, trained, say)
     if trained.get("views_seed") == seed and trained.get("points_hash") == clouds.points_hash:
         seen = min(views, trained.get("epochs", 0))
         say(

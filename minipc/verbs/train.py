@@ -45,7 +45,7 @@ from minipc.runs.folder import RunFolder, free_name
 from minipc.settings import SelfConfig, settings_of
 from minipc.storage import files
 from minipc.storage.places import check_new_run
-from minipc.verbs.find import find_data, find_file, read_model_for
+from minipc.verbs.find import find_data, find_file, read_model_for, say_unfinished
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -150,6 +150,7 @@ def forecast(
     made and kept beside the data.  Raises as train() does.
     """
     with _new_run(out, model, loss, config, xp=xp, **choices) as run:
+        _say_unfinished_beginning(run, say)
         making: dict[str, Any] = dict(threads=threads, say=say, progress=progress)
         for split in run.splits:
             kept_groups(run.config.model, split, run.data, **making)
@@ -359,6 +360,13 @@ def _labelled(number: int, clouds: int) -> str:
     return "" if number == clouds else f"{number or 'none'} of them labelled"
 
 
+def _say_unfinished_beginning(run: Prepared, say: Callable[[str], None]) -> None:
+    """Warn about a run that begins from the weights of a training before its end."""
+    if run.init and run.config.init:
+        beginning = of_seed(run.config.init.file, run.config.training)
+        say_unfinished(beginning, run.init.trained, say)
+
+
 def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None:
     """Report the model, the data and the loss of the training."""
     config = run.config
@@ -384,6 +392,7 @@ def _announce(run: Prepared, xp: ModuleType, say: Callable[[str], None]) -> None
         )
     if config.init:
         say(f"begins from: {of_seed(config.init.file, config.training)}")
+    _say_unfinished_beginning(run, say)
     if config.self_target:
         say(f"self target: {config.self_target.kind}")
         if config.loss.temperature <= 2:

@@ -304,6 +304,17 @@ def test_each_seed_of_an_arm_may_begin_from_a_run_of_its_own_seed(way, say):
     assert "init.model_id" in err
 
 
+def test_an_arm_that_begins_from_an_unfinished_run_is_said_so(way, say):
+    shutil.rmtree("study/kd-1")
+    words = ("--kd-weight", 0.9, "--seed", 1, "--stop-after", 1, "--out", "study/kd-1")
+    quietly("train", "--record", "record.h5", *words, *QUICK)
+    text = STUDY.replace("kd-weight = 0.9", 'kd-weight = 0.9\ninit = "study/kd-{seed}"')
+    Path("after.toml").write_text(text.replace("arms.kd", "arms.after"))
+    code, _, err = say("compare", "after.toml")
+    assert code == 0 and "study/kd-1: only 1 of its 2 epochs are done" in err
+    assert "study/kd-0: only" not in err
+
+
 def test_an_arm_that_begins_from_one_run_is_one_arm_whatever_its_name_ends_with(way, say):
     text = STUDY.replace("kd-weight = 0.9", 'kd-weight = 0.9\ninit = "study/kd-1"')
     own = '\n[arms.own]\nkd-weight = 0.9\ninit = "study/kd-{seed}"\n'  # the same with seed 1 only

@@ -41,6 +41,14 @@ def test_a_run_at_a_rate_of_almost_zero_stays_at_the_weights_it_began_from(data,
     assert model_id(kept) == model_id(one)
 
 
+def test_a_training_that_begins_from_an_unfinished_one_says_so(data, first, say):
+    part = ("--epochs", 2, "--stop-after", 1, "--out", "part")
+    assert say("train", data, *QUICK, *part)[0] == 0
+    for beginning, warned in (("part", True), (first, False)):
+        code, _, err = say("train", data, *QUICK, "--init", beginning, "--dry-run")
+        assert code == 0 and ("part/model.h5: only 1 of its 2 epochs are done" in err) is warned
+
+
 def test_the_statistics_to_begin_from_are_those_of_the_model(data, first, say):
     model = read_model("first/model.h5")
     stats = {name: value + 1000 for name, value in model.stats.items()}
